@@ -1,0 +1,247 @@
+"""Tree attention over preallocated KV buffers, behind transformers' attention interface.
+
+Knows how keys and values are stored and moved, which slots a token may attend to, and what
+a model's attention may ask for (scaling, softcap, sliding window, sinks). Knows nothing of
+acceptance, and calls no model.
+
+A buffer's slots are filled in the order of the text; slots from `length` on hold the tree
+that is being scored, one slot a node. Masks are additive and as wide as the used part of the
+buffer, so a step's cost does not grow with the capacity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AttentionInterface
+
+from sequoia_opt.errors import SequoiaError
+
+TREE_ATTENTION = "sequoia_tree"
+PROBE_ATTENTION = "sequoia_probe"
+
+Masks = dict[int | None, Tensor]
+"""Additive masks [1 or batch, 1, groups · tokens, used], by sliding window (None: no window)."""
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """What one attention layer stores and asks for, found by running it once."""
+
+    heads: int
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+    window: int | None
+
+    @property
+    def groups(self) -> int:
+        """Query heads for each key-value head."""
+        return self.heads // self.kv_heads
+
+
+class KVCache:
+    """Keys and values of all layers, preallocated: [batch, kv_heads, capacity, dim] each.
+
+    Lanes (a layer's keys, or its values) of one shape share one tensor, so moving an accepted
+    path takes one gather and one scatter for the whole model.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[LayerShape],
+        batch: int,
+        capacity: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.batch, self.capacity = batch, capacity
+        lanes: dict[tuple[int, int], list[tuple[str, int]]] = {}
+        for index, layer in enumerate(layers):
+            lanes.setdefault((layer.kv_heads, layer.key_dim), []).append(("key", index))
+            lanes.setdefault((layer.kv_heads, layer.value_dim), []).append(("value", index))
+        self.keys: list[Tensor] = [torch.empty(0)] * len(layers)
+        self.values: list[Tensor] = [torch.empty(0)] * len(layers)
+        self._stores = []
+        for (heads, dim), members in lanes.items():
+            # Zeros, since a slot that is masked but not yet written must still be finite.
+            store = torch.zeros(
+                len(members), batch, heads, capacity, dim, dtype=dtype, device=device
+            )
+            self._stores.append(store)
+            for lane, (kind, index) in enumerate(members):
+                (self.keys if kind == "key" else self.values)[index] = store[lane]
+
+    def move(self, source: Tensor, destination: Tensor) -> None:
+        """Copy the slots `source` to the slots `destination`, [count] each, in all layers."""
+        for store in self._stores:
+            store.index_copy_(3, destination, store.index_select(3, source))
+
+
+@dataclass
+class Attend:
+    """What one forward's attention needs to know.
+
+    Attributes:
+        slots: [tokens], where the new keys and values go.
+        used: slots that are read, from the first.
+        masks: for each sliding window that the model's layers have.
+    """
+
+    cache: KVCache
+    slots: Tensor
+    used: int
+    masks: Masks
+
+
+class MaskTable:
+    """Which slots the nodes of a tree may attend to, for one fixed set of query nodes.
+
+    Everything before the tree, and in the tree what `attends` says. Only the tree's place in
+    the buffer changes from step to step, so a mask is one gather from a small table.
+    """
+
+    def __init__(
+        self,
+        attends: np.ndarray,
+        query_depths: Sequence[int],
+        depths: Sequence[int],
+        layers: Sequence[LayerShape],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        """Prepare the table.
+
+        Args:
+            attends: bool [queries, nodes], which tree slots each query attends to.
+            query_depths: [queries], positions of the queries less `length`.
+            depths: [nodes], positions of the tree's slots less `length`.
+            layers: of the model, for their windows and query groups.
+        """
+        self._groups = layers[0].groups
+        self._nodes = attends.shape[1]
+        self._blocked = torch.finfo(dtype).min  # finite: a row with nothing to see stays finite
+        table = np.full((len(attends), self._nodes + 2), self._blocked)
+        table[:, 0] = 0.0  # before the tree; the last column is what lies after it
+        table[:, 1:-1][attends] = 0.0
+        tiled = torch.tensor(np.tile(table, (self._groups, 1)), device=device)
+        self._table = tiled.to(dtype).contiguous()
+        self._windows = {layer.window for layer in layers}
+        self._query_depths = torch.tensor(
+            np.tile(np.asarray(query_depths), self._groups), device=device
+        )[:, None]
+        self._depths = torch.tensor([0, *depths, 0], device=device)
+
+    def masks(self, place: Tensor) -> Masks:
+        """The masks for a tree in its place.
+
+        Args:
+            place: from `places`: for each slot, its column in the table.
+        """
+        mask = self._table.index_select(1, place.clamp(0, self._nodes + 1))
+        found: Masks = {}
+        for window in self._windows:
+            windowed = mask
+            if window is not None:
+                column = place.clamp(0, self._nodes + 1)
+                depth = torch.where(place > 0, self._depths.index_select(0, column), place - 1)
+                too_far = (self._query_depths - depth) >= window
+                windowed = mask.masked_fill(too_far, self._blocked)
+            found[window] = windowed[None, None]
+        return found
+
+
+def places(length: Tensor, slots: Tensor) -> Tensor:
+    """Columns of `slots` [used] in a mask table: ≤ 0 before the tree, 1 its first node."""
+    return slots - length + 1
+
+
+def tree_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    sliding_window: int | None = None,
+    s_aux: Tensor | None = None,
+    tree: Attend | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention of the new tokens over the used part of the buffer.
+
+    Query heads that share a key-value head are folded into its rows, so keys and values are
+    read in place, never repeated.
+
+    Args:
+        query: [batch, heads, tokens, key_dim]; key, value: the same with kv_heads.
+        s_aux: [heads], attention sinks: one more logit in each row's softmax.
+        tree: where to write and what to read.
+
+    Returns:
+        [batch, tokens, heads, value_dim], and no weights.
+    """
+    if tree is None:
+        raise RuntimeError("tree attention runs only through sequoia_opt.engine.runner")
+    layer: int = module.layer_idx  # type: ignore[assignment]
+    keys, values = tree.cache.keys[layer], tree.cache.values[layer]
+    keys.index_copy_(2, tree.slots, key)
+    values.index_copy_(2, tree.slots, value)
+    keys, values = keys[:, :, : tree.used], values[:, :, : tree.used]
+
+    batch, heads, tokens, dim = query.shape
+    rows = query.reshape(batch, keys.shape[1], -1, dim)
+    mask = tree.masks[sliding_window]
+    if softcap is None and s_aux is None:
+        output = F.scaled_dot_product_attention(rows, keys, values, attn_mask=mask, scale=scaling)
+    else:
+        scores = rows @ keys.transpose(-1, -2) * (dim**-0.5 if scaling is None else scaling)
+        if softcap is not None:
+            scores = torch.tanh(scores / softcap) * softcap
+        scores = scores + mask
+        if s_aux is not None:
+            sinks = s_aux.view(1, keys.shape[1], -1, 1).repeat_interleave(tokens, dim=2)
+            scores = torch.cat([scores, sinks.to(scores.dtype).expand(batch, -1, -1, -1)], dim=-1)
+        weights = scores.softmax(dim=-1, dtype=torch.float32).to(values.dtype)
+        output = weights[..., : values.shape[2]] @ values
+    return output.view(batch, heads, tokens, -1).transpose(1, 2).contiguous(), None
+
+
+def probe_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    sliding_window: int | None = None,
+    position_bias: Tensor | None = None,
+    probe: dict[int, LayerShape] | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Note what a layer asks for in `probe`; the output is zeros of the right shape."""
+    name = type(module).__name__
+    layer = getattr(module, "layer_idx", None)
+    if probe is None or layer is None or not getattr(module, "is_causal", True):
+        raise SequoiaError(f"{name}: attention that is not a decoder's own is not supported")
+    if position_bias is not None:
+        raise SequoiaError(f"{name}: attention with a position bias is not supported")
+    probe[layer] = LayerShape(
+        heads=query.shape[1],
+        kv_heads=key.shape[1],
+        key_dim=key.shape[3],
+        value_dim=value.shape[3],
+        window=sliding_window,
+    )
+    batch, heads, tokens, _dim = query.shape
+    return query.new_zeros(batch, tokens, heads, value.shape[3]), None
+
+
+AttentionInterface.register(TREE_ATTENTION, tree_attention)
+AttentionInterface.register(PROBE_ATTENTION, probe_attention)

@@ -1,0 +1,267 @@
+"""The decoding loop: prompt in, tokens out, streamed or whole.
+
+Knows when to stop and what to count. The step itself is in step.py.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sequoia_opt.engine.models import Pair
+from sequoia_opt.engine.step import State, Step, at_least_float32
+from sequoia_opt.engine.verify import VERIFIERS, make_verifier
+from sequoia_opt.errors import SequoiaError
+from sequoia_opt.plan.tree import AUTOREGRESSIVE, TokenTree
+
+CAPACITY_ROUNDING = 256  # slots; generations of similar length share their buffers
+
+
+@dataclass
+class Generation:
+    """What a generation produced.
+
+    Attributes:
+        tokens: the new token ids.
+        steps: target forwards after the prompt's.
+        seconds: time of these steps; the prompt and the first token, which it yields, are apart.
+        prefill_seconds: time of the prompt.
+        stopped: "length", "end" (an end-of-text token) or "stop" (a stop string).
+        text: of the new tokens, up to the stop string; empty without a tokenizer.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    steps: int = 0
+    seconds: float = 0.0
+    prefill_seconds: float = 0.0
+    stopped: str = "length"
+    text: str = ""
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Tokens after the first for each step."""
+        return max(0, len(self.tokens) - 1) / self.steps if self.steps else 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens after the first for each second after the prompt."""
+        return max(0, len(self.tokens) - 1) / self.seconds if self.seconds else 0.0
+
+
+class Decoder:
+    """Decodes with one pair, tree and temperature.
+
+    Args:
+        tree: by default the one-node tree, plain decoding: the draft is never run.
+        temperature: 0 for greedy.
+        top_p: in (0, 1].
+        seed: of everything random.
+        verifier: for temperatures above 0.
+
+    Raises:
+        SequoiaError: an option out of range.
+    """
+
+    def __init__(
+        self,
+        pair: Pair,
+        tree: TokenTree = AUTOREGRESSIVE,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        verifier: str = "sequoia",
+    ) -> None:
+        check_sampling(temperature, top_p, verifier)
+        widest = int(tree.child_counts.max(initial=0))
+        if widest > pair.target.vocabulary:
+            raise SequoiaError(
+                f"tree: a node has {widest} children, but the vocabulary only "
+                f"{pair.target.vocabulary} tokens"
+            )
+        self.pair, self.tree = pair, tree
+        self._verifier = make_verifier(verifier, temperature, top_p)
+        self._step = Step(pair.target, pair.draft, tree, self._verifier)
+        self._first = Step(pair.target, pair.draft, AUTOREGRESSIVE, self._verifier)
+        self._random = torch.Generator(pair.device).manual_seed(seed)
+
+    def generate(
+        self,
+        input_ids: Sequence[int] | Tensor,
+        max_new_tokens: int = 128,
+        ignore_eos: bool = False,
+        stop: Sequence[str] = (),
+    ) -> Generation:
+        """Decode a prompt.
+
+        Args:
+            input_ids: a list or a [1, length] tensor.
+            max_new_tokens: at least 1.
+            ignore_eos: go on past end-of-text tokens.
+            stop: strings that end the text; they are not part of it.
+
+        Raises:
+            SequoiaError: the prompt is empty or does not fit the model.
+        """
+        stream = Stream(self, input_ids, max_new_tokens, ignore_eos, stop)
+        for _ in stream:
+            pass
+        return stream.generation
+
+    def stream(
+        self,
+        input_ids: Sequence[int] | Tensor,
+        max_new_tokens: int = 128,
+        ignore_eos: bool = False,
+        stop: Sequence[str] = (),
+    ) -> Stream:
+        """Like `generate`, step by step: iterate over the new tokens of each step."""
+        return Stream(self, input_ids, max_new_tokens, ignore_eos, stop)
+
+    @torch.inference_mode()
+    def start(self, prompt: list[int], max_new_tokens: int) -> tuple[int, State]:
+        """Read the prompt; the first token and where the generation stands."""
+        target, draft, tree = self.pair.target, self.pair.draft, self.tree
+        capacity = len(prompt) + max_new_tokens + tree.size
+        capacity += -capacity % CAPACITY_ROUNDING
+        tokens = torch.tensor([prompt], device=self.pair.device)
+        logits = torch.empty(0)
+        target.reserve(capacity)
+        for _, logits in target.read(tokens):
+            pass
+        if tree.size > 1:
+            draft.reserve(capacity)
+            for _ in draft.read(tokens.clamp(max=draft.vocabulary - 1)):
+                pass
+        verdict = self._verifier.verify(
+            self._first.index,
+            tokens[0, -1:],
+            at_least_float32(logits[0]),
+            logits.new_zeros(0, target.vocabulary),
+            self.uniforms(self._first),
+        )
+        length = torch.tensor([len(prompt)], device=self.pair.device)
+        state = State(length, torch.cat([tokens[0, -1:], verdict.next]))
+        return int(verdict.next), state
+
+    @torch.inference_mode()
+    def advance(self, state: State, length: int) -> tuple[list[int], State]:
+        """One step: its tokens, and where the generation stands now."""
+        emitted, state = self._step(state, length, self.uniforms(self._step))
+        *tokens, count = emitted.tolist()  # the step's one read-back
+        return tokens[:count], state
+
+    def uniforms(self, step: Step) -> Tensor:
+        """The next random numbers in [0, 1) for a step."""
+        return torch.rand(step.uniform_count, generator=self._random, device=self.pair.device)
+
+
+class Stream:
+    """A generation under way: an iterator over the new tokens of each step.
+
+    Attributes:
+        generation: what has been produced so far.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        input_ids: Sequence[int] | Tensor,
+        max_new_tokens: int,
+        ignore_eos: bool,
+        stop: Sequence[str],
+    ) -> None:
+        prompt = input_ids.flatten().tolist() if isinstance(input_ids, Tensor) else list(input_ids)
+        _check_prompt(decoder.pair, prompt, max_new_tokens)
+        if any(not text for text in stop):
+            raise SequoiaError("stop: found an empty string, expected at least one character")
+        self.generation = Generation()
+        self._decoder, self._prompt, self._limit = decoder, prompt, max_new_tokens
+        self._end = frozenset() if ignore_eos else decoder.pair.end_tokens
+        self._stop = list(stop)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generation, decoder = self.generation, self._decoder
+        started = time.perf_counter()
+        token, state = decoder.start(self._prompt, self._limit)
+        generation.prefill_seconds = time.perf_counter() - started
+        length = len(self._prompt)
+        new = [token]
+        while True:
+            done = self._take(new)
+            yield new[: len(new) - self._surplus]
+            if done:
+                break
+            started = time.perf_counter()
+            new, state = decoder.advance(state, length)
+            generation.seconds += time.perf_counter() - started
+            generation.steps += 1
+            length += len(new)
+        if decoder.pair.tokenizer is not None:
+            generation.text = self._cut(decoder.pair.decode(generation.tokens))
+
+    def _take(self, new: list[int]) -> bool:
+        """Add a step's tokens, as many as count; whether the generation is over."""
+        generation = self.generation
+        room = self._limit - len(generation.tokens)
+        kept = new[:room]
+        over = len(kept) == room
+        for place, token in enumerate(kept):
+            if token in self._end:
+                kept, over = kept[: place + 1], True
+                generation.stopped = "end"
+                break
+        before = len(generation.tokens)
+        generation.tokens += kept
+        if self._stop:
+            end = self._stop_place(before)
+            if end is not None:
+                generation.tokens[end:] = []
+                kept, over = generation.tokens[before:], True
+                generation.stopped = "stop"
+        self._surplus = len(new) - len(kept)
+        return over
+
+    def _stop_place(self, before: int) -> int | None:
+        """How many tokens it takes to write a stop string, if one is written after `before`."""
+        decode, tokens = self._decoder.pair.decode, self.generation.tokens
+        for end in range(before + 1, len(tokens) + 1):
+            # As many tokens as characters are enough to hold a string that ends here.
+            tail = decode(tokens[max(0, end - 8 - max(map(len, self._stop))) : end])
+            if any(text in tail for text in self._stop):
+                return end
+        return None
+
+    def _cut(self, text: str) -> str:
+        """The text up to the first stop string."""
+        places = [place for stop in self._stop if (place := text.find(stop)) >= 0]
+        return text[: min(places)] if places else text
+
+
+def check_sampling(temperature: float, top_p: float, verifier: str = "sequoia") -> None:
+    """Refuse sampling options that are out of range."""
+    if not 0 <= temperature < float("inf"):
+        raise SequoiaError(f"temperature: found {temperature:g}, expected at least 0")
+    if not 0 < top_p <= 1:
+        raise SequoiaError(f"top-p: found {top_p:g}, expected above 0 and at most 1")
+    if verifier not in VERIFIERS:
+        raise SequoiaError(f"verifier: found {verifier!r}, expected {' or '.join(VERIFIERS)}")
+
+
+def _check_prompt(pair: Pair, prompt: list[int], max_new_tokens: int) -> None:
+    if not prompt:
+        raise SequoiaError("the prompt is empty; give at least one token")
+    if max_new_tokens < 1:
+        raise SequoiaError(f"max-new-tokens: found {max_new_tokens}, expected at least 1")
+    vocabulary = pair.target.vocabulary
+    if not all(0 <= token < vocabulary for token in prompt):
+        raise SequoiaError(f"the prompt has token ids outside 0 to {vocabulary - 1}")
+    positions = pair.target.positions
+    if len(prompt) + max_new_tokens > positions:
+        raise SequoiaError(
+            f"a prompt of {len(prompt)} tokens and {max_new_tokens} new ones do not fit the "
+            f"{positions} positions of {pair.target.name}"
+        )

@@ -1,0 +1,239 @@
+"""Loads a pair of models and checks that the two fit together.
+
+Knows names, folders, dtypes, devices and tokenizers. Knows nothing of trees.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import logging as transformers_logging
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import cached_file
+
+from sequoia_opt import demo
+from sequoia_opt.engine.runner import Runner
+from sequoia_opt.errors import SequoiaError
+from sequoia_opt.plan.files import one_line
+
+DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+WEIGHT_FILES = (
+    "model.safetensors.index.json",
+    "model.safetensors",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.bin",
+)
+IGNORED_CONFIG = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}
+
+
+@dataclass
+class Pair:
+    """A target and a draft that share a tokenizer, ready to run.
+
+    Attributes:
+        target_name, draft_name: short names, as in the files.
+        fingerprints: of both, by "target" and "draft".
+        tokenizer: None where the models' folders have none.
+        end_tokens: tokens that end a text.
+    """
+
+    target: Runner
+    draft: Runner
+    target_name: str
+    draft_name: str
+    fingerprints: dict[str, str]
+    tokenizer: PreTrainedTokenizerBase | None
+    end_tokens: frozenset[int]
+
+    @property
+    def device(self) -> torch.device:
+        """Where both models are."""
+        return self.target.device
+
+    @property
+    def dtype(self) -> str:
+        """The target's dtype, as in the files."""
+        return str(self.target.dtype).removeprefix("torch.")
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a prompt; an empty one is the beginning-of-text token.
+
+        Raises:
+            SequoiaError: the models came without a tokenizer, or nothing stands for no text.
+        """
+        if self.tokenizer is None:
+            raise SequoiaError(
+                f"{self.target.name}: has no tokenizer; put its tokenizer.json into the folder"
+            )
+        ids: list[int] = self.tokenizer(text)["input_ids"]
+        if not ids:
+            if self.tokenizer.bos_token_id is None:
+                raise SequoiaError("the prompt is empty; give at least one token")
+            ids = [self.tokenizer.bos_token_id]
+        return ids
+
+    def decode(self, tokens: list[int]) -> str:
+        """Text of token ids, special ones left out."""
+        if self.tokenizer is None:
+            raise SequoiaError(f"{self.target.name}: has no tokenizer")
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+
+
+def load_pair(
+    target: str | Path | None = None,
+    draft: str | Path | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+) -> Pair:
+    """Load two models by hub id or local folder; by default the bundled pair.
+
+    Args:
+        device: "cpu", "cuda", "cuda:1", …; by default CUDA where there is one.
+        dtype: a name in DTYPES; by default bfloat16 on CUDA and float32 elsewhere.
+
+    Raises:
+        SequoiaError: a model cannot be loaded or run, or the two do not fit together.
+    """
+    target, draft = str(target or demo.TARGET_NAME), str(draft or demo.DRAFT_NAME)
+    where = _device(device)
+    if dtype is not None and dtype not in DTYPES:
+        raise SequoiaError(f"dtype: found {dtype!r}, expected one of {', '.join(DTYPES)}")
+    kind = DTYPES[dtype or ("bfloat16" if where.type == "cuda" else "float32")]
+    sources = {"target": demo.resolve(target), "draft": demo.resolve(draft)}
+    configs = {role: _load_config(source) for role, source in sources.items()}
+    tokenizers = {role: _load_tokenizer(source) for role, source in sources.items()}
+    _check_fit(sources, configs, tokenizers)
+    runners = {
+        role: Runner(_load_model(source, where, kind), source)
+        for role, source in sources.items()
+    }
+    return Pair(
+        target=runners["target"],
+        draft=runners["draft"],
+        target_name=short_name(target),
+        draft_name=short_name(draft),
+        fingerprints={role: fingerprint(sources[role], configs[role]) for role in sources},
+        tokenizer=tokenizers["target"] or tokenizers["draft"],
+        end_tokens=_end_tokens(runners["target"].model, tokenizers["target"]),
+    )
+
+
+def short_name(name: str) -> str:
+    """A model's name for files and tables: a hub id as it is, a folder's last part."""
+    return Path(name).resolve().name if Path(name).is_dir() else name
+
+
+def fingerprint(source: str, config: Any) -> str:
+    """Hash of the canonical config and of the weight files' index or header, 16 digits."""
+    canonical = {k: v for k, v in config.to_dict().items() if k not in IGNORED_CONFIG}
+    digest = hashlib.sha256(json.dumps(canonical, sort_keys=True, default=str).encode())
+    for name in WEIGHT_FILES:
+        path = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+        if path is not None:
+            with open(path, "rb") as stream:
+                start = stream.read(8)
+                length = int.from_bytes(start, "little") if name == "model.safetensors" else 2**24
+                digest.update(start + stream.read(min(length, 2**24)))
+            break
+    return digest.hexdigest()[:16]
+
+
+def _device(device: str | None) -> torch.device:
+    try:
+        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(1, device=where)
+    except (RuntimeError, AssertionError) as error:
+        raise SequoiaError(f"device {device!r} cannot be used ({one_line(error)[:120]})") from None
+    return where
+
+
+def _load_config(source: str) -> Any:
+    if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
+        raise SequoiaError(f"{source}: no config.json; expected a Hugging Face model folder")
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SequoiaError(f"{source}: cannot be loaded ({one_line(error)[:200]})") from None
+    kind = config.model_type
+    if config.is_encoder_decoder or kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise SequoiaError(
+            f"{source}: architecture {kind!r} is not a decoder-only language model"
+        )
+    return config
+
+
+def _load_tokenizer(source: str) -> PreTrainedTokenizerBase | None:
+    if Path(source).is_dir() and not any(Path(source).glob("*token*")):
+        return None
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SequoiaError(
+            f"{source}: its tokenizer cannot be loaded ({one_line(error)[:200]})"
+        ) from None
+    return tokenizer
+
+
+def _check_fit(
+    sources: dict[str, str],
+    configs: dict[str, Any],
+    tokenizers: dict[str, PreTrainedTokenizerBase | None],
+) -> None:
+    """A draft's token ids must mean what the target's do."""
+    names = f"target {sources['target']} and draft {sources['draft']}"
+    first, second = tokenizers["target"], tokenizers["draft"]
+    if first is not None and second is not None:
+        if first.get_vocab() != second.get_vocab():
+            raise SequoiaError(
+                f"{names} have different tokenizers ({len(first)} and {len(second)} tokens); "
+                "a draft must share its target's"
+            )
+        return
+    sizes = [configs[role].get_text_config().vocab_size for role in ("target", "draft")]
+    if sizes[0] != sizes[1]:
+        raise SequoiaError(
+            f"{names} have different vocabularies ({sizes[0]} and {sizes[1]} tokens); "
+            "a draft must share its target's"
+        )
+
+
+def _load_model(source: str, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
+    folder = Path(source)
+    if folder.is_dir() and not any((folder / name).is_file() for name in WEIGHT_FILES):
+        raise SequoiaError(f"{source}: no weights; expected model.safetensors in the folder")
+    try:
+        model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+        return model.to(device)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise SequoiaError(f"{source}: cannot be loaded ({one_line(error)[:200]})") from None
+    except Exception as error:  # safetensors raises its own kind for a damaged file
+        if type(error).__module__.startswith("safetensors") or "safetensor" in str(type(error)):
+            raise SequoiaError(f"{source}: damaged weights ({one_line(error)[:200]})") from None
+        raise
+
+
+def _end_tokens(
+    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase | None
+) -> frozenset[int]:
+    """What ends a text, by the model's generation config, its config or the tokenizer."""
+    for holder in (getattr(model, "generation_config", None), model.config, tokenizer):
+        found = getattr(holder, "eos_token_id", None)
+        if found is not None:
+            return frozenset(found if isinstance(found, list) else [found])
+    return frozenset()
+
+
+# A table of missing keys or a progress bar on a user's terminal is noise; errors are raised.
+transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()

@@ -1,0 +1,193 @@
+"""One model's forward over its KV buffers.
+
+Knows how to run any dense decoder-only transformers model on given tokens, positions and
+slots, and how to fill its buffers with a prompt. Knows nothing of drafting or verifying.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sequoia_opt.engine.attention import (
+    PROBE_ATTENTION,
+    TREE_ATTENTION,
+    Attend,
+    KVCache,
+    LayerShape,
+    Masks,
+    MaskTable,
+    places,
+)
+from sequoia_opt.errors import SequoiaError
+
+PREFILL_CHUNK = 512
+KEPT_TABLES = 8  # causal mask tables of that many chunk lengths stay prepared
+SUPPORTED_LAYERS = {"full_attention", "sliding_attention", "attention"}
+
+
+class Runner:
+    """A model, its KV buffers and its forward.
+
+    Attributes:
+        model: the transformers model, its attention set to this program's.
+        layers: what its attention layers store.
+        vocabulary: number of logits.
+        positions: the most tokens that it can take.
+        cache: the buffers; `reserve` makes them.
+    """
+
+    def __init__(self, model: torch.nn.Module, name: str) -> None:
+        """Take over a loaded model.
+
+        Raises:
+            SequoiaError: its architecture cannot be run on trees.
+        """
+        self.model = model.eval()
+        self.name = name
+        config = model.config.get_text_config()  # type: ignore[union-attr, operator]
+        self.vocabulary = int(config.vocab_size)
+        self.positions = int(getattr(config, "max_position_embeddings", None) or 2**31 - 1)
+        parameter = next(model.parameters())
+        self.device, self.dtype = parameter.device, _activation_dtype(model)
+        self.layers = self._probe(config)
+        self.cache: KVCache | None = None
+        self._slots = torch.arange(0, device=self.device)
+        self._chunks: dict[int, MaskTable] = {}
+
+    def _probe(self, config: object) -> list[LayerShape]:
+        """Run one token through the model and see what its attention layers ask for."""
+        kind = getattr(config, "model_type", "unknown")
+        unsupported = set(getattr(config, "layer_types", None) or []) - SUPPORTED_LAYERS
+        if unsupported:
+            raise SequoiaError(
+                f"{self.name}: architecture {kind!r} has {', '.join(sorted(unsupported))} layers, "
+                "which cannot score a token tree; only softmax attention can"
+            )
+        found: dict[int, LayerShape] = {}
+        try:
+            self.model.set_attn_implementation(PROBE_ATTENTION)  # type: ignore[operator]
+            with torch.inference_mode():
+                self.model(
+                    input_ids=torch.zeros(1, 1, dtype=torch.long, device=self.device),
+                    position_ids=torch.zeros(1, 1, dtype=torch.long, device=self.device),
+                    use_cache=False,
+                    probe=found,
+                )
+            self.model.set_attn_implementation(TREE_ATTENTION)  # type: ignore[operator]
+        except SequoiaError as error:
+            raise SequoiaError(f"{self.name}: {error}") from None
+        except (ValueError, TypeError) as error:
+            reason = " ".join(str(error).split())
+            raise SequoiaError(
+                f"{self.name}: architecture {kind!r} does not take an attention function "
+                f"({reason[:120]})"
+            ) from None
+        expected = getattr(config, "num_hidden_layers", len(found))
+        if not found or sorted(found) != list(range(expected)):
+            raise SequoiaError(
+                f"{self.name}: architecture {kind!r} runs {len(found)} of its {expected} layers "
+                "through transformers' attention interface; it cannot score a token tree"
+            )
+        layers = [found[index] for index in range(expected)]
+        if len({layer.groups for layer in layers}) != 1:
+            raise SequoiaError(f"{self.name}: layers that share heads differently: not supported")
+        return layers
+
+    def reserve(self, capacity: int, batch: int = 1) -> None:
+        """Have buffers of at least `capacity` slots for `batch` sequences."""
+        if self.cache is None or self.cache.batch != batch or self.cache.capacity < capacity:
+            self.cache = None  # freed before the new one is made
+            self.cache = KVCache(self.layers, batch, capacity, self.dtype, self.device)
+        if len(self._slots) < capacity:
+            self._slots = torch.arange(capacity, device=self.device)
+
+    def mask_table(
+        self, attends: np.ndarray, query_depths: list[int], depths: list[int]
+    ) -> MaskTable:
+        """A mask table for this model; see MaskTable."""
+        return MaskTable(attends, query_depths, depths, self.layers, self.dtype, self.device)
+
+    def places(self, length: Tensor, used: int) -> Tensor:
+        """Columns in a mask table of the first `used` slots, for a tree at `length`."""
+        return places(length, self._slots[:used])
+
+    def forward(
+        self, tokens: Tensor, positions: Tensor, slots: Tensor, masks: Masks, used: int, keep: int
+    ) -> Tensor:
+        """One forward.
+
+        Args:
+            tokens: [batch, tokens].
+            positions: [batch or 1, tokens]; past the model's last they are cut to it.
+            slots: [tokens], where keys and values go, the same for every sequence.
+            masks: what each token attends to.
+            used: slots that attention reads.
+            keep: how many of the last tokens' logits are wanted; 0 for all.
+
+        Returns:
+            Logits [batch, keep or tokens, vocabulary].
+        """
+        assert self.cache is not None
+        output = self.model(
+            input_ids=tokens,
+            position_ids=positions.clamp(max=self.positions - 1),
+            use_cache=False,
+            logits_to_keep=keep,
+            tree=Attend(self.cache, slots, used, masks),
+        )
+        logits: Tensor = output.logits
+        return logits
+
+    def read(
+        self, tokens: Tensor, length: int = 0, pad: Tensor | None = None, keep: int = 1
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Put a text into the buffers, in chunks of bounded memory.
+
+        Args:
+            tokens: [batch, count], put into the slots from `length` on.
+            pad: [batch], how many of each sequence's first slots are padding.
+            keep: logits wanted of each chunk's last tokens; 0 for all of its tokens.
+
+        Yields:
+            For each chunk: its first token's place in `tokens`, and its logits.
+        """
+        for start in range(0, tokens.shape[1], PREFILL_CHUNK):
+            chunk = tokens[:, start : start + PREFILL_CHUNK]
+            yield start, self.extend(chunk, length + start, pad, keep)
+
+    def extend(
+        self, tokens: Tensor, length: int, pad: Tensor | None = None, keep: int = 1
+    ) -> Tensor:
+        """One forward of `tokens` [batch, count] that follow `length` cached ones, in order."""
+        count = tokens.shape[1]
+        used = length + count
+        if count not in self._chunks:
+            if len(self._chunks) >= KEPT_TABLES:
+                self._chunks.clear()
+            order = list(range(count))
+            self._chunks[count] = self.mask_table(
+                np.tri(count, dtype=np.bool_), query_depths=order, depths=order
+            )
+        slots = self._slots[length:used]
+        masks = self._chunks[count].masks(
+            self.places(torch.tensor([length], device=self.device), used)
+        )
+        positions = slots[None]
+        if pad is not None:
+            positions = (positions - pad[:, None]).clamp(min=0)
+            padded = self._slots[:used] < pad[:, None]
+            masks = {
+                window: mask.masked_fill(padded[:, None, None], torch.finfo(mask.dtype).min)
+                for window, mask in masks.items()
+            }
+        return self.forward(tokens, positions, slots, masks, used, keep)
+
+
+def _activation_dtype(model: torch.nn.Module) -> torch.dtype:
+    """The dtype of keys and values: that of the floating weights (quantised ones are not)."""
+    dtype = getattr(model, "dtype", None)
+    return dtype if isinstance(dtype, torch.dtype) else next(model.parameters()).dtype

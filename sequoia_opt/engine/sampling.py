@@ -1,0 +1,61 @@
+"""Logits to probabilities, and draws from them with uniforms that come from outside.
+
+Knows warping (temperature, top-p) and how to draw with and without replacement. Knows nothing
+of trees.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def warp(logits: Tensor, temperature: float, top_p: float = 1.0) -> Tensor:
+    """Probabilities of the logits, warped as transformers' `generate` does it.
+
+    Temperature first; then the least likely tokens whose joint mass is at most 1 - top_p are
+    dropped, the most likely one never.
+
+    Args:
+        logits: [..., vocabulary].
+        temperature: above 0.
+        top_p: in (0, 1].
+    """
+    scaled = logits / temperature
+    if top_p < 1.0:
+        ascending, order = scaled.sort(dim=-1)
+        dropped = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p
+        dropped[..., -1] = False
+        scaled = scaled.masked_fill(
+            torch.zeros_like(dropped).scatter(-1, order, dropped), -torch.inf
+        )
+    return scaled.softmax(dim=-1)
+
+
+def exponential_race(log_weights: Tensor, uniforms: Tensor) -> Tensor:
+    """Keys whose descending order draws without replacement.
+
+    Token i finishes at Exp(1) / weight[i]; the order of finishing is a sequence of draws
+    without replacement with these weights, and the first one a plain draw (the Gumbel-top-k
+    trick, arXiv 1903.06059).
+
+    Args:
+        log_weights: [..., vocabulary], not necessarily normalised; -inf is never drawn.
+        uniforms: the same shape, in [0, 1).
+    """
+    tiny = torch.finfo(uniforms.dtype).tiny
+    return log_weights - uniforms.clamp_min(tiny).log().neg().log()
+
+
+def draw(weights: Tensor, uniforms: Tensor) -> Tensor:
+    """One draw [...] from weights [..., vocabulary], not necessarily normalised."""
+    return exponential_race(weights.log(), uniforms).argmax(dim=-1)
+
+
+def draw_without_replacement(logits: Tensor, count: int, uniforms: Tensor) -> Tensor:
+    """The first `count` draws without replacement, in order: [..., count].
+
+    Where fewer tokens than `count` have any probability the rest are arbitrary tokens of
+    probability 0.
+    """
+    return exponential_race(logits, uniforms).topk(count, dim=-1).indices

@@ -1,0 +1,1 @@
+"""A pair of models and a machine in, numbers out."""

@@ -1,0 +1,1 @@
+"""Numbers in, tree out: trees, acceptance, latency and the solver. Never imports torch."""

@@ -1,0 +1,281 @@
+"""Reading and writing the program's files: checked fields, atomic writes, safe YAML.
+
+Knows the envelope that all files share (`format`, `version`) and how to complain about a
+field. Knows nothing of what the fields mean.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from sequoia_opt.errors import SequoiaError
+
+Document = dict[str, Any]
+FloatArray = NDArray[np.float64]
+
+try:  # the C parser reads a profile some ten times faster
+    from yaml import CSafeDumper as _Dumper
+    from yaml import CSafeLoader as _Loader
+except ImportError:  # PyYAML without libyaml
+    from yaml import SafeDumper as _Dumper  # type: ignore[assignment]
+    from yaml import SafeLoader as _Loader  # type: ignore[assignment]
+
+
+def read_document(path: str | Path, format_name: str, version: int) -> Document:
+    """Parse a JSON or YAML file, by its ending, and check its `format` and `version`.
+
+    Raises:
+        SequoiaError: the file is missing, unreadable, malformed or of another kind.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise SequoiaError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SequoiaError(f"{path}: cannot be read ({one_line(error)})") from None
+    try:
+        document = json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader=_Loader)
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        kind = "JSON" if path.suffix == ".json" else "YAML"
+        raise SequoiaError(f"{path}: not valid {kind} ({one_line(error)})") from None
+    if not isinstance(document, dict):
+        raise SequoiaError(f"{path}: expected a mapping with a `format` field")
+    fields = Fields(document, str(path))
+    found = fields.text("format")
+    if found != format_name:
+        raise SequoiaError(f"{path}: format: found {found!r}, expected {format_name!r}")
+    found_version = fields.integer("version", minimum=1)
+    if found_version > version:
+        raise SequoiaError(
+            f"{path}: version: found {found_version}, this program reads up to {version}"
+        )
+    return document
+
+
+def write_document(path: str | Path, document: Mapping[str, Any]) -> None:
+    """Write JSON or YAML, by the path's ending, in one piece: the old file or the new one.
+
+    Raises:
+        SequoiaError: the file cannot be written; what was there before is untouched.
+    """
+    path = Path(path)
+    text = to_json(document) if path.suffix == ".json" else to_yaml(document)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        mode = path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask()
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.chmod(temporary, mode)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise SequoiaError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+def check_writable(path: str | Path) -> None:
+    """Find out before long work, not after it, that `path` cannot be written.
+
+    Raises:
+        SequoiaError: the path is a folder, or its folder cannot be made or written to.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise SequoiaError(f"{path}: is a folder; name a file to write to")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise SequoiaError(
+            f"{path}: cannot be written ({error.strerror or error}); choose another with -o"
+        ) from None
+
+
+def to_json(document: Mapping[str, Any]) -> str:
+    """JSON with one field a line and its lists on that line."""
+    lines = (
+        f"  {json.dumps(key)}: {json.dumps(plain(value), allow_nan=False)}"
+        for key, value in document.items()
+    )
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def to_yaml(document: Mapping[str, Any]) -> str:
+    """YAML in the order of the mapping, innermost lists on one line."""
+    text: str = yaml.dump(
+        plain(document),
+        Dumper=_Dumper,
+        sort_keys=False,
+        allow_unicode=True,
+        default_flow_style=None,
+        width=100,
+    )
+    return text
+
+
+def plain(value: Any) -> Any:
+    """`value` with numpy's scalars and arrays, tuples and paths made into built-in types."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def rounded(values: FloatArray | list[float] | float, digits: int = 6) -> Any:
+    """Numbers as they go into a file: `digits` significant ones."""
+    if isinstance(values, int | float | np.floating):
+        return float(f"{float(values):.{digits}g}")
+    return [rounded(value, digits) for value in values]
+
+
+def content_fingerprint(path: str | Path) -> str:
+    """Hash of a file's content, 16 hexadecimal digits."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+
+
+def safe_name(name: str) -> str:
+    """A model's or dataset's name as a part of a file name: no separators, no leading dots."""
+    kept = "".join(c if c.isalnum() or c in "-._+" else "_" for c in name)
+    return kept.lstrip(".") or "unnamed"
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's message with its line breaks folded."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+class Fields:
+    """Checked access to one mapping of a file; every complaint names the file and the field."""
+
+    def __init__(self, mapping: Any, where: str) -> None:
+        if not isinstance(mapping, dict):
+            raise SequoiaError(f"{where}: found {shown(mapping)}, expected a mapping")
+        self.mapping = mapping
+        self.where = where
+
+    def fail(self, key: str, expected: str) -> SequoiaError:
+        """The error for a field that is not what it should be."""
+        if key not in self.mapping:
+            return SequoiaError(f"{self.where}: {key}: missing, expected {expected}")
+        found = shown(self.mapping[key])
+        return SequoiaError(f"{self.where}: {key}: found {found}, expected {expected}")
+
+    def text(self, key: str, default: str | None = None) -> str:
+        """A string."""
+        value = self.mapping.get(key, default)
+        if not isinstance(value, str):
+            raise self.fail(key, "text")
+        return value
+
+    def integer(self, key: str, minimum: int = 0, default: int | None = None) -> int:
+        """A whole number of at least `minimum`."""
+        value = self.mapping.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+            raise self.fail(key, f"a whole number of at least {minimum}")
+        return value
+
+    def number(
+        self, key: str, low: float = -math.inf, high: float = math.inf, default: float | None = None
+    ) -> float:
+        """A finite number in [low, high]; YAML's safe loader reads `1e-5` as text: coerced."""
+        value = finite(self.mapping.get(key, default))
+        if value is None or not low <= value <= high:
+            raise self.fail(key, _range("a number", low, high))
+        return value
+
+    def numbers(self, key: str, low: float = -math.inf, high: float = math.inf) -> FloatArray:
+        """A non-empty list of finite numbers in [low, high]."""
+        values = self.mapping.get(key)
+        expected = _range("a list of numbers", low, high)
+        if not isinstance(values, list) or not values:
+            raise self.fail(key, expected)
+        converted = [finite(value) for value in values]
+        for place, value in enumerate(converted):
+            if value is None or not low <= value <= high:
+                raise SequoiaError(
+                    f"{self.where}: {key}[{place}]: found {shown(values[place])}, "
+                    f"expected {_range('a number', low, high)}"
+                )
+        return np.array(converted, dtype=np.float64)
+
+    def integers(self, key: str, minimum: int = 0) -> list[int]:
+        """A list of whole numbers of at least `minimum`."""
+        values = self.mapping.get(key)
+        if not isinstance(values, list):
+            raise self.fail(key, "a list of whole numbers")
+        for place, value in enumerate(values):
+            if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+                raise SequoiaError(
+                    f"{self.where}: {key}[{place}]: found {shown(value)}, "
+                    f"expected a whole number of at least {minimum}"
+                )
+        return values
+
+    def section(self, key: str) -> Fields:
+        """A nested mapping."""
+        if not isinstance(self.mapping.get(key), dict):
+            raise self.fail(key, "a mapping")
+        return Fields(self.mapping[key], f"{self.where}: {key}")
+
+    def sections(self, key: str) -> list[Fields]:
+        """A non-empty list of nested mappings."""
+        values = self.mapping.get(key)
+        if not isinstance(values, list) or not values:
+            raise self.fail(key, "a list of mappings")
+        return [Fields(value, f"{self.where}: {key}[{i}]") for i, value in enumerate(values)]
+
+
+def finite(value: Any) -> float | None:
+    """`value` as a finite float, or None."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def shown(value: Any) -> str:
+    """A short form of a value for an error message."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _range(kind: str, low: float, high: float) -> str:
+    if low == -math.inf and high == math.inf:
+        return kind
+    if high == math.inf:
+        return f"{kind} of at least {low:g}"
+    return f"{kind} between {low:g} and {high:g}"

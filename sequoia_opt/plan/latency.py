@@ -1,0 +1,268 @@
+"""How long one forward takes on a machine, by number of tokens: measured curves and their file.
+
+Knows how to interpolate between measured points, and refuses to go past them. Knows nothing of
+acceptance, and does no measuring.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sequoia_opt.errors import SequoiaError
+from sequoia_opt.plan.files import Fields, FloatArray, read_document, rounded, write_document
+from sequoia_opt.plan.tree import TokenTree
+
+FORMAT, VERSION = "sequoia-opt/profile", 1
+QUANTITIES = ("median_ms", "low_ms", "high_ms")
+GREEDY = "greedy"
+
+
+@dataclass
+class Curve:
+    """Latency of one forward of `batch` sequences with `context` cached tokens each.
+
+    Attributes:
+        tokens: measured numbers of query tokens per sequence, ascending.
+        median_ms: median time at each.
+        low_ms, high_ms: the 95 % interval of that median.
+    """
+
+    batch: int
+    context: int
+    tokens: list[int]
+    median_ms: FloatArray
+    low_ms: FloatArray
+    high_ms: FloatArray
+
+
+@dataclass
+class ModelLatency:
+    """One model's measured latency.
+
+    Attributes:
+        model: name of the model.
+        fingerprint: of its config and weights.
+        curves: one for each batch and context.
+        extra: fields of the file that this program does not know; they are kept.
+    """
+
+    model: str
+    fingerprint: str
+    curves: list[Curve]
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def at(
+        self, tokens: FloatArray | list[int], context: float, batch: int = 1, of: str = "median_ms"
+    ) -> FloatArray:
+        """Milliseconds of a forward for each number of query tokens.
+
+        Linear between measured points, in tokens and in context; never past them.
+
+        Raises:
+            SequoiaError: a point outside the measured range.
+        """
+        wanted = np.asarray(tokens, dtype=np.float64)
+        curves = sorted((c for c in self.curves if c.batch == batch), key=lambda c: c.context)
+        if not curves:
+            batches = sorted({c.batch for c in self.curves})
+            raise SequoiaError(f"{self.model}: measured for batches {batches}, not for {batch}")
+        contexts = [c.context for c in curves]
+        if not contexts[0] <= context <= contexts[-1]:
+            raise SequoiaError(
+                f"{self.model}: measured for contexts of {contexts[0]} to {contexts[-1]} tokens, "
+                f"not for {context:g}; profile with --contexts or choose another --context"
+            )
+        first, last = max(c.tokens[0] for c in curves), min(c.tokens[-1] for c in curves)
+        for value in (wanted.min(initial=first), wanted.max(initial=last)):
+            if not first <= value <= last:
+                raise SequoiaError(
+                    f"{self.model}: measured for {first} to {last} tokens a forward, not for "
+                    f"{value:g}; profile with more --tokens"
+                )
+        rows = np.stack([np.interp(wanted, c.tokens, getattr(c, of)) for c in curves])
+        if len(curves) == 1:
+            return np.asarray(rows[0])
+        right = int(np.clip(np.searchsorted(contexts, context), 1, len(curves) - 1))
+        share = (context - contexts[right - 1]) / (contexts[right] - contexts[right - 1])
+        return np.asarray(rows[right - 1] * (1 - share) + rows[right] * share)
+
+    def largest(self, batch: int = 1) -> int:
+        """The largest number of tokens measured at every context."""
+        return min(c.tokens[-1] for c in self.curves if c.batch == batch)
+
+
+@dataclass(frozen=True)
+class Overhead:
+    """All of a step that is no forward, in milliseconds, for one verifier.
+
+    Attributes:
+        constant_ms: every step, also one of the one-node tree.
+        per_token_ms: for each node of the tree.
+        per_level_ms: for each draft forward.
+    """
+
+    constant_ms: float
+    per_token_ms: float
+    per_level_ms: float
+
+    def at(self, size: int, levels: int) -> float:
+        """Milliseconds for a tree of `size` nodes that takes `levels` draft forwards."""
+        return self.constant_ms + self.per_token_ms * size + self.per_level_ms * levels
+
+
+@dataclass
+class LatencyProfile:
+    """The measured latencies of a pair of models on a machine.
+
+    Attributes:
+        hardware, software, engine: what was measured, on what, and how.
+        target, draft: the models' curves.
+        overhead: by verifier; `greedy` for temperature 0.
+        extra: fields of the file that this program does not know; they are kept.
+    """
+
+    hardware: dict[str, Any]
+    software: dict[str, Any]
+    engine: dict[str, Any]
+    target: ModelLatency
+    draft: ModelLatency
+    overhead: dict[str, Overhead]
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def contexts(self) -> tuple[int, int]:
+        """Smallest and largest context measured for both models."""
+        ranges = [[c.context for c in model.curves] for model in (self.target, self.draft)]
+        return max(min(r) for r in ranges), min(max(r) for r in ranges)
+
+    def overhead_for(self, verifier: str) -> Overhead:
+        """The overhead of a verifier.
+
+        Raises:
+            SequoiaError: it was not measured.
+        """
+        if verifier not in self.overhead:
+            raise SequoiaError(
+                f"the profile has no overhead for verifier {verifier!r}, only for "
+                f"{', '.join(sorted(self.overhead))}; profile again"
+            )
+        return self.overhead[verifier]
+
+    def step_ms(
+        self, tree: TokenTree, verifier: str, context: float, batch: int = 1, of: str = "median_ms"
+    ) -> float:
+        """t(T, L): milliseconds of a whole step with `tree` at `context` cached tokens."""
+        forwards = self.target.at([tree.size], context, batch, of).sum()
+        if tree.draft_widths:
+            forwards += self.draft.at(list(tree.draft_widths), context, batch, of).sum()
+        overhead = self.overhead_for(verifier).at(tree.size, len(tree.draft_widths))
+        return float(forwards + overhead)
+
+    def document(self) -> dict[str, Any]:
+        """The profile's file as a mapping."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "hardware": self.hardware,
+            "software": self.software,
+            "engine": self.engine,
+            "target": _model_document(self.target),
+            "draft": _model_document(self.draft),
+            "overhead": {
+                name: {
+                    "constant_ms": rounded(o.constant_ms),
+                    "per_token_ms": rounded(o.per_token_ms),
+                    "per_level_ms": rounded(o.per_level_ms),
+                }
+                for name, o in self.overhead.items()
+            },
+            **self.extra,
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write the profile's file, in one piece."""
+        write_document(path, self.document())
+
+    @classmethod
+    def load(cls, path: str | Path) -> LatencyProfile:
+        """Read a profile.
+
+        Raises:
+            SequoiaError: missing, malformed, or with times that cannot be.
+        """
+        document = read_document(path, FORMAT, VERSION)
+        fields = Fields(document, str(path))
+        parsed = ("hardware", "software", "engine", "target", "draft", "overhead")
+        overhead = fields.section("overhead")
+        return cls(
+            hardware=fields.section("hardware").mapping,
+            software=fields.section("software").mapping,
+            engine=fields.section("engine").mapping,
+            target=_read_model(fields.section("target")),
+            draft=_read_model(fields.section("draft")),
+            overhead={name: _read_overhead(overhead.section(name)) for name in overhead.mapping},
+            extra={
+                key: value
+                for key, value in document.items()
+                if key not in ("format", "version", *parsed)
+            },
+        )
+
+
+def _model_document(model: ModelLatency) -> dict[str, Any]:
+    return {
+        "model": model.model,
+        "fingerprint": model.fingerprint,
+        "latency": [
+            {
+                "batch": curve.batch,
+                "context": curve.context,
+                "tokens": curve.tokens,
+                **{name: rounded(getattr(curve, name), 5) for name in QUANTITIES},
+            }
+            for curve in model.curves
+        ],
+        **model.extra,
+    }
+
+
+def _read_model(fields: Fields) -> ModelLatency:
+    return ModelLatency(
+        model=fields.text("model"),
+        fingerprint=fields.text("fingerprint", ""),
+        curves=[_read_curve(curve) for curve in fields.sections("latency")],
+        extra={
+            key: value
+            for key, value in fields.mapping.items()
+            if key not in ("model", "fingerprint", "latency")
+        },
+    )
+
+
+def _read_curve(fields: Fields) -> Curve:
+    tokens = fields.integers("tokens", minimum=1)
+    if not tokens or any(b <= a for a, b in zip(tokens, tokens[1:], strict=False)):
+        raise fields.fail("tokens", "ascending numbers of tokens")
+    quantities = {name: fields.numbers(name, 0.0) for name in QUANTITIES}
+    for name, values in quantities.items():
+        if values.size != len(tokens):
+            raise fields.fail(name, f"{len(tokens)} numbers, one for each of `tokens`")
+    if (quantities["median_ms"] <= 0).any():
+        raise fields.fail("median_ms", "times above 0")
+    return Curve(
+        batch=fields.integer("batch", minimum=1),
+        context=fields.integer("context"),
+        tokens=tokens,
+        **quantities,
+    )
+
+
+def _read_overhead(fields: Fields) -> Overhead:
+    return Overhead(
+        constant_ms=fields.number("constant_ms"),
+        per_token_ms=fields.number("per_token_ms"),
+        per_level_ms=fields.number("per_level_ms"),
+    )

@@ -1,0 +1,219 @@
+"""The token tree: its structure, what follows from it, and its file.
+
+Knows nothing of probabilities or times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sequoia_opt.errors import SequoiaError
+from sequoia_opt.plan.files import Fields, read_document, shown, write_document
+
+FORMAT, VERSION = "sequoia-opt/tree", 1
+STRUCTURE = ("format", "version", "size", "depth", "parents", "ranks")
+
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class TokenTree:
+    """A tree of speculated tokens; node 0, the root, is the last committed token.
+
+    Nodes are in breadth-first order, siblings in rank order and next to each other.
+
+    Attributes:
+        parents: each node's parent; -1 for the root.
+        ranks: each node's place among its siblings, from 1; 0 for the root.
+        metadata: everything else that the tree's file says (prediction, models, provenance).
+
+    Raises:
+        SequoiaError: the lists do not describe such a tree.
+    """
+
+    parents: tuple[int, ...]
+    ranks: tuple[int, ...]
+    metadata: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def __init__(
+        self,
+        parents: Sequence[int],
+        ranks: Sequence[int],
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        object.__setattr__(self, "parents", tuple(int(p) for p in parents))
+        object.__setattr__(self, "ranks", tuple(int(r) for r in ranks))
+        object.__setattr__(self, "metadata", dict(metadata or {}))
+        self._check()
+
+    def _check(self) -> None:
+        parents, ranks = self.parents, self.ranks
+        if len(parents) != len(ranks):
+            raise SequoiaError(f"tree: {len(parents)} parents but {len(ranks)} ranks")
+        if not parents or parents[0] != -1 or ranks[0] != 0:
+            raise SequoiaError("tree: node 0 must be the root, with parent -1 and rank 0")
+        for node in range(1, len(parents)):
+            parent, rank = parents[node], ranks[node]
+            if not 0 <= parent < node:
+                raise SequoiaError(
+                    f"tree: parents[{node}]: found {parent}, expected 0 to {node - 1} "
+                    "(a parent comes before its children)"
+                )
+            if parent < parents[node - 1]:
+                raise SequoiaError(f"tree: parents[{node}]: nodes are not in breadth-first order")
+            wanted = ranks[node - 1] + 1 if parent == parents[node - 1] else 1
+            if rank != wanted:
+                raise SequoiaError(
+                    f"tree: ranks[{node}]: found {rank}, expected {wanted} "
+                    "(the children of a node have ranks 1, 2, 3, …)"
+                )
+
+    @classmethod
+    def from_any_order(cls, parents: Sequence[int], ranks: Sequence[int]) -> TokenTree:
+        """The same tree with its nodes put into breadth-first order.
+
+        Args:
+            parents: each node's parent, the root's -1; any order in which the root is first.
+            ranks: each node's rank among its siblings.
+        """
+        children: list[list[tuple[int, int]]] = [[] for _ in parents]
+        for node in range(1, len(parents)):
+            children[parents[node]].append((ranks[node], node))
+        order = [0]
+        for node in order:
+            order.extend(child for _, child in sorted(children[node]))
+        place = {node: i for i, node in enumerate(order)}
+        return cls(
+            [-1] + [place[parents[node]] for node in order[1:]], [ranks[node] for node in order]
+        )
+
+    @classmethod
+    def from_paths(cls, paths: Iterable[Sequence[int]]) -> TokenTree:
+        """The tree whose nodes are the given paths of ranks and all their prefixes.
+
+        Args:
+            paths: sequences of ranks from the root down, as Medusa and EAGLE write trees
+                (there from 0, here from 1).
+        """
+        known = {()} | {tuple(path[:end]) for path in paths for end in range(1, len(path) + 1)}
+        ordered = sorted(known, key=lambda path: (len(path), path))
+        place = {path: i for i, path in enumerate(ordered)}
+        for path in ordered[1:]:
+            if path[-1] > 1 and (*path[:-1], path[-1] - 1) not in place:
+                raise SequoiaError(f"tree: path {list(path)} has no elder sibling")
+        return cls(
+            [-1] + [place[path[:-1]] for path in ordered[1:]],
+            [0] + [path[-1] for path in ordered[1:]],
+        )
+
+    @property
+    def size(self) -> int:
+        """Number of nodes, the root included."""
+        return len(self.parents)
+
+    @property
+    def depth(self) -> int:
+        """Number of edges on the longest path from the root."""
+        return int(self.depths[-1])
+
+    @cached_property
+    def depths(self) -> IntArray:
+        """Depth of each node."""
+        depths = np.zeros(self.size, dtype=np.int64)
+        for node in range(1, self.size):
+            depths[node] = depths[self.parents[node]] + 1
+        return depths
+
+    @cached_property
+    def levels(self) -> list[list[int]]:
+        """The nodes at each depth, the root's level first."""
+        levels: list[list[int]] = [[] for _ in range(self.depth + 1)]
+        for node, depth in enumerate(self.depths):
+            levels[depth].append(node)
+        return levels
+
+    @cached_property
+    def child_counts(self) -> IntArray:
+        """Number of children of each node."""
+        return np.bincount(np.array(self.parents[1:], dtype=np.int64), minlength=self.size)
+
+    @cached_property
+    def internal_levels(self) -> list[list[int]]:
+        """The nodes with children at each depth; one list for each level that has any."""
+        levels = ([v for v in level if self.child_counts[v]] for level in self.levels)
+        return [level for level in levels if level]
+
+    @cached_property
+    def draft_widths(self) -> tuple[int, ...]:
+        """Tokens of each draft forward of a step.
+
+        One forward for each level with internal nodes, as wide as they are many; the first is
+        2 wide, since besides the root the draft's cache may miss one accepted leaf.
+        """
+        return tuple(
+            2 if depth == 0 else len(level) for depth, level in enumerate(self.internal_levels)
+        )
+
+    @cached_property
+    def ancestor_mask(self) -> NDArray[np.bool_]:
+        """[size, size]: row v marks v's ancestors and v itself, what v attends to."""
+        mask = np.eye(self.size, dtype=np.bool_)
+        for node in range(1, self.size):
+            mask[node] |= mask[self.parents[node]]
+        return mask
+
+    @cached_property
+    def child_table(self) -> dict[tuple[int, int], int]:
+        """(node, rank) -> child."""
+        return {(self.parents[v], self.ranks[v]): v for v in range(1, self.size)}
+
+    def document(self) -> dict[str, Any]:
+        """The tree's file as a mapping."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "size": self.size,
+            "depth": self.depth,
+            "parents": list(self.parents),
+            "ranks": list(self.ranks),
+            **self.metadata,
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write the tree's JSON file, in one piece."""
+        write_document(path, self.document())
+
+    @classmethod
+    def load(cls, path: str | Path) -> TokenTree:
+        """Read a tree's JSON file.
+
+        Raises:
+            SequoiaError: missing, malformed, or not a tree.
+        """
+        document = read_document(path, FORMAT, VERSION)
+        fields = Fields(document, str(path))
+        parents, ranks = fields.integers("parents", minimum=-1), fields.integers("ranks")
+        try:
+            tree = cls(
+                parents, ranks, {k: v for k, v in document.items() if k not in STRUCTURE}
+            )
+        except SequoiaError as error:
+            raise SequoiaError(f"{path}: {error}") from None
+        for key in ("size", "depth"):
+            if document.get(key, getattr(tree, key)) != getattr(tree, key):
+                raise SequoiaError(
+                    f"{path}: {key}: found {shown(document[key])}, "
+                    f"expected {getattr(tree, key)} (what parents and ranks say)"
+                )
+        return tree
+
+
+AUTOREGRESSIVE = TokenTree([-1], [0])
+"""The one-node tree: plain decoding, no speculation."""

@@ -1,0 +1,99 @@
+"""Small models made on the spot, shared by the tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+from hypothesis import settings
+
+settings.register_profile("default", deadline=None, print_blob=True)
+settings.load_profile("default")
+
+VOCABULARY = 61
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Tiny matrices gain nothing from more threads, and tests run side by side."""
+    torch.set_num_threads(1)
+
+
+def small_config(architecture: str, **changes: Any) -> Any:
+    """A config of a few thousand parameters."""
+    from transformers import AutoConfig
+
+    sizes = dict(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=0,
+    )
+    special: dict[str, dict[str, Any]] = {
+        "gpt2": dict(n_embd=32, n_layer=3, n_head=4, n_positions=256),
+        "opt": dict(ffn_dim=48, word_embed_proj_dim=32),
+        "gemma2": dict(head_dim=8, sliding_window=8, query_pre_attn_scalar=8),
+        "mistral": dict(sliding_window=8),
+        "qwen3": dict(head_dim=16),
+    }
+    return AutoConfig.for_model(architecture, **(sizes | special.get(architecture, {}) | changes))
+
+
+@pytest.fixture(scope="session")
+def make_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Saves a random model and returns its folder; the same arguments give the same folder."""
+    made: dict[str, Path] = {}
+
+    def make(architecture: str = "llama", seed: int = 0, spread: float = 0.3, **changes: Any) -> Path:
+        from transformers import AutoModelForCausalLM
+
+        key = repr((architecture, seed, spread, sorted(changes.items())))
+        if key not in made:
+            torch.manual_seed(seed)
+            config = small_config(architecture, initializer_range=spread, **changes)
+            model = AutoModelForCausalLM.from_config(config)
+            made[key] = tmp_path_factory.mktemp(architecture)
+            model.save_pretrained(made[key])
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_pair(make_model: Callable[..., Path]) -> Callable[..., Any]:
+    """Loads a pair of random models; the draft is the target with noise, so some guesses fit."""
+    from sequoia_opt.engine.models import load_pair
+
+    made: dict[str, Any] = {}
+
+    def make(target: str = "llama", draft: str = "llama", dtype: str = "float64", **changes: Any) -> Any:
+        key = repr((target, draft, dtype, sorted(changes.items())))
+        if key not in made:
+            pair = load_pair(
+                make_model(target, 0, **changes), make_model(draft, 1), "cpu", dtype
+            )
+            if target == draft and not changes:
+                torch.manual_seed(2)
+                state = {
+                    name: value + 0.15 * value.std() * torch.randn_like(value)
+                    if value.is_floating_point() and value.numel() > 1
+                    else value
+                    for name, value in pair.target.model.state_dict().items()
+                }
+                pair.draft.model.load_state_dict(state)
+            made[key] = pair
+        return made[key]
+
+    return make
