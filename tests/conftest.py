@@ -56,7 +56,9 @@ def make_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Saves a random model and returns its folder; the same arguments give the same folder."""
     made: dict[str, Path] = {}
 
-    def make(architecture: str = "llama", seed: int = 0, spread: float = 0.3, **changes: Any) -> Path:
+    def make(
+        architecture: str = "llama", seed: int = 0, spread: float = 0.3, **changes: Any
+    ) -> Path:
         from transformers import AutoModelForCausalLM
 
         key = repr((architecture, seed, spread, sorted(changes.items())))
@@ -78,12 +80,12 @@ def make_pair(make_model: Callable[..., Path]) -> Callable[..., Any]:
 
     made: dict[str, Any] = {}
 
-    def make(target: str = "llama", draft: str = "llama", dtype: str = "float64", **changes: Any) -> Any:
+    def make(
+        target: str = "llama", draft: str = "llama", dtype: str = "float64", **changes: Any
+    ) -> Any:
         key = repr((target, draft, dtype, sorted(changes.items())))
         if key not in made:
-            pair = load_pair(
-                make_model(target, 0, **changes), make_model(draft, 1), "cpu", dtype
-            )
+            pair = load_pair(make_model(target, 0, **changes), make_model(draft, 1), "cpu", dtype)
             if target == draft and not changes:
                 torch.manual_seed(2)
                 state = {

@@ -88,7 +88,9 @@ def excerpts(
     generator = random.Random(seed)
     pieces = []
     for path, source in documents:
-        starts = [m.start() for m in re.finditer(r"^(?: {4})?(?:def |class |@)", source, re.MULTILINE)]
+        starts = [
+            m.start() for m in re.finditer(r"^(?: {4})?(?:def |class |@)", source, re.MULTILINE)
+        ]
         generator.shuffle(starts)
         chosen: list[int] = []
         for start in starts:

@@ -10,7 +10,6 @@ the same files. Knows nothing of trees or of the rest of the program.
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,9 +22,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional as F
 from transformers import (
     AttentionInterface,
+    AutoConfig,
     AutoModelForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -38,8 +37,26 @@ POSITIONS = 8192
 WINDOW, LONG_WINDOW = 512, 2048  # tokens of a training sequence, and in the last tenth
 
 # Deep and thin: depth is what makes a forward slow, and a shallow draft cheap beside it.
-TARGET = dict(hidden_size=256, intermediate_size=704, num_hidden_layers=12, num_attention_heads=4)
-DRAFT = dict(hidden_size=128, intermediate_size=384, num_hidden_layers=2, num_attention_heads=4)
+TARGET = dict(
+    model_type="llama",
+    hidden_size=256,
+    intermediate_size=704,
+    num_hidden_layers=12,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+)
+# A GPT-NeoX layer takes half as many operations as a Llama layer, and in a model this small
+# operations are what a forward costs. Two layers, not one: copying takes two.
+DRAFT = dict(
+    model_type="gpt_neox",
+    hidden_size=128,
+    intermediate_size=512,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    use_parallel_residual=False,
+    hidden_act="gelu_pytorch_tanh",
+    rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0},
+)
 
 
 def train_tokenizer(texts: list[str]) -> Tokenizer:
@@ -77,19 +94,19 @@ def windows(tokens: torch.Tensor, length: int, count: int, seed: int) -> Iterato
         yield torch.stack([tokens[s : s + length + 1] for s in batch])
 
 
-def build(sizes: dict[str, int]) -> LlamaForCausalLM:
-    """A randomly initialised Llama of the given sizes, with tied embeddings."""
-    config = LlamaConfig(
+def build(sizes: dict[str, Any]) -> PreTrainedModel:
+    """A randomly initialised model of the given architecture and sizes, its embeddings tied."""
+    config = AutoConfig.for_model(
         **sizes,
         vocab_size=VOCABULARY,
-        num_key_value_heads=2,
         max_position_embeddings=POSITIONS,
         tie_word_embeddings=True,
         bos_token_id=0,
         eos_token_id=0,
-        attn_implementation="sdpa_float32",
     )
-    return LlamaForCausalLM(config)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    model.set_attn_implementation("sdpa_float32")
+    return model
 
 
 def sdpa_float32(
@@ -117,7 +134,7 @@ def logits_of(model: torch.nn.Module, inputs: torch.Tensor) -> torch.Tensor:
 
 
 def optimise(
-    model: LlamaForCausalLM,
+    model: PreTrainedModel,
     batches: Callable[[int], torch.Tensor],
     loss_of: Callable[[torch.Tensor], torch.Tensor],
     steps: int,
@@ -150,8 +167,9 @@ def optimise(
         loss = loss_of(batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for part in (*optimizers, *schedules):
-            part.step()
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
         model.zero_grad()
         tokens += batch.numel()
         recent.append(loss.item())
@@ -180,7 +198,7 @@ def held_out_loss(model: torch.nn.Module, tokens: torch.Tensor, window: int = 10
 
 @torch.no_grad()
 def continuations(
-    target: LlamaForCausalLM, tokens: torch.Tensor, count: int, seed: int
+    target: PreTrainedModel, tokens: torch.Tensor, count: int, seed: int
 ) -> torch.Tensor:
     """Rows [count, WINDOW + 1]: a quarter of training text, then what the target makes of it.
 
@@ -193,9 +211,11 @@ def continuations(
     torch.manual_seed(seed)
     while sum(map(len, rows)) < count:
         sampled = len(rows) % 2 == 1
+        prompt = next(prompts)
         rows.append(
             target.generate(
-                next(prompts),
+                prompt,
+                attention_mask=torch.ones_like(prompt),
                 do_sample=sampled,
                 temperature=0.8 if sampled else None,
                 max_new_tokens=WINDOW + 1 - WINDOW // 4,
@@ -208,9 +228,9 @@ def continuations(
     return torch.cat(rows)[:count]
 
 
-def save(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
+def save(model: PreTrainedModel, tokenizer: Tokenizer, folder: Path) -> None:
     """Write model (bfloat16) and tokenizer in the Hugging Face layout."""
-    model.to(torch.bfloat16).save_pretrained(folder)
+    model.bfloat16().save_pretrained(folder)
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=END_OF_TEXT,
@@ -342,11 +362,9 @@ def write_data(folder: Path, seed: int) -> None:
 
 def main(
     output: Annotated[Path, typer.Option(help="Folder for both models and the data.")],
-    stage: Annotated[list[str], typer.Option(help="target, draft or data; all by default.")] = [
-        "target",
-        "draft",
-        "data",
-    ],
+    stage: Annotated[
+        list[str] | None, typer.Option(help="target, draft or data; all by default.")
+    ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Training steps of the target.")] = 1100,
     draft_steps: Annotated[int, typer.Option(min=3, help="Training steps of the draft.")] = 1200,
     rows: Annotated[int, typer.Option(min=1, help="Continuations to distil on.")] = 1024,
@@ -357,6 +375,7 @@ def main(
     """Train the bundled pair on this interpreter's standard library."""
     torch.set_num_threads(threads)
     output.mkdir(parents=True, exist_ok=True)
+    stage = stage or ["target", "draft", "data"]
     if "target" in stage:
         train_target(output, steps, batch_tokens, seed)
     if "draft" in stage:

@@ -83,9 +83,9 @@ class Decoder:
                 f"{pair.target.vocabulary} tokens"
             )
         self.pair, self.tree = pair, tree
-        self._verifier = make_verifier(verifier, temperature, top_p)
-        self._step = Step(pair.target, pair.draft, tree, self._verifier)
-        self._first = Step(pair.target, pair.draft, AUTOREGRESSIVE, self._verifier)
+        self.verifier = make_verifier(verifier, temperature, top_p)
+        self._step = Step(pair.target, pair.draft, tree, self.verifier)
+        self._first = Step(pair.target, pair.draft, AUTOREGRESSIVE, self.verifier)
         self._random = torch.Generator(pair.device).manual_seed(seed)
 
     def generate(
@@ -128,18 +128,15 @@ class Decoder:
         capacity = len(prompt) + max_new_tokens + tree.size
         capacity += -capacity % CAPACITY_ROUNDING
         tokens = torch.tensor([prompt], device=self.pair.device)
-        logits = torch.empty(0)
         target.reserve(capacity)
-        for _, logits in target.read(tokens):
-            pass
+        logits = at_least_float32(target.prefill(tokens))
         if tree.size > 1:
             draft.reserve(capacity)
-            for _ in draft.read(tokens.clamp(max=draft.vocabulary - 1)):
-                pass
-        verdict = self._verifier.verify(
+            draft.prefill(tokens.clamp(max=draft.vocabulary - 1))
+        verdict = self.verifier.verify(
             self._first.index,
             tokens[0, -1:],
-            at_least_float32(logits[0]),
+            logits,
             logits.new_zeros(0, target.vocabulary),
             self.uniforms(self._first),
         )

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers import logging as transformers_logging
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from sequoia_opt import demo
 from sequoia_opt.engine.runner import Runner
@@ -115,8 +115,7 @@ def load_pair(
     tokenizers = {role: _load_tokenizer(source) for role, source in sources.items()}
     _check_fit(sources, configs, tokenizers)
     runners = {
-        role: Runner(_load_model(source, where, kind), source)
-        for role, source in sources.items()
+        role: Runner(_load_model(source, where, kind), source) for role, source in sources.items()
     }
     return Pair(
         target=runners["target"],
@@ -167,9 +166,7 @@ def _load_config(source: str) -> Any:
         raise SequoiaError(f"{source}: cannot be loaded ({one_line(error)[:200]})") from None
     kind = config.model_type
     if config.is_encoder_decoder or kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise SequoiaError(
-            f"{source}: architecture {kind!r} is not a decoder-only language model"
-        )
+        raise SequoiaError(f"{source}: architecture {kind!r} is not a decoder-only language model")
     return config
 
 

@@ -7,6 +7,7 @@ slots, and how to fill its buffers with a prompt. Knows nothing of drafting or v
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -46,7 +47,7 @@ class Runner:
         Raises:
             SequoiaError: its architecture cannot be run on trees.
         """
-        self.model = model.eval()
+        self.model = model.eval().requires_grad_(False)
         self.name = name
         config = model.config.get_text_config()  # type: ignore[union-attr, operator]
         self.vocabulary = int(config.vocab_size)
@@ -68,6 +69,7 @@ class Runner:
                 "which cannot score a token tree; only softmax attention can"
             )
         found: dict[int, LayerShape] = {}
+        self._native: str = self.model.config._attn_implementation  # type: ignore[union-attr, assignment]
         try:
             self.model.set_attn_implementation(PROBE_ATTENTION)  # type: ignore[operator]
             with torch.inference_mode():
@@ -96,6 +98,15 @@ class Runner:
         if len({layer.groups for layer in layers}) != 1:
             raise SequoiaError(f"{self.name}: layers that share heads differently: not supported")
         return layers
+
+    @contextmanager
+    def native_attention(self) -> Iterator[torch.nn.Module]:
+        """The model as transformers runs it, to be compared with."""
+        self.model.set_attn_implementation(self._native)  # type: ignore[operator]
+        try:
+            yield self.model
+        finally:
+            self.model.set_attn_implementation(TREE_ATTENTION)  # type: ignore[operator]
 
     def reserve(self, capacity: int, batch: int = 1) -> None:
         """Have buffers of at least `capacity` slots for `batch` sequences."""
@@ -143,21 +154,26 @@ class Runner:
         return logits
 
     def read(
-        self, tokens: Tensor, length: int = 0, pad: Tensor | None = None, keep: int = 1
+        self, tokens: Tensor, pad: Tensor | None = None, keep: int = 1, chunk: int = PREFILL_CHUNK
     ) -> Iterator[tuple[int, Tensor]]:
         """Put a text into the buffers, in chunks of bounded memory.
 
         Args:
-            tokens: [batch, count], put into the slots from `length` on.
+            tokens: [batch, count], put into the first slots.
             pad: [batch], how many of each sequence's first slots are padding.
             keep: logits wanted of each chunk's last tokens; 0 for all of its tokens.
+            chunk: tokens of one forward.
 
         Yields:
             For each chunk: its first token's place in `tokens`, and its logits.
         """
-        for start in range(0, tokens.shape[1], PREFILL_CHUNK):
-            chunk = tokens[:, start : start + PREFILL_CHUNK]
-            yield start, self.extend(chunk, length + start, pad, keep)
+        for start in range(0, tokens.shape[1], chunk):
+            yield start, self.extend(tokens[:, start : start + chunk], start, pad, keep)
+
+    def prefill(self, tokens: Tensor, pad: Tensor | None = None) -> Tensor:
+        """Put prompts [batch, count] into the buffers; logits [batch, vocabulary] after them."""
+        *_, (_, logits) = self.read(tokens, pad)
+        return logits[:, -1]
 
     def extend(
         self, tokens: Tensor, length: int, pad: Tensor | None = None, keep: int = 1

@@ -101,9 +101,7 @@ class Step:
         """
         tokens, draft_logits = self._draft_tree(state, length, uniforms)
         target_logits = self.score(tokens, state.length, length)
-        verdict = self.verifier.verify(
-            self.index, tokens, target_logits, draft_logits, uniforms
-        )
+        verdict = self.verifier.verify(self.index, tokens, target_logits, draft_logits, uniforms)
         path, count = verdict.path, verdict.count
         if self.tree.depth:
             accepted = path < self.tree.size
@@ -117,9 +115,7 @@ class Step:
         recent = torch.cat([tokens.gather(0, verdict.last), verdict.next])
         return torch.cat([emitted, count]), State(state.length + count, recent)
 
-    def _draft_tree(
-        self, state: State, length: int, uniforms: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _draft_tree(self, state: State, length: int, uniforms: Tensor) -> tuple[Tensor, Tensor]:
         """Guess all nodes' tokens [size]; the draft's logits in the verifier's order."""
         root = state.recent[1:]
         if not self._levels:

@@ -41,8 +41,7 @@ class TreeIndex:
         order = sorted((v for v in range(tree.size) if counts[v]), key=lambda v: -counts[v])
         self.internal = order
         self.reach = [
-            sum(counts[v] >= rank for v in order)
-            for rank in range(1, max(counts, default=0) + 1)
+            sum(counts[v] >= rank for v in order) for rank in range(1, max(counts, default=0) + 1)
         ]
         row = {node: i for i, node in enumerate(order)}
         children = np.zeros((len(order), len(self.reach)), dtype=np.int64)
@@ -129,6 +128,29 @@ class Verifier(Protocol):
         """
         ...
 
+    def trial(self, target_logits: Tensor, draft_logits: Tensor, width: int) -> Trial:
+        """Draft `width` guesses at each position and verify them: what `estimate` samples.
+
+        Args:
+            target_logits, draft_logits: [positions, vocabulary].
+        """
+        ...
+
+
+@dataclass
+class Trial:
+    """One verification of full width at a single node, for each of many positions.
+
+    Attributes:
+        chances: [positions, width], probability that the rank-k draw is the accepted one.
+        rank: [positions], the rank that was accepted, 0 for none.
+        token: [positions], the token that verification emitted, the target's own in law.
+    """
+
+    chances: Tensor
+    rank: Tensor
+    token: Tensor
+
 
 def follow(index: TreeIndex, accepted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The accepted path: from `accepted` [size - 1], whether each node but the root is the one
@@ -177,6 +199,12 @@ class Greedy:
         accepted = tokens[1:] == wanted.index_select(0, index.parent)[1:]
         path, count, last = follow(index, accepted)
         return Verdict(path, count, last, wanted.gather(0, last))
+
+    def trial(self, target_logits: Tensor, draft_logits: Tensor, width: int) -> Trial:
+        """The target's most likely token, and its place among the draft's."""
+        token = target_logits.argmax(dim=-1)
+        hits = draft_logits.topk(width, dim=-1).indices == token[:, None]
+        return Trial(hits.to(target_logits.dtype), first_rank(hits), token)
 
 
 class Sequoia:
@@ -242,6 +270,26 @@ class Sequoia:
         whole = target.index_select(0, last)
         rest = residual(whole - taken[:, None] * draft.index_select(0, inside), whole)
         return Verdict(path, count, last, draw(rest, uniforms[-vocabulary:][None]))
+
+    def trial(self, target_logits: Tensor, draft_logits: Tensor, width: int) -> Trial:
+        """Draws, their tests, and the token that comes of it; chances are exact given the draws."""
+        whole = warp(target_logits, self.temperature, self.top_p)
+        draft = warp(draft_logits, self.temperature)
+        drawn = draw_without_replacement(
+            draft_logits / self.temperature, width, torch.rand_like(draft)
+        )
+        passes, scale = pass_probabilities(whole, draft, drawn, [len(drawn)] * width)
+        failed = (1 - passes).cumprod(dim=1)
+        chances = passes * torch.cat([torch.ones_like(failed[:, :1]), failed[:, :-1]], dim=1)
+        rank = first_rank(torch.rand_like(passes) < passes)
+        rest = draw(residual(whole - scale[:, None] * draft, whole), torch.rand_like(whole))
+        accepted = drawn.gather(1, (rank - 1).clamp_min(0)[:, None]).squeeze(1)
+        return Trial(chances, rank, torch.where(rank > 0, accepted, rest))
+
+
+def first_rank(passed: Tensor) -> Tensor:
+    """Rank of the first that passed, from 1, along the last dimension; 0 if none did."""
+    return (passed.int().argmax(dim=-1) + 1) * passed.any(dim=-1)
 
 
 def residual(rest: Tensor, whole: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ acceptance, and does no measuring.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -155,11 +156,17 @@ class LatencyProfile:
         self, tree: TokenTree, verifier: str, context: float, batch: int = 1, of: str = "median_ms"
     ) -> float:
         """t(T, L): milliseconds of a whole step with `tree` at `context` cached tokens."""
+        overhead = self.overhead_for(verifier).at(tree.size, len(tree.draft_widths))
+        return self.forwards_ms(tree, context, batch, of) + overhead
+
+    def forwards_ms(
+        self, tree: TokenTree, context: float, batch: int = 1, of: str = "median_ms"
+    ) -> float:
+        """Milliseconds of a step's forwards: the target's and every draft level's."""
         forwards = self.target.at([tree.size], context, batch, of).sum()
         if tree.draft_widths:
             forwards += self.draft.at(list(tree.draft_widths), context, batch, of).sum()
-        overhead = self.overhead_for(verifier).at(tree.size, len(tree.draft_widths))
-        return float(forwards + overhead)
+        return float(forwards)
 
     def document(self) -> dict[str, Any]:
         """The profile's file as a mapping."""
@@ -244,7 +251,7 @@ def _read_model(fields: Fields) -> ModelLatency:
 
 def _read_curve(fields: Fields) -> Curve:
     tokens = fields.integers("tokens", minimum=1)
-    if not tokens or any(b <= a for a, b in zip(tokens, tokens[1:], strict=False)):
+    if not tokens or any(b <= a for a, b in pairwise(tokens)):
         raise fields.fail("tokens", "ascending numbers of tokens")
     quantities = {name: fields.numbers(name, 0.0) for name in QUANTITIES}
     for name, values in quantities.items():

@@ -201,9 +201,7 @@ class TokenTree:
         fields = Fields(document, str(path))
         parents, ranks = fields.integers("parents", minimum=-1), fields.integers("ranks")
         try:
-            tree = cls(
-                parents, ranks, {k: v for k, v in document.items() if k not in STRUCTURE}
-            )
+            tree = cls(parents, ranks, {k: v for k, v in document.items() if k not in STRUCTURE})
         except SequoiaError as error:
             raise SequoiaError(f"{path}: {error}") from None
         for key in ("size", "depth"):

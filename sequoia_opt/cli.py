@@ -1,0 +1,590 @@
+"""The commands: options in, the library's functions, files and summaries out."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import click
+import typer
+
+from sequoia_opt import __version__
+from sequoia_opt.errors import SequoiaError
+
+if TYPE_CHECKING:
+    from sequoia_opt.engine.models import Pair
+    from sequoia_opt.plan.solver import Plan
+    from sequoia_opt.plan.tree import TokenTree
+
+app = typer.Typer(
+    name="sequoia-opt",
+    help="Find the token tree that decodes fastest on this machine, and decode with it. "
+    "The steps: profile, estimate, solve, decode. Without options each runs on a small pair of "
+    "models that comes along.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+Target = Annotated[
+    str | None, typer.Option(help="Target model: a hub id or a folder.", show_default="bundled")
+]
+Draft = Annotated[
+    str | None, typer.Option(help="Draft model: a hub id or a folder.", show_default="bundled")
+]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1, …", show_default="cuda, if there is one")
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        help="float32, bfloat16, float16 or float64.",
+        show_default="bfloat16 on cuda, else float32",
+    ),
+]
+Output = Annotated[
+    Path | None, typer.Option("-o", "--output", help="File to write.", show_default="by name")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, nothing else.")]
+Temperature = Annotated[float, typer.Option(help="0 for greedy.")]
+TopP = Annotated[float, typer.Option("--top-p", help="Nucleus of the target, in (0, 1].")]
+DatasetOption = Annotated[
+    str | None,
+    typer.Option(
+        help=".jsonl with `prompt` or `text`, .txt, .parquet, or a hub dataset id.",
+        show_default="bundled",
+    ),
+]
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True)
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show tracebacks; may stand anywhere.")
+    ] = False,
+) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command(epilog="Example: sequoia-opt profile --contexts 128,1024 --tokens 1,2,4,8,16,32")
+def profile(
+    target: Target = None,
+    draft: Draft = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    tokens: Annotated[
+        str | None,
+        typer.Option(
+            help="Query tokens of a forward, 1,2,4,…", show_default="1 to 64; 512 on cuda"
+        ),
+    ] = None,
+    contexts: Annotated[str, typer.Option(help="Cached tokens.")] = "128,512,1024",
+    repeats: Annotated[int, typer.Option(min=5, help="Rounds that are timed.")] = 25,
+    output: Output = None,
+    as_json: Json = False,
+) -> None:
+    """Measure how long a forward of each model takes here, by number of tokens."""
+    counts = _integers("--tokens", tokens) if tokens else []
+    lengths = _integers("--contexts", contexts)
+    _check_output(output)
+    from sequoia_opt import console, paths
+    from sequoia_opt.measure import profiler
+    from sequoia_opt.measure.hardware import hardware
+
+    pair = _load(target, draft, device, dtype)
+    slug = hardware(pair.device)["slug"]
+    path = output or paths.profile_path(slug, pair.target_name, pair.draft_name, pair.dtype)
+    _check_output(path)
+    options = profiler.Options(tokens=counts, contexts=lengths, repeats=repeats)
+    with console.progress("profiling") as advance:
+        measured = profiler.profile(pair, options, advance)
+    measured.save(path)
+    if as_json:
+        _print_json(measured.document())
+    else:
+        console.profile_summary(measured)
+    console.written(path)
+
+
+@app.command(epilog="Example: sequoia-opt estimate --dataset prompts.jsonl --temperature 0.6")
+def estimate(
+    target: Target = None,
+    draft: Draft = None,
+    dataset: DatasetOption = None,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    verifier: Annotated[str, typer.Option(help="For temperatures above 0.")] = "sequoia",
+    width: Annotated[int, typer.Option(min=1, help="Ranks to sample.")] = 32,
+    teacher_forced: Annotated[
+        bool,
+        typer.Option(
+            "--teacher-forced", help="On the dataset's text, not the target's continuations."
+        ),
+    ] = False,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Documents to use.", show_default="all")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each document.")] = 128,
+    batch: Annotated[int, typer.Option(min=1, help="Documents run together.")] = 16,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    device: Device = None,
+    dtype: Dtype = None,
+    output: Output = None,
+    as_json: Json = False,
+) -> None:
+    """Sample how often the target accepts the draft's 1st, 2nd, 3rd … guess."""
+    _check_output(output)
+    from sequoia_opt import console, paths
+    from sequoia_opt.engine.decoder import check_sampling
+    from sequoia_opt.measure import estimator
+    from sequoia_opt.measure.dataset import load_dataset
+
+    check_sampling(temperature, top_p, verifier)
+    name, documents = load_dataset(dataset)
+    pair = _load(target, draft, device, dtype)
+    used = "greedy" if temperature == 0 else verifier
+    path = output or paths.acceptance_path(
+        pair.target_name, pair.draft_name, name, used, temperature, top_p
+    )
+    _check_output(path)
+    options = estimator.Options(
+        temperature=temperature,
+        top_p=top_p,
+        verifier=verifier,
+        width=width,
+        max_new_tokens=max_new_tokens,
+        limit=limit,
+        batch=batch,
+        teacher_forced=teacher_forced,
+        seed=seed,
+    )
+    with console.progress("sampling") as advance:
+        acceptance = estimator.estimate(pair, documents, name, options, advance)
+    acceptance.save(path)
+    if as_json:
+        _print_json(acceptance.document())
+    else:
+        console.acceptance_summary(acceptance)
+    console.written(path)
+
+
+@app.command(epilog="Example: sequoia-opt solve --max-size 64 --context 512 -o tree.json")
+def solve(
+    profile: Annotated[
+        Path | None, typer.Option(help="Latency profile.", show_default="of the bundled pair")
+    ] = None,
+    acceptance: Annotated[
+        Path | None, typer.Option(help="Acceptance file.", show_default="of the bundled pair")
+    ] = None,
+    max_size: Annotated[
+        int | None, typer.Option(min=1, help="Largest tree.", show_default="largest measured")
+    ] = None,
+    max_depth: Annotated[
+        int | None, typer.Option(min=0, help="Deepest tree.", show_default="16")
+    ] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="Fix the number of nodes.")] = None,
+    depth: Annotated[int | None, typer.Option(min=0, help="Fix the depth.")] = None,
+    context: Annotated[
+        float | None,
+        typer.Option(help="Cached tokens.", show_default="as in the acceptance file"),
+    ] = None,
+    output: Output = None,
+    as_json: Json = False,
+) -> None:
+    """Find the tree that decodes fastest, exactly, from both measurements."""
+    _check_output(output)
+    from sequoia_opt import console, paths
+    from sequoia_opt.plan import solver
+    from sequoia_opt.plan.acceptance import Acceptance
+    from sequoia_opt.plan.latency import LatencyProfile
+
+    profile = profile or paths.bundled_profile()
+    acceptance = acceptance or paths.bundled_acceptance()
+    latencies, rates = LatencyProfile.load(profile), Acceptance.load(acceptance)
+    for role in ("target", "draft"):
+        names = getattr(latencies, role).model, getattr(rates, role)
+        if names[0] != names[1] and names[1] != "unknown":
+            console.note(f"note: the profile's {role} is {names[0]}, the acceptance's {names[1]}")
+    options = {
+        "max_size": max_size,
+        "max_depth": max_depth,
+        "size": size,
+        "depth": depth,
+        "context": context,
+    }
+    plan = solver.solve(latencies, rates, **options)  # type: ignore[arg-type]
+    tree = _with_provenance(plan, profile, acceptance, options)
+    path = output or paths.tree_path(str(latencies.hardware.get("slug", "unknown")), profile, rates)
+    _check_output(path)
+    tree.save(path)
+    if as_json:
+        _print_json(tree.document())
+    else:
+        console.plan_summary(plan)
+    console.written(path)
+
+
+def _with_provenance(
+    plan: Plan, profile: Path, acceptance: Path, options: dict[str, Any]
+) -> TokenTree:
+    from sequoia_opt.plan.files import content_fingerprint
+    from sequoia_opt.plan.tree import TokenTree
+
+    tree = plan.tree
+    provenance = {
+        "profile": {"file": profile.name, "fingerprint": content_fingerprint(profile)},
+        "acceptance": {"file": acceptance.name, "fingerprint": content_fingerprint(acceptance)},
+        "solver": plan.method,
+        "options": {key: value for key, value in options.items() if value is not None},
+        "sequoia_opt": __version__,
+    }
+    return TokenTree(tree.parents, tree.ranks, tree.metadata | {"provenance": provenance})
+
+
+@app.command(epilog='Example: sequoia-opt decode tree.json --prompt "def main():" --compare')
+def decode(
+    tree: Annotated[
+        Path | None, typer.Argument(help="Tree file.", show_default="of the bundled pair")
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="Text to go on from.", show_default="bundled")
+    ] = None,
+    target: Target = None,
+    draft: Draft = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to decode.")] = 128,
+    temperature: Annotated[
+        float | None, typer.Option(help="0 for greedy.", show_default="the tree's")
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option("--top-p", help="Nucleus of the target.", show_default="the tree's"),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="A string that ends the text; may be repeated.")
+    ] = None,
+    ignore_eos: Annotated[
+        bool, typer.Option("--ignore-eos", help="Go on past end-of-text tokens.")
+    ] = False,
+    compare: Annotated[
+        bool,
+        typer.Option("--compare", help="Decode plainly too, and report the measured speed-up."),
+    ] = False,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="Repetitions of each prompt with --compare.")
+    ] = 3,
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: Json = False,
+) -> None:
+    """Decode a prompt with a tree, losslessly, and say how fast it was."""
+    from sequoia_opt import console, demo, paths
+    from sequoia_opt.plan.tree import TokenTree
+
+    path = tree or paths.bundled_tree(temperature or 0.0)
+    loaded = TokenTree.load(path)
+    temperature, top_p = _sampling(loaded, temperature, top_p)
+    target, draft = _models_of(loaded, target, draft)
+    from sequoia_opt.engine.decoder import Decoder, check_sampling
+
+    check_sampling(temperature, top_p)
+    pair = _load(target, draft, device, dtype)
+    texts = [prompt] if prompt is not None else demo.prompts()
+    prompts = [pair.encode(text) for text in texts]
+    decoder = Decoder(pair, loaded, temperature, top_p, seed)
+    stream = decoder.stream(prompts[0], max_new_tokens, ignore_eos, stop or [])
+    shown = Typewriter(pair, sys.stdout if not as_json else None)
+    for _ in stream:
+        shown.update(stream.generation.tokens)
+    generation = stream.generation
+    shown.finish(generation.text)
+
+    document: dict[str, Any] = {
+        "text": generation.text,
+        "tokens": generation.tokens,
+        "steps": generation.steps,
+        "tokens_per_step": generation.tokens_per_step,
+        "tokens_per_second": generation.tokens_per_second,
+        "seconds": generation.seconds,
+        "prefill_seconds": generation.prefill_seconds,
+        "stopped": generation.stopped,
+        "tree": str(path),
+        "temperature": temperature,
+        "top_p": top_p,
+    }
+    comparable = _same_machine(loaded, pair)
+    if not as_json:
+        console.out.print()
+        console.generation_summary(generation, loaded, comparable)
+    if compare:
+        document["compare"] = _compare(
+            pair, loaded, prompts, max_new_tokens, temperature, top_p, seed, repeats,
+            comparable, as_json,
+        )  # fmt: skip
+    if as_json:
+        _print_json(document)
+
+
+def _compare(
+    pair: Pair,
+    tree: TokenTree,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    seed: int,
+    repeats: int,
+    comparable: bool,
+    quiet: bool,
+) -> dict[str, Any]:
+    """Plain decoding beside the tree's, on all prompts."""
+    from sequoia_opt import console
+    from sequoia_opt.measure import bench
+    from sequoia_opt.plan.tree import AUTOREGRESSIVE
+
+    sampling = {"temperature": temperature, "top_p": top_p, "seed": seed}
+    methods = [
+        bench.with_tree(pair, "plain", AUTOREGRESSIVE, **sampling),
+        bench.with_tree(pair, "tree", tree, **sampling),
+    ]
+    with console.progress("comparing") as advance:
+        results = bench.race(methods, prompts, max_new_tokens, repeats, advance)
+    document: dict[str, Any] = {"results": [asdict(result) for result in results]}
+    found = []
+    if temperature == 0:
+        for i, prompt in enumerate(prompts):
+            plain, treed = (method.run(prompt, max_new_tokens).tokens for method in methods)
+            parted = bench.divergence(pair, prompt, plain, treed)
+            if parted is not None:
+                found.append((i, parted))
+        document["divergences"] = [{"prompt": i, **asdict(parted)} for i, parted in found]
+    if not quiet:
+        title = f"{len(prompts)} prompts, {max_new_tokens} tokens each, temperature {temperature:g}"
+        console.race_table(results, title)
+        tokens = tree.metadata.get("replayed_tokens", tree.metadata.get("expected_tokens"))
+        predicted = tree.metadata.get("predicted") if comparable else None
+        console.prediction_line(results[1], predicted, tokens)
+        if temperature == 0:
+            console.divergences(found, len(prompts))
+    return document
+
+
+@app.command(epilog="Example: sequoia-opt bench tree.json --dataset prompts.jsonl --limit 16")
+def bench(
+    tree: Annotated[
+        Path | None, typer.Argument(help="Tree file.", show_default="of the bundled pair")
+    ] = None,
+    dataset: DatasetOption = None,
+    target: Target = None,
+    draft: Draft = None,
+    max_new_tokens: Annotated[int, typer.Option(min=2, help="Tokens of each prompt.")] = 128,
+    temperature: Annotated[
+        float | None, typer.Option(help="0 for greedy.", show_default="the tree's")
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option("--top-p", help="Nucleus of the target.", show_default="the tree's"),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Prompts to use.")] = 16,
+    repeats: Annotated[int, typer.Option(min=1, help="Repetitions of each prompt.")] = 3,
+    chain: Annotated[
+        int | None,
+        typer.Option(min=2, help="Nodes of the chain.", show_default="the best by prediction"),
+    ] = None,
+    profile: Annotated[
+        Path | None, typer.Option(help="Profile to choose the chain by.", show_default="bundled")
+    ] = None,
+    acceptance: Annotated[
+        Path | None, typer.Option(help="Acceptance file, likewise.", show_default="bundled")
+    ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: Json = False,
+) -> None:
+    """Plain decoding, transformers' generate, the best chain and the tree, side by side."""
+    from sequoia_opt import console, paths
+    from sequoia_opt.plan import shapes, solver
+    from sequoia_opt.plan.acceptance import Acceptance
+    from sequoia_opt.plan.latency import LatencyProfile
+    from sequoia_opt.plan.tree import AUTOREGRESSIVE, TokenTree
+
+    path = tree or paths.bundled_tree(temperature or 0.0)
+    loaded = TokenTree.load(path)
+    temperature, top_p = _sampling(loaded, temperature, top_p)
+    if chain is None:
+        plan = solver.solve(
+            LatencyProfile.load(profile or paths.bundled_profile()),
+            Acceptance.load(acceptance or paths.bundled_acceptance()),
+        )
+        chains = [c.tree for c in plan.baselines if c.name == "chain"]
+        best = chains[0] if chains else shapes.chain(2)
+    else:
+        best = shapes.chain(chain)
+    from sequoia_opt.engine.decoder import check_sampling
+    from sequoia_opt.measure import bench as benchmark
+    from sequoia_opt.measure.dataset import load_dataset
+
+    check_sampling(temperature, top_p)
+    name, documents = load_dataset(dataset)
+    pair = _load(*_models_of(loaded, target, draft), device, dtype)
+    prompts = [pair.encode(d.prompt or d.text[: len(d.text) // 2]) for d in documents[:limit]]
+    sampling: dict[str, Any] = {"temperature": temperature, "top_p": top_p}
+    methods = [
+        benchmark.with_tree(pair, "plain", AUTOREGRESSIVE, **sampling),
+        benchmark.with_generate(pair, **sampling),
+        benchmark.with_tree(pair, f"best chain ({best.size} nodes)", best, **sampling),
+        benchmark.with_tree(pair, f"solved tree ({loaded.size} nodes)", loaded, **sampling),
+    ]
+    with console.progress("decoding") as advance:
+        results = benchmark.race(methods, prompts, max_new_tokens, repeats, advance)
+    if as_json:
+        _print_json(
+            {
+                "results": [asdict(result) for result in results],
+                "dataset": name,
+                "prompts": len(prompts),
+                "max_new_tokens": max_new_tokens,
+                "repeats": repeats,
+                "tree": str(path),
+                **sampling,
+            }
+        )
+        return
+    if markdown:
+        console.race_markdown(results)
+    else:
+        console.race_table(results, f"{name}: {len(prompts)} prompts, {max_new_tokens} tokens each")
+    tokens = loaded.metadata.get("replayed_tokens", loaded.metadata.get("expected_tokens"))
+    predicted = loaded.metadata.get("predicted") if _same_machine(loaded, pair) else None
+    console.prediction_line(results[-1], predicted, tokens)
+
+
+class Typewriter:
+    """Writes a growing text as it comes, whole characters only."""
+
+    def __init__(self, pair: Pair, stream: Any) -> None:
+        self._pair, self._stream, self._done = pair, stream, ""
+
+    def update(self, tokens: list[int]) -> None:
+        """Write what `tokens` add; a character that is still incomplete waits."""
+        if self._stream is None or self._pair.tokenizer is None:
+            return
+        text = self._pair.decode(tokens)
+        if not text.endswith("\ufffd") and text.startswith(self._done):
+            self._write(text)
+
+    def finish(self, text: str) -> None:
+        """Write the rest of the final text."""
+        if self._stream is not None and text.startswith(self._done):
+            self._write(text)
+
+    def _write(self, text: str) -> None:
+        self._stream.write(text[len(self._done) :])
+        self._stream.flush()
+        self._done = text
+
+
+def _sampling(
+    tree: TokenTree, temperature: float | None, top_p: float | None
+) -> tuple[float, float]:
+    """The tree's temperature and top-p, unless others are asked for."""
+    own = float(tree.metadata.get("temperature", 0.0))
+    nucleus = float(tree.metadata.get("top_p", 1.0))
+    return own if temperature is None else temperature, nucleus if top_p is None else top_p
+
+
+def _models_of(
+    tree: TokenTree, target: str | None, draft: str | None
+) -> tuple[str | None, str | None]:
+    """The models to run: those named; else the bundled pair, if the tree is not for others."""
+    from sequoia_opt import demo
+
+    for role, given, bundled in (
+        ("target", target, demo.TARGET_NAME), ("draft", draft, demo.DRAFT_NAME)
+    ):  # fmt: skip
+        own = tree.metadata.get(role, bundled)
+        if given is None and own != bundled:
+            raise SequoiaError(f"the tree was solved for {role} {own}; name it with --{role}")
+    return target, draft
+
+
+def _same_machine(tree: TokenTree, pair: Pair) -> bool:
+    """Whether the tree's predicted times are for this machine and dtype."""
+    from sequoia_opt.measure.hardware import hardware
+
+    own = tree.metadata.get("hardware", {}).get("slug")
+    dtype = tree.metadata.get("engine", {}).get("dtype")
+    return bool("predicted" in tree.metadata) and (own, dtype) == (
+        hardware(pair.device)["slug"], pair.dtype
+    )  # fmt: skip
+
+
+def _load(target: str | None, draft: str | None, device: str | None, dtype: str | None) -> Pair:
+    from sequoia_opt.engine.models import load_pair
+
+    return load_pair(target, draft, device, dtype)
+
+
+def _check_output(path: Path | None) -> None:
+    from sequoia_opt.plan.files import check_writable
+
+    if path is not None:
+        check_writable(path)
+
+
+def _integers(option: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(
+            f"found {text!r}, expected whole numbers with commas between them", param_hint=option
+        ) from None
+
+
+def _print_json(document: dict[str, Any]) -> None:
+    from sequoia_opt.plan.files import plain
+
+    print(json.dumps(plain(document), ensure_ascii=False))
+
+
+def main() -> None:
+    """Run the command line; one line for an error, no traceback without --debug."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1
+    try:
+        code = app(arguments, prog_name="sequoia-opt", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message())
+        sys.exit(2)
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        where = f" (see `{context.command_path} --help`)" if context else ""
+        _fail(error.format_message() + where, error.exit_code, debug)
+    except SequoiaError as error:
+        _fail(str(error), 1, debug)
+    except (KeyboardInterrupt, click.Abort):
+        _fail("interrupted; nothing was written", 1, debug)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader has gone; there is nobody to tell
+        sys.exit(1)
+    except Exception as error:
+        _fail(f"{type(error).__name__}: {error} (--debug shows where)", 1, debug)
+
+
+def _fail(message: str, code: int, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,236 @@
+"""What the commands print: summaries, tables, progress. No logic, and no torch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from sequoia_opt.plan.acceptance import Acceptance
+from sequoia_opt.plan.latency import LatencyProfile
+from sequoia_opt.plan.solver import Candidate, Plan
+from sequoia_opt.plan.tree import TokenTree
+
+if TYPE_CHECKING:
+    from sequoia_opt.engine.decoder import Generation
+    from sequoia_opt.measure.bench import Divergence, Result
+
+SHOWN_RANKS = 8
+SHOWN_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+
+out = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def progress(label: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error for long work; nothing where that is no terminal."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    bar = Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
+    with bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def note(message: str) -> None:
+    """A line on standard error."""
+    err.print(message, markup=False)
+
+
+def written(path: Path) -> None:
+    """Say where a file went."""
+    note(f"wrote {path}")
+
+
+def profile_summary(profile: LatencyProfile) -> None:
+    """Both models' latencies at each context, and the overhead."""
+    name = profile.hardware.get("name", "unknown")
+    engine = profile.engine
+    out.print(f"{name}, {engine.get('dtype')}, {engine.get('threads')} threads", markup=False)
+    table = Table(title="milliseconds of a forward", title_justify="left")
+    table.add_column("model")
+    table.add_column("context", justify="right")
+    measured = profile.target.curves[0].tokens
+    shown = [count for count in SHOWN_TOKENS if count in measured]
+    for count in shown:
+        table.add_column(f"{count} tok", justify="right")
+    for model in (profile.target, profile.draft):
+        for curve in model.curves:
+            times = [curve.median_ms[curve.tokens.index(count)] for count in shown]
+            table.add_row(model.model, str(curve.context), *(f"{t:.2f}" for t in times))
+    out.print(table)
+    for verifier, overhead in profile.overhead.items():
+        out.print(
+            f"rest of a step, {verifier}: {overhead.constant_ms:.2f} ms, "
+            f"{1000 * overhead.per_token_ms:+.0f} µs a token, "
+            f"{1000 * overhead.per_level_ms:+.0f} µs a level",
+            markup=False,
+        )
+
+
+def acceptance_summary(acceptance: Acceptance) -> None:
+    """The first ranks' rates with their intervals."""
+    out.print(
+        f"{acceptance.draft} for {acceptance.target} on {acceptance.dataset}: temperature "
+        f"{acceptance.temperature:g}, top-p {acceptance.top_p:g}, {acceptance.verifier}, "
+        f"{acceptance.positions} tokens of {len(acceptance.traces)} documents"
+        + ("" if acceptance.fit == "raw" else f", {acceptance.fit} fit"),
+        markup=False,
+    )
+    table = Table()
+    for column in ("rank", "accepted", "95 % interval"):
+        table.add_column(column, justify="right")
+    table.add_column("")
+    for k in range(min(SHOWN_RANKS, acceptance.rates.size)):
+        interval = ""
+        if acceptance.low is not None and acceptance.high is not None:
+            interval = f"{acceptance.low[k]:.3f} – {acceptance.high[k]:.3f}"
+        rate = acceptance.rates[k]
+        table.add_row(str(k + 1), f"{rate:.3f}", interval, "█" * round(40 * rate))
+    out.print(table)
+    rest = acceptance.rates[SHOWN_RANKS:].sum()
+    out.print(
+        f"ranks {SHOWN_RANKS + 1} to {acceptance.rates.size}: {rest:.3f} together; "
+        f"none of them: {max(0.0, 1 - acceptance.rates.sum()):.3f}",
+        markup=False,
+    )
+
+
+def plan_summary(plan: Plan) -> None:
+    """The chosen tree, the next best, and what others use."""
+    choice = plan.choice
+    if choice.tree.size == 1:
+        out.print(
+            "Speculation does not pay here: no tree is predicted to beat plain decoding, "
+            "so the tree has one node.",
+            markup=False,
+        )
+    else:
+        out.print(
+            f"Best tree: {choice.tree.size} nodes, {choice.tree.depth} deep: "
+            f"{choice.tokens:.2f} tokens a step, {choice.speedup:.2f} × plain decoding "
+            f"({plan.speedup_low:.2f} – {plan.speedup_high:.2f})",
+            markup=False,
+        )
+    table = Table(title=f"predicted at {plan.context:.0f} cached tokens", title_justify="left")
+    for column in ("tree", "nodes", "depth", "draft widths"):
+        table.add_column(column, justify="left" if column in ("tree", "draft widths") else "right")
+    for column in ("E(T)", "replayed", "ms a step", "tokens/s", "speed-up"):
+        table.add_column(column, justify="right")
+    rows: list[tuple[str, Candidate]] = [("chosen", choice)]
+    rows += [("next best", candidate) for candidate in plan.runners_up]
+    rows += [(candidate.name, candidate) for candidate in plan.baselines]
+    for label, candidate in rows:
+        table.add_row(*_candidate_row(label, candidate), style="bold" if label == "chosen" else "")
+    out.print(table)
+
+
+def _candidate_row(label: str, candidate: Candidate) -> list[str]:
+    widths = " ".join(map(str, candidate.tree.draft_widths)) or "–"
+    replayed = candidate.replayed_tokens
+    return [
+        label,
+        str(candidate.tree.size),
+        str(candidate.tree.depth),
+        widths if len(widths) <= 24 else widths[:23] + "…",
+        f"{candidate.expected_tokens:.2f}",
+        "–" if replayed is None else f"{replayed:.2f}",
+        f"{candidate.step_ms:.2f}",
+        f"{candidate.tokens_per_second:.1f}",
+        f"{candidate.speedup:.2f} ×",
+    ]
+
+
+def generation_summary(generation: Generation, tree: TokenTree, comparable: bool) -> None:
+    """Speed, and how close the tree's prediction came."""
+    out.print(
+        f"{len(generation.tokens)} tokens in {generation.steps} steps after the first: "
+        f"{generation.tokens_per_step:.2f} tokens a step, "
+        f"{generation.tokens_per_second:.1f} tokens/s",
+        markup=False,
+    )
+    predicted = tree.metadata.get("replayed_tokens", tree.metadata.get("expected_tokens"))
+    if predicted is None or not generation.steps:
+        return
+    off = _off(generation.tokens_per_step, predicted)
+    line = f"predicted: {predicted:.2f} tokens a step ({off})"
+    if comparable:
+        speed = tree.metadata["predicted"]["tokens_per_second"]
+        line += f", {speed:.1f} tokens/s ({_off(generation.tokens_per_second, speed)})"
+    out.print(line, markup=False)
+
+
+def _off(measured: float, predicted: float) -> str:
+    return f"measured {100 * (measured / predicted - 1):+.1f} %"
+
+
+def race_table(results: Sequence[Result], title: str) -> None:
+    """Methods side by side."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("method")
+    for column in ("tokens/step", "tokens/s", "ms/token", "speed-up", "95 % interval"):
+        table.add_column(column, justify="right")
+    table.add_column("same tokens", justify="right")
+    for result in results:
+        table.add_row(
+            result.name,
+            f"{result.tokens_per_step:.2f}",
+            f"{result.tokens_per_second:.1f}",
+            f"{result.ms_per_token:.2f}",
+            f"{result.speedup:.2f} ×",
+            f"{result.speedup_low:.2f} – {result.speedup_high:.2f}",
+            f"{100 * result.agreement:.0f} %",
+        )
+    out.print(table)
+
+
+def race_markdown(results: Sequence[Result]) -> None:
+    """Methods side by side, for a README."""
+    out.print("| method | tokens/step | tokens/s | ms/token | speed-up (95 %) |", markup=False)
+    out.print("| --- | ---: | ---: | ---: | ---: |", markup=False)
+    for r in results:
+        out.print(
+            f"| {r.name} | {r.tokens_per_step:.2f} | {r.tokens_per_second:.1f} | "
+            f"{r.ms_per_token:.2f} | {r.speedup:.2f} × ({r.speedup_low:.2f} – {r.speedup_high:.2f}) |",
+            markup=False,
+        )
+
+
+def prediction_line(result: Result, predicted: dict[str, Any] | None, tokens: float | None) -> None:
+    """Measured against predicted speed-up and tokens per step."""
+    if tokens is not None:
+        out.print(
+            f"tokens a step: predicted {tokens:.2f}, measured {result.tokens_per_step:.2f} "
+            f"({100 * (result.tokens_per_step / tokens - 1):+.1f} %)",
+            markup=False,
+        )
+    if predicted:
+        out.print(
+            f"speed-up: predicted {predicted['speedup']:.2f} ×, measured {result.speedup:.2f} × "
+            f"({100 * (result.speedup / predicted['speedup'] - 1):+.1f} %)",
+            markup=False,
+        )
+
+
+def divergences(found: Sequence[tuple[int, Divergence]], prompts: int) -> None:
+    """Whether greedy tokens agree with plain decoding's."""
+    if not found:
+        out.print(f"greedy tokens agree with plain decoding on all {prompts} prompts", markup=False)
+    for prompt, divergence in found:
+        out.print(
+            f"prompt {prompt + 1}: tokens differ from plain decoding's from token "
+            f"{divergence.place + 1} on, where the target's two best logits are "
+            f"{divergence.gap:.1e} apart",
+            markup=False,
+        )

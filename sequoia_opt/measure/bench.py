@@ -1,0 +1,233 @@
+"""Methods side by side: the same prompts, interleaved, each counted in the same way.
+
+Tokens per second are those after the first, the prompt apart. Knows how to run other ways of
+decoding for comparison. Knows nothing of how results are shown.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.generation.streamers import BaseStreamer
+
+from sequoia_opt.engine.decoder import Decoder
+from sequoia_opt.engine.models import Pair
+from sequoia_opt.plan.tree import TokenTree
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One prompt decoded once: its new tokens, and the steps and seconds after the first."""
+
+    tokens: list[int]
+    steps: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to decode.
+
+    Attributes:
+        run: prompt ids and number of new tokens -> Run.
+    """
+
+    name: str
+    run: Callable[[list[int], int], Run]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a method did over all prompts.
+
+    Attributes:
+        tokens_per_step, tokens_per_second, ms_per_token: over all prompts, of the median
+            repetition of each.
+        speedup: ratio to the first method's time, its tokens being as many.
+        speedup_low, speedup_high: 95 % interval of the ratio, prompts resampled.
+        agreement: share of prompts whose tokens are the first method's.
+    """
+
+    name: str
+    tokens_per_step: float
+    tokens_per_second: float
+    ms_per_token: float
+    speedup: float
+    speedup_low: float
+    speedup_high: float
+    agreement: float
+
+
+def with_tree(pair: Pair, name: str, tree: TokenTree, **options: Any) -> Method:
+    """Decoding with this program's engine."""
+    decoder = Decoder(pair, tree, **options)
+
+    def run(prompt: list[int], new_tokens: int) -> Run:
+        generation = decoder.generate(prompt, new_tokens, ignore_eos=True)
+        return Run(generation.tokens, generation.steps, generation.seconds)
+
+    return Method(name, run)
+
+
+class _Clock(BaseStreamer):
+    """Notes when the first new token and the last one came."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def put(self, value: torch.Tensor) -> None:
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        pass
+
+
+def with_generate(
+    pair: Pair, name: str = "transformers generate", temperature: float = 0.0, top_p: float = 1.0
+) -> Method:
+    """Decoding with transformers' own `generate`, on the same model."""
+    sampling: dict[str, Any] = {"do_sample": False}
+    if temperature > 0:
+        sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+    config = pair.target.model.generation_config
+
+    def run(prompt: list[int], new_tokens: int) -> Run:
+        tokens = torch.tensor([prompt], device=pair.device)
+        clock = _Clock()
+        with pair.target.native_attention() as model, _endless(config):
+            output = model.generate(  # type: ignore[operator]
+                tokens,
+                attention_mask=torch.ones_like(tokens),
+                max_new_tokens=new_tokens,
+                pad_token_id=0,
+                streamer=clock,
+                **sampling,
+            )
+        # The streamer is given the prompt first, then each token.
+        return Run(
+            output[0, len(prompt) :].tolist(), new_tokens - 1, clock.times[-1] - clock.times[1]
+        )
+
+    return Method(name, run)
+
+
+@contextmanager
+def _endless(config: Any) -> Iterator[None]:
+    """Generation that goes on past end-of-text tokens, as every method here does."""
+    kept = config.eos_token_id
+    config.eos_token_id = None
+    try:
+        yield
+    finally:
+        config.eos_token_id = kept
+
+
+def race(
+    methods: Sequence[Method],
+    prompts: Sequence[list[int]],
+    new_tokens: int,
+    repeats: int = 3,
+    progress: Progress = lambda done, total: None,
+) -> list[Result]:
+    """Decode every prompt with every method, in turn, so that the machine's drift cancels.
+
+    The first method is what the others are compared with. Each method decodes the first prompt
+    once before anything counts.
+    """
+    runs = {method.name: [[] for _ in prompts] for method in methods}  # type: ignore[var-annotated]
+    total, done = len(methods) * (1 + len(prompts) * repeats), 0
+
+    def advance() -> None:
+        nonlocal done
+        done += 1
+        progress(done, total)
+
+    for method in methods:
+        method.run(prompts[0], new_tokens)
+        advance()
+    for repeat in range(repeats):
+        for place, prompt in enumerate(prompts):
+            # Each method goes first equally often.
+            turn = (repeat + place) % len(methods)
+            for method in [*methods[turn:], *methods[:turn]]:
+                runs[method.name][place].append(method.run(prompt, new_tokens))
+                advance()
+    reference = [_median(each) for each in runs[methods[0].name]]
+    return [
+        _result(method.name, [_median(each) for each in runs[method.name]], reference)
+        for method in methods
+    ]
+
+
+def _median(runs: list[Run]) -> Run:
+    """The run of median time."""
+    return sorted(runs, key=lambda run: run.seconds)[len(runs) // 2]
+
+
+def _result(name: str, runs: list[Run], reference: list[Run]) -> Result:
+    tokens = np.array([len(run.tokens) - 1 for run in runs], dtype=np.float64)
+    steps = np.array([run.steps for run in runs], dtype=np.float64)
+    seconds = np.array([run.seconds for run in runs])
+    reference_tokens = np.array([len(run.tokens) - 1 for run in reference], dtype=np.float64)
+    reference_seconds = np.array([run.seconds for run in reference])
+
+    def ratio(rows: np.ndarray) -> np.ndarray:
+        own = tokens[rows].sum(axis=-1) / seconds[rows].sum(axis=-1)
+        other = reference_tokens[rows].sum(axis=-1) / reference_seconds[rows].sum(axis=-1)
+        return np.asarray(own / other)
+
+    resampled = np.random.default_rng(0).integers(len(runs), size=(1000, len(runs)))
+    low, high = np.quantile(ratio(resampled), [0.025, 0.975])
+    return Result(
+        name=name,
+        tokens_per_step=float(tokens.sum() / steps.sum()),
+        tokens_per_second=float(tokens.sum() / seconds.sum()),
+        ms_per_token=float(1000 * seconds.sum() / tokens.sum()),
+        speedup=float(ratio(np.arange(len(runs)))),
+        speedup_low=float(low),
+        speedup_high=float(high),
+        agreement=float(
+            np.mean(
+                [run.tokens == other.tokens for run, other in zip(runs, reference, strict=True)]
+            )
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Where two greedy decodings part.
+
+    Attributes:
+        place: the first new token that differs.
+        gap: how far apart the target's two best logits are there.
+    """
+
+    place: int
+    gap: float
+
+
+@torch.inference_mode()
+def divergence(
+    pair: Pair, prompt: list[int], first: list[int], second: list[int]
+) -> Divergence | None:
+    """Where two greedy decodings of a prompt part, or None.
+
+    In float32 and below two forwards of different widths round differently, and may part
+    where the target's two best logits are closer than that rounding.
+    """
+    differing = [i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b]
+    if not differing:
+        return None
+    tokens = torch.tensor([[*prompt, *first[: differing[0]]]], device=pair.device)
+    pair.target.reserve(tokens.shape[1])
+    best = pair.target.prefill(tokens)[0].double().topk(2).values
+    return Divergence(differing[0], float(best[0] - best[1]))

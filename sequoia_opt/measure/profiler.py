@@ -1,0 +1,293 @@
+"""The profiler: how long one forward takes on this machine, and the rest of a step.
+
+Times exactly what the decoder runs: the same runners, buffers, masks and step. Knows nothing of
+acceptance.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from sequoia_opt.engine.decoder import Decoder
+from sequoia_opt.engine.models import Pair
+from sequoia_opt.engine.runner import Runner
+from sequoia_opt.engine.step import State
+from sequoia_opt.errors import SequoiaError
+from sequoia_opt.measure.hardware import hardware, software
+from sequoia_opt.plan import shapes
+from sequoia_opt.plan.files import FloatArray
+from sequoia_opt.plan.latency import Curve, LatencyProfile, ModelLatency, Overhead
+from sequoia_opt.plan.tree import TokenTree
+
+Progress = Callable[[int, int], None]
+
+SAMPLED_TEMPERATURE = 0.6  # the overhead of sampling does not depend on which
+
+
+@dataclass
+class Options:
+    """What to measure.
+
+    Attributes:
+        tokens: query tokens of a forward; by default 1 to 64, to 512 on CUDA.
+        contexts: cached tokens.
+        repeats: rounds that count; each round times every point once.
+        warm_up: rounds that do not.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    contexts: list[int] = field(default_factory=lambda: [128, 512, 1024])
+    repeats: int = 25
+    warm_up: int = 3
+
+
+@dataclass
+class _Timed:
+    """Something to run again and again, and how long it took, in milliseconds."""
+
+    run: Callable[[], object]
+    times: list[float] = field(default_factory=list)
+
+
+def default_tokens(device: torch.device) -> list[int]:
+    """Every size to 8, then four to each doubling."""
+    largest = 512 if device.type == "cuda" else 64
+    sizes = list(range(1, 9))
+    while sizes[-1] < largest:
+        octave = 2 ** int(np.log2(sizes[-1]))
+        sizes.append(sizes[-1] + octave // 4)
+    return sizes
+
+
+def profile(
+    pair: Pair,
+    options: Options | None = None,
+    progress: Progress = lambda done, total: None,
+) -> LatencyProfile:
+    """Measure both models' forwards and the step's overhead.
+
+    Args:
+        progress: called with rounds done and to do.
+
+    Raises:
+        SequoiaError: options out of range, or a context that does not fit the models.
+    """
+    options = options or Options()
+    tokens = sorted(set(options.tokens or default_tokens(pair.device)))
+    contexts = sorted(set(options.contexts))
+    _check(pair, tokens, contexts, options.repeats)
+    rounds = options.repeats + options.warm_up
+    total, done = rounds * (2 * len(contexts)), 0
+
+    def advance() -> None:
+        nonlocal done
+        done += 1
+        progress(done, total)
+
+    curves: dict[str, list[Curve]] = {"target": [], "draft": []}
+    for context in contexts:
+        found = _forwards(pair, tokens, context, options, advance)
+        for role, curve in found.items():
+            curves[role].append(curve)
+    models = {
+        role: ModelLatency(name, pair.fingerprints[role], curves[role])
+        for role, name in (("target", pair.target_name), ("draft", pair.draft_name))
+    }
+    result = LatencyProfile(
+        hardware=hardware(pair.device),
+        software=software(pair.device),
+        engine={
+            "dtype": pair.dtype,
+            "graphs": False,
+            "compile": False,
+            "threads": torch.get_num_threads(),
+            "offload": "none",
+            "world_size": 1,
+        },
+        target=models["target"],
+        draft=models["draft"],
+        overhead={},
+    )
+    result.overhead = _overhead(pair, result, tokens[-1], contexts, options, advance)
+    progress(total, total)
+    return result
+
+
+def _check(pair: Pair, tokens: list[int], contexts: list[int], repeats: int) -> None:
+    if tokens[0] < 1 or contexts[0] < 1 or repeats < 5:
+        raise SequoiaError("tokens and contexts must be at least 1, repeats at least 5")
+    if tokens[0] != 1:
+        raise SequoiaError("tokens: 1 is missing; plain decoding is measured with it")
+    positions = min(pair.target.positions, pair.draft.positions)
+    if contexts[-1] >= positions:
+        raise SequoiaError(
+            f"contexts: found {contexts[-1]}, but the models have only {positions} positions"
+        )
+
+
+@torch.inference_mode()
+def _forwards(
+    pair: Pair, tokens: list[int], context: int, options: Options, advance: Callable[[], None]
+) -> dict[str, Curve]:
+    """Both models' curves at one context, all points interleaved."""
+    timed: dict[tuple[str, int], _Timed] = {}
+    for role, runner in (("target", pair.target), ("draft", pair.draft)):
+        _fill(runner, context, tokens[-1])
+        for count in tokens:
+            timed[role, count] = _Timed(_forward(runner, context, count))
+    _rounds(list(timed.values()), pair.device, options, advance)
+    return {
+        role: _curve(context, tokens, [timed[role, count].times for count in tokens])
+        for role in ("target", "draft")
+    }
+
+
+def _fill(runner: Runner, context: int, room: int) -> None:
+    """Put `context` random tokens into the buffers."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(runner.vocabulary, (1, context), generator=generator)
+    runner.reserve(context + room)
+    runner.prefill(tokens.to(runner.device))
+
+
+def _forward(runner: Runner, context: int, count: int) -> Callable[[], object]:
+    """One forward of `count` tokens as a step runs it, its mask and slots included."""
+    order = list(range(count))
+    table = runner.mask_table(np.tri(count, dtype=np.bool_), order, order)
+    place = torch.tensor([context], device=runner.device)
+    offsets = torch.arange(count, device=runner.device)
+    tokens = torch.zeros(1, count, dtype=torch.long, device=runner.device)
+    used = context + count
+
+    def run() -> object:
+        masks = table.masks(runner.places(place, used))
+        return runner.forward(tokens, (place + offsets)[None], place + offsets, masks, used, 0)
+
+    return run
+
+
+def _rounds(
+    timed: Sequence[_Timed], device: torch.device, options: Options, advance: Callable[[], None]
+) -> None:
+    """Time everything once a round, in an order that changes, so that drift hits all alike."""
+    order = list(timed)
+    shuffle = random.Random(0).shuffle
+    for number in range(options.warm_up + options.repeats):
+        shuffle(order)
+        for item in order:
+            _synchronize(device)
+            started = time.perf_counter()
+            item.run()
+            _synchronize(device)
+            if number >= options.warm_up:
+                item.times.append(1000 * (time.perf_counter() - started))
+        advance()
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _curve(context: int, tokens: list[int], times: list[list[float]]) -> Curve:
+    intervals = np.array([median_interval(values) for values in times])
+    return Curve(1, context, tokens, intervals[:, 0], intervals[:, 1], intervals[:, 2])
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Median and its 95 % interval, from order statistics: no distribution is assumed.
+
+    The number of values below the median is binomial; ranks n/2 ± 0.98 √n enclose it.
+    """
+    ordered: FloatArray = np.sort(np.asarray(values, dtype=np.float64))
+    count = len(ordered)
+    reach = 0.98 * np.sqrt(count)
+    low = max(0, int(np.floor(count / 2 - reach)))
+    high = min(count - 1, int(np.ceil(count / 2 + reach)))
+    return float(np.median(ordered)), float(ordered[low]), float(ordered[high])
+
+
+def overhead_trees(largest: int) -> list[TokenTree]:
+    """Trees of different sizes and depths to tell the overhead's parts from one another."""
+    trees = [
+        shapes.chain(1),
+        shapes.chain(2),
+        shapes.chain(4),
+        shapes.chain(8),
+        shapes.k_ary(3, 1),
+        shapes.k_ary(2, 3),
+        shapes.k_sequences(3, 5),
+        shapes.k_sequences(4, 8),
+        shapes.k_sequences(8, 7),
+        shapes.k_ary(7, 2),
+    ]
+    return [tree for tree in trees if tree.size <= largest]
+
+
+@torch.inference_mode()
+def _overhead(
+    pair: Pair,
+    measured: LatencyProfile,
+    largest: int,
+    contexts: list[int],
+    options: Options,
+    advance: Callable[[], None],
+) -> dict[str, Overhead]:
+    """What no forward accounts for in whole steps, by verifier.
+
+    Tokens are random, which costs what a text's cost: shapes follow from the tree alone.
+    """
+    trees = overhead_trees(largest)
+    residuals: dict[str, list[tuple[TokenTree, float, float]]] = {}
+    for context in contexts:
+        timed: list[tuple[str, TokenTree, _Timed]] = []
+        for temperature in (0.0, SAMPLED_TEMPERATURE):
+            for tree in trees:
+                decoder = Decoder(pair, tree, temperature)
+                timed.append((decoder.verifier.name, tree, _Timed(_whole_step(decoder, context))))
+        for runner in (pair.target, pair.draft):
+            _fill(runner, context, largest)
+        _rounds([item for _, _, item in timed], pair.device, options, advance)
+        for name, tree, item in timed:
+            step = float(np.median(item.times))
+            forwards = measured.forwards_ms(tree, context)
+            residuals.setdefault(name, []).append((tree, step - forwards, step))
+    return {name: fit_overhead(rows) for name, rows in residuals.items()}
+
+
+def _whole_step(decoder: Decoder, context: int) -> Callable[[], object]:
+    """One step at `context` cached tokens, again and again from the same state."""
+    device = decoder.pair.device
+    state = State(
+        torch.tensor([context], device=device), torch.zeros(2, dtype=torch.long, device=device)
+    )
+    return lambda: decoder.advance(state, context)
+
+
+def fit_overhead(rows: Sequence[tuple[TokenTree, float, float]]) -> Overhead:
+    """Least squares of constant, per token and per level, relative to each step's time.
+
+    Plain decoding is what every speed-up is measured against, so the fit passes through the
+    one-node tree; the rest share out what larger trees add to it.
+
+    Args:
+        rows: for each measured step its tree, what no forward accounts for, and its time.
+    """
+    plain = [extra for tree, extra, _ in rows if tree.size == 1]
+    base = float(np.mean(plain))
+    others = [row for row in rows if row[0].size > 1]
+    if not others:
+        return Overhead(base, 0.0, 0.0)
+    weights = np.array([1 / step for _, _, step in others])
+    features = np.array([[tree.size - 1, len(tree.draft_widths)] for tree, _, _ in others])
+    wanted = np.array([extra - base for _, extra, _ in others])
+    (per_token, per_level), *_ = np.linalg.lstsq(
+        features * weights[:, None], wanted * weights, rcond=None
+    )
+    return Overhead(base - per_token, float(per_token), float(per_level))

@@ -1,0 +1,78 @@
+"""Where files go by default, and where a command that is given none looks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from sequoia_opt import demo
+from sequoia_opt.errors import SequoiaError
+from sequoia_opt.plan.acceptance import Acceptance
+from sequoia_opt.plan.files import safe_name
+
+PACKAGE = Path(__file__).parent
+
+
+def roots() -> list[Path]:
+    """Folders that hold `profiles` and `trees`: here, then the checkout or the installed copy."""
+    return [Path(), PACKAGE.parent, PACKAGE / "demo"]
+
+
+def profile_path(hardware: str, target: str, draft: str, dtype: str) -> Path:
+    """Default file of a latency profile."""
+    name = f"{safe_name(target)}--{safe_name(draft)}--{safe_name(dtype)}.yaml"
+    return Path("profiles") / safe_name(hardware) / name
+
+
+def acceptance_path(
+    target: str, draft: str, dataset: str, verifier: str, temperature: float, top_p: float
+) -> Path:
+    """Default file of an acceptance measurement."""
+    parts = [safe_name(target), safe_name(draft), safe_name(dataset)]
+    parts.append(sampling_name(verifier, temperature, top_p))
+    return Path("profiles") / "acceptance" / ("--".join(parts) + ".yaml")
+
+
+def sampling_name(verifier: str, temperature: float, top_p: float) -> str:
+    """A verifier and its warping as a part of a file name."""
+    name = f"{safe_name(verifier)}-T{temperature:g}"
+    return name if top_p == 1 else f"{name}-p{top_p:g}"
+
+
+def tree_path(hardware: str, profile: Path, acceptance: Acceptance) -> Path:
+    """Default file of a tree solved from a profile and an acceptance measurement."""
+    sampling = sampling_name(acceptance.verifier, acceptance.temperature, acceptance.top_p)
+    name = f"{profile.stem}--{safe_name(acceptance.dataset)}-{sampling}.json"
+    return Path("trees") / safe_name(hardware) / name
+
+
+def bundled_profile() -> Path:
+    """The newest profile of the bundled pair.
+
+    Raises:
+        SequoiaError: there is none.
+    """
+    pattern = f"profiles/*/{demo.TARGET_NAME}--{demo.DRAFT_NAME}--*.yaml"
+    return _newest(pattern, "sequoia-opt profile")
+
+
+def bundled_acceptance() -> Path:
+    """The newest greedy measurement of the bundled pair on the bundled dataset."""
+    path = acceptance_path(demo.TARGET_NAME, demo.DRAFT_NAME, demo.DATASET_NAME, "greedy", 0.0, 1.0)
+    return _newest(path.as_posix(), "sequoia-opt estimate")
+
+
+def bundled_tree(temperature: float) -> Path:
+    """The newest tree of the bundled pair for a temperature, greedy or not."""
+    kind = "greedy" if temperature == 0 else "sequoia"
+    pattern = f"trees/*/{demo.TARGET_NAME}--{demo.DRAFT_NAME}--*--demo-{kind}-T*.json"
+    return _newest(pattern, "sequoia-opt solve")
+
+
+def _newest(pattern: str, command: str) -> Path:
+    for root in roots():
+        found: Iterable[Path] = root.glob(pattern)
+        newest = max(found, key=lambda path: (path.stat().st_mtime, str(path)), default=None)
+        if newest is not None:
+            return newest
+    raise SequoiaError(f"no file matches {pattern}; run `{command}` first, or name a file")
