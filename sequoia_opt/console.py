@@ -124,9 +124,8 @@ def plan_summary(plan: Plan) -> None:
             markup=False,
         )
     table = Table(title=f"predicted at {plan.context:.0f} cached tokens", title_justify="left")
-    for column in ("tree", "nodes", "depth", "draft widths"):
-        table.add_column(column, justify="left" if column in ("tree", "draft widths") else "right")
-    for column in ("E(T)", "replayed", "ms a step", "tokens/s", "speed-up"):
+    table.add_column("tree")
+    for column in ("nodes", "depth", "E(T)", "replayed", "ms/step", "tokens/s", "speed-up"):
         table.add_column(column, justify="right")
     rows: list[tuple[str, Candidate]] = [("chosen", choice)]
     rows += [("next best", candidate) for candidate in plan.runners_up]
@@ -137,13 +136,11 @@ def plan_summary(plan: Plan) -> None:
 
 
 def _candidate_row(label: str, candidate: Candidate) -> list[str]:
-    widths = " ".join(map(str, candidate.tree.draft_widths)) or "–"
     replayed = candidate.replayed_tokens
     return [
         label,
         str(candidate.tree.size),
         str(candidate.tree.depth),
-        widths if len(widths) <= 24 else widths[:23] + "…",
         f"{candidate.expected_tokens:.2f}",
         "–" if replayed is None else f"{replayed:.2f}",
         f"{candidate.step_ms:.2f}",
@@ -202,7 +199,8 @@ def race_markdown(results: Sequence[Result]) -> None:
     for r in results:
         out.print(
             f"| {r.name} | {r.tokens_per_step:.2f} | {r.tokens_per_second:.1f} | "
-            f"{r.ms_per_token:.2f} | {r.speedup:.2f} × ({r.speedup_low:.2f} – {r.speedup_high:.2f}) |",
+            f"{r.ms_per_token:.2f} | "
+            f"{r.speedup:.2f} × ({r.speedup_low:.2f} – {r.speedup_high:.2f}) |",
             markup=False,
         )
 

@@ -206,14 +206,14 @@ def continuations(
     """
     target.eval()
     target.set_attn_implementation("sdpa")  # float32 weights: the plain kernel is the fast one
-    prompts = windows(tokens, WINDOW // 4 - 1, 64, seed)
+    prompts = windows(tokens, WINDOW // 4 - 1, min(64, count), seed)
     rows: list[torch.Tensor] = []
     torch.manual_seed(seed)
     while sum(map(len, rows)) < count:
         sampled = len(rows) % 2 == 1
         prompt = next(prompts)
         rows.append(
-            target.generate(
+            target.generate(  # type: ignore[operator]  # transformers leaves it untyped
                 prompt,
                 attention_mask=torch.ones_like(prompt),
                 do_sample=sampled,
@@ -246,7 +246,9 @@ def note(folder: Path, **facts: Any) -> None:
     path.write_text(json.dumps(record | facts, indent=2) + "\n")
 
 
-def train_target(folder: Path, steps: int, batch_tokens: int, seed: int) -> None:
+def train_target(
+    folder: Path, steps: int, batch_tokens: int, held_out_tokens: int, seed: int
+) -> None:
     """Stage 1: tokenizer and target."""
     training, held_out = corpus.split()
     tokenizer = train_tokenizer([source for _, source in training])
@@ -265,7 +267,7 @@ def train_target(folder: Path, steps: int, batch_tokens: int, seed: int) -> None
         adam_lr=3e-3,
         name="target",
     )
-    unseen = encode(tokenizer, [source for _, source in held_out], order)
+    unseen = encode(tokenizer, [source for _, source in held_out], order)[:held_out_tokens]
     note(
         folder,
         seed=seed,
@@ -278,7 +280,9 @@ def train_target(folder: Path, steps: int, batch_tokens: int, seed: int) -> None
     save(model, tokenizer, folder / "target")
 
 
-def train_draft(folder: Path, steps: int, rows: int, batch_tokens: int, seed: int) -> None:
+def train_draft(
+    folder: Path, steps: int, rows: int, batch_tokens: int, held_out_tokens: int, seed: int
+) -> None:
     """Stage 2: the draft, a third of the steps on text, the rest on the target's probabilities."""
     tokenizer = Tokenizer.from_file(str(folder / "target" / "tokenizer.json"))
     target = AutoModelForCausalLM.from_pretrained(
@@ -326,7 +330,7 @@ def train_draft(folder: Path, steps: int, rows: int, batch_tokens: int, seed: in
         adam_lr=3e-3,
         name="draft, distilled",
     )
-    unseen = encode(tokenizer, [source for _, source in held_out], order)
+    unseen = encode(tokenizer, [source for _, source in held_out], order)[:held_out_tokens]
     note(
         folder,
         draft_steps=steps,
@@ -369,6 +373,9 @@ def main(
     draft_steps: Annotated[int, typer.Option(min=3, help="Training steps of the draft.")] = 1200,
     rows: Annotated[int, typer.Option(min=1, help="Continuations to distil on.")] = 1024,
     batch_tokens: Annotated[int, typer.Option(min=WINDOW, help="Tokens of a step.")] = 8192,
+    held_out_tokens: Annotated[
+        int, typer.Option(min=2, help="Held-out tokens to measure the losses on.")
+    ] = 10**9,
     seed: Annotated[int, typer.Option(help="Decides everything random.")] = 0,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
 ) -> None:
@@ -377,9 +384,9 @@ def main(
     output.mkdir(parents=True, exist_ok=True)
     stage = stage or ["target", "draft", "data"]
     if "target" in stage:
-        train_target(output, steps, batch_tokens, seed)
+        train_target(output, steps, batch_tokens, held_out_tokens, seed)
     if "draft" in stage:
-        train_draft(output, draft_steps, rows, batch_tokens, seed)
+        train_draft(output, draft_steps, rows, batch_tokens, held_out_tokens, seed)
     if "data" in stage:
         write_data(output, seed)
 

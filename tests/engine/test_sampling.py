@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chisquare
+from transformers import TemperatureLogitsWarper, TopPLogitsWarper
+
+from sequoia_opt.engine.sampling import draw, draw_without_replacement, warp
+
+
+@pytest.mark.parametrize("temperature", [0.2, 0.6, 1.0, 1.5])
+@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9, 1.0])
+def test_warping_is_transformers_own(temperature: float, top_p: float) -> None:
+    logits = 3 * torch.randn(50, 40, generator=torch.Generator().manual_seed(0)).double()
+    wanted = TemperatureLogitsWarper(temperature)(torch.empty(0), logits)
+    if top_p < 1:
+        wanted = TopPLogitsWarper(top_p)(torch.empty(0), wanted)
+    assert torch.allclose(warp(logits, temperature, top_p), wanted.softmax(-1), atol=1e-12)
+
+
+def test_draws_follow_the_weights() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.tensor([0.5, 0.0, 0.3, 0.15, 0.05])
+    uniforms = torch.rand(20000, 5, generator=generator)
+    counts = torch.bincount(draw(weights.expand(20000, 5), uniforms), minlength=5)
+    assert counts[1] == 0
+    kept = [0, 2, 3, 4]
+    assert chisquare(counts[kept], weights[kept] * 20000).pvalue > 0.001
+
+
+def test_draws_without_replacement_follow_plackett_and_luce() -> None:
+    generator = torch.Generator().manual_seed(1)
+    weights = np.array([0.6, 0.25, 0.1, 0.05])
+    uniforms = torch.rand(40000, 4, generator=generator)
+    logits = torch.tensor(weights).log().expand(40000, 4)
+    drawn = draw_without_replacement(logits, 3, uniforms).tolist()
+    orders = list(permutations(range(4), 3))
+    counts = [drawn.count(list(order)) for order in orders]
+    chances = [
+        weights[a] * weights[b] / (1 - weights[a]) * weights[c] / (1 - weights[a] - weights[b])
+        for a, b, c in orders
+    ]
+    assert chisquare(counts, np.array(chances) * 40000).pvalue > 0.001
+
+
+def test_a_uniform_of_zero_is_harmless() -> None:
+    weights = torch.tensor([0.5, 0.0, 0.5])
+    assert draw(weights, torch.zeros(3)) in (0, 2)
+    assert draw(weights, torch.tensor([0.0, 0.9, 0.5])) == 2

@@ -1,0 +1,262 @@
+"""Losslessness by exact enumeration: every draft, every decision, every next token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import permutations, product
+
+import numpy as np
+import pytest
+import torch
+
+from sequoia_opt.engine import verify
+from sequoia_opt.engine.verify import Greedy, Sequoia, TreeIndex
+from sequoia_opt.plan import shapes
+from sequoia_opt.plan.tree import TokenTree
+
+CPU = torch.device("cpu")
+Prefix = tuple[int, ...]
+
+
+class Language:
+    """A random target and draft: logits for every prefix."""
+
+    def __init__(self, vocabulary: int, seed: int, kind: str = "random") -> None:
+        self.vocabulary, self.kind = vocabulary, kind
+        self._random = np.random.default_rng(seed)
+        self._known: dict[Prefix, tuple[np.ndarray, np.ndarray]] = {}
+
+    def logits(self, prefix: Prefix) -> tuple[np.ndarray, np.ndarray]:
+        if prefix not in self._known:
+            target, draft = 2 * self._random.normal(size=(2, self.vocabulary))
+            if self.kind == "same":
+                draft = target
+            if self.kind == "one-hot":
+                draft = np.where(np.arange(self.vocabulary) == draft.argmax(), 0.0, -np.inf)
+            if self.kind == "disjoint":
+                half = np.arange(self.vocabulary) < self.vocabulary // 2
+                target, draft = np.where(half, target, -np.inf), np.where(half, -np.inf, draft)
+            self._known[prefix] = target, draft
+        return self._known[prefix]
+
+    def target(self, prefix: Prefix, temperature: float, top_p: float) -> np.ndarray:
+        """The warped distribution, from its definition."""
+        probabilities = softmax(self.logits(prefix)[0] / temperature)
+        order = np.argsort(-probabilities, kind="stable")
+        before = np.cumsum(probabilities[order]) - probabilities[order]
+        kept = order[(before < top_p) | (np.arange(len(order)) == 0) | (top_p == 1)]
+        warped = np.zeros_like(probabilities)
+        warped[kept] = probabilities[kept]
+        return warped / warped.sum()
+
+    def draft(self, prefix: Prefix, temperature: float) -> np.ndarray:
+        return softmax(self.logits(prefix)[1] / temperature)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max())
+    return powers / powers.sum()
+
+
+def drafts(
+    tree: TokenTree, language: Language, temperature: float
+) -> Iterator[tuple[float, list[int]]]:
+    """Every way to draft the tree: its probability, and each node's token (the root's is 0).
+
+    Draws without replacement, one by one; where the draft's support is exhausted, tokens of
+    probability 0 in a fixed order.
+    """
+    internal = [v for v in range(tree.size) if tree.child_counts[v]]
+
+    def grow(
+        place: int, tokens: dict[int, int], weight: float
+    ) -> Iterator[tuple[float, list[int]]]:
+        if place == len(internal):
+            yield weight, [tokens[v] for v in range(tree.size)]
+            return
+        node = internal[place]
+        q = language.draft(prefix_of(tree, tokens, node), temperature)
+        count = int(tree.child_counts[node])
+        children = [v for v in range(tree.size) if tree.parents[v] == node]
+        for order in permutations(range(language.vocabulary), count):
+            chance, left = 1.0, q.copy()
+            for token in order:
+                if left.sum() > 0:
+                    chance *= left[token] / left.sum()
+                elif token != min(
+                    set(range(language.vocabulary)) - set(order[: order.index(token)])
+                ):
+                    chance = 0.0
+                left[token] = 0
+            if chance > 0:
+                yield from grow(
+                    place + 1, tokens | dict(zip(children, order, strict=True)), weight * chance
+                )
+
+    yield from grow(0, {0: 0}, 1.0)
+
+
+def prefix_of(tree: TokenTree, tokens: dict[int, int] | list[int], node: int) -> Prefix:
+    prefix: list[int] = []
+    while node:
+        prefix.insert(0, tokens[node])
+        node = tree.parents[node]
+    return tuple(prefix)
+
+
+def decisions(
+    tree: TokenTree, tokens: list[int], language: Language, temperature: float, top_p: float
+) -> Iterator[tuple[float, int, dict[int, float], np.ndarray]]:
+    """Every way verification can go, by the paper's step-by-step definition.
+
+    Yields its probability, the last accepted node, a uniform for each test that was made
+    (just inside its outcome), and the distribution of the next token.
+    """
+
+    def at(
+        node: int, weight: float, uniforms: dict[int, float]
+    ) -> Iterator[tuple[float, int, dict[int, float], np.ndarray]]:
+        prefix = prefix_of(tree, tokens, node)
+        rest = language.target(prefix, temperature, top_p)
+        left = language.draft(prefix, temperature) if tree.child_counts[node] else None
+        for child in (v for v in range(tree.size) if tree.parents[v] == node):
+            assert left is not None
+            token = tokens[child]
+            if left.sum() == 0 or left[token] == 0:
+                uniforms = uniforms | {child: 0.0}  # void: not even 0 passes
+                continue
+            q = left / left.sum()
+            chance = min(1.0, rest[token] / q[token])
+            if chance > 0:
+                yield from at(child, weight * chance, uniforms | {child: max(0.0, chance - 1e-9)})
+            if chance >= 1 - 1e-12:
+                return
+            uniforms = uniforms | {child: min(chance + 1e-9, 1 - 1e-12)}
+            weight *= 1 - chance
+            rest = np.maximum(rest - q, 0)
+            rest /= rest.sum()
+            left[token] = 0
+        yield weight, node, uniforms, rest
+
+    yield from at(0, 1.0, {})
+
+
+TREES = {
+    "plain": shapes.chain(1),
+    "chain": shapes.chain(3),
+    "wide": shapes.k_ary(3, 1),
+    "binary": TokenTree([-1, 0, 0, 1, 1], [0, 1, 2, 1, 2]),
+    "uneven": TokenTree([-1, 0, 0, 0, 2], [0, 1, 2, 3, 1]),
+}
+
+
+@pytest.mark.parametrize("tree", TREES.values(), ids=TREES.keys())
+@pytest.mark.parametrize(("temperature", "top_p"), [(0.2, 1.0), (0.6, 0.9), (1.0, 1.0), (1.5, 0.9)])
+@pytest.mark.parametrize("kind", ["random", "same", "one-hot", "disjoint"])
+def test_sequoia_is_lossless(
+    tree: TokenTree, temperature: float, top_p: float, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step's tokens, continued by the target to D + 1, are distributed as the target's."""
+    vocabulary = 4 if kind == "disjoint" or tree.size < 4 else 3
+    language = Language(vocabulary, seed=tree.size, kind=kind)
+    weights_seen: list[np.ndarray] = []
+
+    def seen_draw(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+        weights_seen.append(weights[0].numpy())
+        return weights.argmax(dim=-1)
+
+    monkeypatch.setattr(verify, "draw", seen_draw)
+    verifier, index = Sequoia(temperature, top_p), TreeIndex(tree, CPU)
+    found: dict[Prefix, float] = {}
+    for weight, tokens in drafts(tree, language, temperature):
+        prefixes = [prefix_of(tree, tokens, v) for v in range(tree.size)]
+        target_logits = torch.tensor(np.stack([language.logits(p)[0] for p in prefixes]))
+        draft_logits = torch.tensor(
+            np.array([language.logits(prefixes[v])[1] for v in index.internal]).reshape(
+                -1, vocabulary
+            )
+        )
+        for chance, last, decided, rest in decisions(tree, tokens, language, temperature, top_p):
+            uniforms = torch.full((verifier.uniform_count(index, vocabulary),), 0.5).double()
+            tests = len(index.internal) * vocabulary
+            for child, value in decided.items():
+                uniforms[tests + child - 1] = value
+            verdict = verifier.verify(
+                index, torch.tensor(tokens), target_logits, draft_logits, uniforms
+            )
+            assert int(verdict.last) == last
+            accepted = [v for v in range(tree.size) if tree.ancestor_mask[last, v]]
+            assert verdict.path[: int(verdict.count)].tolist() == accepted
+            weights = weights_seen.pop() / 1.0
+            assert np.abs(weights / weights.sum() - rest).max() < 1e-9
+            for token in np.flatnonzero(rest):
+                emitted = (*prefixes[last], int(token))
+                found[emitted] = found.get(emitted, 0) + weight * chance * rest[token]
+    for text in product(range(vocabulary), repeat=tree.depth + 1):
+        wanted = np.prod(
+            [language.target(text[:i], temperature, top_p)[t] for i, t in enumerate(text)]
+        )
+        total = sum(
+            found.get(text[:length], 0)
+            * np.prod(
+                [
+                    language.target(text[:i], temperature, top_p)[text[i]]
+                    for i in range(length, len(text))
+                ]
+            )
+            for length in range(1, len(text) + 1)
+        )
+        assert total == pytest.approx(wanted, abs=1e-9)
+
+
+def test_greedy_keeps_the_longest_path_of_the_targets_choices() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for tree in TREES.values():
+        index = TreeIndex(tree, CPU)
+        for _ in range(40):
+            logits = torch.randn(tree.size, 3, generator=generator)
+            # Siblings are different tokens, as a draft's ranking makes them.
+            tokens = torch.tensor(
+                [(max(r, 1) + p) % 3 for p, r in zip(tree.parents, tree.ranks, strict=True)]
+            )
+            node = 0
+            while True:
+                children = [v for v in range(tree.size) if tree.parents[v] == node]
+                right = [v for v in children if tokens[v] == logits[node].argmax()]
+                if not right:
+                    break
+                node = right[0]
+            verdict = Greedy().verify(index, tokens, logits, logits[:0], torch.empty(0))
+            assert int(verdict.last) == node
+            assert int(verdict.next) == int(logits[node].argmax())
+            assert int(verdict.count) == tree.depths[node] + 1
+
+
+def test_trials_are_single_node_verifications() -> None:
+    """Chances by rank sum with the residual to the target's own distribution."""
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    target, draft = 2 * torch.randn(2, 1, 5, generator=generator).double()
+    positions = 40000
+    verifier = Sequoia(0.8, 0.95)
+    trial = verifier.trial(target.expand(positions, 5), draft.expand(positions, 5), 5)
+    wanted = verify.warp(target, 0.8, 0.95)[0]
+    counts = torch.bincount(trial.token, minlength=5)
+    expected = wanted * positions
+    kept = wanted > 0
+    statistic = ((counts - expected)[kept] ** 2 / expected[kept]).sum()
+    assert statistic < 25
+    assert not counts[~kept].any()
+    # The chances are what the sampled ranks average to.
+    for rank in range(1, 6):
+        share = float((trial.rank == rank).double().mean())
+        assert share == pytest.approx(float(trial.chances[:, rank - 1].mean()), abs=0.01)
+    assert (trial.chances.sum(dim=1) <= 1 + 1e-9).all()
+
+
+def test_rates_of_a_small_case_by_hand() -> None:
+    """P = (.1, .9), Q = (.9, .1) gives p = (.2, .8)."""
+    torch.manual_seed(0)
+    p, q = torch.tensor([[0.1, 0.9]]).log(), torch.tensor([[0.9, 0.1]]).log()
+    trial = Sequoia(1.0).trial(p.expand(20000, 2).double(), q.expand(20000, 2).double(), 2)
+    assert trial.chances.mean(dim=0).tolist() == pytest.approx([0.2, 0.8], abs=0.01)

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from test_tree import trees
+
+from sequoia_opt.errors import SequoiaError
+from sequoia_opt.plan import shapes
+from sequoia_opt.plan.acceptance import Acceptance, bootstrap_rates, fit_monotone
+from sequoia_opt.plan.tree import TokenTree
+
+
+@st.composite
+def rate_tables(draw: st.DrawFn, depth: int, width: int) -> np.ndarray:
+    raw = draw(
+        st.lists(
+            st.lists(st.floats(0, 1), min_size=width, max_size=width),
+            min_size=depth,
+            max_size=depth,
+        )
+    )
+    table = np.array(raw)
+    return table / np.maximum(table.sum(axis=1, keepdims=True), 1)
+
+
+@given(tree=trees(max_size=7), table=rate_tables(depth=3, width=3))
+def test_expected_tokens_is_the_mean_over_all_outcomes(tree: TokenTree, table: np.ndarray) -> None:
+    """Every way a step can go, each with its probability, counted out."""
+    acceptance = Acceptance(table[0], by_depth=table)
+    total = mean = 0.0
+    for ranks in product(range(4), repeat=tree.depth + 1):
+        probability, node, tokens = 1.0, 0, 0
+        for depth, rank in enumerate(ranks):
+            row = table[min(depth, 2)]
+            probability *= row[rank - 1] if rank else 1 - row.sum()
+            if node >= 0:
+                tokens += 1
+                node = tree.child_table.get((node, rank), -1)
+        total += probability
+        mean += probability * tokens
+    assert total == pytest.approx(1)
+    assert acceptance.expected_tokens(tree) == pytest.approx(mean, abs=1e-9)
+
+
+def step_by_step(tree: TokenTree, trace: list[int]) -> tuple[int, int]:
+    """Replay as the definition says it, without a table."""
+    tokens = steps = place = 0
+    while True:
+        node, taken = 0, 0
+        while place + taken < len(trace):
+            rank = trace[place + taken]
+            taken += 1
+            children = [
+                v for v in range(tree.size) if tree.parents[v] == node and tree.ranks[v] == rank
+            ]
+            if not children:
+                tokens, steps, place = tokens + taken, steps + 1, place + taken
+                break
+            node = children[0]
+        else:
+            return tokens, steps
+
+
+@given(tree=trees(max_size=12), traces=st.lists(st.lists(st.integers(0, 4)), max_size=4))
+def test_replay_against_the_definition(tree: TokenTree, traces: list[list[int]]) -> None:
+    acceptance = Acceptance(np.full(4, 0.2), traces=traces)
+    tokens, steps = acceptance.replay(tree)
+    assert [(int(t), int(s)) for t, s in zip(tokens, steps, strict=True)] == [
+        step_by_step(tree, trace) for trace in traces
+    ]
+
+
+def test_replay_of_independent_traces_approaches_expected_tokens() -> None:
+    rates = np.array([0.5, 0.2, 0.1])
+    generator = np.random.default_rng(0)
+    draws = generator.choice(4, p=[0.2, *rates], size=(40, 2000))
+    acceptance = Acceptance(rates, traces=draws.tolist())
+    for tree in (shapes.chain(5), shapes.k_ary(3, 2), shapes.k_sequences(2, 4)):
+        expected = acceptance.expected_tokens(tree)
+        assert acceptance.replayed_tokens(tree) == pytest.approx(expected, rel=0.01)
+        interval = acceptance.replay_interval(tree)
+        assert interval is not None
+        assert interval[0] < expected < interval[1]
+
+
+def test_no_traces_no_replay() -> None:
+    acceptance = Acceptance(np.array([0.5]))
+    assert acceptance.replayed_tokens(shapes.chain(3)) is None
+    assert acceptance.replay_interval(shapes.chain(3)) is None
+
+
+def test_bootstrap_interval_covers_the_truth() -> None:
+    """Over many samples of documents that differ, the interval holds the true rate ~95 times."""
+    generator = np.random.default_rng(1)
+    covered = 0
+    for sample in range(200):
+        own = generator.beta(6, 4, size=40)  # each document has its own rate; their mean is 0.6
+        sums = generator.binomial(50, own)[:, None].astype(float)
+        low, high = bootstrap_rates(sums, [50] * 40, resamples=400, seed=sample)
+        covered += bool(low[0] <= 0.6 <= high[0])
+    assert 178 <= covered <= 199
+
+
+def test_fit_is_taken_where_the_sample_allows_it() -> None:
+    measured = np.array([0.6, 0.10, 0.11, 0.02])
+    near = fit_monotone(measured, measured - 0.02, measured + 0.02, positions=1000)
+    assert near[1] == "isotonic"
+    assert (np.diff(near[0]) <= 1e-12).all()
+    assert near[0][0] == pytest.approx(0.6)
+    assert near[0][1] == pytest.approx(0.105, abs=2e-3)
+    sharp = fit_monotone(measured, measured - 1e-4, measured + 1e-4, positions=10**7)
+    assert sharp[1] == "raw"
+    assert (sharp[0] == measured).all()
+    falling = np.array([0.5, 0.3, 0.3])
+    assert fit_monotone(falling, falling, falling, 10)[0] is falling
+
+
+def test_a_true_vector_may_rise() -> None:
+    """P = (.1, .9), Q = (.9, .1): the second draw is accepted more often than the first."""
+    measured = np.array([0.2, 0.8])
+    rates, fit = fit_monotone(measured, measured - 0.03, measured + 0.03, positions=5000)
+    assert fit == "raw"
+    assert rates.tolist() == [0.2, 0.8]
+
+
+def test_file_round_trip(tmp_path: Path) -> None:
+    acceptance = Acceptance(
+        rates=np.array([0.6, 0.1, 1e-5]),
+        low=np.array([0.5, 0.05, 0.0]),
+        high=np.array([0.7, 0.2, 1e-4]),
+        by_depth=np.array([[0.6, 0.1, 0.0], [0.5, 0.1, 0.0]]),
+        measured=np.array([0.6, 0.1, 2e-5]),
+        traces=[[1, 0, 2], []],
+        positions=3,
+        target="a/b",
+        draft="c",
+        dataset="d",
+        temperature=0.6,
+        top_p=0.9,
+        fit="isotonic",
+        context=77.5,
+        extra={"unknown": {"kept": True}},
+    )
+    path = tmp_path / "acceptance.yaml"
+    acceptance.save(path)
+    assert Acceptance.load(path).document() == acceptance.document()
+    assert Acceptance.load(path).extra == {"unknown": {"kept": True}}
+
+
+def test_a_vector_alone_is_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "vector.yaml"
+    path.write_text("format: sequoia-opt/acceptance\nversion: 1\nacceptance: [0.5, 1e-3]\n")
+    assert Acceptance.load(path).rates.tolist() == [0.5, 1e-3]
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"acceptance": []}, "acceptance: found"),
+        ({"acceptance": [0.5, 1.5]}, r"acceptance\[1\]: found 1.5, expected a number between 0"),
+        ({"acceptance": [0.5, -0.1]}, r"acceptance\[1\]"),
+        ({"acceptance": [0.8, 0.7]}, "sum to 1.5"),
+        ({"acceptance": "0.5"}, "acceptance: found '0.5'"),
+        ({"low": [0.1]}, "low: found"),
+        ({"traces": [[1, 9]]}, "rank 9, expected at most 2"),
+        ({"traces": [[1, -1]]}, r"traces\[0\]\[1\]"),
+        ({"traces": 3}, "traces: found 3"),
+        ({"by_depth": [[0.1], [0.1, 0.2]]}, "differ in length"),
+        ({"temperature": -1}, "temperature: found -1"),
+        ({"top_p": 2}, "top_p: found 2"),
+        ({"positions": 1.5}, "positions: found 1.5"),
+    ],
+)
+def test_refuses_malformed_files(tmp_path: Path, change: dict[str, object], complaint: str) -> None:
+    document = {"format": "sequoia-opt/acceptance", "version": 1, "acceptance": [0.5, 0.2]}
+    path = tmp_path / "acceptance.yaml"
+    path.write_text(yaml.safe_dump(document | change))
+    with pytest.raises(SequoiaError, match=complaint) as caught:
+        Acceptance.load(path)
+    assert str(path) in str(caught.value)

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sequoia_opt.errors import SequoiaError
+from sequoia_opt.plan import files
+
+HEAD = {"format": "test", "version": 1}
+simple = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(alphabet=st.characters(codec="utf-8", exclude_categories=("Cs", "Cc"))),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.text(alphabet="abcxyz", min_size=1), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+@given(value=simple, ending=st.sampled_from([".json", ".yaml"]))
+def test_round_trip(value: Any, ending: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("files") / f"file{ending}"
+    files.write_document(path, HEAD | {"value": value})
+    assert files.read_document(path, "test", 1)["value"] == value
+
+
+def test_numpy_values_become_plain() -> None:
+    value = {"a": np.float64(1.5), "b": np.arange(3), "c": (1, np.int64(2)), "d": Path("x")}
+    assert files.plain(value) == {"a": 1.5, "b": [0, 1, 2], "c": [1, 2], "d": "x"}
+
+
+def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file.yaml"
+    files.write_document(path, HEAD | {"value": 1})
+
+    def fail(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(SequoiaError, match="No space left"):
+        files.write_document(path, HEAD | {"value": 2})
+    assert files.read_document(path, "test", 1)["value"] == 1
+    assert os.listdir(tmp_path) == ["file.yaml"]
+
+
+def test_interrupted_write_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file.json"
+    files.write_document(path, HEAD | {"value": 1})
+
+    def interrupt(source: str, destination: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        files.write_document(path, HEAD | {"value": 2})
+    assert files.read_document(path, "test", 1)["value"] == 1
+    assert os.listdir(tmp_path) == ["file.json"]
+
+
+def test_unwritable_places_are_found_beforehand(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_text("a file, not a folder")
+    with pytest.raises(SequoiaError, match="cannot be written"):
+        files.check_writable(tmp_path / "plain" / "file.yaml")
+    with pytest.raises(SequoiaError, match="is a folder"):
+        files.check_writable(tmp_path)
+    files.check_writable(tmp_path / "new" / "file.yaml")
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_numbers_that_yaml_reads_as_text_are_coerced() -> None:
+    document = yaml.safe_load("small: 1e-5\nlist: [1e-5, 2]\n")
+    assert document["small"] == "1e-5"
+    fields = files.Fields(document, "here")
+    assert fields.number("small") == 1e-5
+    assert fields.numbers("list").tolist() == [1e-5, 2]
+
+
+@pytest.mark.parametrize("text", [".nan", ".inf", "[]", "true", "abc", "null", "1e999", "{a: 1}"])
+def test_only_finite_numbers_pass(text: str) -> None:
+    fields = files.Fields(yaml.safe_load(f"value: {text}"), "there")
+    with pytest.raises(SequoiaError, match=r"there: value: found .*expected a number"):
+        fields.number("value")
+    with pytest.raises(SequoiaError, match="there: missing: missing, expected a number"):
+        fields.number("missing")
+
+
+def test_yaml_is_loaded_safely(tmp_path: Path) -> None:
+    path = tmp_path / "evil.yaml"
+    path.write_text("format: !!python/object/apply:os.system [true]\n")
+    with pytest.raises(SequoiaError, match="not valid YAML"):
+        files.read_document(path, "test", 1)
+
+
+@given(st.text())
+def test_names_never_leave_their_folder(name: str) -> None:
+    safe = files.safe_name(name)
+    assert safe
+    assert Path(safe).name == safe
+    assert safe not in (".", "..")
