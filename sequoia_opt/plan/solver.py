@@ -24,7 +24,7 @@ from sequoia_opt.plan.tree import AUTOREGRESSIVE, TokenTree
 
 DEFAULT_MAX_DEPTH = 16
 DEFAULT_CONTEXT = 512
-FINALISTS = 16
+FINALISTS = 64
 SHOWN_RUNNERS_UP = 4
 BASELINE_SEQUENCES = range(2, 9)  # how many sequences the k-sequence baseline may have
 
@@ -314,7 +314,8 @@ def solve(
                 f"{wanted} asked for; profile with more --tokens"
             )
     max_size = size or max_size or largest
-    max_depth = depth if depth is not None else min(max_depth or DEFAULT_MAX_DEPTH, max_size - 1)
+    deepest = DEFAULT_MAX_DEPTH if max_depth is None else max_depth
+    max_depth = min(deepest, max_size - 1) if depth is None else depth
     if size is not None and depth is not None:
         _check_exists(size, depth, acceptance.width)
 
@@ -451,9 +452,10 @@ def _rank(
 ) -> list[Candidate]:
     """The fastest trees, replay deciding among the finalists; ties to the smaller."""
     order = sorted(trees, key=lambda place: (-speed[place], place[1], place[0]))
-    finalists = [pricing.candidate("solved", trees[place]) for place in order[:FINALISTS]]
-    if (0, 1) in trees and (0, 1) not in order[:FINALISTS]:
-        finalists.append(pricing.candidate("plain", AUTOREGRESSIVE))
+    # Replay may favour other depths than independence does: the fastest of each takes part.
+    by_depth = {depth: (depth, size) for depth, size in reversed(order)}
+    chosen = dict.fromkeys([*order[:FINALISTS], *by_depth.values()])
+    finalists = [pricing.candidate("solved", trees[place]) for place in chosen]
     return sorted(finalists, key=lambda c: (-round(c.tokens_per_second, 9), c.tree.size))
 
 

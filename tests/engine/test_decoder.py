@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from conftest import VOCABULARY
+from scipy.stats import chi2_contingency
+from transformers import AutoModelForCausalLM
+
+from sequoia_opt.engine.decoder import Decoder
+from sequoia_opt.engine.runner import PREFILL_CHUNK
+from sequoia_opt.errors import SequoiaError
+from sequoia_opt.plan import shapes
+from sequoia_opt.plan.tree import TokenTree
+
+ARCHITECTURES = ["llama", "qwen3", "gpt_neox", "mistral", "gemma2", "phi3", "gpt2", "opt"]
+TREES = {
+    "plain": shapes.chain(1),
+    "chain": shapes.chain(4),
+    "k-ary": shapes.k_ary(3, 2),
+    "sequences": shapes.k_sequences(3, 4),
+    "uneven": TokenTree([-1, 0, 0, 0, 1, 1, 2, 4, 7], [0, 1, 2, 3, 1, 2, 1, 1, 1]),
+}
+
+
+def prompt_of(length: int, seed: int = 0) -> list[int]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(2, VOCABULARY, (length,), generator=generator).tolist()
+
+
+def greedy_by_transformers(folder: Any, prompt: list[int], count: int) -> list[int]:
+    """The library's own full forward for every token, its own attention, nothing cached."""
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float64, attn_implementation="eager"
+    )
+    tokens = torch.tensor([prompt])
+    with torch.no_grad():
+        for _ in range(count):
+            following = model(tokens, use_cache=False).logits[:, -1].argmax(-1, keepdim=True)
+            tokens = torch.cat([tokens, following], dim=1)
+    return tokens[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_greedy_is_transformers_own_for_every_tree(
+    architecture: str, make_pair: Callable[..., Any], make_model: Callable[..., Any]
+) -> None:
+    pair = make_pair(architecture, architecture)
+    prompt = prompt_of(13)
+    wanted = greedy_by_transformers(make_model(architecture), prompt, 40)
+    speculated = 0.0
+    for tree in TREES.values():
+        generation = Decoder(pair, tree).generate(prompt, 40, ignore_eos=True)
+        assert generation.tokens == wanted
+        speculated = max(speculated, generation.tokens_per_step)
+    assert speculated > 1.1  # some guess was right, so accepted paths were moved
+
+
+@pytest.mark.parametrize(("target", "draft"), [("qwen3", "gpt_neox"), ("gpt2", "mistral")])
+def test_target_and_draft_of_different_architectures(
+    target: str, draft: str, make_pair: Callable[..., Any], make_model: Callable[..., Any]
+) -> None:
+    pair = make_pair(target, draft)
+    wanted = greedy_by_transformers(make_model(target), prompt_of(9), 24)
+    for tree in TREES.values():
+        assert Decoder(pair, tree).generate(prompt_of(9), 24, ignore_eos=True).tokens == wanted
+
+
+def test_a_draft_with_another_rounding_of_the_vocabulary(
+    make_model: Callable[..., Any], tmp_path: Any
+) -> None:
+    """Embedding tables of one tokenizer are rounded up differently; tokens stay the target's."""
+    from sequoia_opt.engine.models import Pair
+    from sequoia_opt.engine.runner import Runner
+
+    for vocabulary in (VOCABULARY - 11, VOCABULARY + 3):
+        runners = [
+            Runner(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64), "m")
+            for folder in (make_model("llama"), make_model("llama", 1, vocab_size=vocabulary))
+        ]
+        pair = Pair(runners[0], runners[1], "t", "d", {}, None, frozenset())
+        plain = Decoder(pair).generate(prompt_of(7), 24, ignore_eos=True).tokens
+        for temperature in (0.0, 1.0):
+            tokens = Decoder(pair, TREES["k-ary"], temperature).generate(prompt_of(7), 24).tokens
+            assert len(tokens) == 24
+            assert temperature or tokens == plain
+
+
+@pytest.mark.parametrize("length", [1, 2, PREFILL_CHUNK - 1, PREFILL_CHUNK, PREFILL_CHUNK + 7])
+def test_prompts_of_any_length(length: int, make_pair: Callable[..., Any]) -> None:
+    pair = make_pair(max_position_embeddings=1024)
+    prompt = prompt_of(length)
+    with torch.inference_mode():
+        pair.target.reserve(2048)
+        whole = pair.target.prefill(torch.tensor([prompt]))
+        for start in range(0, length, 100):
+            part = pair.target.extend(torch.tensor([prompt[start : start + 100]]), start)
+    assert torch.allclose(whole[0], part[0, -1], atol=1e-10)
+    plain, tree = (
+        Decoder(pair, t).generate(prompt, 16, ignore_eos=True).tokens
+        for t in (TREES["plain"], TREES["uneven"])
+    )
+    assert plain == tree
+
+
+def test_sampled_text_is_distributed_as_plain_sampling(make_pair: Callable[..., Any]) -> None:
+    """Chi-square of three sampled tokens, plain against each tree, at a fixed seed."""
+    pair = make_pair()
+    prompt, runs = prompt_of(6), 1500
+    counts = {}
+    for name in ("plain", "k-ary", "uneven"):
+        decoder = Decoder(pair, TREES[name], temperature=0.7, top_p=0.95, seed=3)
+        texts = [tuple(decoder.generate(prompt, 3, ignore_eos=True).tokens) for _ in range(runs)]
+        counts[name] = texts
+    for place in range(3):
+        for name in ("k-ary", "uneven"):
+            table = [
+                [sum(text[place] == token for text in counts[which]) for token in range(VOCABULARY)]
+                for which in ("plain", name)
+            ]
+            common = [(a, b) for a, b in zip(*table, strict=True) if a + b >= 20]
+            rare = [
+                sum(a for a, b in zip(*table, strict=True) if a + b < 20),
+                sum(b for a, b in zip(*table, strict=True) if a + b < 20),
+            ]
+            rows = [*common, rare] if sum(rare) else common
+            if len(rows) > 1:
+                assert chi2_contingency(rows).pvalue > 1e-3
+
+
+def test_the_same_seed_gives_the_same_text(make_pair: Callable[..., Any]) -> None:
+    pair = make_pair()
+    texts = [
+        Decoder(pair, TREES["k-ary"], 1.0, seed=seed).generate(prompt_of(5), 20).tokens
+        for seed in (1, 1, 2)
+    ]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_buffers_may_be_larger_than_needed(make_pair: Callable[..., Any]) -> None:
+    pair = make_pair()
+    before = Decoder(pair, TREES["k-ary"]).generate(prompt_of(5), 20, ignore_eos=True).tokens
+    for runner in (pair.target, pair.draft):
+        runner.reserve(5000)
+    after = Decoder(pair, TREES["k-ary"]).generate(prompt_of(5), 20, ignore_eos=True).tokens
+    assert before == after
+
+
+def test_the_end_token_ends_the_text(make_pair: Callable[..., Any]) -> None:
+    pair = make_pair()
+    endless = Decoder(pair, TREES["chain"]).generate(prompt_of(13), 40, ignore_eos=True).tokens
+    end = endless[25]
+    kept, pair.end_tokens = pair.end_tokens, frozenset([end])
+    try:
+        generation = Decoder(pair, TREES["sequences"]).generate(prompt_of(13), 40)
+    finally:
+        pair.end_tokens = kept
+    assert generation.tokens == endless[: endless.index(end) + 1]
+    assert generation.stopped == "end"
+
+
+def test_streams_what_it_generates(make_pair: Callable[..., Any]) -> None:
+    decoder = Decoder(make_pair(), TREES["uneven"])
+    stream = decoder.stream(torch.tensor([prompt_of(9)]), 21, ignore_eos=True)
+    pieces = list(stream)
+    assert [token for piece in pieces for token in piece] == stream.generation.tokens
+    assert len(stream.generation.tokens) == 21
+    assert len(pieces) == stream.generation.steps + 1
+    assert stream.generation.tokens_per_step == 20 / stream.generation.steps
+    assert stream.generation.seconds > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ({"temperature": -0.1}, "temperature: found -0.1"),
+        ({"temperature": float("nan")}, "temperature: found nan"),
+        ({"top_p": 0.0}, "top-p: found 0"),
+        ({"top_p": 1.1}, "top-p: found 1.1"),
+        ({"verifier": "magic"}, "verifier: found 'magic'"),
+        ({"tree": shapes.k_ary(VOCABULARY + 1, 1)}, "62 children"),
+    ],
+)
+def test_options_out_of_range(
+    arguments: dict[str, Any], complaint: str, make_pair: Callable[..., Any]
+) -> None:
+    with pytest.raises(SequoiaError, match=complaint):
+        Decoder(make_pair(), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "count", "complaint"),
+    [
+        ([], 5, "prompt is empty"),
+        ([1], 0, "max-new-tokens: found 0"),
+        ([VOCABULARY], 5, "token ids outside"),
+        ([-1], 5, "token ids outside"),
+        ([1] * 250, 20, "do not fit the 256 positions"),
+    ],
+)
+def test_prompts_that_do_not_fit(
+    prompt: list[int], count: int, complaint: str, make_pair: Callable[..., Any]
+) -> None:
+    with pytest.raises(SequoiaError, match=complaint):
+        Decoder(make_pair()).generate(prompt, count)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_the_last_positions_can_be_used(
+    architecture: str, make_pair: Callable[..., Any], make_model: Callable[..., Any]
+) -> None:
+    """Near the end, nodes beyond the model's last position must not disturb the others."""
+    pair = make_pair(architecture, architecture)
+    prompt = prompt_of(256 - 12)
+    wanted = greedy_by_transformers(make_model(architecture), prompt, 12)
+    for tree in TREES.values():
+        assert Decoder(pair, tree).generate(prompt, 12, ignore_eos=True).tokens == wanted

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from sequoia_opt.engine.models import fingerprint, load_pair, short_name
+from sequoia_opt.errors import SequoiaError
+
+
+def give_tokenizer(folder: Path, words: list[str]) -> None:
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token=words[0]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=words[0]).save_pretrained(folder)
+
+
+@pytest.fixture
+def folders(make_model: Callable[..., Path], tmp_path: Path) -> tuple[Path, Path]:
+    """Copies of a small target and draft, to be damaged."""
+    for name, seed in (("target", 0), ("draft", 1)):
+        shutil.copytree(make_model("llama", seed), tmp_path / name)
+    return tmp_path / "target", tmp_path / "draft"
+
+
+def load(folders: tuple[Path, Path]) -> Any:
+    return load_pair(*folders, device="cpu", dtype="float32")
+
+
+def test_loads_a_pair_of_folders(folders: tuple[Path, Path]) -> None:
+    pair = load(folders)
+    assert (pair.target_name, pair.draft_name) == ("target", "draft")
+    assert pair.dtype == "float32"
+    assert pair.end_tokens == {1}
+    assert pair.fingerprints["target"] == pair.fingerprints["draft"]  # the same shapes
+
+
+def test_fingerprints_follow_config_and_weights(make_model: Callable[..., Path]) -> None:
+    from transformers import AutoConfig
+
+    prints = {
+        fingerprint(str(folder), AutoConfig.from_pretrained(folder))
+        for folder in (
+            make_model("llama"),
+            make_model("llama", num_hidden_layers=2),
+            make_model("qwen3"),
+        )  # fmt: skip
+    }
+    assert len(prints) == 3
+
+
+def test_missing_weights(folders: tuple[Path, Path]) -> None:
+    (folders[1] / "model.safetensors").unlink()
+    with pytest.raises(SequoiaError, match=r"draft: no weights; expected model.safetensors"):
+        load(folders)
+
+
+def test_damaged_weights(folders: tuple[Path, Path]) -> None:
+    weights = folders[0] / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(SequoiaError, match="target: "):
+        load(folders)
+
+
+def test_missing_and_damaged_config(folders: tuple[Path, Path]) -> None:
+    (folders[0] / "config.json").write_text("{")
+    with pytest.raises(SequoiaError, match="target: cannot be loaded"):
+        load(folders)
+    (folders[0] / "config.json").unlink()
+    with pytest.raises(SequoiaError, match=r"target: no config.json"):
+        load(folders)
+
+
+def test_missing_folder() -> None:
+    with pytest.raises(SequoiaError, match="nowhere/at/all"):
+        load_pair("nowhere/at/all", "nowhere/at/all", device="cpu")
+
+
+@pytest.mark.parametrize("kind", ["t5", "bert_generation_unknown"])
+def test_other_kinds_of_model_are_named(folders: tuple[Path, Path], kind: str) -> None:
+    config = json.loads((folders[0] / "config.json").read_text())
+    (folders[0] / "config.json").write_text(json.dumps(config | {"model_type": kind}))
+    with pytest.raises(SequoiaError, match=kind):
+        load(folders)
+
+
+def test_state_space_layers_are_refused_by_name(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    from transformers import MambaConfig, MambaForCausalLM
+
+    config = MambaConfig(vocab_size=61, hidden_size=16, num_hidden_layers=2, state_size=4)
+    MambaForCausalLM(config).save_pretrained(tmp_path / "mamba")
+    with pytest.raises(SequoiaError, match="architecture 'mamba'"):
+        load_pair(tmp_path / "mamba", folders[1], device="cpu")
+
+
+def test_linear_attention_layers_are_refused_by_name(folders: tuple[Path, Path]) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from sequoia_opt.engine.runner import Runner
+
+    model = AutoModelForCausalLM.from_pretrained(folders[0])
+    model.config.layer_types = ["full_attention", "linear_attention", "full_attention"]
+    with pytest.raises(SequoiaError, match="linear_attention layers"):
+        Runner(model, "hybrid")
+
+
+def test_different_vocabularies(make_model: Callable[..., Path]) -> None:
+    with pytest.raises(SequoiaError, match=r"different vocabularies \(61 and 50 tokens\)"):
+        load_pair(make_model("llama"), make_model("llama", vocab_size=50), device="cpu")
+
+
+def test_different_tokenizers(folders: tuple[Path, Path]) -> None:
+    words = [f"w{i}" for i in range(61)]
+    give_tokenizer(folders[0], words)
+    give_tokenizer(folders[1], words)
+    assert load(folders).encode("w3 w5") == [3, 5]
+    give_tokenizer(folders[1], words[::-1])
+    with pytest.raises(SequoiaError, match="different tokenizers"):
+        load(folders)
+
+
+def test_prompts_need_a_tokenizer(folders: tuple[Path, Path]) -> None:
+    with pytest.raises(SequoiaError, match="has no tokenizer"):
+        load(folders).encode("text")
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [({"dtype": "int4"}, "dtype: found 'int4'"), ({"device": "warp"}, "device 'warp'")],
+)
+def test_options_out_of_range(
+    folders: tuple[Path, Path], options: dict[str, str], complaint: str
+) -> None:
+    with pytest.raises(SequoiaError, match=complaint):
+        load_pair(*folders, **options)
+
+
+def test_names(tmp_path: Path) -> None:
+    assert short_name("meta-llama/Llama-2-7b-hf") == "meta-llama/Llama-2-7b-hf"
+    assert short_name(str(tmp_path)) == tmp_path.name
