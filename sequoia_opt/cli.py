@@ -7,9 +7,8 @@ import sys
 import traceback
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
-import click
 import typer
 
 from sequoia_opt import __version__
@@ -19,6 +18,9 @@ if TYPE_CHECKING:
     from sequoia_opt.engine.models import Pair
     from sequoia_opt.plan.solver import Plan
     from sequoia_opt.plan.tree import TokenTree
+
+USAGE = 2  # exit status of a usage error
+INTERRUPTED = 130  # what typer makes of Ctrl-C
 
 app = typer.Typer(
     name="sequoia-opt",
@@ -62,18 +64,25 @@ DatasetOption = Annotated[
 ]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", is_eager=True)
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", is_eager=True, callback=_print_version
+        ),
     ] = False,
     debug: Annotated[
         bool, typer.Option("--debug", help="Show tracebacks; may stand anywhere.")
     ] = False,
 ) -> None:
-    if version:
-        print(__version__)
-        raise typer.Exit
+    pass
 
 
 @app.command(epilog="Example: sequoia-opt profile --contexts 128,1024 --tokens 1,2,4,8,16,32")
@@ -209,8 +218,9 @@ def solve(
     from sequoia_opt.plan.latency import LatencyProfile
 
     profile = profile or paths.bundled_profile()
+    latencies = LatencyProfile.load(profile)
     acceptance = acceptance or paths.bundled_acceptance()
-    latencies, rates = LatencyProfile.load(profile), Acceptance.load(acceptance)
+    rates = Acceptance.load(acceptance)
     for role in ("target", "draft"):
         names = getattr(latencies, role).model, getattr(rates, role)
         if names[0] != names[1] and names[1] != "unknown":
@@ -564,26 +574,34 @@ def main() -> None:
     debug = len(arguments) < len(sys.argv) - 1
     try:
         code = app(arguments, prog_name="sequoia-opt", standalone_mode=False)
-        sys.exit(code if isinstance(code, int) else 0)
-    except click.exceptions.NoArgsIsHelpError as error:
-        print(error.format_message())
-        sys.exit(2)
-    except click.ClickException as error:
+    except typer.TyperException as error:
         context = getattr(error, "ctx", None)
+        if not arguments and context is not None:
+            print(context.get_help())
+            sys.exit(USAGE)
         where = f" (see `{context.command_path} --help`)" if context else ""
-        _fail(error.format_message() + where, error.exit_code, debug)
+        _fail(_message(error) + where, USAGE, debug)
     except SequoiaError as error:
         _fail(str(error), 1, debug)
-    except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted; nothing was written", 1, debug)
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()  # the reader has gone; there is nobody to tell
         sys.exit(1)
     except Exception as error:
         _fail(f"{type(error).__name__}: {error} (--debug shows where)", 1, debug)
+    if code == INTERRUPTED:
+        _fail("interrupted; nothing was written", 1, debug)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
-def _fail(message: str, code: int, debug: bool) -> None:
+def _message(error: Exception) -> str:
+    """A usage error's text; typer's errors format themselves."""
+    format_message = getattr(error, "format_message", None)
+    return str(format_message() if format_message else error)
+
+
+def _fail(message: str, code: int, debug: bool) -> NoReturn:
     if debug:
         traceback.print_exc()
     print("error: " + " ".join(message.split()), file=sys.stderr)

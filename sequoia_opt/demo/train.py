@@ -353,7 +353,7 @@ def agreement(target: torch.nn.Module, draft: torch.nn.Module, tokens: torch.Ten
 def write_data(folder: Path, seed: int) -> None:
     """Stage 3: the default dataset and the default prompts, from the held-out modules."""
     _, held_out = corpus.split()
-    pieces = corpus.excerpts(held_out, 5, prompt_chars=800, chars=2800, seed=seed)
+    pieces = corpus.excerpts(held_out, 7, prompt_chars=800, chars=2200, seed=seed)
     prompts = {piece["id"].split(":")[0]: piece for piece in reversed(pieces)}
     chosen = [prompts[path] for path, _ in held_out][:8]
     for name, records in (

@@ -108,7 +108,7 @@ def test_prompts_of_any_length(length: int, make_pair: Callable[..., Any]) -> No
 def test_sampled_text_is_distributed_as_plain_sampling(make_pair: Callable[..., Any]) -> None:
     """Chi-square of three sampled tokens, plain against each tree, at a fixed seed."""
     pair = make_pair()
-    prompt, runs = prompt_of(6), 1500
+    prompt, runs = prompt_of(6), 500
     counts = {}
     for name in ("plain", "k-ary", "uneven"):
         decoder = Decoder(pair, TREES[name], temperature=0.7, top_p=0.95, seed=3)

@@ -49,7 +49,7 @@ def test_fingerprints_follow_config_and_weights(make_model: Callable[..., Path])
             make_model("llama"),
             make_model("llama", num_hidden_layers=2),
             make_model("qwen3"),
-        )  # fmt: skip
+        )
     }
     assert len(prints) == 3
 

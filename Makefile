@@ -1,0 +1,45 @@
+# Two commands for a newcomer: `make demo` shows the program at work, `make test` proves it.
+# Both set up what they need in .venv.
+
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO := build/demo
+DATA ?=
+
+.PHONY: demo test lint bench trees train clean
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	touch $@
+
+# Profile, sample, solve and decode on the bundled pair, on this machine.
+demo: .venv/installed
+	$(BIN)/sequoia-opt profile -o $(DEMO)/profile.yaml
+	$(BIN)/sequoia-opt estimate -o $(DEMO)/acceptance.yaml
+	$(BIN)/sequoia-opt solve --profile $(DEMO)/profile.yaml --acceptance $(DEMO)/acceptance.yaml -o $(DEMO)/tree.json
+	$(BIN)/sequoia-opt decode $(DEMO)/tree.json --compare
+
+test: .venv/installed
+	$(BIN)/python -m pytest -n 2
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The README's table: methods side by side, greedy, with this machine's committed tree.
+bench: .venv/installed
+	$(BIN)/sequoia-opt bench --limit 24 --repeats 5 --markdown
+
+# Measure this machine anew and solve its trees: what CI does for each kind of GPU.
+# DATA=file.jsonl takes another dataset than the bundled one.
+trees: .venv/installed
+	$(BIN)/python -m sequoia_opt.regenerate $(if $(DATA),--dataset $(DATA))
+
+# Train the bundled pair again (two hours on two cores).
+train: .venv/installed
+	$(BIN)/python -m sequoia_opt.demo.train --output sequoia_opt/demo
+
+clean:
+	rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .hypothesis

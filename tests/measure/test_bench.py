@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from sequoia_opt.measure import bench
+from sequoia_opt.measure.bench import Method, Run
+from sequoia_opt.plan import shapes
+
+
+def test_all_methods_decode_the_same_greedy_tokens(make_pair: Callable[..., Any]) -> None:
+    pair = make_pair()
+    methods = [
+        bench.with_tree(pair, "plain", shapes.chain(1)),
+        bench.with_generate(pair),
+        bench.with_tree(pair, "tree", shapes.k_ary(2, 2)),
+    ]
+    results = bench.race(methods, [[5, 6, 7], [9, 8]], new_tokens=12, repeats=2)
+    assert [r.agreement for r in results] == [1, 1, 1]
+    assert results[0].tokens_per_step == results[1].tokens_per_step == 1
+    assert results[2].tokens_per_step > 1
+    assert all(r.tokens_per_second > 0 and r.ms_per_token > 0 for r in results)
+    assert results[0].speedup == 1
+
+
+def test_ratios_are_of_median_runs() -> None:
+    def timed(name: str, seconds: list[float]) -> Method:
+        waiting = [*seconds[:1], *seconds]  # the first is the warm-up
+        return Method(name, lambda prompt, count: Run([1] * count, 5, waiting.pop(0)))
+
+    first, second = bench.race(
+        [timed("a", [9.0, 2.0, 1.0]), timed("b", [1.0, 1.0, 50.0])], [[1]], 11, repeats=3
+    )
+    assert first.tokens_per_second == pytest.approx(10 / 2)
+    assert second.tokens_per_second == pytest.approx(10)
+    assert second.speedup == pytest.approx(2)
+    assert second.tokens_per_step == pytest.approx(2)
+
+
+def test_sampling_by_generate_runs(make_pair: Callable[..., Any]) -> None:
+    run = bench.with_generate(make_pair(), temperature=0.8, top_p=0.9).run([4, 5], 6)
+    assert len(run.tokens) == 6
+    assert run.steps == 5
+
+
+def test_divergence_names_the_place_and_the_gap(make_pair: Callable[..., Any]) -> None:
+    pair = make_pair()
+    first = bench.with_tree(pair, "plain", shapes.chain(1)).run([5, 6, 7], 10).tokens
+    assert bench.divergence(pair, [5, 6, 7], first, first) is None
+    other = [*first[:4], first[4] + 1, *first[5:]]
+    found = bench.divergence(pair, [5, 6, 7], first, other)
+    assert found is not None
+    assert found.place == 4
+    assert found.gap > 0

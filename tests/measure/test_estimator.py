@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import VOCABULARY
+from transformers import AutoModelForCausalLM
+
+from sequoia_opt.engine.decoder import Decoder
+from sequoia_opt.errors import SequoiaError
+from sequoia_opt.measure.dataset import Document
+from sequoia_opt.measure.estimator import Options, estimate
+from sequoia_opt.plan import shapes
+
+
+class Numbers:
+    """Stands in for a tokenizer: a text is its token ids."""
+
+    bos_token_id = None
+
+    def __call__(self, text: str) -> dict[str, list[int]]:
+        return {"input_ids": [int(word) for word in text.split()]}
+
+    def decode(self, tokens: list[int], skip_special_tokens: bool = True) -> str:
+        return " ".join(map(str, tokens))
+
+
+@pytest.fixture
+def pair(make_pair: Callable[..., Any]) -> Any:
+    pair = make_pair()
+    kept, pair.tokenizer = pair.tokenizer, Numbers()
+    yield pair
+    pair.tokenizer = kept
+
+
+def documents(count: int, length: int = 6, text: int = 0) -> list[Document]:
+    generator = np.random.default_rng(0)
+
+    def words(n: int) -> str:
+        return " ".join(map(str, generator.integers(2, VOCABULARY, n)))
+
+    return [Document(words(length + 3 * i), words(text)) for i in range(count)]
+
+
+def ids(text: str) -> list[int]:
+    return [int(word) for word in text.split()]
+
+
+def test_greedy_ranks_are_the_full_forwards_own(pair: Any, make_model: Callable[..., Any]) -> None:
+    """Along the target's continuation, the rank of its token among the draft's."""
+    given = documents(4)
+    found = estimate(pair, given, "numbers", Options(max_new_tokens=20, width=10, batch=3))
+    target = AutoModelForCausalLM.from_pretrained(make_model("llama"), dtype=torch.float64)
+    with torch.no_grad(), pair.draft.native_attention() as draft:
+        for document, trace in zip(given, found.traces, strict=True):
+            prompt = torch.tensor([ids(document.prompt)])
+            text = target.generate(
+                prompt, max_new_tokens=20, do_sample=False, pad_token_id=0,
+                attention_mask=torch.ones_like(prompt),
+            )  # fmt: skip
+            order = draft(text[:, :-1], use_cache=False).logits[0].argsort(-1, descending=True)
+            ranks = [
+                (order[place - 1] == text[0, place]).nonzero().item() + 1
+                for place in range(prompt.shape[1], text.shape[1])
+            ]
+            assert trace == [rank if rank <= 10 else 0 for rank in ranks]
+    counted = np.bincount([r for t in found.traces for r in t], minlength=11)[1:]
+    measured = found.rates if found.measured is None else found.measured
+    assert measured == pytest.approx(counted / found.positions)
+    assert found.positions == sum(map(len, found.traces))
+    assert found.verifier == "greedy"
+
+
+def test_replay_is_what_decoding_does(pair: Any) -> None:
+    """Greedy: tokens and steps of each document, exactly, but for the cut at the end."""
+    given = documents(3)
+    found = estimate(pair, given, "numbers", Options(max_new_tokens=60, width=12))
+    for tree in (shapes.chain(4), shapes.k_ary(3, 2), shapes.k_sequences(4, 3)):
+        tokens, steps = found.replay(tree)
+        decoder = Decoder(pair, tree)
+        for i, document in enumerate(given):
+            stream = decoder.stream(ids(document.prompt), 60, ignore_eos=True)
+            pieces = list(stream)
+            # The trace starts with the first token, which decoding gets from the prompt.
+            trace = found.traces[i][1:]
+            node, lengths, length = 0, [], 0
+            for rank in trace:
+                length += 1
+                node = tree.child_table.get((node, rank), 0)
+                if node == 0:
+                    lengths.append(length)
+                    length = 0
+            assert [len(piece) for piece in pieces[1 : 1 + len(lengths)]] == lengths
+        assert (tokens >= steps).all()
+
+
+@pytest.mark.parametrize("teacher_forced", [False, True])
+def test_sampled_chances_agree_with_sampled_ranks(pair: Any, teacher_forced: bool) -> None:
+    given = documents(12, text=80)
+    options = Options(
+        temperature=0.8, top_p=0.95, max_new_tokens=80, width=8, teacher_forced=teacher_forced
+    )
+    found = estimate(pair, given, "numbers", options)
+    counted = np.bincount([r for t in found.traces for r in t], minlength=9)[1:]
+    measured = found.rates if found.measured is None else found.measured
+    spread = np.sqrt(measured * (1 - measured) / found.positions)
+    assert (np.abs(counted / found.positions - measured) < 4 * spread + 0.01).all()
+    assert found.low is not None
+    assert found.high is not None
+    assert (found.low <= measured).all()
+    assert (measured <= found.high).all()
+    assert found.verifier == "sequoia"
+
+
+def test_teacher_forced_ranks_follow_the_text(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each position's rank of the target's choice, and chunks do not matter."""
+    given = documents(3, text=50)
+    options = Options(max_new_tokens=50, width=6, teacher_forced=True)
+    whole = estimate(pair, given, "numbers", options)
+    monkeypatch.setattr("sequoia_opt.measure.estimator.LOGITS_BUDGET", 7 * 3 * VOCABULARY)
+    pieces = estimate(pair, given, "numbers", options)
+    assert whole.traces == pieces.traces
+    assert [len(trace) for trace in whole.traces] == [50] * 3
+    tokens = torch.tensor([ids(given[1].prompt) + ids(given[1].text)])
+    with (
+        torch.no_grad(),
+        pair.target.native_attention() as target,
+        pair.draft.native_attention() as draft,
+    ):
+        best = target(tokens, use_cache=False).logits[0].argmax(-1)
+        order = draft(tokens, use_cache=False).logits[0].argsort(-1, descending=True)
+    start = len(ids(given[1].prompt)) - 1
+    ranks = [(order[i] == best[i]).nonzero().item() + 1 for i in range(start, start + 50)]
+    assert whole.traces[1] == [rank if rank <= 6 else 0 for rank in ranks]
+
+
+def test_progress_ends_at_its_total(pair: Any) -> None:
+    seen: list[tuple[int, int]] = []
+    estimate(
+        pair, documents(5), "numbers", Options(max_new_tokens=8, batch=2),
+        lambda done, total: seen.append((done, total)),
+    )  # fmt: skip
+    assert seen[-1] == (40, 40)
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "complaint"),
+    [
+        ([Document("5 6", "")], Options(teacher_forced=True), "no texts to be teacher-forced on"),
+        ([], Options(), "no prompts"),
+        ([Document("5", "")], Options(width=0), "width: found 0"),
+        ([Document("5", "")], Options(max_new_tokens=0), "max-new-tokens: found 0"),
+        ([Document("5", "")], Options(max_new_tokens=300), "only 256 positions"),
+        ([Document("5", "")], Options(temperature=-1), "temperature: found -1"),
+    ],
+)
+def test_refuses_what_cannot_be_sampled(
+    pair: Any, given: list[Document], options: Options, complaint: str
+) -> None:
+    with pytest.raises(SequoiaError, match=complaint):
+        estimate(pair, given, "numbers", options)

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sequoia_opt.errors import SequoiaError
+from sequoia_opt.measure.profiler import (
+    Options,
+    default_tokens,
+    fit_overhead,
+    median_interval,
+    overhead_trees,
+    profile,
+)
+from sequoia_opt.plan import shapes
+from sequoia_opt.plan.acceptance import Acceptance
+from sequoia_opt.plan.solver import solve
+
+
+def test_measures_every_point(make_pair: Callable[..., Any]) -> None:
+    seen: list[tuple[int, int]] = []
+    found = profile(
+        make_pair(dtype="float32"),
+        Options(tokens=[8, 1, 2, 4], contexts=[64, 16], repeats=5, warm_up=1),
+        lambda done, total: seen.append((done, total)),
+    )
+    for model in (found.target, found.draft):
+        assert [c.context for c in model.curves] == [16, 64]
+        for curve in model.curves:
+            assert curve.tokens == [1, 2, 4, 8]
+            assert (curve.low_ms <= curve.median_ms).all()
+            assert (curve.median_ms <= curve.high_ms).all()
+            assert (curve.low_ms > 0).all()
+    assert set(found.overhead) == {"greedy", "sequoia"}
+    assert found.engine["dtype"] == "float32"
+    assert found.hardware["device"] == "cpu"
+    assert found.hardware["name"]
+    assert seen[-1] == (24, 24)
+    # What was measured can be solved with.
+    assert solve(found, Acceptance(np.array([0.6, 0.2])), max_size=8).choice.tree.size >= 1
+
+
+def test_overhead_fit_finds_its_parts() -> None:
+    trees = overhead_trees(64)
+    rows = [
+        (tree, 0.4 + 0.01 * tree.size + 0.05 * len(tree.draft_widths), 10.0 + tree.size)
+        for tree in trees
+    ]
+    found = fit_overhead(rows)
+    assert found.constant_ms == pytest.approx(0.4)
+    assert found.per_token_ms == pytest.approx(0.01)
+    assert found.per_level_ms == pytest.approx(0.05)
+
+
+def test_overhead_fit_passes_through_plain_decoding() -> None:
+    generator = np.random.default_rng(0)
+    rows = [(tree, 0.5 + generator.normal(0, 0.2), 10.0) for tree in overhead_trees(64)]
+    found = fit_overhead(rows)
+    assert found.at(1, 0) == pytest.approx(rows[0][1])
+    assert found.per_token_ms >= 0
+    assert found.per_level_ms >= 0
+    assert fit_overhead([(shapes.chain(1), 0.3, 5.0)]).at(1, 0) == pytest.approx(0.3)
+
+
+def test_interval_of_the_median_covers_it() -> None:
+    generator = np.random.default_rng(0)
+    covered = 0
+    for _ in range(400):
+        _, low, high = median_interval(generator.exponential(size=25))
+        covered += bool(low <= np.log(2) <= high)
+    assert covered >= 372  # 95 % of 400, less two standard deviations
+
+
+def test_default_points_are_dense_then_four_an_octave() -> None:
+    sizes = default_tokens(torch.device("cpu"))
+    assert sizes[:10] == [1, 2, 3, 4, 5, 6, 7, 8, 10, 12]
+    assert sizes[-1] == 64
+    assert max(b / a for a, b in pairwise(sizes[8:])) <= 1.25
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (Options(tokens=[0, 1]), "at least 1"),
+        (Options(tokens=[2, 4]), "1 is missing"),
+        (Options(contexts=[0]), "at least 1"),
+        (Options(repeats=1), "repeats at least 5"),
+        (Options(contexts=[256]), "only 256 positions"),
+    ],
+)
+def test_refuses_what_cannot_be_measured(
+    options: Options, complaint: str, make_pair: Callable[..., Any]
+) -> None:
+    with pytest.raises(SequoiaError, match=complaint):
+        profile(make_pair(), options)

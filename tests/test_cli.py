@@ -1,0 +1,370 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sequoia_opt import cli, demo
+from sequoia_opt.plan import shapes
+from sequoia_opt.plan.acceptance import Acceptance
+from sequoia_opt.plan.latency import LatencyProfile
+from sequoia_opt.plan.tree import TokenTree
+
+SMALL = ["--tokens", "1,2,4,8,16", "--contexts", "16,64", "--repeats", "5"]
+
+
+@dataclass
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., Outcome]:
+    """Runs a command line in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["sequoia-opt", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        captured = capfd.readouterr()
+        code = stopped.value.code
+        return Outcome(code if isinstance(code, int) else 0, captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture
+def models(make_model: Callable[..., Path], tmp_path: Path) -> list[str]:
+    """Options that name a small pair of two architectures, with the bundled tokenizer."""
+    options = []
+    for role, architecture in (("target", "qwen3"), ("draft", "gpt_neox")):
+        folder = tmp_path / f"small-{role}"
+        shutil.copytree(make_model(architecture, vocab_size=2048, spread=0.05), folder)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(demo.FOLDER / "target" / name, folder)
+        options += [f"--{role}", str(folder)]
+    return options
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    path = tmp_path / "numbers.jsonl"
+    records = [{"prompt": f"def f{i}(x):\n", "completion": "    return x\n"} for i in range(3)]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+@pytest.mark.parametrize(("temperature", "verifier"), [("0", "greedy"), ("0.6", "sequoia")])
+def test_the_four_commands_in_a_row(
+    run: Callable[..., Outcome], models: list[str], dataset: Path, temperature: str, verifier: str
+) -> None:
+    done = run("profile", *models, *SMALL)
+    assert done.code == 0, done.err
+    assert "milliseconds of a forward" in done.out
+    (profile,) = Path("profiles").glob("*/small-target--small-draft--float32.yaml")
+    assert str(profile) in done.err
+    done = run(
+        "estimate",
+        *models,
+        "--dataset",
+        dataset,
+        "--temperature",
+        temperature,
+        "--max-new-tokens",
+        24,
+        "--width",
+        6,
+    )
+    assert done.code == 0, done.err
+    name = f"small-target--small-draft--numbers--{verifier}-T{temperature}.yaml"
+    acceptance = Path("profiles/acceptance") / name
+    assert Acceptance.load(acceptance).positions > 0
+    done = run("solve", "--profile", profile, "--acceptance", acceptance, "--max-size", 12)
+    assert done.code == 0, done.err
+    assert "chosen" in done.out
+    assert "chain" in done.out
+    slug = LatencyProfile.load(profile).hardware["slug"]
+    tree = (
+        Path("trees")
+        / slug
+        / f"small-target--small-draft--float32--numbers-{verifier}-T{temperature}.json"
+    )
+    loaded = TokenTree.load(tree)
+    assert loaded.size <= 12
+    assert loaded.metadata["verifier"] == verifier
+    assert loaded.metadata["provenance"]["profile"]["file"] == profile.name
+    done = run(
+        "decode",
+        tree,
+        *models,
+        "--prompt",
+        "def g",
+        "--max-new-tokens",
+        12,
+        "--compare",
+        "--repeats",
+        1,
+        "--ignore-eos",
+    )
+    assert done.code == 0, done.err
+    assert "12 tokens in" in done.out
+    assert "tree" in done.out
+    if temperature == "0":
+        assert "agree with plain decoding" in done.out or "two best logits" in done.out
+
+
+def test_json_is_one_document_and_nothing_else(
+    run: Callable[..., Outcome], models: list[str], dataset: Path
+) -> None:
+    profile = json.loads(run("profile", *models, *SMALL, "-o", "p.yaml", "--json").out)
+    assert profile == yaml.safe_load(Path("p.yaml").read_text())
+    acceptance = json.loads(
+        run(
+            "estimate",
+            *models,
+            "--dataset",
+            dataset,
+            "--max-new-tokens",
+            8,
+            "-o",
+            "a.yaml",
+            "--json",
+        ).out
+    )
+    assert acceptance == yaml.safe_load(Path("a.yaml").read_text())
+    tree = json.loads(
+        run("solve", "--profile", "p.yaml", "--acceptance", "a.yaml", "-o", "t.json", "--json").out
+    )
+    assert tree == json.loads(Path("t.json").read_text())
+    assert tree["format"] == "sequoia-opt/tree"
+    shapes.k_ary(2, 2).save("k.json")
+    decoded = json.loads(
+        run("decode", "k.json", *models, "--prompt", "def", "--max-new-tokens", 9, "--json").out
+    )
+    assert {"text", "tokens", "steps", "tokens_per_step", "tokens_per_second", "seconds"} <= set(
+        decoded
+    )
+    assert len(decoded["tokens"]) <= 9
+
+
+def test_solving_again_gives_the_same_tree(
+    run: Callable[..., Outcome], models: list[str], dataset: Path
+) -> None:
+    run("profile", *models, *SMALL, "-o", "p.yaml")
+    run("estimate", *models, "--dataset", dataset, "--max-new-tokens", 8, "-o", "a.yaml")
+    arguments = ["solve", "--profile", "p.yaml", "--acceptance", "a.yaml", "--json", "-o", "t.json"]
+    assert run(*arguments).out == run(*arguments).out
+
+
+def test_stop_strings_end_the_text(run: Callable[..., Outcome], models: list[str]) -> None:
+    shapes.k_ary(2, 2).save("k.json")
+    arguments = [
+        "decode",
+        "k.json",
+        *models,
+        "--prompt",
+        "def",
+        "--max-new-tokens",
+        30,
+        "--json",
+        "--ignore-eos",
+    ]
+    whole = json.loads(run(*arguments).out)["text"]
+    middle = whole[len(whole) // 2 : len(whole) // 2 + 3]
+    stopped = json.loads(run(*arguments, "--stop", middle).out)
+    assert stopped["text"] == whole[: whole.index(middle)]
+    assert stopped["stopped"] == "stop"
+    assert len(stopped["tokens"]) < 30
+
+
+def test_the_text_that_is_shown_is_the_text(run: Callable[..., Outcome], models: list[str]) -> None:
+    shapes.k_ary(2, 2).save("k.json")
+    arguments = ["decode", "k.json", *models, "--prompt", "def", "--max-new-tokens", 30]
+    text = json.loads(run(*arguments, "--json").out)["text"]
+    assert run(*arguments).out.startswith(text)
+
+
+def test_bench_puts_methods_side_by_side(
+    run: Callable[..., Outcome], models: list[str], dataset: Path
+) -> None:
+    shapes.k_ary(2, 2).save("k.json")
+    document = json.loads(
+        run(
+            "bench",
+            "k.json",
+            *models,
+            "--dataset",
+            dataset,
+            "--chain",
+            3,
+            "--repeats",
+            1,
+            "--max-new-tokens",
+            8,
+            "--json",
+        ).out
+    )
+    names = [result["name"] for result in document["results"]]
+    assert names == [
+        "plain",
+        "transformers generate",
+        "best chain (3 nodes)",
+        "solved tree (7 nodes)",
+    ]
+
+
+BAD_INPUT: dict[str, tuple[list[str], str]] = {
+    "no such profile": (["solve", "--profile", "no.yaml"], "no.yaml: no such file"),
+    "profile is a tree": (["solve", "--profile", "tree.json"], "format: found 'sequoia-opt/tree'"),
+    "profile is broken": (["solve", "--profile", "broken.yaml"], "broken.yaml: not valid YAML"),
+    "acceptance is a tree": (
+        ["solve", "--profile", "p.yaml", "--acceptance", "tree.json"],
+        "tree.json: format: found",
+    ),
+    "tree is broken": (["decode", "broken.json"], "broken.json: not valid JSON"),
+    "tree is a profile": (["decode", "p.yaml"], "p.yaml: format: found 'sequoia-opt/profile'"),
+    "size was not measured": (
+        ["solve", "--profile", "p.yaml", "--acceptance", "a.yaml", "--size", "500"],
+        "no point past 64 tokens, 500 asked for",
+    ),
+    "context was not measured": (
+        ["solve", "--profile", "p.yaml", "--acceptance", "a.yaml", "--context", "9999"],
+        "not for 9999",
+    ),
+    "no such model": (
+        ["decode", "tree.json", "--target", "no/such", "--draft", "no/such"],
+        "no/such",
+    ),
+    "model without weights": (["decode", "tree.json", "--target", "hollow"], "hollow: no weights"),
+    "empty dataset": (["estimate", "--dataset", "empty.jsonl"], "empty.jsonl: the dataset has no"),
+    "no such dataset": (["estimate", "--dataset", "no.jsonl"], "no.jsonl: no such file"),
+    "temperature below 0": (["estimate", "--temperature", "-1"], "temperature: found -1"),
+    "top-p above 1": (["decode", "tree.json", "--top-p", "1.5"], "top-p: found 1.5"),
+    "top-p of 0": (["estimate", "--temperature", "1", "--top-p", "0"], "top-p: found 0"),
+    "no such verifier": (["estimate", "--verifier", "magic"], "verifier: found 'magic'"),
+    "output is a folder": (["profile", "-o", "."], "is a folder"),
+    "output under a file": (["estimate", "-o", "p.yaml/x.yaml"], "cannot be written"),
+    "prompt too long": (
+        ["decode", "tree.json", "--prompt", "def f(): pass\n" * 3000],
+        "do not fit the 8192 positions",
+    ),
+    "context too long": (["profile", "--contexts", "9000"], "only 8192 positions"),
+    "unknown dtype": (["profile", "--dtype", "int3"], "dtype: found 'int3'"),
+    "unknown device": (["profile", "--device", "abacus"], "device 'abacus'"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "complaint"), BAD_INPUT.values(), ids=BAD_INPUT.keys())
+def test_bad_input_gets_one_line(
+    run: Callable[..., Outcome], tmp_path: Path, arguments: list[str], complaint: str
+) -> None:
+    from test_latency import make_profile
+
+    shapes.chain(3).save("tree.json")
+    make_profile().save("p.yaml")
+    Acceptance([0.5, 0.2]).save("a.yaml")  # type: ignore[arg-type]
+    Path("broken.json").write_text("{")
+    Path("broken.yaml").write_text("a: [1, 2")
+    Path("empty.jsonl").write_text("")
+    shutil.copytree(demo.FOLDER / "target", "hollow")
+    Path("hollow/model.safetensors").unlink()
+    before = sorted(tmp_path.rglob("*"))
+    done = run(*arguments)
+    assert done.code == 1
+    assert done.out == ""
+    assert complaint in done.err
+    assert done.err.startswith("error: ")
+    assert done.err.count("\n") == 1
+    assert [p for p in sorted(tmp_path.rglob("*")) if p not in before and p.is_file()] == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["fly"],
+        ["solve", "--speed"],
+        ["decode", "--max-new-tokens", "0"],
+        ["profile", "--tokens", "a"],
+        ["profile", "--repeats", "many"],
+    ],
+)
+def test_usage_errors_exit_with_2(run: Callable[..., Outcome], arguments: list[str]) -> None:
+    done = run(*arguments)
+    assert done.code == 2
+    assert done.err.startswith("error: ")
+    assert "Traceback" not in done.err
+
+
+def test_debug_shows_where(run: Callable[..., Outcome]) -> None:
+    done = run("solve", "--profile", "no.yaml", "--debug")
+    assert done.code == 1
+    assert "Traceback" in done.err
+    assert done.err.rstrip().endswith("error: no.yaml: no such file")
+
+
+def test_trees_for_other_models_are_not_run_on_the_bundled_pair(
+    run: Callable[..., Outcome],
+) -> None:
+    TokenTree([-1, 0], [0, 1], {"target": "big", "draft": "small"}).save("tree.json")
+    assert "solved for target big" in run("decode", "tree.json").err
+
+
+@pytest.mark.parametrize("command", ["profile", "estimate", "solve", "decode", "bench"])
+def test_help_has_an_example(run: Callable[..., Outcome], command: str) -> None:
+    done = run(command, "--help")
+    assert done.code == 0
+    assert f"Example: sequoia-opt {command}" in done.out
+
+
+def test_version_and_bare_call(run: Callable[..., Outcome]) -> None:
+    assert run("--version").out.strip() == cli.__version__
+    bare = run()
+    assert bare.code == 2
+    assert "profile" in bare.out + bare.err
+
+
+def test_interruption_leaves_the_old_file(tmp_path: Path) -> None:
+    """Ctrl-C in the middle of a measurement."""
+    path = tmp_path / "profile.yaml"
+    path.write_text("precious")
+    command = [
+        sys.executable,
+        "-m",
+        "sequoia_opt",
+        "profile",
+        "--repeats",
+        "100000",
+        "-o",
+        str(path),
+    ]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        cwd=tmp_path,
+    )
+    time.sleep(8)  # long enough to be measuring, and nothing depends on it if it is not
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert errors.strip().splitlines()[-1].startswith("error: interrupted")
+    assert path.read_text() == "precious"
+    assert [p.name for p in tmp_path.iterdir()] == ["profile.yaml"]
