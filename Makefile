@@ -32,10 +32,19 @@ lint: .venv/installed
 bench: .venv/installed
 	$(BIN)/sequoia-opt bench --limit 24 --repeats 5 --markdown
 
-# Measure this machine anew and solve its trees: what CI does for each kind of GPU.
-# DATA=file.jsonl takes another dataset than the bundled one.
+# Measure this machine anew and solve the bundled pair's trees: what CI does for each kind of
+# GPU. DATA=prompts.jsonl takes another dataset than the bundled one.
+NAME := $(or $(basename $(notdir $(DATA))),demo)
+RATES := profiles/acceptance/demo-target--demo-draft--$(NAME)
+
 trees: .venv/installed
-	$(BIN)/python -m sequoia_opt.regenerate $(if $(DATA),--dataset $(DATA))
+	$(BIN)/sequoia-opt profile
+	for temperature in 0 0.6 1; do \
+	  $(BIN)/sequoia-opt estimate --temperature $$temperature $(if $(DATA),--dataset $(DATA)) || exit 1; \
+	done
+	for sampling in greedy-T0 sequoia-T0.6 sequoia-T1; do \
+	  $(BIN)/sequoia-opt solve --acceptance $(RATES)--$$sampling.yaml || exit 1; \
+	done
 
 # Train the bundled pair again (two hours on two cores).
 train: .venv/installed

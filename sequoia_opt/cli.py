@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import traceback
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 import typer
 
@@ -162,8 +162,9 @@ def estimate(
     name, documents = load_dataset(dataset)
     pair = _load(target, draft, device, dtype)
     used = "greedy" if temperature == 0 else verifier
+    sampled = f"{name}-teacher-forced" if teacher_forced else name
     path = output or paths.acceptance_path(
-        pair.target_name, pair.draft_name, name, used, temperature, top_p
+        pair.target_name, pair.draft_name, sampled, used, temperature, top_p
     )
     _check_output(path)
     options = estimator.Options(
@@ -202,7 +203,7 @@ def solve(
         int | None, typer.Option(min=0, help="Deepest tree.", show_default="16")
     ] = None,
     size: Annotated[int | None, typer.Option(min=1, help="Fix the number of nodes.")] = None,
-    depth: Annotated[int | None, typer.Option(min=0, help="Fix the depth.")] = None,
+    depth: Annotated[int | None, typer.Option(min=0, help="Fix the depth limit.")] = None,
     context: Annotated[
         float | None,
         typer.Option(help="Cached tokens.", show_default="as in the acceptance file"),
@@ -301,6 +302,8 @@ def decode(
     from sequoia_opt import console, demo, paths
     from sequoia_opt.plan.tree import TokenTree
 
+    if compare and max_new_tokens < 2:
+        raise typer.BadParameter("--compare needs at least 2", param_hint="--max-new-tokens")
     path = tree or paths.bundled_tree(temperature or 0.0)
     loaded = TokenTree.load(path)
     temperature, top_p = _sampling(loaded, temperature, top_p)
@@ -313,11 +316,11 @@ def decode(
     prompts = [pair.encode(text) for text in texts]
     decoder = Decoder(pair, loaded, temperature, top_p, seed)
     stream = decoder.stream(prompts[0], max_new_tokens, ignore_eos, stop or [])
-    shown = Typewriter(pair, sys.stdout if not as_json else None)
+    shown = Typewriter(sys.stdout if not as_json else None)
     for _ in stream:
-        shown.update(stream.generation.tokens)
+        shown.write(stream.text())
     generation = stream.generation
-    shown.finish(generation.text)
+    shown.write(generation.text)
 
     document: dict[str, Any] = {
         "text": generation.text,
@@ -332,10 +335,12 @@ def decode(
         "temperature": temperature,
         "top_p": top_p,
     }
-    comparable = _same_machine(loaded, pair)
+    comparable = _comparable(loaded, pair, temperature, top_p)
     if not as_json:
         console.out.print()
-        console.generation_summary(generation, loaded, comparable)
+        console.generation_summary(
+            generation, loaded if comparable.tokens else None, comparable.times
+        )
     if compare:
         document["compare"] = _compare(
             pair, loaded, prompts, max_new_tokens, temperature, top_p, seed, repeats,
@@ -354,7 +359,7 @@ def _compare(
     top_p: float,
     seed: int,
     repeats: int,
-    comparable: bool,
+    comparable: Comparable,
     quiet: bool,
 ) -> dict[str, Any]:
     """Plain decoding beside the tree's, on all prompts."""
@@ -371,19 +376,19 @@ def _compare(
         results = bench.race(methods, prompts, max_new_tokens, repeats, advance)
     document: dict[str, Any] = {"results": [asdict(result) for result in results]}
     found = []
-    if temperature == 0:
+    if temperature == 0 and results[1].agreement < 1:
         for i, prompt in enumerate(prompts):
             plain, treed = (method.run(prompt, max_new_tokens).tokens for method in methods)
             parted = bench.divergence(pair, prompt, plain, treed)
             if parted is not None:
                 found.append((i, parted))
+    if temperature == 0:
         document["divergences"] = [{"prompt": i, **asdict(parted)} for i, parted in found]
     if not quiet:
         title = f"{len(prompts)} prompts, {max_new_tokens} tokens each, temperature {temperature:g}"
         console.race_table(results, title)
-        tokens = tree.metadata.get("replayed_tokens", tree.metadata.get("expected_tokens"))
-        predicted = tree.metadata.get("predicted") if comparable else None
-        console.prediction_line(results[1], predicted, tokens)
+        if comparable.tokens:
+            console.prediction_lines(results[1], tree, comparable.times)
         if temperature == 0:
             console.divergences(found, len(prompts))
     return document
@@ -412,10 +417,10 @@ def bench(
         typer.Option(min=2, help="Nodes of the chain.", show_default="the best by prediction"),
     ] = None,
     profile: Annotated[
-        Path | None, typer.Option(help="Profile to choose the chain by.", show_default="bundled")
+        Path | None, typer.Option(help="Profile to choose the chain by.", show_default="the tree's")
     ] = None,
     acceptance: Annotated[
-        Path | None, typer.Option(help="Acceptance file, likewise.", show_default="bundled")
+        Path | None, typer.Option(help="Acceptance file, likewise.", show_default="the tree's")
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
     device: Device = None,
@@ -433,15 +438,14 @@ def bench(
     loaded = TokenTree.load(path)
     temperature, top_p = _sampling(loaded, temperature, top_p)
     if chain is None:
-        plan = solver.solve(
-            LatencyProfile.load(profile or paths.bundled_profile()),
-            Acceptance.load(acceptance or paths.bundled_acceptance()),
-        )
+        if profile is None or acceptance is None:
+            profile, acceptance = paths.inputs_of(loaded)
+        plan = solver.solve(LatencyProfile.load(profile), Acceptance.load(acceptance))
         chains = [c.tree for c in plan.baselines if c.name == "chain"]
         best = chains[0] if chains else shapes.chain(2)
     else:
         best = shapes.chain(chain)
-    from sequoia_opt.engine.decoder import check_sampling
+    from sequoia_opt.engine.decoder import check_prompt, check_sampling
     from sequoia_opt.measure import bench as benchmark
     from sequoia_opt.measure.dataset import load_dataset
 
@@ -449,6 +453,8 @@ def bench(
     name, documents = load_dataset(dataset)
     pair = _load(*_models_of(loaded, target, draft), device, dtype)
     prompts = [pair.encode(d.prompt or d.text[: len(d.text) // 2]) for d in documents[:limit]]
+    for prompt in prompts:
+        check_prompt(pair, prompt, max_new_tokens)
     sampling: dict[str, Any] = {"temperature": temperature, "top_p": top_p}
     methods = [
         benchmark.with_tree(pair, "plain", AUTOREGRESSIVE, **sampling),
@@ -475,34 +481,31 @@ def bench(
         console.race_markdown(results)
     else:
         console.race_table(results, f"{name}: {len(prompts)} prompts, {max_new_tokens} tokens each")
-    tokens = loaded.metadata.get("replayed_tokens", loaded.metadata.get("expected_tokens"))
-    predicted = loaded.metadata.get("predicted") if _same_machine(loaded, pair) else None
-    console.prediction_line(results[-1], predicted, tokens)
+    comparable = _comparable(loaded, pair, temperature, top_p)
+    if comparable.tokens:
+        console.prediction_lines(results[-1], loaded, comparable.times)
+
+
+@dataclass(frozen=True)
+class Comparable:
+    """Whether a tree's predicted tokens, and its predicted times, are for what is run."""
+
+    tokens: bool
+    times: bool
 
 
 class Typewriter:
-    """Writes a growing text as it comes, whole characters only."""
+    """Writes a growing text as it comes."""
 
-    def __init__(self, pair: Pair, stream: Any) -> None:
-        self._pair, self._stream, self._done = pair, stream, ""
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream, self._done = stream, 0
 
-    def update(self, tokens: list[int]) -> None:
-        """Write what `tokens` add; a character that is still incomplete waits."""
-        if self._stream is None or self._pair.tokenizer is None:
-            return
-        text = self._pair.decode(tokens)
-        if not text.endswith("\ufffd") and text.startswith(self._done):
-            self._write(text)
-
-    def finish(self, text: str) -> None:
-        """Write the rest of the final text."""
-        if self._stream is not None and text.startswith(self._done):
-            self._write(text)
-
-    def _write(self, text: str) -> None:
-        self._stream.write(text[len(self._done) :])
-        self._stream.flush()
-        self._done = text
+    def write(self, text: str) -> None:
+        """Write what `text` adds to what has been written."""
+        if self._stream is not None:
+            self._stream.write(text[self._done :])
+            self._stream.flush()
+            self._done = max(self._done, len(text))
 
 
 def _sampling(
@@ -529,15 +532,16 @@ def _models_of(
     return target, draft
 
 
-def _same_machine(tree: TokenTree, pair: Pair) -> bool:
-    """Whether the tree's predicted times are for this machine and dtype."""
+def _comparable(tree: TokenTree, pair: Pair, temperature: float, top_p: float) -> Comparable:
+    """Which of the tree's predictions are for what is run here."""
     from sequoia_opt.measure.hardware import hardware
 
-    own = tree.metadata.get("hardware", {}).get("slug")
-    dtype = tree.metadata.get("engine", {}).get("dtype")
-    return bool("predicted" in tree.metadata) and (own, dtype) == (
-        hardware(pair.device)["slug"], pair.dtype
-    )  # fmt: skip
+    own = tree.metadata
+    models = (own.get("target"), own.get("draft")) == (pair.target_name, pair.draft_name)
+    sampling = (own.get("temperature"), own.get("top_p")) == (temperature, top_p)
+    machine = own.get("hardware", {}).get("slug") == hardware(pair.device)["slug"]
+    dtype = own.get("engine", {}).get("dtype") == pair.dtype
+    return Comparable(tokens=models and sampling, times=models and sampling and machine and dtype)
 
 
 def _load(target: str | None, draft: str | None, device: str | None, dtype: str | None) -> Pair:
@@ -565,7 +569,7 @@ def _integers(option: str, text: str) -> list[int]:
 def _print_json(document: dict[str, Any]) -> None:
     from sequoia_opt.plan.files import plain
 
-    print(json.dumps(plain(document), ensure_ascii=False))
+    print(json.dumps(plain(document), ensure_ascii=False, allow_nan=False))
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -123,6 +123,8 @@ def plan_summary(plan: Plan) -> None:
             f"({plan.speedup_low:.2f} – {plan.speedup_high:.2f})",
             markup=False,
         )
+        levels = " ".join(str(len(level)) for level in choice.tree.levels)
+        out.print(f"nodes at each depth: {levels}; found by {plan.method}", markup=False)
     table = Table(title=f"predicted at {plan.context:.0f} cached tokens", title_justify="left")
     table.add_column("tree")
     for column in ("nodes", "depth", "E(T)", "replayed", "ms/step", "tokens/s", "speed-up"):
@@ -149,27 +151,27 @@ def _candidate_row(label: str, candidate: Candidate) -> list[str]:
     ]
 
 
-def generation_summary(generation: Generation, tree: TokenTree, comparable: bool) -> None:
-    """Speed, and how close the tree's prediction came."""
+def generation_summary(generation: Generation, tree: TokenTree | None, times: bool) -> None:
+    """Speed, and how close the prediction of `tree` came; of its times only if `times`."""
     out.print(
         f"{len(generation.tokens)} tokens in {generation.steps} steps after the first: "
         f"{generation.tokens_per_step:.2f} tokens a step, "
         f"{generation.tokens_per_second:.1f} tokens/s",
         markup=False,
     )
-    predicted = tree.metadata.get("replayed_tokens", tree.metadata.get("expected_tokens"))
-    if predicted is None or not generation.steps:
+    predicted = None if tree is None else tree.predicted_tokens
+    if tree is None or predicted is None or not generation.steps:
         return
     off = _off(generation.tokens_per_step, predicted)
     line = f"predicted: {predicted:.2f} tokens a step ({off})"
-    if comparable:
+    if times and "predicted" in tree.metadata:
         speed = tree.metadata["predicted"]["tokens_per_second"]
         line += f", {speed:.1f} tokens/s ({_off(generation.tokens_per_second, speed)})"
     out.print(line, markup=False)
 
 
 def _off(measured: float, predicted: float) -> str:
-    return f"measured {100 * (measured / predicted - 1):+.1f} %"
+    return f"measured {measured:.2f}, {100 * (measured / predicted - 1):+.1f} %"
 
 
 def race_table(results: Sequence[Result], title: str) -> None:
@@ -205,20 +207,16 @@ def race_markdown(results: Sequence[Result]) -> None:
         )
 
 
-def prediction_line(result: Result, predicted: dict[str, Any] | None, tokens: float | None) -> None:
-    """Measured against predicted speed-up and tokens per step."""
+def prediction_lines(result: Result, tree: TokenTree, times: bool) -> None:
+    """Measured tokens per step and speed-up beside the tree's prediction."""
+    tokens = tree.predicted_tokens
     if tokens is not None:
-        out.print(
-            f"tokens a step: predicted {tokens:.2f}, measured {result.tokens_per_step:.2f} "
-            f"({100 * (result.tokens_per_step / tokens - 1):+.1f} %)",
-            markup=False,
-        )
-    if predicted:
-        out.print(
-            f"speed-up: predicted {predicted['speedup']:.2f} ×, measured {result.speedup:.2f} × "
-            f"({100 * (result.speedup / predicted['speedup'] - 1):+.1f} %)",
-            markup=False,
-        )
+        off = _off(result.tokens_per_step, tokens)
+        out.print(f"tokens a step: predicted {tokens:.2f}, {off}", markup=False)
+    if times and "predicted" in tree.metadata:
+        speedup = tree.metadata["predicted"]["speedup"]
+        off = _off(result.speedup, speedup)
+        out.print(f"speed-up: predicted {speedup:.2f} ×, {off}", markup=False)
 
 
 def divergences(found: Sequence[tuple[int, Divergence]], prompts: int) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from sequoia_opt import demo
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan.acceptance import Acceptance
-from sequoia_opt.plan.files import safe_name
+from sequoia_opt.plan.files import content_fingerprint, safe_name
+from sequoia_opt.plan.tree import TokenTree
 
 PACKAGE = Path(__file__).parent
 
@@ -63,10 +64,39 @@ def bundled_acceptance() -> Path:
 
 
 def bundled_tree(temperature: float) -> Path:
-    """The newest tree of the bundled pair for a temperature, greedy or not."""
-    kind = "greedy" if temperature == 0 else "sequoia"
-    pattern = f"trees/*/{demo.TARGET_NAME}--{demo.DRAFT_NAME}--*--demo-{kind}-T*.json"
-    return _newest(pattern, "sequoia-opt solve")
+    """The newest tree of the bundled pair, for this temperature if there is one."""
+    pattern = f"trees/*/{demo.TARGET_NAME}--{demo.DRAFT_NAME}--*--{demo.DATASET_NAME}-"
+    if temperature == 0:
+        return _newest(pattern + "greedy-T0.json", "sequoia-opt solve")
+    try:
+        return _newest(pattern + f"*-T{temperature:g}.json", "sequoia-opt solve")
+    except SequoiaError:
+        return _newest(pattern + "sequoia-T*.json", "sequoia-opt solve")
+
+
+def inputs_of(tree: TokenTree) -> tuple[Path, Path]:
+    """The profile and the acceptance file that a tree was solved from.
+
+    Raises:
+        SequoiaError: they are not in their default places, or have changed since.
+    """
+    provenance = tree.metadata.get("provenance", {})
+    found = []
+    for kind, folder in (("profile", "profiles/*"), ("acceptance", "profiles/acceptance")):
+        source = provenance.get(kind, {})
+        places = [
+            path
+            for root in roots()
+            for path in root.glob(f"{folder}/{source.get('file', 'unknown')}")
+            if content_fingerprint(path) == source.get("fingerprint")
+        ]
+        if not places:
+            raise SequoiaError(
+                f"the {kind} that the tree was solved from ({source.get('file', 'unknown')}) is "
+                "not here; name --profile and --acceptance, or the --chain to compare with"
+            )
+        found.append(places[0])
+    return found[0], found[1]
 
 
 def _newest(pattern: str, command: str) -> Path:

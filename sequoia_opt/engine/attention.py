@@ -130,8 +130,8 @@ class MaskTable:
         table = np.full((len(attends), self._nodes + 2), self._blocked)
         table[:, 0] = 0.0  # before the tree; the last column is what lies after it
         table[:, 1:-1][attends] = 0.0
-        tiled = torch.tensor(np.tile(table, (self._groups, 1)), device=device)
-        self._table = tiled.to(dtype).contiguous()
+        tiled = torch.from_numpy(np.tile(table, (self._groups, 1)))
+        self._table = tiled.to(dtype).to(device)
         self._windows = {layer.window for layer in layers}
         self._query_depths = torch.tensor(
             np.tile(np.asarray(query_depths), self._groups), device=device
@@ -211,7 +211,8 @@ def tree_attention(
             scores = torch.cat([scores, sinks.to(scores.dtype).expand(batch, -1, -1, -1)], dim=-1)
         weights = scores.softmax(dim=-1, dtype=torch.float32).to(values.dtype)
         output = weights[..., : values.shape[2]] @ values
-    return output.view(batch, heads, tokens, -1).transpose(1, 2).contiguous(), None
+    # Kernels differ in the layout of what they return: not every one can be viewed.
+    return output.reshape(batch, heads, tokens, -1).transpose(1, 2).contiguous(), None
 
 
 def probe_attention(
@@ -228,7 +229,9 @@ def probe_attention(
     """Note what a layer asks for in `probe`; the output is zeros of the right shape."""
     name = type(module).__name__
     layer = getattr(module, "layer_idx", None)
-    if probe is None or layer is None or not getattr(module, "is_causal", True):
+    if probe is None:
+        raise SequoiaError(f"{name}: does not get the keyword arguments of its model's forward")
+    if layer is None or not getattr(module, "is_causal", True):
         raise SequoiaError(f"{name}: attention that is not a decoder's own is not supported")
     if position_bias is not None:
         raise SequoiaError(f"{name}: attention with a position bias is not supported")

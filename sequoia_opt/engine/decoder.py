@@ -28,6 +28,7 @@ class Generation:
     Attributes:
         tokens: the new token ids.
         steps: target forwards after the prompt's.
+        verified: tokens that these steps yielded, those past the wanted length included.
         seconds: time of these steps; the prompt and the first token, which it yields, are apart.
         prefill_seconds: time of the prompt.
         stopped: "length", "end" (an end-of-text token) or "stop" (a stop string).
@@ -36,6 +37,7 @@ class Generation:
 
     tokens: list[int] = field(default_factory=list)
     steps: int = 0
+    verified: int = 0
     seconds: float = 0.0
     prefill_seconds: float = 0.0
     stopped: str = "length"
@@ -43,8 +45,8 @@ class Generation:
 
     @property
     def tokens_per_step(self) -> float:
-        """Tokens after the first for each step."""
-        return max(0, len(self.tokens) - 1) / self.steps if self.steps else 0.0
+        """Yield of a step; a last one that is cut short by the length counts whole."""
+        return self.verified / self.steps if self.steps else 0.0
 
     @property
     def tokens_per_second(self) -> float:
@@ -122,8 +124,15 @@ class Decoder:
         return Stream(self, input_ids, max_new_tokens, ignore_eos, stop)
 
     @torch.inference_mode()
-    def start(self, prompt: list[int], max_new_tokens: int) -> tuple[int, State]:
-        """Read the prompt; the first token and where the generation stands."""
+    def start(
+        self, prompt: list[int], max_new_tokens: int, user: object = None
+    ) -> tuple[int, State]:
+        """Read the prompt into the pair's buffers, which are `user`'s from now on.
+
+        Returns:
+            The first token, and where the generation stands.
+        """
+        self.pair.user = user
         target, draft, tree = self.pair.target, self.pair.draft, self.tree
         capacity = len(prompt) + max_new_tokens + tree.size
         capacity += -capacity % CAPACITY_ROUNDING
@@ -145,8 +154,17 @@ class Decoder:
         return int(verdict.next), state
 
     @torch.inference_mode()
-    def advance(self, state: State, length: int) -> tuple[list[int], State]:
-        """One step: its tokens, and where the generation stands now."""
+    def advance(self, state: State, length: int, user: object = None) -> tuple[list[int], State]:
+        """One step: its tokens, and where the generation stands now.
+
+        Raises:
+            SequoiaError: another generation has begun on the pair since.
+        """
+        if self.pair.user is not user:
+            raise SequoiaError(
+                "another generation has begun on this pair; finish one before the next, or load "
+                "a second pair"
+            )
         emitted, state = self._step(state, length, self.uniforms(self._step))
         *tokens, count = emitted.tolist()  # the step's one read-back
         return tokens[:count], state
@@ -171,8 +189,12 @@ class Stream:
         ignore_eos: bool,
         stop: Sequence[str],
     ) -> None:
+        if isinstance(input_ids, Tensor) and input_ids.numel() != input_ids.shape[-1]:
+            raise SequoiaError(
+                f"input_ids: found shape {list(input_ids.shape)}, expected one text, [1, length]"
+            )
         prompt = input_ids.flatten().tolist() if isinstance(input_ids, Tensor) else list(input_ids)
-        _check_prompt(decoder.pair, prompt, max_new_tokens)
+        check_prompt(decoder.pair, prompt, max_new_tokens)
         if any(not text for text in stop):
             raise SequoiaError("stop: found an empty string, expected at least one character")
         self.generation = Generation()
@@ -183,7 +205,7 @@ class Stream:
     def __iter__(self) -> Iterator[list[int]]:
         generation, decoder = self.generation, self._decoder
         started = time.perf_counter()
-        token, state = decoder.start(self._prompt, self._limit)
+        token, state = decoder.start(self._prompt, self._limit, self)
         generation.prefill_seconds = time.perf_counter() - started
         length = len(self._prompt)
         new = [token]
@@ -193,12 +215,13 @@ class Stream:
             if done:
                 break
             started = time.perf_counter()
-            new, state = decoder.advance(state, length)
+            new, state = decoder.advance(state, length, self)
             generation.seconds += time.perf_counter() - started
             generation.steps += 1
+            generation.verified += len(new)
             length += len(new)
         if decoder.pair.tokenizer is not None:
-            generation.text = self._cut(decoder.pair.decode(generation.tokens))
+            generation.text, _ = cut(decoder.pair.decode(generation.tokens), self._stop)
 
     def _take(self, new: list[int]) -> bool:
         """Add a step's tokens, as many as count; whether the generation is over."""
@@ -232,10 +255,29 @@ class Stream:
                 return end
         return None
 
-    def _cut(self, text: str) -> str:
-        """The text up to the first stop string."""
-        places = [place for stop in self._stop if (place := text.find(stop)) >= 0]
-        return text[: min(places)] if places else text
+    def text(self) -> str:
+        """The text so far that later tokens cannot change.
+
+        Without a last character that is incomplete, and without an end that may turn out to
+        begin a stop string.
+        """
+        whole = self._decoder.pair.decode(self.generation.tokens).rstrip("\ufffd")
+        text, stopped = cut(whole, self._stop)
+        if stopped:
+            return text
+        waiting = (
+            length
+            for stop in self._stop
+            for length in range(1, len(stop))
+            if text.endswith(stop[:length])
+        )
+        return text[: len(text) - max(waiting, default=0)]
+
+
+def cut(text: str, stop: Sequence[str]) -> tuple[str, bool]:
+    """The text up to the first stop string, and whether there was one."""
+    places = [place for string in stop if (place := text.find(string)) >= 0]
+    return (text[: min(places)], True) if places else (text, False)
 
 
 def check_sampling(temperature: float, top_p: float, verifier: str = "sequoia") -> None:
@@ -248,7 +290,8 @@ def check_sampling(temperature: float, top_p: float, verifier: str = "sequoia") 
         raise SequoiaError(f"verifier: found {verifier!r}, expected {' or '.join(VERIFIERS)}")
 
 
-def _check_prompt(pair: Pair, prompt: list[int], max_new_tokens: int) -> None:
+def check_prompt(pair: Pair, prompt: list[int], max_new_tokens: int) -> None:
+    """Refuse a prompt that the target cannot go on from."""
     if not prompt:
         raise SequoiaError("the prompt is empty; give at least one token")
     if max_new_tokens < 1:

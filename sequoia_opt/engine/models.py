@@ -34,6 +34,7 @@ WEIGHT_FILES = (
     "pytorch_model.bin.index.json",
     "pytorch_model.bin",
 )
+TOKENIZER_FILES = ("*token*", "vocab.*", "*.model")
 IGNORED_CONFIG = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}
 
 
@@ -46,6 +47,7 @@ class Pair:
         fingerprints: of both, by "target" and "draft".
         tokenizer: None where the models' folders have none.
         end_tokens: tokens that end a text.
+        user: whose text the buffers hold: a pair runs one generation at a time.
     """
 
     target: Runner
@@ -55,6 +57,7 @@ class Pair:
     fingerprints: dict[str, str]
     tokenizer: PreTrainedTokenizerBase | None
     end_tokens: frozenset[int]
+    user: object = None
 
     @property
     def device(self) -> torch.device:
@@ -66,8 +69,12 @@ class Pair:
         """The target's dtype, as in the files."""
         return str(self.target.dtype).removeprefix("torch.")
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a prompt; an empty one is the beginning-of-text token.
+    def encode(self, text: str, beginning: bool = True) -> list[int]:
+        """Token ids of a text.
+
+        Args:
+            beginning: it begins a document, so the tokenizer may put its special tokens before
+                it; an empty one is the beginning-of-text token.
 
         Raises:
             SequoiaError: the models came without a tokenizer, or nothing stands for no text.
@@ -76,8 +83,8 @@ class Pair:
             raise SequoiaError(
                 f"{self.target.name}: has no tokenizer; put its tokenizer.json into the folder"
             )
-        ids: list[int] = self.tokenizer(text)["input_ids"]
-        if not ids:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=beginning)["input_ids"]
+        if beginning and not ids:
             if self.tokenizer.bos_token_id is None:
                 raise SequoiaError("the prompt is empty; give at least one token")
             ids = [self.tokenizer.bos_token_id]
@@ -171,7 +178,8 @@ def _load_config(source: str) -> Any:
 
 
 def _load_tokenizer(source: str) -> PreTrainedTokenizerBase | None:
-    if Path(source).is_dir() and not any(Path(source).glob("*token*")):
+    folder = Path(source)
+    if folder.is_dir() and not any(f for p in TOKENIZER_FILES for f in folder.glob(p)):
         return None
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
@@ -210,8 +218,18 @@ def _load_model(source: str, device: torch.device, dtype: torch.dtype) -> torch.
     if folder.is_dir() and not any((folder / name).is_file() for name in WEIGHT_FILES):
         raise SequoiaError(f"{source}: no weights; expected model.safetensors in the folder")
     try:
-        model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
-        return model.to(device)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, output_loading_info=True
+        )
+        model, info = loaded
+        if info["missing_keys"]:
+            missing = sorted(info["missing_keys"])
+            raise SequoiaError(
+                f"{source}: weights are missing for {missing[0]} and {len(missing) - 1} others; "
+                "config.json and the weights do not belong together"
+            )
+        placed: torch.nn.Module = model.to(device)
+        return placed
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise SequoiaError(f"{source}: cannot be loaded ({one_line(error)[:200]})") from None
     except Exception as error:  # safetensors raises its own kind for a damaged file
@@ -231,6 +249,6 @@ def _end_tokens(
     return frozenset()
 
 
-# A table of missing keys or a progress bar on a user's terminal is noise; errors are raised.
+# A table of keys or a progress bar on a user's terminal is noise; what matters is raised.
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()

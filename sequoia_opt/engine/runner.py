@@ -27,6 +27,16 @@ from sequoia_opt.errors import SequoiaError
 
 PREFILL_CHUNK = 512
 KEPT_TABLES = 8  # causal mask tables of that many chunk lengths stay prepared
+CHECKED_TOKENS = 16
+# How far logits may be off, relative to their spread, before an architecture is refused: well
+# above rounding, well below what a wrong position or mask does.
+AGREEMENT = {
+    torch.float64: 1e-6,
+    torch.float32: 1e-2,
+    torch.bfloat16: 0.25,
+    torch.float16: 0.1,
+}
+VARYING_ROPE = {"longrope", "dynamic"}
 SUPPORTED_LAYERS = {"full_attention", "sliding_attention", "attention"}
 
 
@@ -51,13 +61,14 @@ class Runner:
         self.name = name
         config = model.config.get_text_config()  # type: ignore[union-attr, operator]
         self.vocabulary = int(config.vocab_size)
-        self.positions = int(getattr(config, "max_position_embeddings", None) or 2**31 - 1)
+        self.positions = _usable_positions(config)
         parameter = next(model.parameters())
         self.device, self.dtype = parameter.device, _activation_dtype(model)
         self.layers = self._probe(config)
         self.cache: KVCache | None = None
         self._slots = torch.arange(0, device=self.device)
         self._chunks: dict[int, MaskTable] = {}
+        self._check_agreement(config)
 
     def _probe(self, config: object) -> list[LayerShape]:
         """Run one token through the model and see what its attention layers ask for."""
@@ -98,6 +109,44 @@ class Runner:
         if len({layer.groups for layer in layers}) != 1:
             raise SequoiaError(f"{self.name}: layers that share heads differently: not supported")
         return layers
+
+    @torch.inference_mode()
+    def _check_agreement(self, config: object) -> None:
+        """Refuse an architecture whose logits come out otherwise than in the library's forward.
+
+        A short text in two chunks, as a tree would read it: positions that a model counts in its
+        own way, or attention that asks for something unknown, show here.
+        """
+        kind = getattr(config, "model_type", "unknown")
+        windows = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+        hidden = windows[0] is not None and windows[1] is None
+        if (
+            hidden
+            and getattr(config, "use_sliding_window", True)
+            and all(layer.window is None for layer in self.layers)
+        ):
+            raise SequoiaError(
+                f"{self.name}: architecture {kind!r} keeps its sliding window from the attention "
+                "function; it cannot score a token tree"
+            )
+        count = min(CHECKED_TOKENS, self.positions)
+        tokens = torch.arange(count, device=self.device)[None] % self.vocabulary
+        native = self._native
+        self._native = "eager"  # the one attention that every model of the library has
+        with self.native_attention() as model:
+            wanted = model(input_ids=tokens, use_cache=False).logits[0, -1].double()
+        self._native = native
+        self.reserve(count)
+        if count > 1:
+            self.extend(tokens[:, : count // 2], 0)
+        found = self.extend(tokens[:, count // 2 :], count // 2)[0, -1].double()
+        error = float((found - wanted).abs().max())
+        scale = float((wanted - wanted.mean()).abs().max())
+        if not error <= AGREEMENT[self.dtype] * max(scale, 1e-3):
+            raise SequoiaError(
+                f"{self.name}: architecture {kind!r} gives other logits on a tree than in the "
+                f"library's own forward (off by {error:.2g} of {scale:.2g}); it is not supported"
+            )
 
     @contextmanager
     def native_attention(self) -> Iterator[torch.nn.Module]:
@@ -201,6 +250,23 @@ class Runner:
                 for window, mask in masks.items()
             }
         return self.forward(tokens, positions, slots, masks, used, keep)
+
+
+def _usable_positions(config: object) -> int:
+    """The most tokens that a model can take, position by position.
+
+    Rotary embeddings that change once a text is longer than the original context cannot be
+    cached across that point: such a model stops there.
+    """
+    positions = int(getattr(config, "max_position_embeddings", None) or 2**31 - 1)
+    rope = getattr(config, "rope_parameters", None) or {}
+    each = [r for r in rope.values() if isinstance(r, dict)] if "rope_type" not in rope else [rope]
+    for parameters in each:
+        if parameters.get("rope_type") in VARYING_ROPE:
+            original = parameters.get("original_max_position_embeddings")
+            original = original or getattr(config, "original_max_position_embeddings", None)
+            positions = min(positions, int(original or positions))
+    return positions
 
 
 def _activation_dtype(model: torch.nn.Module) -> torch.dtype:

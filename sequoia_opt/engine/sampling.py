@@ -10,6 +10,11 @@ import torch
 from torch import Tensor
 
 
+def tempered(logits: Tensor, temperature: float) -> Tensor:
+    """Logits at a temperature, the largest 0: no temperature is too low to divide by."""
+    return (logits - logits.amax(dim=-1, keepdim=True)) / temperature
+
+
 def warp(logits: Tensor, temperature: float, top_p: float = 1.0) -> Tensor:
     """Probabilities of the logits, warped as transformers' `generate` does it.
 
@@ -21,7 +26,7 @@ def warp(logits: Tensor, temperature: float, top_p: float = 1.0) -> Tensor:
         temperature: above 0.
         top_p: in (0, 1].
     """
-    scaled = logits / temperature
+    scaled = tempered(logits, temperature)
     if top_p < 1.0:
         ascending, order = scaled.sort(dim=-1)
         dropped = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from sequoia_opt.engine.sampling import draw, draw_without_replacement, warp
+from sequoia_opt.engine.sampling import draw, draw_without_replacement, tempered, warp
 from sequoia_opt.plan.tree import TokenTree
 
 
@@ -236,7 +236,7 @@ class Sequoia:
         """Draws without replacement from the draft at the temperature."""
         vocabulary = logits.shape[-1]
         own = uniforms[nodes.start * vocabulary : nodes.stop * vocabulary].view(-1, vocabulary)
-        return draw_without_replacement(logits / self.temperature, ranks, own)
+        return draw_without_replacement(tempered(logits, self.temperature), ranks, own)
 
     def verify(
         self,
@@ -276,7 +276,7 @@ class Sequoia:
         whole = warp(target_logits, self.temperature, self.top_p)
         draft = warp(draft_logits, self.temperature)
         drawn = draw_without_replacement(
-            draft_logits / self.temperature, width, torch.rand_like(draft)
+            tempered(draft_logits, self.temperature), width, torch.rand_like(draft)
         )
         passes, scale = pass_probabilities(whole, draft, drawn, [len(drawn)] * width)
         failed = (1 - passes).cumprod(dim=1)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 from sequoia_opt.engine.decoder import Decoder
@@ -25,10 +26,17 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Run:
-    """One prompt decoded once: its new tokens, and the steps and seconds after the first."""
+    """One prompt decoded once.
+
+    Attributes:
+        tokens: the new ones.
+        steps, seconds: target forwards and time after the first token.
+        verified: tokens that these steps yielded, those past the wanted length included.
+    """
 
     tokens: list[int]
     steps: int
+    verified: int
     seconds: float
 
 
@@ -72,7 +80,7 @@ def with_tree(pair: Pair, name: str, tree: TokenTree, **options: Any) -> Method:
 
     def run(prompt: list[int], new_tokens: int) -> Run:
         generation = decoder.generate(prompt, new_tokens, ignore_eos=True)
-        return Run(generation.tokens, generation.steps, generation.seconds)
+        return Run(generation.tokens, generation.steps, generation.verified, generation.seconds)
 
     return Method(name, run)
 
@@ -97,12 +105,11 @@ def with_generate(
     sampling: dict[str, Any] = {"do_sample": False}
     if temperature > 0:
         sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
-    config = pair.target.model.generation_config
 
     def run(prompt: list[int], new_tokens: int) -> Run:
         tokens = torch.tensor([prompt], device=pair.device)
         clock = _Clock()
-        with pair.target.native_attention() as model, _endless(config):
+        with pair.target.native_attention() as model, _plain_generation(model):
             output = model.generate(  # type: ignore[operator]
                 tokens,
                 attention_mask=torch.ones_like(tokens),
@@ -112,22 +119,21 @@ def with_generate(
                 **sampling,
             )
         # The streamer is given the prompt first, then each token.
-        return Run(
-            output[0, len(prompt) :].tolist(), new_tokens - 1, clock.times[-1] - clock.times[1]
-        )
+        new = output[0, len(prompt) :].tolist()
+        return Run(new, len(new) - 1, len(new) - 1, clock.times[-1] - clock.times[1])
 
     return Method(name, run)
 
 
 @contextmanager
-def _endless(config: Any) -> Iterator[None]:
-    """Generation that goes on past end-of-text tokens, as every method here does."""
-    kept = config.eos_token_id
-    config.eos_token_id = None
+def _plain_generation(model: Any) -> Iterator[None]:
+    """No penalties of the model's own, and on past end-of-text tokens, as every method here."""
+    kept = model.generation_config
+    model.generation_config = GenerationConfig()
     try:
         yield
     finally:
-        config.eos_token_id = kept
+        model.generation_config = kept
 
 
 def race(
@@ -175,6 +181,7 @@ def _median(runs: list[Run]) -> Run:
 def _result(name: str, runs: list[Run], reference: list[Run]) -> Result:
     tokens = np.array([len(run.tokens) - 1 for run in runs], dtype=np.float64)
     steps = np.array([run.steps for run in runs], dtype=np.float64)
+    verified = np.array([run.verified for run in runs], dtype=np.float64)
     seconds = np.array([run.seconds for run in runs])
     reference_tokens = np.array([len(run.tokens) - 1 for run in reference], dtype=np.float64)
     reference_seconds = np.array([run.seconds for run in reference])
@@ -188,7 +195,7 @@ def _result(name: str, runs: list[Run], reference: list[Run]) -> Result:
     low, high = np.quantile(ratio(resampled), [0.025, 0.975])
     return Result(
         name=name,
-        tokens_per_step=float(tokens.sum() / steps.sum()),
+        tokens_per_step=float(verified.sum() / steps.sum()),
         tokens_per_second=float(tokens.sum() / seconds.sum()),
         ms_per_token=float(1000 * seconds.sum() / tokens.sum()),
         speedup=float(ratio(np.arange(len(runs)))),

@@ -38,7 +38,7 @@ def load_dataset(name: str | Path | None = None) -> tuple[str, list[Document]]:
     Args:
         name: a .jsonl or .parquet file whose records have `prompt` (and, if known,
             `completion`) or `text`, a .txt file, or a Hugging Face dataset id, with a split
-            after an @ (`openai/gsm8k@test`).
+            after an @ (`user/name@validation`; `test` by default).
 
     Raises:
         SequoiaError: missing, malformed or empty, or a package for it is not installed.

@@ -119,7 +119,7 @@ def _prepare(
     positions = pair.target.positions
     for document in documents:
         prompt = pair.encode(document.prompt) if document.prompt else []
-        text = pair.encode(document.text) if document.text else []
+        text = pair.encode(document.text, beginning=not prompt) if document.text else []
         if options.teacher_forced:
             if not prompt:
                 prompt, text = text[:1], text[1:]

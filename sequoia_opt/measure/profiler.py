@@ -23,12 +23,14 @@ from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure.hardware import hardware, software
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.files import FloatArray
-from sequoia_opt.plan.latency import Curve, LatencyProfile, ModelLatency, Overhead
+from sequoia_opt.plan.latency import TOP_P, Curve, LatencyProfile, ModelLatency, Overhead
 from sequoia_opt.plan.tree import TokenTree
 
 Progress = Callable[[int, int], None]
 
-SAMPLED_TEMPERATURE = 0.6  # the overhead of sampling does not depend on which
+# Greedy, sampling, and sampling from a cut distribution: what a step costs besides its forwards
+# depends on which of these it does, not on the numbers.
+SAMPLING = ((0.0, 1.0), (0.6, 1.0), (0.6, 0.9))
 
 
 @dataclass
@@ -256,10 +258,11 @@ def _overhead(
     residuals: dict[str, list[tuple[TokenTree, float, float]]] = {}
     for context in contexts:
         timed: list[tuple[str, TokenTree, _Timed]] = []
-        for temperature in (0.0, SAMPLED_TEMPERATURE):
+        for temperature, top_p in SAMPLING:
             for tree in trees:
-                decoder = Decoder(pair, tree, temperature)
-                timed.append((decoder.verifier.name, tree, _Timed(_whole_step(decoder, context))))
+                decoder = Decoder(pair, tree, temperature, top_p)
+                name = decoder.verifier.name + (TOP_P if top_p < 1 else "")
+                timed.append((name, tree, _Timed(_whole_step(decoder, context))))
         for runner in (pair.target, pair.draft):
             _fill(runner, context, largest)
         _rounds([item for _, _, item in timed], pair.device, options, advance)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -104,19 +105,22 @@ class Acceptance:
         Exact for greedy verification and exact in distribution for top-down verifiers, without
         the assumption that acceptances are independent: at a node take the next rank r of the
         trace; if the node has a child of rank r, move there; if not, or at a leaf, the step
-        ends with that position's token. A last step that the trace's end cuts short is left
-        out, with its tokens.
+        ends with that position's token. Only steps that the trace's end could not have cut
+        short are counted: dropping just those that it did cut would drop the longest.
         """
         table = tree.child_table
         tokens, steps = np.zeros(len(self.traces)), np.zeros(len(self.traces))
         for place, trace in enumerate(self.traces):
             node = start = 0
+            last_start = len(trace) - (tree.depth + 1)
             for position, rank in enumerate(trace):
                 node = table.get((node, rank), 0)
                 if node == 0:
+                    if start > last_start:
+                        break
                     steps[place] += 1
                     start = position + 1
-            tokens[place] = start
+                    tokens[place] = start
         return tokens, steps
 
     def replayed_tokens(self, tree: TokenTree) -> float | None:
@@ -221,7 +225,9 @@ def fit_monotone(
 
     A measured vector is noisy, and a monotone one can be solved best-first; yet true rates need
     not fall with the rank. The fit weighs each rank by the inverse of its sampling variance and
-    is taken if it stays within every rank's 95 % interval.
+    is taken if no rank contradicts it: if it stays within intervals that hold for all W ranks
+    together 95 times of 100 (Bonferroni's bound, the given ones widened as normal ones), where a
+    rank that was never accepted has an upper end of 3 / positions, not 0.
 
     Args:
         measured, low, high: the rates and their intervals, [W].
@@ -237,7 +243,10 @@ def fit_monotone(
     smoothed = (measured * positions + 0.5) / (positions + 1)
     weights = positions / (smoothed * (1 - smoothed))
     fitted = isotonic_regression(measured, weights=weights, increasing=False).x
-    if ((fitted < low) | (fitted > high)).any():
+    reach = NormalDist().inv_cdf(1 - 0.025 / len(measured)) / NormalDist().inv_cdf(0.975)
+    least = measured - reach * (measured - low)
+    most = np.maximum(measured + reach * (high - measured), 3 / positions)
+    if ((fitted < least) | (fitted > most)).any():
         return measured, "raw"
     return np.asarray(fitted), "isotonic"
 

@@ -20,6 +20,7 @@ from sequoia_opt.plan.tree import TokenTree
 FORMAT, VERSION = "sequoia-opt/profile", 1
 QUANTITIES = ("median_ms", "low_ms", "high_ms")
 GREEDY = "greedy"
+TOP_P = "-top-p"  # ending of the overhead of a verifier whose target is cut
 
 
 @dataclass
@@ -38,6 +39,7 @@ class Curve:
     median_ms: FloatArray
     low_ms: FloatArray
     high_ms: FloatArray
+    extra: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -109,6 +111,7 @@ class Overhead:
     constant_ms: float
     per_token_ms: float
     per_level_ms: float
+    extra: dict[str, Any] = field(default_factory=dict, compare=False)
 
     def at(self, size: int, levels: int) -> float:
         """Milliseconds for a tree of `size` nodes that takes `levels` draft forwards."""
@@ -122,7 +125,8 @@ class LatencyProfile:
     Attributes:
         hardware, software, engine: what was measured, on what, and how.
         target, draft: the models' curves.
-        overhead: by verifier; `greedy` for temperature 0.
+        overhead: by verifier; `greedy` for temperature 0, and with `-top-p` where the target's
+            distribution is cut, which takes a sort.
         extra: fields of the file that this program does not know; they are kept.
     """
 
@@ -183,6 +187,7 @@ class LatencyProfile:
                     "constant_ms": rounded(o.constant_ms),
                     "per_token_ms": rounded(o.per_token_ms),
                     "per_level_ms": rounded(o.per_level_ms),
+                    **o.extra,
                 }
                 for name, o in self.overhead.items()
             },
@@ -211,11 +216,7 @@ class LatencyProfile:
             target=_read_model(fields.section("target")),
             draft=_read_model(fields.section("draft")),
             overhead={name: _read_overhead(overhead.section(name)) for name in overhead.mapping},
-            extra={
-                key: value
-                for key, value in document.items()
-                if key not in ("format", "version", *parsed)
-            },
+            extra=_unknown(fields, "format", "version", *parsed),
         )
 
 
@@ -229,6 +230,7 @@ def _model_document(model: ModelLatency) -> dict[str, Any]:
                 "context": curve.context,
                 "tokens": curve.tokens,
                 **{name: rounded(getattr(curve, name), 5) for name in QUANTITIES},
+                **curve.extra,
             }
             for curve in model.curves
         ],
@@ -237,15 +239,17 @@ def _model_document(model: ModelLatency) -> dict[str, Any]:
 
 
 def _read_model(fields: Fields) -> ModelLatency:
+    curves = [_read_curve(curve) for curve in fields.sections("latency")]
+    places = [(curve.batch, curve.context) for curve in curves]
+    if len(set(places)) < len(places):
+        raise SequoiaError(f"{fields.where}: latency: two curves of one batch and context")
+    if not any(batch == 1 for batch, _ in places):
+        raise SequoiaError(f"{fields.where}: latency: no curve of batch 1")
     return ModelLatency(
         model=fields.text("model"),
         fingerprint=fields.text("fingerprint", ""),
-        curves=[_read_curve(curve) for curve in fields.sections("latency")],
-        extra={
-            key: value
-            for key, value in fields.mapping.items()
-            if key not in ("model", "fingerprint", "latency")
-        },
+        curves=curves,
+        extra=_unknown(fields, "model", "fingerprint", "latency"),
     )
 
 
@@ -264,6 +268,7 @@ def _read_curve(fields: Fields) -> Curve:
         context=fields.integer("context"),
         tokens=tokens,
         **quantities,
+        extra=_unknown(fields, "batch", "context", "tokens", *QUANTITIES),
     )
 
 
@@ -272,4 +277,10 @@ def _read_overhead(fields: Fields) -> Overhead:
         constant_ms=fields.number("constant_ms"),
         per_token_ms=fields.number("per_token_ms"),
         per_level_ms=fields.number("per_level_ms"),
+        extra=_unknown(fields, "constant_ms", "per_token_ms", "per_level_ms"),
     )
+
+
+def _unknown(fields: Fields, *known: str) -> dict[str, Any]:
+    """The fields of a mapping that this program does not know; they are kept."""
+    return {key: value for key, value in fields.mapping.items() if key not in known}

@@ -19,7 +19,7 @@ from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.files import FloatArray, rounded
-from sequoia_opt.plan.latency import GREEDY, LatencyProfile
+from sequoia_opt.plan.latency import GREEDY, TOP_P, LatencyProfile
 from sequoia_opt.plan.tree import AUTOREGRESSIVE, TokenTree
 
 DEFAULT_MAX_DEPTH = 16
@@ -290,7 +290,8 @@ def solve(
         acceptance: measured acceptance of the pair.
         max_size: largest tree to consider; by default the largest size that was measured.
         max_depth: deepest tree to consider.
-        size, depth: fix them instead of choosing.
+        size: fix the number of nodes instead of choosing it.
+        depth: fix the depth limit instead of choosing it: E*(n, depth) is the tree.
         context: cached tokens; by default those of the acceptance measurement, else 512,
             within the measured range.
 
@@ -304,6 +305,7 @@ def solve(
         if value is not None and value < least:
             raise SequoiaError(f"{name}: found {value}, expected at least {least}")
     verifier = GREEDY if acceptance.temperature == 0 else acceptance.verifier
+    work = verifier + (TOP_P if verifier != GREEDY and acceptance.top_p < 1 else "")
     context = _default_context(profile, acceptance) if context is None else context
     largest = profile.target.largest()
     if size is not None or max_size is not None:
@@ -316,18 +318,17 @@ def solve(
     max_size = size or max_size or largest
     deepest = DEFAULT_MAX_DEPTH if max_depth is None else max_depth
     max_depth = min(deepest, max_size - 1) if depth is None else depth
-    if size is not None and depth is not None:
-        _check_exists(size, depth, acceptance.width)
 
     family = best_trees(acceptance, max_size, max(1, max_depth))
-    pricing = _Pricing(profile, acceptance, verifier, context)
+    pricing = _Pricing(profile, acceptance, work, context)
     trees = _surface_trees(family, max_size, max_depth, size, depth)
     speed = np.full_like(family.expected, np.nan)
     for (d, n), tree in trees.items():
         speed[d, n] = family.expected[d, n] / pricing.step_ms(tree) * 1000
     if np.isnan(speed).all():
         raise SequoiaError(
-            f"no best tree is exactly {depth} deep; give --max-depth instead, or more nodes"
+            f"no tree of {size} nodes is at most {max_depth} deep with at most "
+            f"{acceptance.width} children a node"
         )
 
     ranking = _rank(trees, speed, pricing)
@@ -337,7 +338,7 @@ def solve(
         choice=choice,
         speedup_low=low,
         speedup_high=high,
-        runners_up=_other_sizes(ranking)[:SHOWN_RUNNERS_UP],
+        runners_up=(_other_sizes(ranking) or ranking[1:])[:SHOWN_RUNNERS_UP],
         baselines=_baselines(pricing, min(largest, max_size), max_depth),
         expected=family.expected,
         speed=speed,
@@ -355,17 +356,6 @@ def _default_context(profile: LatencyProfile, acceptance: Acceptance) -> float:
     return float(min(max(wanted, low), high))
 
 
-def _check_exists(size: int, depth: int, width: int) -> None:
-    """Refuse a size and depth that no tree has."""
-    largest = 1
-    for _ in range(depth):
-        largest = min(1 + width * largest, size)
-    if depth > size - 1 or largest < size:
-        raise SequoiaError(
-            f"no tree of {size} nodes has depth {depth} with at most {width} children a node"
-        )
-
-
 def _surface_trees(
     family: Family, max_size: int, max_depth: int, size: int | None, depth: int | None
 ) -> dict[tuple[int, int], TokenTree]:
@@ -378,9 +368,7 @@ def _surface_trees(
             if np.isnan(value) or value <= best + 1e-12:
                 continue
             best = value
-            tree = family.tree(n, d)
-            if depth is None or tree.depth == depth:
-                found[d, n] = tree
+            found[d, n] = family.tree(n, d)
     return found
 
 

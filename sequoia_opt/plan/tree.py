@@ -174,6 +174,12 @@ class TokenTree:
         """(node, rank) -> child."""
         return {(self.parents[v], self.ranks[v]): v for v in range(1, self.size)}
 
+    @property
+    def predicted_tokens(self) -> float | None:
+        """Predicted tokens per step, by replay where there was one."""
+        found = self.metadata.get("replayed_tokens", self.metadata.get("expected_tokens"))
+        return None if found is None else float(found)
+
     def document(self) -> dict[str, Any]:
         """The tree's file as a mapping."""
         return {
@@ -204,6 +210,7 @@ class TokenTree:
             tree = cls(parents, ranks, {k: v for k, v in document.items() if k not in STRUCTURE})
         except SequoiaError as error:
             raise SequoiaError(f"{path}: {error}") from None
+        _check_metadata(fields)
         for key in ("size", "depth"):
             if document.get(key, getattr(tree, key)) != getattr(tree, key):
                 raise SequoiaError(
@@ -211,6 +218,24 @@ class TokenTree:
                     f"expected {getattr(tree, key)} (what parents and ranks say)"
                 )
         return tree
+
+
+def _check_metadata(fields: Fields) -> None:
+    """What the program itself reads of a tree's metadata must be readable."""
+    given = fields.mapping
+    for key in ("temperature", "expected_tokens", "replayed_tokens", "context"):
+        if key in given:
+            given[key] = fields.number(key, 0.0)
+    if "top_p" in given:
+        given["top_p"] = fields.number("top_p", 0.0, 1.0)
+    for key in ("target", "draft", "verifier"):
+        fields.text(key, "")
+    for key in ("hardware", "engine", "provenance"):
+        if key in given:
+            fields.section(key)
+    if "predicted" in given:
+        for key in ("step_ms", "tokens_per_second", "speedup"):
+            fields.section("predicted").number(key, 0.0)
 
 
 AUTOREGRESSIVE = TokenTree([-1], [0])

@@ -28,7 +28,7 @@ def test_all_methods_decode_the_same_greedy_tokens(make_pair: Callable[..., Any]
 def test_ratios_are_of_median_runs() -> None:
     def timed(name: str, seconds: list[float]) -> Method:
         waiting = [*seconds[:1], *seconds]  # the first is the warm-up
-        return Method(name, lambda prompt, count: Run([1] * count, 5, waiting.pop(0)))
+        return Method(name, lambda prompt, count: Run([1] * count, 5, 10, waiting.pop(0)))
 
     first, second = bench.race(
         [timed("a", [9.0, 2.0, 1.0]), timed("b", [1.0, 1.0, 50.0])], [[1]], 11, repeats=3

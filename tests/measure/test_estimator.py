@@ -21,7 +21,7 @@ class Numbers:
 
     bos_token_id = None
 
-    def __call__(self, text: str) -> dict[str, list[int]]:
+    def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
         return {"input_ids": [int(word) for word in text.split()]}
 
     def decode(self, tokens: list[int], skip_special_tokens: bool = True) -> str:

@@ -36,7 +36,7 @@ def test_measures_every_point(make_pair: Callable[..., Any]) -> None:
             assert (curve.low_ms <= curve.median_ms).all()
             assert (curve.median_ms <= curve.high_ms).all()
             assert (curve.low_ms > 0).all()
-    assert set(found.overhead) == {"greedy", "sequoia"}
+    assert set(found.overhead) == {"greedy", "sequoia", "sequoia-top-p"}
     assert found.engine["dtype"] == "float32"
     assert found.hardware["device"] == "cpu"
     assert found.hardware["name"]

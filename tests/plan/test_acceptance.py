@@ -49,22 +49,21 @@ def test_expected_tokens_is_the_mean_over_all_outcomes(tree: TokenTree, table: n
 
 
 def step_by_step(tree: TokenTree, trace: list[int]) -> tuple[int, int]:
-    """Replay as the definition says it, without a table."""
+    """Replay as the definition says it: whole steps that leave room for the longest one."""
     tokens = steps = place = 0
-    while True:
+    while place + tree.depth + 1 <= len(trace):
         node, taken = 0, 0
-        while place + taken < len(trace):
+        while True:
             rank = trace[place + taken]
             taken += 1
             children = [
                 v for v in range(tree.size) if tree.parents[v] == node and tree.ranks[v] == rank
             ]
             if not children:
-                tokens, steps, place = tokens + taken, steps + 1, place + taken
                 break
             node = children[0]
-        else:
-            return tokens, steps
+        tokens, steps, place = tokens + taken, steps + 1, place + taken
+    return tokens, steps
 
 
 @given(tree=trees(max_size=12), traces=st.lists(st.lists(st.integers(0, 4)), max_size=4))
@@ -74,6 +73,31 @@ def test_replay_against_the_definition(tree: TokenTree, traces: list[list[int]])
     assert [(int(t), int(s)) for t, s in zip(tokens, steps, strict=True)] == [
         step_by_step(tree, trace) for trace in traces
     ]
+
+
+def test_short_traces_do_not_bias_replay() -> None:
+    """The end of a document cuts long steps more often than short ones."""
+    generator = np.random.default_rng(0)
+    rates = np.array([0.75])
+    traces = generator.choice(2, p=[0.25, 0.75], size=(4000, 60)).tolist()
+    acceptance = Acceptance(rates, traces=traces)
+    tree = shapes.chain(13)
+    assert acceptance.replayed_tokens(tree) == pytest.approx(
+        acceptance.expected_tokens(tree), rel=0.005
+    )
+
+
+def test_ranks_that_were_never_accepted_do_not_forbid_the_fit() -> None:
+    generator = np.random.default_rng(0)
+    rates = np.array([0.6, 0.1, *(0.05 / np.arange(1, 31) ** 1.2)])
+    rates = rates / max(1.0, rates.sum())
+    taken = 0
+    for _ in range(20):
+        counts = generator.multinomial(128, np.append(rates, 1 - rates.sum()), size=53)[:, :-1]
+        low, high = bootstrap_rates(counts.astype(float), [128] * 53, resamples=300)
+        measured = counts.sum(axis=0) / (53 * 128)
+        taken += fit_monotone(measured, low, high, 53 * 128)[1] == "isotonic"
+    assert taken >= 18
 
 
 def test_replay_of_independent_traces_approaches_expected_tokens() -> None:

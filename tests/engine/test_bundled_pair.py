@@ -1,0 +1,71 @@
+"""The bundled pair, as the program ships it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from scipy.stats import chi2_contingency
+
+from sequoia_opt import demo
+from sequoia_opt.engine.decoder import Decoder
+from sequoia_opt.engine.models import load_pair
+from sequoia_opt.measure.dataset import load_dataset
+from sequoia_opt.measure.estimator import Options, estimate
+from sequoia_opt.plan import shapes
+
+
+@pytest.fixture(scope="module")
+def pair() -> Any:
+    return load_pair(device="cpu")
+
+
+def test_greedy_tokens_are_plain_decodings_own_in_float64() -> None:
+    """Without exception, for prompts and trees of different shapes."""
+    pair = load_pair(device="cpu", dtype="float64")
+    for text in demo.prompts()[:3]:
+        prompt = pair.encode(text)
+        plain = Decoder(pair).generate(prompt, 48)
+        for tree in (shapes.chain(5), shapes.k_sequences(3, 4)):
+            generation = Decoder(pair, tree).generate(prompt, 48)
+            assert generation.tokens == plain.tokens
+            assert generation.text == plain.text
+            assert generation.tokens_per_step > 1.5
+
+
+def test_sampled_text_is_distributed_as_plain_sampling(pair: Any) -> None:
+    """Chi-square of the second and third sampled token against plain sampling, fixed seed."""
+    prompt = pair.encode("def add(first, second):\n    ")
+    counts: dict[str, list[list[int]]] = {}
+    for name, tree in (("plain", shapes.chain(1)), ("tree", shapes.k_ary(3, 2))):
+        decoder = Decoder(pair, tree, temperature=0.8, seed=5)
+        counts[name] = [decoder.generate(prompt, 3, ignore_eos=True).tokens for _ in range(300)]
+    for place in (1, 2):
+        tokens = {text[place] for texts in counts.values() for text in texts}
+        table = torch.tensor(
+            [
+                [sum(t[place] == token for t in counts[n]) for token in sorted(tokens)]
+                for n in counts
+            ]
+        )
+        often = table.sum(dim=0) >= 12
+        rows = torch.cat([table[:, often], table[:, ~often].sum(dim=1, keepdim=True)], dim=1)
+        rows = rows[:, rows.sum(dim=0) > 0]
+        if rows.shape[1] > 1:
+            assert chi2_contingency(rows.numpy()).pvalue > 1e-3
+
+
+def test_acceptance_is_as_the_training_recorded_it(pair: Any) -> None:
+    """Greedy acceptance of the first rank on held-out code, teacher-forced."""
+    record = json.loads((demo.FOLDER / "training.json").read_text())
+    name, documents = load_dataset()
+    options = Options(teacher_forced=True, max_new_tokens=256, limit=24)
+    acceptance = estimate(pair, documents, name, options)
+    assert acceptance.positions > 4000
+    assert acceptance.low is not None
+    assert acceptance.high is not None
+    # The record is over all of the held-out modules, this over excerpts of them.
+    spread = acceptance.high[0] - acceptance.low[0]
+    assert abs(acceptance.rates[0] - record["draft_agreement"]) < spread
