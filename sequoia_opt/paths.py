@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 from sequoia_opt import demo
@@ -11,6 +10,7 @@ from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.files import content_fingerprint, safe_name
 from sequoia_opt.plan.tree import TokenTree
 
+ACCEPTANCE = "acceptance"  # folder beside the hardware's
 PACKAGE = Path(__file__).parent
 
 
@@ -31,7 +31,7 @@ def acceptance_path(
     """Default file of an acceptance measurement."""
     parts = [safe_name(target), safe_name(draft), safe_name(dataset)]
     parts.append(sampling_name(verifier, temperature, top_p))
-    return Path("profiles") / "acceptance" / ("--".join(parts) + ".yaml")
+    return Path("profiles") / ACCEPTANCE / ("--".join(parts) + ".yaml")
 
 
 def sampling_name(verifier: str, temperature: float, top_p: float) -> str:
@@ -54,7 +54,7 @@ def bundled_profile() -> Path:
         SequoiaError: there is none.
     """
     pattern = f"profiles/*/{demo.TARGET_NAME}--{demo.DRAFT_NAME}--*.yaml"
-    return _newest(pattern, "sequoia-opt profile")
+    return _newest(pattern, "sequoia-opt profile", skipped=ACCEPTANCE)
 
 
 def bundled_acceptance() -> Path:
@@ -82,7 +82,7 @@ def inputs_of(tree: TokenTree) -> tuple[Path, Path]:
     """
     provenance = tree.metadata.get("provenance", {})
     found = []
-    for kind, folder in (("profile", "profiles/*"), ("acceptance", "profiles/acceptance")):
+    for kind, folder in (("profile", "profiles/*"), ("acceptance", f"profiles/{ACCEPTANCE}")):
         source = provenance.get(kind, {})
         places = [
             path
@@ -99,9 +99,9 @@ def inputs_of(tree: TokenTree) -> tuple[Path, Path]:
     return found[0], found[1]
 
 
-def _newest(pattern: str, command: str) -> Path:
+def _newest(pattern: str, command: str, skipped: str = "") -> Path:
     for root in roots():
-        found: Iterable[Path] = root.glob(pattern)
+        found = [path for path in root.glob(pattern) if path.parent.name != skipped]
         newest = max(found, key=lambda path: (path.stat().st_mtime, str(path)), default=None)
         if newest is not None:
             return newest

@@ -91,24 +91,22 @@ def profile(
     tokens = sorted(set(options.tokens or default_tokens(pair.device)))
     contexts = sorted(set(options.contexts))
     _check(pair, tokens, contexts, options.repeats)
-    rounds = options.repeats + options.warm_up
-    total, done = rounds * (2 * len(contexts)), 0
-
-    def advance() -> None:
-        nonlocal done
-        done += 1
-        progress(done, total)
-
-    curves: dict[str, list[Curve]] = {"target": [], "draft": []}
-    for context in contexts:
-        found = _forwards(pair, tokens, context, options, advance)
-        for role, curve in found.items():
-            curves[role].append(curve)
+    forwards = _forwards(pair, tokens, contexts)
+    # The overhead is not the context's: one in the middle is enough.
+    context = contexts[len(contexts) // 2]
+    steps = _steps(pair, context, tokens[-1])
+    for runner in (pair.target, pair.draft):
+        _fill(runner, contexts[-1], room=tokens[-1])
+    _rounds([*forwards.values(), *(timed for _, _, timed in steps)], pair.device, options, progress)
     models = {
-        role: ModelLatency(name, pair.fingerprints[role], curves[role])
+        role: ModelLatency(
+            name,
+            pair.fingerprints[role],
+            [_curve(c, tokens, [forwards[role, c, n].times for n in tokens]) for c in contexts],
+        )
         for role, name in (("target", pair.target_name), ("draft", pair.draft_name))
     }
-    result = LatencyProfile(
+    return LatencyProfile(
         hardware=hardware(pair.device),
         software=software(pair.device),
         engine={
@@ -121,11 +119,8 @@ def profile(
         },
         target=models["target"],
         draft=models["draft"],
-        overhead={},
+        overhead=_overhead(steps, forwards, tokens, context),
     )
-    result.overhead = _overhead(pair, result, tokens[-1], contexts, options, advance)
-    progress(total, total)
-    return result
 
 
 def _check(pair: Pair, tokens: list[int], contexts: list[int], repeats: int) -> None:
@@ -140,20 +135,15 @@ def _check(pair: Pair, tokens: list[int], contexts: list[int], repeats: int) -> 
         )
 
 
-@torch.inference_mode()
 def _forwards(
-    pair: Pair, tokens: list[int], context: int, options: Options, advance: Callable[[], None]
-) -> dict[str, Curve]:
-    """Both models' curves at one context, all points interleaved."""
-    timed: dict[tuple[str, int], _Timed] = {}
-    for role, runner in (("target", pair.target), ("draft", pair.draft)):
-        _fill(runner, context, tokens[-1])
-        for count in tokens:
-            timed[role, count] = _Timed(_forward(runner, context, count), twice=role == "draft")
-    _rounds(list(timed.values()), pair.device, options, advance)
+    pair: Pair, tokens: list[int], contexts: list[int]
+) -> dict[tuple[str, int, int], _Timed]:
+    """Every forward to time, by role, context and number of tokens."""
     return {
-        role: _curve(context, tokens, [timed[role, count].times for count in tokens])
-        for role in ("target", "draft")
+        (role, context, count): _Timed(_forward(runner, context, count), twice=role == "draft")
+        for role, runner in (("target", pair.target), ("draft", pair.draft))
+        for context in contexts
+        for count in tokens
     }
 
 
@@ -181,13 +171,15 @@ def _forward(runner: Runner, context: int, count: int) -> Callable[[], object]:
     return run
 
 
+@torch.inference_mode()
 def _rounds(
-    timed: Sequence[_Timed], device: torch.device, options: Options, advance: Callable[[], None]
+    timed: Sequence[_Timed], device: torch.device, options: Options, progress: Progress
 ) -> None:
     """Time everything once a round, in an order that changes, so that drift hits all alike."""
     order = list(timed)
     shuffle = random.Random(0).shuffle
-    for number in range(options.warm_up + options.repeats):
+    total = options.warm_up + options.repeats
+    for number in range(total):
         shuffle(order)
         for item in order:
             if item.twice:
@@ -198,7 +190,7 @@ def _rounds(
             _synchronize(device)
             if number >= options.warm_up:
                 item.times.append(1000 * (time.perf_counter() - started))
-        advance()
+        progress(number + 1, total)
 
 
 def _synchronize(device: torch.device) -> None:
@@ -241,35 +233,45 @@ def overhead_trees(largest: int) -> list[TokenTree]:
     return [tree for tree in trees if tree.size <= largest]
 
 
-@torch.inference_mode()
-def _overhead(
-    pair: Pair,
-    measured: LatencyProfile,
-    largest: int,
-    contexts: list[int],
-    options: Options,
-    advance: Callable[[], None],
-) -> dict[str, Overhead]:
-    """What no forward accounts for in whole steps, by verifier.
+def _steps(pair: Pair, context: int, largest: int) -> list[tuple[str, TokenTree, _Timed]]:
+    """Whole steps to time: the overhead's name, the tree, and the step.
 
     Tokens are random, which costs what a text's cost: shapes follow from the tree alone.
     """
-    trees = overhead_trees(largest)
+    steps = []
+    for temperature, top_p in SAMPLING:
+        for tree in overhead_trees(largest):
+            decoder = Decoder(pair, tree, temperature, top_p)
+            name = decoder.verifier.name + (TOP_P if top_p < 1 else "")
+            steps.append((name, tree, _Timed(_whole_step(decoder, context))))
+    return steps
+
+
+def _overhead(
+    steps: list[tuple[str, TokenTree, _Timed]],
+    forwards: dict[tuple[str, int, int], _Timed],
+    tokens: list[int],
+    context: int,
+) -> dict[str, Overhead]:
+    """What no forward accounts for in whole steps, by verifier.
+
+    Taken round by round, step less forwards of the same round: the machine's drift, which is
+    larger than any overhead, cancels.
+    """
+    target, draft = (
+        np.array([forwards[role, context, count].times for count in tokens])
+        for role in ("target", "draft")
+    )
     residuals: dict[str, list[tuple[TokenTree, float, float]]] = {}
-    for context in contexts:
-        timed: list[tuple[str, TokenTree, _Timed]] = []
-        for temperature, top_p in SAMPLING:
-            for tree in trees:
-                decoder = Decoder(pair, tree, temperature, top_p)
-                name = decoder.verifier.name + (TOP_P if top_p < 1 else "")
-                timed.append((name, tree, _Timed(_whole_step(decoder, context))))
-        for runner in (pair.target, pair.draft):
-            _fill(runner, context, largest)
-        _rounds([item for _, _, item in timed], pair.device, options, advance)
-        for name, tree, item in timed:
-            step = float(np.median(item.times))
-            forwards = measured.forwards_ms(tree, context)
-            residuals.setdefault(name, []).append((tree, step - forwards, step))
+    for name, tree, timed in steps:
+        extra = [
+            step
+            - np.interp(tree.size, tokens, target[:, number])
+            - np.interp(tree.draft_widths, tokens, draft[:, number]).sum()
+            for number, step in enumerate(timed.times)
+        ]
+        row = (tree, float(np.median(extra)), float(np.median(timed.times)))
+        residuals.setdefault(name, []).append(row)
     return {name: fit_overhead(rows) for name, rows in residuals.items()}
 
 
@@ -279,7 +281,7 @@ def _whole_step(decoder: Decoder, context: int) -> Callable[[], object]:
     state = State(
         torch.tensor([context], device=device), torch.zeros(2, dtype=torch.long, device=device)
     )
-    return lambda: decoder.advance(state, context)
+    return lambda: decoder.advance(state, context, decoder.pair.user)
 
 
 def fit_overhead(rows: Sequence[tuple[TokenTree, float, float]]) -> Overhead:
