@@ -58,13 +58,13 @@ def profile_summary(profile: LatencyProfile) -> None:
     name = profile.hardware.get("name", "unknown")
     engine = profile.engine
     out.print(f"{name}, {engine.get('dtype')}, {engine.get('threads')} threads", markup=False)
-    table = Table(title="milliseconds of a forward", title_justify="left")
+    table = Table(title="milliseconds of a forward, by tokens", title_justify="left")
     table.add_column("model")
     table.add_column("context", justify="right")
     measured = profile.target.curves[0].tokens
     shown = [count for count in SHOWN_TOKENS if count in measured]
     for count in shown:
-        table.add_column(f"{count} tok", justify="right")
+        table.add_column(str(count), justify="right")
     for model in (profile.target, profile.draft):
         for curve in model.curves:
             times = [curve.median_ms[curve.tokens.index(count)] for count in shown]
@@ -178,17 +178,15 @@ def race_table(results: Sequence[Result], title: str) -> None:
     """Methods side by side."""
     table = Table(title=title, title_justify="left")
     table.add_column("method")
-    for column in ("tokens/step", "tokens/s", "ms/token", "speed-up", "95 % interval"):
+    for column in ("tokens/step", "tokens/s", "ms/token", "speed-up (95 %)", "same text"):
         table.add_column(column, justify="right")
-    table.add_column("same tokens", justify="right")
     for result in results:
         table.add_row(
             result.name,
             f"{result.tokens_per_step:.2f}",
             f"{result.tokens_per_second:.1f}",
             f"{result.ms_per_token:.2f}",
-            f"{result.speedup:.2f} ×",
-            f"{result.speedup_low:.2f} – {result.speedup_high:.2f}",
+            f"{result.speedup:.2f} × ({result.speedup_low:.2f} – {result.speedup_high:.2f})",
             f"{100 * result.agreement:.0f} %",
         )
     out.print(table)

@@ -34,6 +34,7 @@ from sequoia_opt.demo import corpus
 VOCABULARY = 2048
 END_OF_TEXT = "<|endoftext|>"
 POSITIONS = 8192
+KEPT = 32  # tokens of each of the target's distributions that the draft learns from
 WINDOW, LONG_WINDOW = 512, 2048  # tokens of a training sequence, and in the last tenth
 
 # Deep and thin: depth is what makes a forward slow, and a shallow draft cheap beside it.
@@ -171,7 +172,7 @@ def optimise(
             optimizer.step()
             schedule.step()
         model.zero_grad()
-        tokens += batch.numel()
+        tokens += batch.numel() if batch.ndim > 1 else batch.numel() * WINDOW
         recent.append(loss.item())
         if (step + 1) % 20 == 0 or step + 1 == steps:
             rate = tokens / (time.perf_counter() - started)
@@ -280,52 +281,74 @@ def train_target(
     save(model, tokenizer, folder / "target")
 
 
+@torch.no_grad()
+def soft_targets(target: PreTrainedModel, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The target's `KEPT` most likely tokens at every place of `rows` [count, WINDOW + 1].
+
+    Kept rather than computed in every step: the target's forward costs more than the draft's
+    whole training step.
+
+    Returns:
+        ids int16 and probabilities float16 (of 1 together), [count, WINDOW, KEPT] each.
+    """
+    target.eval()
+    ids, probabilities = [], []
+    for start in range(0, len(rows), 16):
+        best = logits_of(target, rows[start : start + 16, :-1]).topk(KEPT, dim=-1)
+        ids.append(best.indices.to(torch.int16))
+        probabilities.append(best.values.softmax(-1).half())
+        if start % 256 == 0:
+            typer.echo(f"soft targets: {start}/{len(rows)}")
+    return torch.cat(ids), torch.cat(probabilities)
+
+
 def train_draft(
     folder: Path, steps: int, rows: int, batch_tokens: int, held_out_tokens: int, seed: int
 ) -> None:
-    """Stage 2: the draft, a third of the steps on text, the rest on the target's probabilities."""
+    """Stage 2: the draft, half of the steps on text, half on the target's probabilities.
+
+    These over `rows` windows, an eighth of which the target has written itself.
+    """
     tokenizer = Tokenizer.from_file(str(folder / "target" / "tokenizer.json"))
-    target = AutoModelForCausalLM.from_pretrained(
-        folder / "target", dtype=torch.float32, attn_implementation="sdpa_float32"
-    )
+    target = AutoModelForCausalLM.from_pretrained(folder / "target", dtype=torch.float32)
+    target.set_attn_implementation("sdpa_float32")
     training, held_out = corpus.split()
     order = np.random.default_rng(seed)
     tokens = encode(tokenizer, [source for _, source in training], order)
-    own = continuations(target, tokens, rows, seed + 2)
-    text = windows(tokens, WINDOW, batch_tokens // WINDOW, seed + 3)
+    own = continuations(target, tokens, max(1, rows // 8), seed + 2)
+    read = next(windows(tokens, WINDOW, rows, seed + 6))
+    material = torch.cat([own, read])
+    ids, probabilities = soft_targets(target, material)
+    count = batch_tokens // WINDOW
+    text = windows(tokens, WINDOW, count, seed + 3)
     torch.manual_seed(seed + 4)
     model = build(DRAFT)
     optimise(
         model,
         lambda step: next(text),
         lambda batch: cross_entropy(model, batch),
-        steps // 3,
+        steps // 2,
         muon_lr=0.02,
         adam_lr=5e-3,
         name="draft, text",
     )
-
     choice = np.random.default_rng(seed + 5)
 
-    def mixed(step: int) -> torch.Tensor:
-        """Text and continuations in turn."""
-        if step % 2:
-            return own[choice.integers(len(own), size=batch_tokens // WINDOW)]
-        return next(text)
+    def chosen(step: int) -> torch.Tensor:
+        """Places in the material."""
+        return torch.from_numpy(choice.integers(len(material), size=count))
 
-    def distillation(batch: torch.Tensor) -> torch.Tensor:
-        """Kullback-Leibler divergence of the draft from the target, nats per token."""
-        with torch.no_grad():
-            wanted = logits_of(target, batch[:, :-1]).log_softmax(-1).flatten(0, 1)
-        found = logits_of(model, batch[:, :-1]).log_softmax(-1).flatten(0, 1)
-        return F.kl_div(found, wanted, log_target=True, reduction="batchmean")
+    def distillation(places: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy of the draft with the target's probabilities, nats per token."""
+        found = logits_of(model, material[places, :-1]).log_softmax(-1)
+        wanted = probabilities[places].float()
+        return -(wanted * found.gather(-1, ids[places].long())).sum(-1).mean()
 
-    target.eval()
     optimise(
         model,
-        mixed,
+        chosen,
         distillation,
-        steps - steps // 3,
+        steps - steps // 2,
         muon_lr=0.015,
         adam_lr=3e-3,
         name="draft, distilled",
@@ -370,8 +393,8 @@ def main(
         list[str] | None, typer.Option(help="target, draft or data; all by default.")
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Training steps of the target.")] = 1100,
-    draft_steps: Annotated[int, typer.Option(min=3, help="Training steps of the draft.")] = 1200,
-    rows: Annotated[int, typer.Option(min=1, help="Continuations to distil on.")] = 256,
+    draft_steps: Annotated[int, typer.Option(min=2, help="Training steps of the draft.")] = 2400,
+    rows: Annotated[int, typer.Option(min=1, help="Windows to distil on.")] = 2560,
     batch_tokens: Annotated[int, typer.Option(min=WINDOW, help="Tokens of a step.")] = 8192,
     held_out_tokens: Annotated[
         int, typer.Option(min=2, help="Held-out tokens to measure the losses on.")
