@@ -325,6 +325,55 @@ def test_trees_for_other_models_are_not_run_on_the_bundled_pair(
     assert "solved for target big" in run("decode", "tree.json").err
 
 
+def test_streaming_never_shows_a_stop_string(
+    run: Callable[..., Outcome], models: list[str]
+) -> None:
+    shapes.k_ary(2, 2).save("k.json")
+    arguments = ["decode", "k.json", *models, "--prompt", "def", "--max-new-tokens", 30]
+    whole = json.loads(run(*arguments, "--json", "--ignore-eos").out)["text"]
+    middle = whole[len(whole) // 2 : len(whole) // 2 + 4]
+    shown = run(*arguments, "--ignore-eos", "--stop", middle).out
+    cut = whole[: whole.index(middle)]
+    assert shown.startswith(cut + "\n")
+
+
+def test_comparing_a_single_token_is_a_usage_error(run: Callable[..., Outcome]) -> None:
+    assert run("decode", "--compare", "--max-new-tokens", 1).code == 2
+
+
+def test_predictions_for_something_else_are_not_shown(
+    run: Callable[..., Outcome], models: list[str]
+) -> None:
+    metadata = {
+        "target": "small-target",
+        "draft": "small-draft",
+        "temperature": 0.0,
+        "top_p": 1.0,
+        "expected_tokens": 1.5,
+    }
+    tree = shapes.k_ary(2, 2)
+    TokenTree(tree.parents, tree.ranks, metadata).save("k.json")
+    arguments = [
+        "decode",
+        "k.json",
+        *models,
+        "--prompt",
+        "def",
+        "--max-new-tokens",
+        9,
+        "--ignore-eos",
+    ]
+    assert "predicted: 1.50" in run(*arguments).out
+    assert "predicted" not in run(*arguments, "--temperature", "1").out
+
+
+def test_bench_wants_the_inputs_that_the_tree_was_solved_from(
+    run: Callable[..., Outcome], models: list[str]
+) -> None:
+    shapes.k_ary(2, 2).save("k.json")
+    assert "name --profile and --acceptance" in run("bench", "k.json", *models).err
+
+
 @pytest.mark.parametrize("command", ["profile", "estimate", "solve", "decode", "bench"])
 def test_help_has_an_example(run: Callable[..., Outcome], command: str) -> None:
     done = run(command, "--help")

@@ -218,3 +218,43 @@ def test_the_last_positions_can_be_used(
     wanted = greedy_by_transformers(make_model(architecture), prompt, 12)
     for tree in TREES.values():
         assert Decoder(pair, tree).generate(prompt, 12, ignore_eos=True).tokens == wanted
+
+
+def test_a_pair_runs_one_generation_at_a_time(make_pair: Callable[..., Any]) -> None:
+    """The buffers are the pair's; a text that has lost them must not go on with another's."""
+    pair = make_pair()
+    first, second = Decoder(pair, TREES["chain"]), Decoder(pair, TREES["k-ary"])
+    stream = iter(first.stream(prompt_of(5), 30, ignore_eos=True))
+    next(stream)
+    second.generate(prompt_of(9), 4)
+    with pytest.raises(SequoiaError, match="another generation has begun"):
+        next(stream)
+
+
+def test_batches_of_prompts_are_refused(make_pair: Callable[..., Any]) -> None:
+    with pytest.raises(SequoiaError, match=r"found shape \[2, 3\]"):
+        Decoder(make_pair()).generate(torch.ones(2, 3, dtype=torch.long), 4)
+
+
+def test_no_temperature_is_too_low(make_pair: Callable[..., Any]) -> None:
+    pair = make_pair()
+    greedy = Decoder(pair, TREES["k-ary"]).generate(prompt_of(5), 16, ignore_eos=True).tokens
+    for temperature in (1e-4, 1e-44):
+        decoder = Decoder(pair, TREES["k-ary"], temperature)
+        assert decoder.generate(prompt_of(5), 16, ignore_eos=True).tokens == greedy
+
+
+def test_kernels_may_return_another_layout(
+    make_pair: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CUDA's memory-efficient attention returns [batch, tokens, heads, dim], transposed."""
+    pair = make_pair()
+    wanted = Decoder(pair, TREES["k-ary"]).generate(prompt_of(5), 8, ignore_eos=True).tokens
+    plain = torch.nn.functional.scaled_dot_product_attention
+
+    def transposed(*arguments: Any, **options: Any) -> torch.Tensor:
+        return plain(*arguments, **options).transpose(1, 2).contiguous().transpose(1, 2)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", transposed)
+    found = Decoder(pair, TREES["k-ary"]).generate(prompt_of(5), 8, ignore_eos=True).tokens
+    assert found == wanted

@@ -143,3 +143,45 @@ def test_options_out_of_range(
 def test_names(tmp_path: Path) -> None:
     assert short_name("meta-llama/Llama-2-7b-hf") == "meta-llama/Llama-2-7b-hf"
     assert short_name(str(tmp_path)) == tmp_path.name
+
+
+def test_weights_that_do_not_belong_to_the_config(folders: tuple[Path, Path]) -> None:
+    """What is missing must not become random weights."""
+    config = json.loads((folders[0] / "config.json").read_text())
+    (folders[0] / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 4}))
+    with pytest.raises(SequoiaError, match=r"weights are missing for model\.layers\.3"):
+        load(folders)
+
+
+def test_positions_counted_in_another_way_are_noticed(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """RoBERTa as a decoder shifts every position by its padding token's id."""
+    from transformers import RobertaConfig, RobertaForCausalLM
+
+    config = RobertaConfig(
+        vocab_size=61,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=16,
+        is_decoder=True,
+        pad_token_id=1,
+        initializer_range=0.5,
+    )
+    RobertaForCausalLM(config).save_pretrained(tmp_path / "roberta")
+    with pytest.raises(SequoiaError, match="architecture 'roberta'"):
+        load_pair(tmp_path / "roberta", folders[1], device="cpu", dtype="float32")
+
+
+def test_rotary_embeddings_that_change_end_the_context(make_model: Callable[..., Path]) -> None:
+    from transformers import AutoConfig
+
+    from sequoia_opt.engine.runner import _usable_positions
+
+    config = AutoConfig.from_pretrained(make_model("phi3"))
+    assert _usable_positions(config) == 256
+    config.rope_parameters = {"rope_type": "longrope", "original_max_position_embeddings": 32}
+    assert _usable_positions(config) == 32
+    config.rope_parameters = {"rope_type": "yarn", "original_max_position_embeddings": 32}
+    assert _usable_positions(config) == 256

@@ -74,11 +74,32 @@ def test_step_is_the_sum_of_its_parts() -> None:
         profile.step_ms(tree, "topk", 128)
 
 
+def test_two_curves_of_one_context_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "profile.yaml"
+    profile = make_profile()
+    profile.target.curves[1].context = profile.target.curves[0].context
+    profile.save(path)
+    with pytest.raises(SequoiaError, match="target: latency: two curves"):
+        LatencyProfile.load(path)
+
+
+def test_a_profile_without_single_sequences_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "profile.yaml"
+    profile = make_profile()
+    for place in profile.draft.curves:
+        place.batch = 4
+    profile.save(path)
+    with pytest.raises(SequoiaError, match="draft: latency: no curve of batch 1"):
+        LatencyProfile.load(path)
+
+
 def test_file_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "profile.yaml"
     profile = make_profile()
     profile.extra = {"unknown": 1}
     profile.target.extra = {"note": "kept"}
+    profile.draft.curves[0].extra = {"unknown": [1, 2]}
+    profile.overhead["greedy"].extra["unknown"] = "kept"
     profile.save(path)
     assert LatencyProfile.load(path).document() == profile.document()
 

@@ -101,6 +101,11 @@ def test_refuses_what_is_no_tree(parents: list[int], ranks: list[int], complaint
         ({"ranks": None}, "ranks: found None"),
         ({"size": 7}, "size: found 7, expected 2"),
         ({"depth": 3}, "depth: found 3, expected 1"),
+        ({"temperature": "hot"}, "temperature: found 'hot'"),
+        ({"replayed_tokens": "many"}, "replayed_tokens: found 'many'"),
+        ({"hardware": None}, "hardware: found None"),
+        ({"predicted": {}}, "tokens_per_second: missing|step_ms: missing"),
+        ({"verifier": 3}, "verifier: found 3"),
     ],
 )
 def test_refuses_malformed_files(tmp_path: Path, change: dict[str, object], complaint: str) -> None:
