@@ -30,7 +30,7 @@ lint: .venv/installed
 
 # The README's table: methods side by side, greedy, with this machine's committed tree.
 bench: .venv/installed
-	$(BIN)/sequoia-opt bench --limit 24 --repeats 5 --markdown
+	$(BIN)/sequoia-opt bench --limit 8 --repeats 3 --markdown
 
 # Measure this machine anew and solve the bundled pair's trees: what CI does for each kind of
 # GPU. DATA=prompts.jsonl takes another dataset than the bundled one.

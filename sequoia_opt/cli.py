@@ -447,12 +447,13 @@ def bench(
         best = shapes.chain(chain)
     from sequoia_opt.engine.decoder import check_prompt, check_sampling
     from sequoia_opt.measure import bench as benchmark
-    from sequoia_opt.measure.dataset import load_dataset
+    from sequoia_opt.measure.dataset import load_dataset, spread_over
 
     check_sampling(temperature, top_p)
     name, documents = load_dataset(dataset)
     pair = _load(*_models_of(loaded, target, draft), device, dtype)
-    prompts = [pair.encode(d.prompt or d.text[: len(d.text) // 2]) for d in documents[:limit]]
+    spread = spread_over(documents, limit)
+    prompts = [pair.encode(d.prompt or d.text[: len(d.text) // 2]) for d in spread]
     for prompt in prompts:
         check_prompt(pair, prompt, max_new_tokens)
     sampling: dict[str, Any] = {"temperature": temperature, "top_p": top_p}

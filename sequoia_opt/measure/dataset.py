@@ -63,6 +63,12 @@ def load_dataset(name: str | Path | None = None) -> tuple[str, list[Document]]:
     return short, documents
 
 
+def spread_over(documents: list[Document], count: int) -> list[Document]:
+    """`count` documents, or all, evenly spread: neighbours in a file are often alike."""
+    count = min(count, len(documents))
+    return [documents[place * len(documents) // count] for place in range(count)]
+
+
 def _from_jsonl(path: Path) -> list[Document]:
     documents = []
     try:

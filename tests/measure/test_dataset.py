@@ -93,3 +93,9 @@ def test_the_bundled_dataset_is_of_held_out_modules() -> None:
     assert all(d.prompt and d.text for d in documents)
     records = [json.loads(line) for line in dataset.demo.DATASET.read_text().splitlines()]
     assert all(is_held_out(record["id"].split(":")[0]) for record in records)
+
+
+def test_a_part_of_a_dataset_is_spread_over_it() -> None:
+    documents = [Document(str(i), "") for i in range(10)]
+    assert [d.prompt for d in dataset.spread_over(documents, 4)] == ["0", "2", "5", "7"]
+    assert dataset.spread_over(documents, 99) == documents
