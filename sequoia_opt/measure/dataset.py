@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ def load_dataset(name: str | Path | None = None) -> tuple[str, list[Document]]:
     return short, documents
 
 
-def spread_over(documents: list[Document], count: int) -> list[Document]:
+def spread_over(documents: Sequence[Document], count: int) -> list[Document]:
     """`count` documents, or all, evenly spread: neighbours in a file are often alike."""
     count = min(count, len(documents))
     return [documents[place * len(documents) // count] for place in range(count)]

@@ -19,7 +19,7 @@ from sequoia_opt.engine.runner import PREFILL_CHUNK, Runner
 from sequoia_opt.engine.step import at_least_float32, fit_vocabulary
 from sequoia_opt.engine.verify import Trial, Verifier, make_verifier
 from sequoia_opt.errors import SequoiaError
-from sequoia_opt.measure.dataset import Document
+from sequoia_opt.measure.dataset import Document, spread_over
 from sequoia_opt.plan.acceptance import Acceptance, bootstrap_rates, fit_monotone
 
 LOGITS_BUDGET = 2**24  # logits held at once: 64 MB in float32
@@ -36,7 +36,7 @@ class Options:
         max_new_tokens: tokens sampled of each document, at most.
         max_prompt_tokens: a longer prompt keeps its end; of a document without a prompt, the
             first half serves as one, up to this many tokens.
-        limit: documents, at most.
+        limit: documents, at most, spread over the dataset.
         batch: documents that run together.
         teacher_forced: on the dataset's text instead of the target's continuations.
     """
@@ -95,7 +95,8 @@ def estimate(
             )
     verifier = make_verifier(options.verifier, options.temperature, options.top_p)
     width = min(options.width, pair.target.vocabulary, pair.draft.vocabulary)
-    samples = _prepare(pair, documents[: options.limit], options, width)
+    documents = spread_over(documents, options.limit or len(documents))
+    samples = _prepare(pair, documents, options, width)
     torch.manual_seed(options.seed)
     run = _teacher_forced if options.teacher_forced else _continuations
     total, done = sum(len(s.text) for s in samples), 0
