@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan.files import Fields, FloatArray, read_document, rounded, write_document
+from sequoia_opt.plan.spread import deviation
 from sequoia_opt.plan.tree import TokenTree
 
 FORMAT, VERSION = "sequoia-opt/acceptance", 1
@@ -89,18 +92,23 @@ class Acceptance:
         Ranks past the last measured one count as never accepted.
         """
         table = np.pad(self.table(max(1, tree.depth)), ((0, 0), (0, 1)))
-        values = np.ones(tree.size)
-        for node in range(1, tree.size):
-            rank = min(tree.ranks[node], self.width + 1)
-            values[node] = values[tree.parents[node]] * table[tree.depths[node] - 1, rank - 1]
-        return values
+        return _path_products(table[None], tree)[:, 0]
 
     def expected_tokens(self, tree: TokenTree) -> float:
         """E(T) = Σ over nodes of the product of rates along the path (Sequoia, section 3.1)."""
         return float(self.node_values(tree).sum())
 
-    def replay(self, tree: TokenTree) -> tuple[FloatArray, FloatArray]:
-        """Tokens and steps [documents] of each document decoded with `tree`.
+    @cached_property
+    def _trace_table(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The traces as one array [longest, documents], and their lengths."""
+        lengths = np.array([len(trace) for trace in self.traces], dtype=np.int64)
+        table = np.zeros((int(lengths.max(initial=0)), len(lengths)), dtype=np.int64)
+        for place, trace in enumerate(self.traces):
+            table[: len(trace), place] = trace
+        return table, lengths
+
+    def replay(self, trees: Sequence[TokenTree]) -> tuple[FloatArray, FloatArray]:
+        """Tokens and steps, [trees, documents] each, of each document decoded with each tree.
 
         Exact for greedy verification and exact in distribution for top-down verifiers, without
         the assumption that acceptances are independent: at a node take the next rank r of the
@@ -108,37 +116,62 @@ class Acceptance:
         ends with that position's token. Only steps that the trace's end could not have cut
         short are counted: dropping just those that it did cut would drop the longest.
         """
-        table = tree.child_table
-        tokens, steps = np.zeros(len(self.traces)), np.zeros(len(self.traces))
-        for place, trace in enumerate(self.traces):
-            node = start = 0
-            last_start = len(trace) - (tree.depth + 1)
-            for position, rank in enumerate(trace):
-                node = table.get((node, rank), 0)
-                if node == 0:
-                    if start > last_start:
-                        break
-                    steps[place] += 1
-                    start = position + 1
-                    tokens[place] = start
+        traces, lengths = self._trace_table
+        ranks = int(traces.max(initial=0)) + 1
+        # children[start of a tree + ranks · node + rank]: the child, 0 where there is none.
+        sizes = np.array([tree.size for tree in trees], dtype=np.int64)
+        starts = np.cumsum(sizes * ranks) - sizes * ranks
+        children = np.zeros(int((sizes * ranks).sum()), dtype=np.int64)
+        for tree, start in zip(trees, starts, strict=True):
+            shown = np.flatnonzero(np.array(tree.ranks) < ranks)[1:]
+            parents, own = np.array(tree.parents)[shown], np.array(tree.ranks)[shown]
+            children[start + ranks * parents + own] = shown
+
+        last_starts = lengths - np.array([[tree.depth + 1] for tree in trees])
+        shape = (len(trees), len(lengths))
+        tokens, steps = np.zeros(shape), np.zeros(shape)
+        node, began = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+        for position, ranks_here in enumerate(traces):
+            node = children[starts[:, None] + ranks * node + ranks_here]
+            ended = node == 0
+            counted = ended & (began <= last_starts)
+            steps += counted
+            tokens[counted] = position + 1
+            began[ended] = position + 1
         return tokens, steps
 
     def replayed_tokens(self, tree: TokenTree) -> float | None:
         """Tokens per step by replay, or None without traces."""
-        tokens, steps = self.replay(tree)
+        tokens, steps = self.replay([tree])
         return float(tokens.sum() / steps.sum()) if steps.sum() else None
 
-    def replay_interval(
-        self, tree: TokenTree, resamples: int = 1000, seed: int = 0
-    ) -> tuple[float, float] | None:
-        """95 % bootstrap interval of tokens per step by replay, documents resampled."""
-        tokens, steps = self.replay(tree)
-        if not steps.sum():
-            return None
-        picks = np.random.default_rng(seed).integers(len(tokens), size=(resamples, len(tokens)))
-        total = np.maximum(steps[picks].sum(axis=1), 1)
-        low, high = np.quantile(tokens[picks].sum(axis=1) / total, [0.025, 0.975])
-        return float(low), float(high)
+    def replicates(self, trees: Sequence[TokenTree], count: int, seed: int = 0) -> FloatArray:
+        """Tokens per step of each tree, [trees, count + 1]: the estimate, then resampled ones.
+
+        With traces by replay, whole documents resampled; without them E(T), the rates resampled
+        within their intervals, or repeated where they have none.
+        """
+        generator = np.random.default_rng(seed)
+        depth = max(1, *(tree.depth for tree in trees))
+        tables = np.repeat(self.table(depth)[None], count + 1, axis=0)
+        if self.low is not None and self.high is not None and self.by_depth is None:
+            errors = generator.standard_normal((count, 1, self.width))
+            tables[1:] = np.maximum(tables[1:] + errors * deviation(self.low, self.high), 0.0)
+            tables[1:] /= np.maximum(tables[1:].sum(axis=2, keepdims=True), 1.0)
+        tables = np.pad(tables, ((0, 0), (0, 0), (0, 1)))
+        documents = len(self.traces)
+        tokens, steps = self.replay(trees)
+        weights = np.ones((documents, count + 1))
+        if documents:
+            drawn = generator.multinomial(documents, np.full(documents, 1 / documents), count)
+            weights[:, 1:] = drawn.T
+        replayed = (tokens @ weights) / np.maximum(steps @ weights, 1.0)
+        return np.stack(
+            [
+                row if steps[place].any() else _path_products(tables, tree).sum(axis=0)
+                for place, (tree, row) in enumerate(zip(trees, replayed, strict=True))
+            ]
+        )
 
     def document(self) -> dict[str, Any]:
         """The acceptance file as a mapping."""
@@ -216,6 +249,20 @@ class Acceptance:
             )
         except SequoiaError as error:
             raise SequoiaError(f"{path}: {error}") from None
+
+
+def _path_products(tables: FloatArray, tree: TokenTree) -> FloatArray:
+    """Products of rates along the path to each node, [size, tables].
+
+    Args:
+        tables: [tables, depth, W + 1], the last rank standing for all past W.
+    """
+    values = np.ones((tree.size, len(tables)))
+    last = tables.shape[2]
+    for node in range(1, tree.size):
+        rates = tables[:, tree.depths[node] - 1, min(tree.ranks[node], last) - 1]
+        values[node] = values[tree.parents[node]] * rates
+    return values
 
 
 def fit_monotone(

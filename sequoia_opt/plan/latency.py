@@ -69,33 +69,56 @@ class ModelLatency:
             SequoiaError: a point outside the measured range.
         """
         wanted = np.asarray(tokens, dtype=np.float64)
-        curves = sorted((c for c in self.curves if c.batch == batch), key=lambda c: c.context)
-        if not curves:
-            batches = sorted({c.batch for c in self.curves})
-            raise SequoiaError(f"{self.model}: measured for batches {batches}, not for {batch}")
-        contexts = [c.context for c in curves]
-        if not contexts[0] <= context <= contexts[-1]:
-            raise SequoiaError(
-                f"{self.model}: measured for contexts of {contexts[0]} to {contexts[-1]} tokens, "
-                f"not for {context:g}; profile with --contexts or choose another --context"
-            )
-        first, last = max(c.tokens[0] for c in curves), min(c.tokens[-1] for c in curves)
+        parts = self.between(context, batch)
+        first = max(curve.tokens[0] for curve, _ in parts)
+        last = min(curve.tokens[-1] for curve, _ in parts)
         for value in (wanted.min(initial=first), wanted.max(initial=last)):
             if not first <= value <= last:
                 raise SequoiaError(
                     f"{self.model}: measured for {first} to {last} tokens a forward, not for "
                     f"{value:g}; profile with more --tokens"
                 )
-        rows = np.stack([np.interp(wanted, c.tokens, getattr(c, of)) for c in curves])
-        if len(curves) == 1:
-            return np.asarray(rows[0])
-        right = int(np.clip(np.searchsorted(contexts, context), 1, len(curves) - 1))
+        return np.asarray(
+            sum(share * np.interp(wanted, c.tokens, getattr(c, of)) for c, share in parts)
+        )
+
+    def between(self, context: float, batch: int = 1) -> list[tuple[Curve, float]]:
+        """The curves around a context, and the share of each in a linear interpolation.
+
+        Raises:
+            SequoiaError: a batch or a context that was not measured.
+        """
+        curves = self._of_batch(batch)
+        contexts = [c.context for c in curves]
+        if not contexts[0] <= context <= contexts[-1]:
+            raise SequoiaError(
+                f"{self.model}: measured for contexts of {contexts[0]} to {contexts[-1]} tokens, "
+                f"not for {context:g}; profile with --contexts or choose another --context"
+            )
+        right = int(np.searchsorted(contexts, context))
+        if contexts[right] == context:
+            return [(curves[right], 1.0)]
         share = (context - contexts[right - 1]) / (contexts[right] - contexts[right - 1])
-        return np.asarray(rows[right - 1] * (1 - share) + rows[right] * share)
+        return [(curves[right - 1], 1 - share), (curves[right], share)]
 
     def largest(self, batch: int = 1) -> int:
-        """The largest number of tokens measured at every context."""
-        return min(c.tokens[-1] for c in self.curves if c.batch == batch)
+        """The largest number of tokens measured at every context.
+
+        Raises:
+            SequoiaError: a batch that was not measured.
+        """
+        return min(curve.tokens[-1] for curve in self._of_batch(batch))
+
+    def _of_batch(self, batch: int) -> list[Curve]:
+        """The curves of a batch, by context."""
+        curves = sorted((c for c in self.curves if c.batch == batch), key=lambda c: c.context)
+        if not curves:
+            batches = sorted({c.batch for c in self.curves})
+            raise SequoiaError(
+                f"{self.model}: measured for batches {batches}, not for {batch}; "
+                "profile with --batches"
+            )
+        return curves
 
 
 @dataclass(frozen=True)

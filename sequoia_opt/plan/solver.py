@@ -1,188 +1,38 @@
 """The solver: acceptance rates and latencies in, the tree that decodes fastest out.
 
-First the most tokens for every size and depth, E*(n, D), exactly: best-first where the rates
-fall with the rank, the dynamic programme of the Sequoia paper (section 3.1) where they do not.
-Then the fastest of these trees on the measured machine, its finalists re-scored by replaying
-them on the rank traces.
+The trees of most tokens for every size and depth (`optimum`) and those that trade tokens for
+time (`search`) are priced on the measured machine (`objective`); the best of them are judged
+again on the rank traces, resampled together with the timings; the smallest of those that the
+data cannot tell apart is the answer.
 """
 
 from __future__ import annotations
 
-import heapq
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.files import FloatArray, rounded
 from sequoia_opt.plan.latency import GREEDY, TOP_P, LatencyProfile
+from sequoia_opt.plan.objective import Objective
+from sequoia_opt.plan.optimum import BestFirst, Family, best_trees
+from sequoia_opt.plan.search import BoolArray, CapSearch, climb
+from sequoia_opt.plan.spread import REPLICATES, TAIL, interval
 from sequoia_opt.plan.tree import AUTOREGRESSIVE, TokenTree
 
-DEFAULT_MAX_DEPTH = 16
+DEFAULT_MAX_DEPTH = 32
 DEFAULT_CONTEXT = 512
-FINALISTS = 64
+FINALISTS = 32
+CLIMBS = 12  # trees of most tokens that the search starts from where rates rise with the rank
 SHOWN_RUNNERS_UP = 4
-BASELINE_SEQUENCES = range(2, 9)  # how many sequences the k-sequence baseline may have
-
-
-class Family:
-    """The best tree E*(n, D) for every size n ≤ `max_size` and depth D ≤ `max_depth`.
-
-    Attributes:
-        expected: [max_depth + 1, max_size + 1]: E*(n, D), NaN where no tree of n nodes has
-            depth ≤ D (also at n = 0).
-    """
-
-    expected: FloatArray
-
-    def tree(self, size: int, depth: int) -> TokenTree:
-        """The best tree of `size` nodes and depth at most `depth`."""
-        raise NotImplementedError
-
-
-class BestFirst(Family):
-    """E*(n, D) for rates that do not increase with the rank.
-
-    There a node's value, the product of rates along its path, never exceeds its parent's or
-    its elder sibling's, so the n nodes of largest value among depth ≤ D are a tree, and no
-    other tree has a larger sum. O(n log n) for each depth limit, all sizes at once.
-    """
-
-    def __init__(self, table: FloatArray, max_size: int) -> None:
-        """Solve for the rates `table` [max_depth, W], depth 1 first."""
-        max_depth = len(table)
-        self.expected = np.full((max_depth + 1, max_size + 1), np.nan)
-        self.expected[0, 1] = 1.0
-        self._orders: list[tuple[list[int], list[int]]] = [([-1], [0])]
-        for limit in range(1, max_depth + 1):
-            parents, ranks, values = best_first(table[:limit], max_size)
-            self.expected[limit, 1 : len(values) + 1] = np.cumsum(values)
-            self._orders.append((parents, ranks))
-
-    def tree(self, size: int, depth: int) -> TokenTree:
-        """The first `size` nodes of the order for `depth`."""
-        parents, ranks = self._orders[depth]
-        return TokenTree.from_any_order(parents[:size], ranks[:size])
-
-
-def best_first(table: FloatArray, max_size: int) -> tuple[list[int], list[int], list[float]]:
-    """Nodes by falling value: parents, ranks and values of at most `max_size`, the root first.
-
-    Ties go to the node found first, so parents and elder siblings precede.
-    """
-    max_depth, width = table.shape
-    rates = table.tolist()
-    parents, ranks, values = [-1], [0], [1.0]
-    depths = [0]
-    serial = 0
-    heap = [(-rates[0][0], serial, 0, 1)]
-    while heap and len(parents) < max_size:
-        negative, _, parent, rank = heapq.heappop(heap)
-        node, depth = len(parents), depths[parent] + 1
-        parents.append(parent)
-        ranks.append(rank)
-        values.append(-negative)
-        depths.append(depth)
-        if rank < width:
-            serial += 1
-            value = values[parent] * rates[depth - 1][rank]
-            heapq.heappush(heap, (-value, serial, parent, rank + 1))
-        if depth < max_depth:
-            serial += 1
-            heapq.heappush(heap, (negative * rates[depth][0], serial, node, 1))
-    return parents, ranks, values
-
-
-class DynamicProgramme(Family):
-    """E*(n, D) for any rates, also ones that rise with the rank.
-
-    With F(m, d) the most tokens of a tree of m nodes whose root may have d more levels below
-    it, and G(m, d, k) that of m nodes shared among its children from rank k on:
-
-        F(m, d)    = 1 + G(m - 1, d, 1)
-        G(m, d, k) = max over j ≥ 1 of p[k] F(j, d - 1) + G(m - j, d, k + 1),  G(0, d, k) = 0
-
-    With rates by depth the levels differ, and each depth limit is a programme of its own.
-    """
-
-    def __init__(self, table: FloatArray, max_size: int) -> None:
-        """Solve for the rates `table` [max_depth, W], depth 1 first."""
-        max_depth = len(table)
-        self._size = max_size
-        self.expected = np.full((max_depth + 1, max_size + 1), np.nan)
-        self.expected[0, 1] = 1.0
-        # One level's F and choices for each number of levels below it; where rates do not
-        # depend on depth all limits share one programme.
-        self._programmes: list[list[NDArray[np.int32]]] = []
-        uniform = bool((table == table[0]).all())
-        if uniform:
-            best, choices = self._levels(table[::-1])
-            for limit in range(1, max_depth + 1):
-                self._programmes.append(choices[:limit])
-                self.expected[limit] = best[limit]
-        else:
-            for limit in range(1, max_depth + 1):
-                best, choices = self._levels(table[:limit][::-1])
-                self._programmes.append(choices)
-                self.expected[limit] = best[limit]
-        self.expected[~np.isfinite(self.expected)] = np.nan
-
-    def _levels(self, rows: FloatArray) -> tuple[list[FloatArray], list[NDArray[np.int32]]]:
-        """F for 0, 1, … levels below a node, and what each G chose; `rows` deepest first."""
-        size = self._size
-        best = np.full(size + 1, -np.inf)
-        best[1] = 1.0
-        found, choices = [best], []
-        # shifted[m, j] indexes G(m - j): one array of all ways to give j nodes to a child.
-        m, j = np.ogrid[: size + 1, 1 : size + 1]
-        rest_index = np.where(m >= j, m - j, size + 1)
-        for rates in rows:
-            share = np.full(size + 2, -np.inf)  # G of the rank after; [size + 1] is "cannot"
-            share[0] = 0.0
-            choice = np.zeros((len(rates), size + 1), dtype=np.int32)
-            exists = np.isfinite(best[1:])
-            for rank in range(len(rates) - 1, -1, -1):
-                gain = np.multiply(best[1:], rates[rank], where=exists, out=best[1:].copy())
-                totals = share[rest_index] + gain
-                choice[rank] = totals.argmax(axis=1) + 1
-                share[: size + 1] = np.take_along_axis(
-                    totals, choice[rank][:, None].astype(np.int64) - 1, axis=1
-                )[:, 0]
-                share[0] = 0.0
-            best = np.full(size + 1, -np.inf)
-            best[1:] = 1.0 + share[:size]
-            found.append(best)
-            choices.append(choice)
-        return found, choices
-
-    def tree(self, size: int, depth: int) -> TokenTree:
-        """Walk the choices from the root down."""
-        choices = self._programmes[depth - 1] if depth else []
-        parents, ranks = [-1], [0]
-        waiting = [(0, size, depth)]
-        while waiting:
-            node, nodes, below = waiting.pop()
-            left, rank = nodes - 1, 0
-            while left:
-                given = int(choices[below - 1][rank][left])
-                rank += 1
-                parents.append(node)
-                ranks.append(rank)
-                waiting.append((len(parents) - 1, given, below - 1))
-                left -= given
-        return TokenTree.from_any_order(parents, ranks)
-
-
-def best_trees(acceptance: Acceptance, max_size: int, max_depth: int) -> Family:
-    """E*(n, D) for every size and depth: best-first where it is exact, else the programme."""
-    table = acceptance.table(max_depth)
-    if (np.diff(table, axis=1) <= 0).all():
-        return BestFirst(table, max_size)
-    return DynamicProgramme(table, max_size)
+SHAPES_JUDGED = 6  # trees of each shape that replay decides among
+NEGLIGIBLE = 1e-9  # relative difference of two speeds that is rounding
 
 
 @dataclass(frozen=True)
@@ -193,22 +43,35 @@ class Candidate:
         name: how it is called in tables.
         expected_tokens: E(T), independence assumed.
         replayed_tokens: tokens per step by replay, None without traces.
-        step_ms: a step's time.
-        tokens_per_second, speedup: by replay where there are traces, else by E(T).
+        tokens, step_ms: [replicates + 1], the estimate first, then resampled ones: tokens per
+            step (by replay where there are traces, else E(T)) and a step's time.
+        plain_ms: the same of a step of plain decoding.
     """
 
     name: str
     tree: TokenTree
     expected_tokens: float
     replayed_tokens: float | None
-    step_ms: float
-    tokens_per_second: float
-    speedup: float
+    tokens: FloatArray
+    step_ms: FloatArray
+    plain_ms: FloatArray
+
+    @cached_property
+    def tokens_per_second(self) -> FloatArray:
+        """Speed, [replicates + 1]."""
+        return np.asarray(1000 * self.tokens / self.step_ms)
+
+    @cached_property
+    def speedup(self) -> FloatArray:
+        """Speed over that of plain decoding, [replicates + 1]; of the one-node tree, 1."""
+        if self.tree.size == 1:
+            return np.ones_like(self.tokens)
+        return np.asarray(self.tokens * self.plain_ms / self.step_ms)
 
     @property
-    def tokens(self) -> float:
-        """The better founded of the two yields."""
-        return self.expected_tokens if self.replayed_tokens is None else self.replayed_tokens
+    def pays(self) -> float:
+        """Probability that it is faster than plain decoding."""
+        return float((self.speedup[1:] > 1).mean()) if len(self.speedup) > 1 else float("nan")
 
 
 @dataclass(frozen=True)
@@ -216,45 +79,54 @@ class Plan:
     """What the solver found.
 
     Attributes:
-        choice: the tree that decodes fastest.
-        speedup_low, speedup_high: 95 % interval of its predicted speed-up.
+        choice: the smallest tree that the data cannot tell from the fastest; with a wanted
+            confidence, the tree of largest lower bound.
+        fastest: the tree of highest predicted speed.
         runners_up: the next best of other sizes.
-        baselines: plain decoding, the best chain, the best k sequences.
+        baselines: plain decoding and the fastest of each shape that other tools use.
         expected: E*(n, D) as [depth + 1, size + 1], NaN where there is no such tree.
-        speed: predicted tokens per second of each of these trees, likewise.
-        method: "best-first" or "dynamic programme".
-        context: cached tokens that the prediction is for.
+        speed: tokens per second of each of these trees, likewise, independence assumed.
+        method: how E*(n, D) was found.
+        contexts: weight of each number of cached tokens that the prediction is for.
     """
 
     choice: Candidate
-    speedup_low: float
-    speedup_high: float
+    fastest: Candidate
     runners_up: list[Candidate]
     baselines: list[Candidate]
     expected: FloatArray
     speed: FloatArray
     method: str
-    context: float
+    contexts: Mapping[float, float]
+    batch: int
     verifier: str
     profile: LatencyProfile
     acceptance: Acceptance
 
     @property
+    def context(self) -> float:
+        """Cached tokens that the prediction is for, on average."""
+        return float(sum(context * weight for context, weight in self.contexts.items()))
+
+    @property
     def tree(self) -> TokenTree:
         """The chosen tree, with everything its file says."""
         choice, acceptance, profile = self.choice, self.acceptance, self.profile
+        predicted: dict[str, Any] = {}
+        for name in ("step_ms", "tokens_per_second", "tokens", "speedup"):
+            values = getattr(choice, name)
+            if name != "tokens":
+                predicted[name] = rounded(values[0])
+            low, high = interval(values)
+            predicted |= {f"{name}_low": rounded(low), f"{name}_high": rounded(high)}
+        if choice.tree.size > 1:
+            predicted["pays"] = rounded(choice.pays)
         metadata: dict[str, Any] = {
             "expected_tokens": rounded(choice.expected_tokens),
             "replayed_tokens": (
                 None if choice.replayed_tokens is None else rounded(choice.replayed_tokens)
             ),
-            "predicted": {
-                "step_ms": rounded(choice.step_ms),
-                "tokens_per_second": rounded(choice.tokens_per_second),
-                "speedup": rounded(choice.speedup),
-                "speedup_low": rounded(self.speedup_low),
-                "speedup_high": rounded(self.speedup_high),
-            },
+            "predicted": predicted,
             "target": profile.target.model,
             "draft": profile.draft.model,
             "dataset": acceptance.dataset,
@@ -262,7 +134,7 @@ class Plan:
             "top_p": acceptance.top_p,
             "verifier": self.verifier,
             "context": rounded(self.context),
-            "batch": 1,
+            "batch": self.batch,
             "hardware": profile.hardware,
             "engine": profile.engine,
         }
@@ -281,7 +153,10 @@ def solve(
     max_depth: int | None = None,
     size: int | None = None,
     depth: int | None = None,
-    context: float | None = None,
+    context: float | Mapping[float, float] | None = None,
+    batch: int = 1,
+    confidence: float | None = None,
+    replicates: int = REPLICATES,
 ) -> Plan:
     """The tree that maximises predicted tokens per second, speed(T) = E(T) / t(T, L).
 
@@ -291,63 +166,82 @@ def solve(
         max_size: largest tree to consider; by default the largest size that was measured.
         max_depth: deepest tree to consider.
         size: fix the number of nodes instead of choosing it.
-        depth: fix the depth limit instead of choosing it: E*(n, depth) is the tree.
-        context: cached tokens; by default those of the acceptance measurement, else 512,
-            within the measured range.
+        depth: fix the depth limit instead of choosing it; with `size`, E*(size, depth) is the
+            tree.
+        context: cached tokens, or the weights of several numbers of them; by default those of
+            the acceptance measurement, else 512, within the measured range.
+        batch: sequences that are decoded together; the profile must have measured it.
+        confidence: maximise the speed-up that is exceeded with this probability, in (0, 1),
+            instead of the predicted one.
+        replicates: how many times documents and timings are resampled.
 
     Raises:
         SequoiaError: the profile has no point for what was asked.
     """
-    for name, value in (
-        ("max_size", max_size), ("size", size), ("max_depth", max_depth), ("depth", depth)
-    ):  # fmt: skip
-        least = 1 if name.endswith("size") else 0
-        if value is not None and value < least:
-            raise SequoiaError(f"{name}: found {value}, expected at least {least}")
+    _check_options(max_size, max_depth, size, depth, confidence)
     verifier = GREEDY if acceptance.temperature == 0 else acceptance.verifier
     work = verifier + (TOP_P if verifier != GREEDY and acceptance.top_p < 1 else "")
-    context = _default_context(profile, acceptance) if context is None else context
-    largest = profile.target.largest()
-    if size is not None or max_size is not None:
-        wanted = max(value for value in (size, max_size) if value is not None)
-        if wanted > largest:
-            raise SequoiaError(
-                f"the profile of {profile.target.model} has no point past {largest} tokens, "
-                f"{wanted} asked for; profile with more --tokens"
-            )
+    if context is None:
+        context = _default_context(profile, acceptance)
+    contexts = context if isinstance(context, Mapping) else {float(context): 1.0}
+    objective = Objective(profile, work, contexts, batch, replicates)
+    largest = objective.largest
+    wanted = max(size or 0, max_size or 0)
+    if wanted > largest:
+        raise SequoiaError(
+            f"the profile of {profile.target.model} has no point past {largest} tokens, "
+            f"{wanted} asked for; profile with more --tokens"
+        )
     max_size = size or max_size or largest
     deepest = DEFAULT_MAX_DEPTH if max_depth is None else max_depth
     max_depth = min(deepest, max_size - 1) if depth is None else depth
+    allowed = np.full(max_size + 1, size is None)
+    allowed[0], allowed[max_size] = False, True
 
     family = best_trees(acceptance, max_size, max(1, max_depth))
-    pricing = _Pricing(profile, acceptance, work, context)
-    trees = _surface_trees(family, max_size, max_depth, size, depth)
-    speed = np.full_like(family.expected, np.nan)
-    for (d, n), tree in trees.items():
-        speed[d, n] = family.expected[d, n] / pricing.step_ms(tree) * 1000
+    speed = _surface(family, objective, allowed, max_depth, depth)
     if np.isnan(speed).all():
         raise SequoiaError(
             f"no tree of {size} nodes is at most {max_depth} deep with at most "
             f"{acceptance.width} children a node"
         )
-
-    ranking = _rank(trees, speed, pricing)
-    choice = ranking[0]
-    low, high = pricing.interval(choice)
+    judge = _Judge(objective, acceptance, replicates)
+    trees = _finalists(family, speed)
+    if size is None or depth is None:
+        trees += _searched(family, speed, acceptance.table(max_depth), objective, allowed)
+    candidates = judge.candidates("solved", list(dict.fromkeys(trees)))
+    fastest, choice = _choose(candidates, confidence)
     return Plan(
         choice=choice,
-        speedup_low=low,
-        speedup_high=high,
-        runners_up=(_other_sizes(ranking) or ranking[1:])[:SHOWN_RUNNERS_UP],
-        baselines=_baselines(pricing, min(largest, max_size), max_depth),
+        fastest=fastest,
+        runners_up=_runners_up(candidates, choice),
+        baselines=_baselines(judge, objective, acceptance.table(max_depth), max_size),
         expected=family.expected,
         speed=speed,
         method="best-first" if isinstance(family, BestFirst) else "dynamic programme",
-        context=context,
+        contexts=objective.contexts,
+        batch=batch,
         verifier=verifier,
         profile=profile,
         acceptance=acceptance,
     )
+
+
+def _check_options(
+    max_size: int | None,
+    max_depth: int | None,
+    size: int | None,
+    depth: int | None,
+    confidence: float | None,
+) -> None:
+    for name, value, least in (
+        ("max_size", max_size, 1), ("size", size, 1), ("max_depth", max_depth, 0),
+        ("depth", depth, 0),
+    ):  # fmt: skip
+        if value is not None and value < least:
+            raise SequoiaError(f"{name}: found {value}, expected at least {least}")
+    if confidence is not None and not 0 < confidence < 1:
+        raise SequoiaError(f"confidence: found {confidence:g}, expected more than 0, less than 1")
 
 
 def _default_context(profile: LatencyProfile, acceptance: Acceptance) -> float:
@@ -356,123 +250,130 @@ def _default_context(profile: LatencyProfile, acceptance: Acceptance) -> float:
     return float(min(max(wanted, low), high))
 
 
-def _surface_trees(
-    family: Family, max_size: int, max_depth: int, size: int | None, depth: int | None
-) -> dict[tuple[int, int], TokenTree]:
-    """(D, n) -> E*(n, D)'s tree, once for each distinct one: the shallowest limit that has it."""
-    found: dict[tuple[int, int], TokenTree] = {}
-    for n in [size] if size else range(1, max_size + 1):
-        best = -np.inf
-        for d in [depth] if depth is not None else range(max_depth + 1):
-            value = family.expected[d, n]
-            if np.isnan(value) or value <= best + 1e-12:
-                continue
-            best = value
-            found[d, n] = family.tree(n, d)
-    return found
+def _surface(
+    family: Family, objective: Objective, allowed: BoolArray, max_depth: int, depth: int | None
+) -> FloatArray:
+    """Tokens per second of each E*(n, D), [max_depth + 1, max_size + 1].
+
+    NaN where there is no such tree, it is not allowed, or a shallower limit has the same.
+    """
+    expected = family.expected
+    sizes = np.broadcast_to(np.arange(expected.shape[1]), expected.shape)
+    speed = np.asarray(1000 * expected / objective.steps_ms(sizes, family.widths()))
+    speed[:, ~allowed] = np.nan
+    speed[max_depth + 1 :] = np.nan
+    if depth is None:
+        before = np.fmax.accumulate(np.where(np.isnan(expected), -np.inf, expected), axis=0)
+        speed[1:][~(expected[1:] > before[:-1] + 1e-12)] = np.nan
+    else:
+        speed[:depth] = np.nan
+    speed[speed == 0] = np.nan  # a forward that was not measured
+    return speed
 
 
-class _Pricing:
-    """Predictions for one pair, verifier and context; forwards are interpolated only once."""
+def _finalists(family: Family, speed: FloatArray) -> list[TokenTree]:
+    """The fastest trees of most tokens, and the fastest of each depth.
 
-    def __init__(
-        self, profile: LatencyProfile, acceptance: Acceptance, verifier: str, context: float
-    ) -> None:
-        self.profile, self.acceptance = profile, acceptance
-        self.verifier, self.context = verifier, context
-        self.overhead = profile.overhead_for(verifier)
-        self._target = self._curve("target", "median_ms")
-        self._draft = self._curve("draft", "median_ms")
-        self.plain_ms = self.step_ms(AUTOREGRESSIVE)
+    Replay may favour other depths than independence does.
+    """
+    ranked = np.argsort(-np.nan_to_num(speed, nan=-1.0), axis=None, kind="stable")[:FINALISTS]
+    places = [divmod(int(i), speed.shape[1]) for i in ranked]
+    places += [(d, int(np.nanargmax(row))) for d, row in enumerate(speed) if np.isfinite(row).any()]
+    return [family.tree(n, d) for d, n in dict.fromkeys(places) if np.isfinite(speed[d, n])]
 
-    def _curve(self, model: str, of: str) -> FloatArray:
-        latency = getattr(self.profile, model)
-        sizes = np.arange(1, latency.largest() + 1)
-        return np.concatenate(([0.0], latency.at(sizes, self.context, of=of)))
 
-    def step_ms(self, tree: TokenTree) -> float:
-        """t(T, L), milliseconds."""
-        widths = list(tree.draft_widths)
-        if max(widths, default=0) >= len(self._draft):
-            return self.profile.step_ms(tree, self.verifier, self.context)  # says what is missing
-        forwards = self._target[tree.size] + self._draft[widths].sum()
-        return float(forwards + self.overhead.at(tree.size, len(widths)))
+def _searched(
+    family: Family, speed: FloatArray, table: FloatArray, objective: Objective, allowed: BoolArray
+) -> list[TokenTree]:
+    """Trees that may be faster than those of most tokens."""
+    if not len(table):
+        return []
+    if isinstance(family, BestFirst):
+        return CapSearch(table, objective, allowed).run()
+    ranked = np.argsort(-np.nan_to_num(speed, nan=-1.0), axis=None, kind="stable")[:CLIMBS]
+    starts = [divmod(int(i), speed.shape[1]) for i in ranked if np.isfinite(speed.flat[i])]
+    return [climb(table, family.tree(n, d), objective, allowed) for d, n in starts]
 
-    def candidate(self, name: str, tree: TokenTree) -> Candidate:
-        """Everything predicted of a tree."""
-        step = self.step_ms(tree)
-        expected = self.acceptance.expected_tokens(tree)
-        replayed = self.acceptance.replayed_tokens(tree)
-        tokens = expected if replayed is None else replayed
-        return Candidate(
-            name=name,
-            tree=tree,
-            expected_tokens=expected,
-            replayed_tokens=replayed,
-            step_ms=step,
-            tokens_per_second=1000 * tokens / step,
-            speedup=tokens * self.plain_ms / step,
-        )
 
-    def interval(self, candidate: Candidate) -> tuple[float, float]:
-        """95 % interval of the speed-up: documents resampled, and the timings' own intervals.
+class _Judge:
+    """Everything predicted of a tree, from resampled documents and timings."""
 
-        The timings of both steps were measured in turn on one machine, so their errors are
-        taken as independent; relative errors add in quadrature with the tokens'.
-        """
-        if candidate.tree.size == 1:
-            return 1.0, 1.0
-        tokens = self.acceptance.replay_interval(candidate.tree)
-        low, high = (candidate.tokens, candidate.tokens) if tokens is None else tokens
-        down, up = 1 - low / candidate.tokens, high / candidate.tokens - 1
-        for tree in (candidate.tree, AUTOREGRESSIVE):
-            middle, fast, slow = (
-                self.profile.step_ms(tree, self.verifier, self.context, of=of)
-                for of in ("median_ms", "low_ms", "high_ms")
+    def __init__(self, objective: Objective, acceptance: Acceptance, replicates: int) -> None:
+        self._objective, self._acceptance, self._count = objective, acceptance, replicates
+
+    def candidates(self, name: str, trees: Sequence[TokenTree]) -> list[Candidate]:
+        """One candidate for each tree."""
+        tokens = self._acceptance.replicates(trees, self._count)
+        return [
+            Candidate(
+                name=name,
+                tree=tree,
+                expected_tokens=self._acceptance.expected_tokens(tree),
+                replayed_tokens=float(row[0]) if self._acceptance.traces else None,
+                tokens=row,
+                step_ms=self._objective.step_ms(tree),
+                plain_ms=self._objective.plain_ms,
             )
-            down = float(np.hypot(down, slow / middle - 1))
-            up = float(np.hypot(up, 1 - fast / middle))
-        return candidate.speedup * (1 - min(down, 1.0)), candidate.speedup * (1 + up)
+            for tree, row in zip(trees, tokens, strict=True)
+        ]
 
 
-def _rank(
-    trees: dict[tuple[int, int], TokenTree], speed: FloatArray, pricing: _Pricing
+def _choose(
+    candidates: Sequence[Candidate], confidence: float | None
+) -> tuple[Candidate, Candidate]:
+    """The fastest candidate, and the one to use."""
+
+    def first(c: Candidate) -> tuple[float, int]:
+        return -float(f"{c.tokens_per_second[0]:.9g}"), c.tree.size
+
+    fastest = min(candidates, key=first)
+    if confidence is not None:
+        return fastest, min(
+            candidates,
+            key=lambda c: (-float(np.quantile(c.speedup, 1 - confidence)), c.tree.size),
+        )
+    alike = [c for c in candidates if c.tree.size < fastest.tree.size and _alike(c, fastest)]
+    return fastest, min([fastest, *alike], key=lambda c: (c.tree.size, *first(c)))
+
+
+def _alike(smaller: Candidate, fastest: Candidate) -> bool:
+    """Whether the data cannot tell that `fastest` is faster: it is not in some replicates."""
+    slower = fastest.speedup[1:] <= smaller.speedup[1:] * (1 + NEGLIGIBLE)
+    return bool(len(slower)) and float(slower.mean()) > TAIL
+
+
+def _runners_up(candidates: Sequence[Candidate], choice: Candidate) -> list[Candidate]:
+    """The fastest candidate of each other size; of the same size, if there is no other."""
+    ranking = sorted(
+        (c for c in candidates if c is not choice),
+        key=lambda c: (-c.tokens_per_second[0], c.tree.size),
+    )
+    by_size: dict[int, Candidate] = {}
+    for candidate in ranking:
+        if candidate.tree.size != choice.tree.size:
+            by_size.setdefault(candidate.tree.size, candidate)
+    return (list(by_size.values()) or ranking)[:SHOWN_RUNNERS_UP]
+
+
+def _baselines(
+    judge: _Judge, objective: Objective, table: FloatArray, max_size: int
 ) -> list[Candidate]:
-    """The fastest trees, replay deciding among the finalists; ties to the smaller."""
-    order = sorted(trees, key=lambda place: (-speed[place], place[1], place[0]))
-    # Replay may favour other depths than independence does: the fastest of each takes part.
-    by_depth = {depth: (depth, size) for depth, size in reversed(order)}
-    chosen = dict.fromkeys([*order[:FINALISTS], *by_depth.values()])
-    finalists = [pricing.candidate("solved", trees[place]) for place in chosen]
-    return sorted(finalists, key=lambda c: (-round(c.tokens_per_second, 9), c.tree.size))
-
-
-def _other_sizes(ranking: list[Candidate]) -> list[Candidate]:
-    """The best candidate of each size but the chosen one's."""
-    seen = {ranking[0].tree.size}
-    others = []
-    for candidate in ranking[1:]:
-        if candidate.tree.size not in seen:
-            seen.add(candidate.tree.size)
-            others.append(candidate)
-    return others
-
-
-def _baselines(pricing: _Pricing, max_size: int, max_depth: int) -> list[Candidate]:
     """Plain decoding and the fastest of each shape that other tools use."""
-    found = [pricing.candidate("plain", AUTOREGRESSIVE)]
-    lengths = range(1, max(1, max_depth) + 1)
-    families = {
-        "chain": [shapes.chain(1 + length) for length in lengths if 1 + length <= max_size],
-        "k sequences": [
-            shapes.k_sequences(k, length)
-            for k in BASELINE_SEQUENCES
-            for length in lengths
-            if 1 + k * length <= max_size
-        ],
-    }
-    for name, trees in families.items():
-        candidates = [pricing.candidate(name, tree) for tree in trees]
-        if candidates:
-            found.append(max(candidates, key=lambda c: c.tokens_per_second))
+    found = judge.candidates("plain", [AUTOREGRESSIVE])
+    if not len(table):
+        return found
+    for name, shape in shapes.families(table, max_size).items():
+        trees = _fastest_of(shape, objective)
+        if trees:
+            candidates = judge.candidates(name, trees)
+            found.append(max(candidates, key=lambda c: c.tokens_per_second[0]))
     return found
+
+
+def _fastest_of(shape: shapes.Shapes, objective: Objective) -> list[TokenTree]:
+    """The most promising trees of a shape that speculate at all."""
+    speed = shape.expected / objective.steps_ms(shape.sizes, shape.widths)
+    speed[:, 0] = np.nan
+    ranked = np.argsort(-np.nan_to_num(speed, nan=-1.0), axis=None, kind="stable")[:SHAPES_JUDGED]
+    places = [divmod(int(i), speed.shape[1]) for i in ranked if speed.flat[i] > 0]
+    return [shape.tree(k, depth) for k, depth in places]

@@ -79,7 +79,7 @@ def test_replay_is_what_decoding_does(pair: Any) -> None:
     given = documents(3)
     found = estimate(pair, given, "numbers", Options(max_new_tokens=60, width=12))
     for tree in (shapes.chain(4), shapes.k_ary(3, 2), shapes.k_sequences(4, 3)):
-        tokens, steps = found.replay(tree)
+        (tokens,), (steps,) = found.replay([tree])
         decoder = Decoder(pair, tree)
         for i, document in enumerate(given):
             stream = decoder.stream(ids(document.prompt), 60, ignore_eos=True)

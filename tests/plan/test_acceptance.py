@@ -13,6 +13,7 @@ from test_tree import trees
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.acceptance import Acceptance, bootstrap_rates, fit_monotone
+from sequoia_opt.plan.spread import interval
 from sequoia_opt.plan.tree import TokenTree
 
 
@@ -69,10 +70,12 @@ def step_by_step(tree: TokenTree, trace: list[int]) -> tuple[int, int]:
 @given(tree=trees(max_size=12), traces=st.lists(st.lists(st.integers(0, 4)), max_size=4))
 def test_replay_against_the_definition(tree: TokenTree, traces: list[list[int]]) -> None:
     acceptance = Acceptance(np.full(4, 0.2), traces=traces)
-    tokens, steps = acceptance.replay(tree)
-    assert [(int(t), int(s)) for t, s in zip(tokens, steps, strict=True)] == [
-        step_by_step(tree, trace) for trace in traces
-    ]
+    others = [shapes.chain(3), tree, shapes.k_ary(3, 2)]
+    tokens, steps = acceptance.replay(others)
+    for row, other in enumerate(others):
+        assert list(zip(tokens[row], steps[row], strict=True)) == [
+            step_by_step(other, trace) for trace in traces
+        ]
 
 
 def test_short_traces_do_not_bias_replay() -> None:
@@ -108,15 +111,30 @@ def test_replay_of_independent_traces_approaches_expected_tokens() -> None:
     for tree in (shapes.chain(5), shapes.k_ary(3, 2), shapes.k_sequences(2, 4)):
         expected = acceptance.expected_tokens(tree)
         assert acceptance.replayed_tokens(tree) == pytest.approx(expected, rel=0.01)
-        interval = acceptance.replay_interval(tree)
-        assert interval is not None
-        assert interval[0] < expected < interval[1]
+        low, high = interval(acceptance.replicates([tree], 500))
+        assert low < expected < high
 
 
 def test_no_traces_no_replay() -> None:
     acceptance = Acceptance(np.array([0.5]))
     assert acceptance.replayed_tokens(shapes.chain(3)) is None
-    assert acceptance.replay_interval(shapes.chain(3)) is None
+    assert acceptance.replicates([shapes.chain(3)], 2).tolist() == [[1.75] * 3]
+
+
+def test_without_traces_the_rates_are_resampled() -> None:
+    rates = np.array([0.5, 0.2])
+    acceptance = Acceptance(rates, low=rates - 0.0392, high=rates + 0.0392)
+    row = acceptance.replicates([shapes.k_ary(2, 1)], 4000)[0]
+    assert row[0] == pytest.approx(1.7)
+    assert row[1:].mean() == pytest.approx(1.7, abs=0.002)
+    assert row[1:].std() == pytest.approx(np.hypot(0.02, 0.02), rel=0.05)
+
+
+def test_a_tree_deeper_than_the_traces_is_judged_by_its_rates() -> None:
+    acceptance = Acceptance(np.array([0.5]), traces=[[1, 0, 1, 1, 0]] * 3)
+    shallow, deep = acceptance.replicates([shapes.chain(2), shapes.chain(9)], 3)
+    assert shallow[0] == pytest.approx(acceptance.replayed_tokens(shapes.chain(2)))
+    assert deep[0] == pytest.approx(acceptance.expected_tokens(shapes.chain(9)))
 
 
 def test_bootstrap_interval_covers_the_truth() -> None:

@@ -1,0 +1,243 @@
+"""The fastest tree, beyond the trees of most tokens.
+
+E*(n, D) spends nodes where they bring most tokens. A tree with fewer internal nodes on some
+level can still be faster: each draft level costs what its own width costs, and where latency
+climbs in steps a node less may save a step. Knows tokens and times, nothing of their evidence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sequoia_opt.plan.files import FloatArray
+from sequoia_opt.plan.objective import Objective
+from sequoia_opt.plan.optimum import ROOT, Level, next_level, tree_of
+from sequoia_opt.plan.tree import IntArray, TokenTree
+
+STARTS = 4  # depths that the search starts from
+TOGETHER = 4  # siblings that come or go at once
+JUMPS = 4  # widths below the present one, just before the steepest rises, that it tries
+BoolArray = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Capped:
+    """The trees of most tokens with at most so many internal nodes on each level.
+
+    Where rates fall with the rank, the internal nodes of a level are its most valuable ones:
+    exchanging the subtrees of two nodes, the larger one to the more valuable, never loses.
+    So any tree is matched, size and widths, by one that grows best-first under its own widths
+    as caps: caps and size are all there is to search.
+
+    Attributes:
+        levels: the nodes of each depth.
+        order: the level of each node, in the order of falling value.
+        expected: E of the first 1, 2, … nodes.
+        widths: internal nodes on each level of these trees, [sizes, levels].
+    """
+
+    levels: list[Level]
+    order: IntArray
+    expected: FloatArray
+    widths: IntArray
+
+    def tree(self, size: int) -> TokenTree:
+        """The tree of the first `size` nodes."""
+        return tree_of(self.levels, np.bincount(self.order[:size]))
+
+
+def grow(table: FloatArray, caps: Sequence[int], max_size: int) -> Capped:
+    """Best-first for the rates `table` [depth, W] under caps on the internal nodes per level."""
+    levels = [ROOT]
+    for rates, cap in zip(table, caps, strict=True):
+        if cap == 0:
+            break
+        above = levels[-1].first(cap)
+        levels.append(next_level(above, rates, max_size))
+    values = np.concatenate([level.values for level in levels])
+    depths = np.repeat(np.arange(len(levels)), [len(level.values) for level in levels])
+    order = np.argsort(-values, kind="stable")[:max_size]
+    depths = depths[order]
+    first = np.concatenate([level.ranks == 1 for level in levels])[order]
+    widths = np.zeros((len(order), len(table)), np.int64)
+    widths[np.flatnonzero(first), depths[first] - 1] = 1
+    return Capped(levels, depths, np.cumsum(values[order]), np.cumsum(widths, axis=0))
+
+
+@dataclass(frozen=True)
+class Found:
+    """A tree that the search met: its speed (tokens per ms), size, widths and the caps it has."""
+
+    speed: float
+    size: int
+    widths: tuple[int, ...]
+    caps: tuple[int, ...]
+
+
+class CapSearch:
+    """Steepest ascent over caps, from the best tree of several depths."""
+
+    def __init__(self, table: FloatArray, objective: Objective, allowed: BoolArray) -> None:
+        """Search trees of rates `table` [max_depth, W] and of sizes n with `allowed[n]`."""
+        self._table, self._objective, self._allowed = table, objective, allowed
+        self._size = int(np.flatnonzero(allowed)[-1])
+        self._seen: dict[tuple[int, ...], Found | None] = {}
+
+    def run(self) -> list[TokenTree]:
+        """The trees at the end of each ascent, the fastest first."""
+        depths = range(len(self._table) + 1)
+        starts = [self._evaluate(self._depth_caps(depth)) for depth in depths]
+        known = sorted((found for found in starts if found), key=lambda f: -f.speed)
+        # Depths that lead to the same tree differ only in empty levels;
+        # the last of them leaves the search most room.
+        distinct = {(found.size, found.widths): found for found in known}
+        peaks = [self._ascend(found) for found in list(distinct.values())[:STARTS]]
+        peaks.sort(key=lambda f: (-f.speed, f.size))
+        trees = dict.fromkeys(
+            grow(self._table, peak.caps, self._size).tree(peak.size) for peak in peaks
+        )
+        return list(trees)
+
+    def _depth_caps(self, depth: int) -> tuple[int, ...]:
+        return (self._size,) * depth + (0,) * (len(self._table) - depth)
+
+    def _ascend(self, start: Found) -> Found:
+        """Change one level's cap at a time, always to the fastest tree met."""
+        best = start
+        while True:
+            met = (self._evaluate(caps) for caps in self._moves(best))
+            better = max((f for f in met if f), key=lambda f: f.speed, default=best)
+            if better.speed <= best.speed * (1 + 1e-12):
+                return best
+            best = better
+
+    def _moves(self, found: Found) -> Iterator[tuple[int, ...]]:
+        """Caps that differ on one level, the others free or held at the present widths."""
+        free = self._depth_caps(len(self._table))
+        for base in {found.caps, found.widths}:
+            for level in range(1, len(self._table)):
+                width = found.widths[level]
+                if width:
+                    for cap in self._caps_near(width):
+                        yield (*base[:level], cap, *base[level + 1 :])
+                        yield (*base[:level], cap, *free[level + 1 :])
+                    yield (*base[:level], *(0 for _ in base[level:]))
+                else:  # one level deeper
+                    if found.widths[level - 1]:
+                        yield (*base[:level], 1, *(0 for _ in base[level + 1 :]))
+                    break
+
+    def _caps_near(self, width: int) -> set[int]:
+        """Widths to try instead of `width`: a little less or more, or below a rise in latency."""
+        drafts = self._objective.draft_ms[0]
+        rises = np.diff(drafts[1 : min(width, len(drafts) - 1) + 1])
+        steepest = np.argsort(-rises, kind="stable")[:JUMPS] + 1
+        near = {width - 2, width - 1, width + 1, width // 2, *(int(w) for w in steepest)}
+        return {cap for cap in near if cap >= 1}
+
+    def _evaluate(self, caps: tuple[int, ...]) -> Found | None:
+        """The fastest size under these caps; None if the caps are not new."""
+        if caps in self._seen:
+            return None
+        capped = grow(self._table, caps, self._size)
+        sizes = np.arange(1, len(capped.expected) + 1)
+        speeds = capped.expected / self._objective.steps_ms(sizes, capped.widths)
+        speeds[~self._allowed[1 : len(speeds) + 1]] = -1.0
+        best = int(speeds.argmax())
+        found = Found(float(speeds[best]), best + 1, tuple(map(int, capped.widths[best])), caps)
+        self._seen[caps] = found
+        return found if found.speed > 0 else None
+
+
+def climb(
+    table: FloatArray, tree: TokenTree, objective: Objective, allowed: BoolArray
+) -> TokenTree:
+    """Steepest ascent from `tree` by moving, adding or removing siblings, for any rates.
+
+    Where rates rise with the rank a single node may pay only together with its next sibling;
+    so up to `TOGETHER` leaves under one node go, or come, at once.
+
+    Args:
+        table: rates [max_depth, W], depth 1 first.
+        allowed: which sizes the tree may have, [max_size + 1].
+    """
+    max_depth, ranks = table.shape
+    # Sums of rates from the first rank on; no child past the last depth.
+    sums = np.pad(np.cumsum(table, axis=1), ((0, 1), (1, 0)))
+    sizes_allowed = np.append(allowed, False)
+    while True:
+        size, depths, counts = tree.size, tree.depths, tree.child_counts
+        values = np.ones(size)
+        for node in range(1, size):
+            rate = table[depths[node] - 1, tree.ranks[node] - 1]
+            values[node] = values[tree.parents[node]] * rate
+        # Options (node, children that go or come); the last of each changes nothing.
+        gone = [
+            (node, number)
+            for node in range(size)
+            for number in range(1, min(_trailing_leaves(tree, node), TOGETHER) + 1)
+        ] + [(0, 0)]
+        come = [
+            (node, number)
+            for node in range(size)
+            if depths[node] < max_depth
+            for number in range(1, min(ranks - int(counts[node]), TOGETHER) + 1)
+        ] + [(0, 0)]
+        (out, fewer), (into, more) = np.array(gone).T, np.array(come).T
+
+        start = counts[out] - fewer
+        lost = values[out] * (sums[depths[out], counts[out]] - sums[depths[out], start])
+        end = counts[into] + more
+        gained = values[into] * (sums[depths[into], end] - sums[depths[into], counts[into]])
+        expected = values.sum() - lost[:, None] + gained[None, :]
+        sizes = size - fewer[:, None] + more[None, :]
+        widths = np.zeros((len(gone), len(come), max_depth), np.int64)
+        widths += np.bincount(depths[counts > 0], minlength=max_depth)[:max_depth]
+        emptied = np.flatnonzero((fewer > 0) & (fewer == counts[out]))
+        widths[emptied, :, depths[out[emptied]]] -= 1
+        opened = np.flatnonzero((more > 0) & (counts[into] == 0))
+        widths[:, opened, depths[into[opened]]] += 1
+        speeds = expected / objective.steps_ms(sizes, widths)
+        speeds[~sizes_allowed[np.minimum(sizes, len(allowed))]] = -1.0
+        # What goes cannot have children come, nor its parent get the ranks that it leaves.
+        for row, (node, number) in enumerate(gone[:-1]):
+            last = counts[node] - number
+            leaving = [
+                child for child in range(size)
+                if tree.parents[child] == node and tree.ranks[child] > last
+            ]  # fmt: skip
+            speeds[row, np.isin(into, [node, *leaving]) & (more > 0)] = -1.0
+        best = np.unravel_index(int(speeds.argmax()), speeds.shape)
+        if speeds[best] <= speeds[-1, -1] * (1 + 1e-12):
+            return tree
+        tree = _edited(tree, gone[int(best[0])], come[int(best[1])])
+
+
+def _trailing_leaves(tree: TokenTree, node: int) -> int:
+    """How many of a node's last children have no children themselves."""
+    found = 0
+    for child in range(tree.size - 1, 0, -1):
+        if tree.parents[child] == node:
+            if tree.child_counts[child]:
+                break
+            found += 1
+    return found
+
+
+def _edited(tree: TokenTree, gone: tuple[int, int], come: tuple[int, int]) -> TokenTree:
+    """The tree with a node's last children removed and another's next children added."""
+    counts = tree.child_counts
+    dropped = {(gone[0], int(counts[gone[0]]) - i) for i in range(gone[1])}
+    paths: list[tuple[int, ...]] = [()]
+    kept: list[tuple[int, ...]] = [()]
+    for node in range(1, tree.size):
+        paths.append((*paths[tree.parents[node]], tree.ranks[node]))
+        if (tree.parents[node], tree.ranks[node]) not in dropped:
+            kept.append(paths[-1])
+    first = int(counts[come[0]]) + 1
+    kept += [(*paths[come[0]], first + i) for i in range(come[1])]
+    return TokenTree.from_paths(kept)

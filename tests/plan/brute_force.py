@@ -1,0 +1,106 @@
+"""Every small tree, and random machines, to check the solver against."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+
+from sequoia_opt.plan import shapes
+from sequoia_opt.plan.acceptance import Acceptance
+from sequoia_opt.plan.files import FloatArray
+from sequoia_opt.plan.latency import Curve, LatencyProfile, ModelLatency, Overhead
+from sequoia_opt.plan.tree import TokenTree
+
+KINDS = ("monotone", "stepped", "convex")
+
+
+@cache
+def all_trees(size: int) -> tuple[TokenTree, ...]:
+    """Every tree of `size` nodes, as sets of rank paths closed under parent and elder sibling."""
+    if size == 1:
+        return (shapes.chain(1),)
+    found = set()
+    for tree in all_trees(size - 1):
+        for parent in range(tree.size):
+            rank = int(tree.child_counts[parent]) + 1
+            found.add(TokenTree.from_any_order([*tree.parents, parent], [*tree.ranks, rank]))
+    return tuple(found)
+
+
+def speed(tree: TokenTree, acceptance: Acceptance, profile: LatencyProfile) -> float:
+    """Tokens per millisecond, from the definitions."""
+    return acceptance.expected_tokens(tree) / profile.step_ms(tree, "greedy", 0)
+
+
+@cache
+def _tables(max_size: int, ranks: int) -> tuple[list[TokenTree], list[FloatArray]]:
+    trees = [
+        tree
+        for size in range(1, max_size + 1)
+        for tree in all_trees(size)
+        if tree.child_counts.max() <= ranks
+    ]
+    parents, own, sizes = (np.zeros((len(trees), max_size), np.int64) for _ in range(3))
+    widths = np.zeros((len(trees), max_size), np.int64)
+    for row, tree in enumerate(trees):
+        parents[row, : tree.size], own[row, : tree.size] = tree.parents, tree.ranks
+        sizes[row, : tree.size] = 1
+        widths[row, : len(tree.draft_widths)] = tree.draft_widths
+    return trees, [parents, own, sizes, widths]
+
+
+def fastest(
+    acceptance: Acceptance, profile: LatencyProfile, max_size: int
+) -> tuple[TokenTree, float]:
+    """The fastest of all trees of at most `max_size` nodes, and its speed.
+
+    For acceptance without depth and overhead that is one constant.
+    """
+    trees, (parents, own, present, widths) = _tables(max_size, acceptance.width)
+    rates = np.append(acceptance.rates, 0.0)  # rank 0, the root's, reads the last
+    values = np.ones(parents.shape)
+    every = np.arange(len(trees))
+    for node in range(1, max_size):
+        values[:, node] = values[every, parents[:, node]] * rates[own[:, node] - 1]
+    tokens = (values * present).sum(axis=1)
+    forwards = [
+        np.insert(model.at(np.arange(1, max_size + 1), 0), 0, 0.0)
+        for model in (profile.target, profile.draft)
+    ]
+    time = forwards[0][present.sum(axis=1).astype(int)] + forwards[1][widths].sum(axis=1)
+    speeds = tokens / (time + profile.overhead["greedy"].constant_ms)
+    best = int(speeds.argmax())
+    return trees[best], float(speeds[best])
+
+
+def random_rates(generator: np.random.Generator, ranks: int, falling: bool) -> FloatArray:
+    """Acceptance of `ranks` ranks, even or spiked."""
+    rates = generator.dirichlet(np.full(ranks, generator.choice([0.5, 1.0, 4.0])))
+    rates *= generator.uniform(0.6, 1.0)
+    return -np.sort(-rates) if falling else rates
+
+
+def random_curve(generator: np.random.Generator, kind: str, points: int) -> FloatArray:
+    """Milliseconds of a forward of 1 to `points` tokens: of no unit, growing as `kind` says."""
+    if kind == "monotone":
+        rises = generator.exponential(1, points) * (generator.random(points) < 0.6)
+        return np.asarray(generator.uniform(0.05, 1) + np.cumsum(rises))
+    if kind == "stepped":
+        width = generator.integers(2, 5)
+        steps = (np.arange(points) + generator.integers(0, width)) // width
+        return np.asarray(generator.uniform(0.1, 2) + steps * generator.uniform(0.3, 3))
+    growth = (np.arange(points) / generator.uniform(1, 8)) ** generator.uniform(1, 3)
+    return np.asarray(generator.uniform(0.1, 1) + growth)
+
+
+def random_profile(generator: np.random.Generator, kind: str, points: int) -> LatencyProfile:
+    """A machine on which width costs the draft, and size the target, more or less."""
+    target = 10 * generator.uniform(0.5, 2)
+    target = target + random_curve(generator, kind, points) * 10 ** generator.uniform(-1.5, 0.5)
+    draft = random_curve(generator, kind, points) * 10 ** generator.uniform(-1.5, 0.3)
+
+    def model(times: FloatArray) -> ModelLatency:
+        return ModelLatency("m", "", [Curve(1, 0, list(range(1, points + 1)), times, times, times)])
+
+    return LatencyProfile({}, {}, {}, model(target), model(draft), {"greedy": Overhead(0.1, 0, 0)})
