@@ -6,6 +6,7 @@ import json
 import sys
 import traceback
 from dataclasses import asdict, dataclass
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
@@ -205,13 +206,25 @@ def solve(
     size: Annotated[int | None, typer.Option(min=1, help="Fix the number of nodes.")] = None,
     depth: Annotated[int | None, typer.Option(min=0, help="Fix the depth limit.")] = None,
     context: Annotated[
+        str | None,
+        typer.Option(
+            help="Cached tokens: 512, several as 128,512,2048, or weighted as 128:3,2048:1.",
+            show_default="as in the acceptance file",
+        ),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Sequences decoded together.")] = 1,
+    confidence: Annotated[
         float | None,
-        typer.Option(help="Cached tokens.", show_default="as in the acceptance file"),
+        typer.Option(
+            help="Maximise the speed-up that is exceeded with this probability.",
+            show_default="maximise the predicted one",
+        ),
     ] = None,
     output: Output = None,
     as_json: Json = False,
 ) -> None:
     """Find the tree that decodes fastest, exactly, from both measurements."""
+    contexts = None if context is None else _contexts(context)
     _check_output(output)
     from sequoia_opt import console, paths
     from sequoia_opt.plan import solver
@@ -231,7 +244,9 @@ def solve(
         "max_depth": max_depth,
         "size": size,
         "depth": depth,
-        "context": context,
+        "context": contexts,
+        "batch": batch,
+        "confidence": confidence,
     }
     plan = solver.solve(latencies, rates, **options)  # type: ignore[arg-type]
     tree = _with_provenance(plan, profile, acceptance, options)
@@ -565,6 +580,22 @@ def _integers(option: str, text: str) -> list[int]:
         raise typer.BadParameter(
             f"found {text!r}, expected whole numbers with commas between them", param_hint=option
         ) from None
+
+
+def _contexts(text: str) -> dict[float, float]:
+    """Numbers of cached tokens and their weights."""
+    weights: dict[float, float] = {}
+    for part in text.split(","):
+        length, _, weight = part.partition(":")
+        try:
+            weights[float(length)] = float(weight or 1)
+        except ValueError:
+            weights[-1.0] = 0.0
+    if not all(length >= 0 < weight < inf for length, weight in weights.items()):
+        raise typer.BadParameter(
+            f"found {text!r}, expected 512, 128,512,2048 or 128:3,2048:1", param_hint="--context"
+        )
+    return weights
 
 
 def _print_json(document: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from rich.table import Table
 from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.latency import LatencyProfile
 from sequoia_opt.plan.solver import Candidate, Plan
+from sequoia_opt.plan.spread import interval
 from sequoia_opt.plan.tree import TokenTree
 
 if TYPE_CHECKING:
@@ -109,32 +110,55 @@ def acceptance_summary(acceptance: Acceptance) -> None:
 
 def plan_summary(plan: Plan) -> None:
     """The chosen tree, the next best, and what others use."""
-    choice = plan.choice
-    if choice.tree.size == 1:
+    choice, fastest = plan.choice, plan.fastest
+    if fastest.tree.size == 1:
         out.print(
             "Speculation does not pay here: no tree is predicted to beat plain decoding, "
             "so the tree has one node.",
             markup=False,
         )
+    elif choice.tree.size == 1:
+        out.print(
+            f"Speculation is not sure to pay here: the fastest tree, of {fastest.tree.size} "
+            f"nodes, is predicted at {_speedup(fastest)}, so the tree has one node.",
+            markup=False,
+        )
     else:
+        low, high = interval(choice.tokens)
         out.print(
             f"Best tree: {choice.tree.size} nodes, {choice.tree.depth} deep: "
-            f"{choice.tokens:.2f} tokens a step, {choice.speedup:.2f} × plain decoding "
-            f"({plan.speedup_low:.2f} – {plan.speedup_high:.2f})",
+            f"{choice.tokens[0]:.2f} tokens a step ({low:.2f} – {high:.2f}), {_speedup(choice)}",
             markup=False,
         )
         levels = " ".join(str(len(level)) for level in choice.tree.levels)
-        out.print(f"nodes at each depth: {levels}; found by {plan.method}", markup=False)
-    table = Table(title=f"predicted at {plan.context:.0f} cached tokens", title_justify="left")
-    table.add_column("tree")
-    for column in ("nodes", "depth", "E(T)", "replayed", "ms/step", "tokens/s", "speed-up"):
+        out.print(f"nodes at each depth: {levels}; E*(n, D) by {plan.method}", markup=False)
+        if choice is not fastest:
+            out.print(
+                f"{fastest.tree.size} nodes are predicted to be {fastest.speedup[0]:.2f} × as fast "
+                "as plain decoding, which the data cannot tell apart: the smaller tree is taken.",
+                markup=False,
+            )
+    sequences = f", {plan.batch} sequences together" if plan.batch > 1 else ""
+    title = f"predicted at {plan.context:.0f} cached tokens{sequences}"
+    table = Table(title=title, title_justify="left")
+    table.add_column("tree", no_wrap=True)
+    for column in ("nodes", "depth", "E(T)", "replayed", "ms/step", "tokens/s", "speed"):
         table.add_column(column, justify="right")
     rows: list[tuple[str, Candidate]] = [("chosen", choice)]
-    rows += [("next best", candidate) for candidate in plan.runners_up]
+    rows += [("fastest", fastest)] if choice is not fastest else []
+    rows += [("next best", other) for other in plan.runners_up if other is not fastest]
     rows += [(candidate.name, candidate) for candidate in plan.baselines]
     for label, candidate in rows:
         table.add_row(*_candidate_row(label, candidate), style="bold" if label == "chosen" else "")
     out.print(table)
+
+
+def _speedup(candidate: Candidate) -> str:
+    low, high = interval(candidate.speedup)
+    return (
+        f"{candidate.speedup[0]:.2f} × plain decoding ({low:.2f} – {high:.2f}; "
+        f"faster in {100 * candidate.pays:.0f} % of resamplings)"
+    )
 
 
 def _candidate_row(label: str, candidate: Candidate) -> list[str]:
@@ -145,9 +169,9 @@ def _candidate_row(label: str, candidate: Candidate) -> list[str]:
         str(candidate.tree.depth),
         f"{candidate.expected_tokens:.2f}",
         "–" if replayed is None else f"{replayed:.2f}",
-        f"{candidate.step_ms:.2f}",
-        f"{candidate.tokens_per_second:.1f}",
-        f"{candidate.speedup:.2f} ×",
+        f"{candidate.step_ms[0]:.2f}",
+        f"{candidate.tokens_per_second[0]:.1f}",
+        f"{candidate.speedup[0]:.2f} ×",
     ]
 
 

@@ -7,7 +7,7 @@ climbs in steps a node less may save a step. Knows tokens and times, nothing of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,8 +18,10 @@ from sequoia_opt.plan.objective import Objective
 from sequoia_opt.plan.optimum import ROOT, Level, next_level, tree_of
 from sequoia_opt.plan.tree import IntArray, TokenTree
 
-STARTS = 4  # depths that the search starts from
 TOGETHER = 4  # siblings that come or go at once
+ROOM = 3  # levels below the deepest start that it may reach: farther ones cost it time
+EVEN_WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+EVEN_STARTS = 2  # starts with one width for all levels
 JUMPS = 4  # widths below the present one, just before the steepest rises, that it tries
 BoolArray = NDArray[np.bool_]
 
@@ -85,25 +87,40 @@ class CapSearch:
         """Search trees of rates `table` [max_depth, W] and of sizes n with `allowed[n]`."""
         self._table, self._objective, self._allowed = table, objective, allowed
         self._size = int(np.flatnonzero(allowed)[-1])
-        self._seen: dict[tuple[int, ...], Found | None] = {}
+        self._free = self._even_caps(self._size, len(table))
+        self._seen: set[tuple[int, ...]] = set()
 
-    def run(self) -> list[TokenTree]:
-        """The trees at the end of each ascent, the fastest first."""
-        depths = range(len(self._table) + 1)
-        starts = [self._evaluate(self._depth_caps(depth)) for depth in depths]
-        known = sorted((found for found in starts if found), key=lambda f: -f.speed)
-        # Depths that lead to the same tree differ only in empty levels;
-        # the last of them leaves the search most room.
-        distinct = {(found.size, found.widths): found for found in known}
-        peaks = [self._ascend(found) for found in list(distinct.values())[:STARTS]]
+    def run(self, depths: Sequence[int]) -> list[TokenTree]:
+        """The trees at the end of the ascents, the fastest first.
+
+        Starts under depth limits alone, and under one width for all levels: where latency rises
+        steeply at some width, no level alone gains by going below it.
+
+        Args:
+            depths: limits to start from, the most promising first.
+        """
+        deepest = min(max(depths) + ROOM, len(self._table))
+        self._free = self._even_caps(self._size, deepest)
+        limited = self._starts(self._even_caps(self._size, depth) for depth in (deepest, *depths))
+        widest = max((max(found.widths) for found in limited), default=0)
+        narrow = self._starts(
+            self._even_caps(width, len(self._table)) for width in EVEN_WIDTHS if width < widest
+        )
+        peaks = [self._ascend(found) for found in (*limited, *narrow[:EVEN_STARTS])]
         peaks.sort(key=lambda f: (-f.speed, f.size))
         trees = dict.fromkeys(
             grow(self._table, peak.caps, self._size).tree(peak.size) for peak in peaks
         )
         return list(trees)
 
-    def _depth_caps(self, depth: int) -> tuple[int, ...]:
-        return (self._size,) * depth + (0,) * (len(self._table) - depth)
+    def _starts(self, caps: Iterable[tuple[int, ...]]) -> list[Found]:
+        """What is found under these caps, the fastest first; the same tree once."""
+        found = [f for f in map(self._evaluate, caps) if f]
+        distinct = {(f.size, f.widths): f for f in reversed(found)}
+        return sorted(distinct.values(), key=lambda f: -f.speed)
+
+    def _even_caps(self, width: int, depth: int) -> tuple[int, ...]:
+        return (width,) * depth + (0,) * (len(self._table) - depth)
 
     def _ascend(self, start: Found) -> Found:
         """Change one level's cap at a time, always to the fastest tree met."""
@@ -117,14 +134,13 @@ class CapSearch:
 
     def _moves(self, found: Found) -> Iterator[tuple[int, ...]]:
         """Caps that differ on one level, the others free or held at the present widths."""
-        free = self._depth_caps(len(self._table))
         for base in {found.caps, found.widths}:
             for level in range(1, len(self._table)):
                 width = found.widths[level]
                 if width:
                     for cap in self._caps_near(width):
                         yield (*base[:level], cap, *base[level + 1 :])
-                        yield (*base[:level], cap, *free[level + 1 :])
+                        yield (*base[:level], cap, *self._free[level + 1 :])
                     yield (*base[:level], *(0 for _ in base[level:]))
                 else:  # one level deeper
                     if found.widths[level - 1]:
@@ -143,13 +159,13 @@ class CapSearch:
         """The fastest size under these caps; None if the caps are not new."""
         if caps in self._seen:
             return None
+        self._seen.add(caps)
         capped = grow(self._table, caps, self._size)
         sizes = np.arange(1, len(capped.expected) + 1)
         speeds = capped.expected / self._objective.steps_ms(sizes, capped.widths)
         speeds[~self._allowed[1 : len(speeds) + 1]] = -1.0
         best = int(speeds.argmax())
         found = Found(float(speeds[best]), best + 1, tuple(map(int, capped.widths[best])), caps)
-        self._seen[caps] = found
         return found if found.speed > 0 else None
 
 

@@ -29,6 +29,7 @@ from sequoia_opt.plan.tree import AUTOREGRESSIVE, TokenTree
 DEFAULT_MAX_DEPTH = 32
 DEFAULT_CONTEXT = 512
 FINALISTS = 32
+STARTS = 4  # depth limits that the search starts from
 CLIMBS = 12  # trees of most tokens that the search starts from where rates rise with the rank
 SHOWN_RUNNERS_UP = 4
 SHAPES_JUDGED = 6  # trees of each shape that replay decides among
@@ -276,10 +277,15 @@ def _finalists(family: Family, speed: FloatArray) -> list[TokenTree]:
 
     Replay may favour other depths than independence does.
     """
-    ranked = np.argsort(-np.nan_to_num(speed, nan=-1.0), axis=None, kind="stable")[:FINALISTS]
-    places = [divmod(int(i), speed.shape[1]) for i in ranked]
+    places = _ranked(speed)[:FINALISTS]
     places += [(d, int(np.nanargmax(row))) for d, row in enumerate(speed) if np.isfinite(row).any()]
-    return [family.tree(n, d) for d, n in dict.fromkeys(places) if np.isfinite(speed[d, n])]
+    return [family.tree(n, d) for d, n in dict.fromkeys(places)]
+
+
+def _ranked(speed: FloatArray) -> list[tuple[int, int]]:
+    """The places of an array that are not NaN, by falling value; of equal ones the first first."""
+    order = np.argsort(-speed, axis=None, kind="stable")[: np.isfinite(speed).sum()]
+    return [divmod(int(i), speed.shape[1]) for i in order]
 
 
 def _searched(
@@ -289,10 +295,12 @@ def _searched(
     if not len(table):
         return []
     if isinstance(family, BestFirst):
-        return CapSearch(table, objective, allowed).run()
-    ranked = np.argsort(-np.nan_to_num(speed, nan=-1.0), axis=None, kind="stable")[:CLIMBS]
-    starts = [divmod(int(i), speed.shape[1]) for i in ranked if np.isfinite(speed.flat[i])]
-    return [climb(table, family.tree(n, d), objective, allowed) for d, n in starts]
+        depths = list(dict.fromkeys(depth for depth, _ in _ranked(speed)))[:STARTS]
+        return CapSearch(table, objective, allowed).run(depths)
+    return [
+        climb(table, family.tree(size, depth), objective, allowed)
+        for depth, size in _ranked(speed)[:CLIMBS]
+    ]
 
 
 class _Judge:
@@ -374,6 +382,5 @@ def _fastest_of(shape: shapes.Shapes, objective: Objective) -> list[TokenTree]:
     """The most promising trees of a shape that speculate at all."""
     speed = shape.expected / objective.steps_ms(shape.sizes, shape.widths)
     speed[:, 0] = np.nan
-    ranked = np.argsort(-np.nan_to_num(speed, nan=-1.0), axis=None, kind="stable")[:SHAPES_JUDGED]
-    places = [divmod(int(i), speed.shape[1]) for i in ranked if speed.flat[i] > 0]
-    return [shape.tree(k, depth) for k, depth in places]
+    speed[speed == 0] = np.nan  # a forward that was not measured
+    return [shape.tree(k, depth) for k, depth in _ranked(speed)[:SHAPES_JUDGED]]

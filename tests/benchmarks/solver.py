@@ -1,0 +1,177 @@
+"""How fast and how good the solver is: `python tests/benchmarks/solver.py`.
+
+Prints three tables: the time of E*(n, D) by size, depth and width; how often the tree found is
+the fastest of all trees of up to 9 nodes on random machines; how far it is from the best that
+long annealing finds at 16 to 32 nodes.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import tracemalloc
+from collections.abc import Callable
+from math import exp, log
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "plan"))
+from brute_force import KINDS, fastest, random_profile, random_rates, speed
+
+from sequoia_opt.plan.acceptance import Acceptance
+from sequoia_opt.plan.latency import LatencyProfile
+from sequoia_opt.plan.optimum import BestFirst, DynamicProgramme, Family
+from sequoia_opt.plan.solver import solve
+
+JOBS = [  # nodes, depth, ranks
+    (128, 10, 32),
+    (256, 10, 32),
+    (512, 10, 32),
+    (1024, 10, 32),
+    (128, 24, 32),
+    (512, 24, 32),
+    (1024, 32, 32),
+    (512, 24, 8),
+    (512, 24, 64),
+]
+
+
+def timed(work: Callable[[], Family], repeats: int) -> float:
+    """Milliseconds, the median of a few runs."""
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
+    return 1000 * float(np.median(times))
+
+
+def surface_times() -> None:
+    """E*(n, D) for every size and depth up to the job's."""
+    print("| nodes | depth | ranks | best-first, ms | programme, ms | programme, MB |")
+    print("| ---: | ---: | ---: | ---: | ---: | ---: |")
+    for size, depth, ranks in JOBS:
+        rates = 0.6 / np.arange(1, ranks + 1) ** 1.7
+        table = np.tile(rates / max(1.0, rates.sum()), (depth, 1))
+        quick = timed(lambda t=table, n=size: BestFirst(t, n), 9)
+        exact = timed(lambda t=table, n=size: DynamicProgramme(t, n), 3)
+        tracemalloc.start()
+        DynamicProgramme(table, size)
+        megabytes = tracemalloc.get_traced_memory()[1] / 1e6
+        tracemalloc.stop()
+        print(f"| {size} | {depth} | {ranks} | {quick:.1f} | {exact:.0f} | {megabytes:.0f} |")
+
+
+def against_brute_force(cases: int, seed: int = 2) -> None:
+    """Every tree of up to 9 nodes and 4 ranks."""
+    print("| rates | latencies | optimum found | worst | of the E*(n, D) alone | worst |")
+    print("| --- | --- | ---: | ---: | ---: | ---: |")
+    generator = np.random.default_rng(seed)
+    for falling in (True, False):
+        for kind in KINDS:
+            found, family = [], []
+            for _ in range(cases):
+                acceptance = Acceptance(random_rates(generator, 4, falling))
+                profile = random_profile(generator, kind, 9)
+                best = fastest(acceptance, profile, 9)[1]
+                plan = solve(profile, acceptance)
+                found.append(speed(plan.fastest.tree, acceptance, profile) / best)
+                family.append(np.nanmax(plan.speed) / 1000 / best)
+            row = ["falling" if falling else "any", kind]
+            for shares in (np.array(found), np.array(family)):
+                row += [f"{100 * (shares > 1 - 1e-9).mean():.1f} %", f"{100 * shares.min():.2f} %"]
+            print("| " + " | ".join(row) + " |")
+
+
+def anneal(
+    acceptance: Acceptance, profile: LatencyProfile, size: int, moves: int, seed: int
+) -> float:
+    """The best speed that moving leaves of a tree of `size` nodes at random comes across."""
+    generator = np.random.default_rng(seed)
+    rates = [*acceptance.rates, 0.0]
+    drafts = [0.0, *profile.draft.at(list(range(1, size + 1)), 0)]
+    fixed = float(profile.target.at([size], 0)[0]) + profile.overhead["greedy"].constant_ms
+    # A chain to start from: parent, depth, value and number of children of each node.
+    parent, depth = list(range(-1, size - 1)), list(range(size))
+    value, children = [1.0], [1] * (size - 1) + [0]
+    for _ in range(size - 1):
+        value.append(value[-1] * rates[0])
+    last: list[list[int]] = [[node + 1] for node in range(size - 1)] + [[]]  # children in order
+    widths = [1] * (size - 1) + [0] * 2
+    expected = sum(value)
+
+    def rate() -> float:
+        cost = drafts[2] if widths[0] else 0.0
+        return expected / (fixed + cost + sum(drafts[w] for w in widths[1:]))
+
+    current = best = rate()
+    uniforms = generator.random((moves, 3)).tolist()
+    for step, (first, second, chance) in enumerate(uniforms):
+        node = 1 + int(first * (size - 1))
+        above = parent[node]
+        if children[node] or last[above][-1] != node:
+            continue
+        into = int(second * size)
+        if into in (node, above) or children[into] >= len(rates) - 1:
+            continue
+        before = (parent[node], depth[node], value[node])
+
+        def move(source: int, goal: int, mass: float, moved: int = node) -> None:
+            nonlocal expected
+            last[source].pop()
+            children[source] -= 1
+            if not children[source]:
+                widths[depth[source]] -= 1
+            if not children[goal]:
+                widths[depth[goal]] += 1
+            children[goal] += 1
+            last[goal].append(moved)
+            expected += mass - value[moved]
+            parent[moved], depth[moved], value[moved] = goal, depth[goal] + 1, mass
+
+        move(above, into, value[into] * rates[children[into]])
+        proposed = rate()
+        temperature = 0.02 * (1 - step / moves) ** 2 + 1e-6
+        if chance < exp(min(0.0, log(proposed / current) / temperature)):
+            current = proposed
+            best = max(best, current)
+        else:
+            move(into, above, before[2])
+    return best
+
+
+def against_annealing(cases: int, moves: int, seed: int = 3) -> None:
+    """Trees of a given size, 8 ranks."""
+    print("| nodes | latencies | never worse than | better than annealing |")
+    print("| ---: | --- | ---: | ---: |")
+    generator = np.random.default_rng(seed)
+    for size in (16, 24, 32):
+        for kind in KINDS:
+            shares = []
+            for case in range(cases):
+                acceptance = Acceptance(random_rates(generator, 8, falling=True))
+                profile = random_profile(generator, kind, size)
+                tree = solve(profile, acceptance, size=size).fastest.tree
+                found = max(anneal(acceptance, profile, size, moves, 9 * case + i) for i in (0, 1))
+                shares.append(speed(tree, acceptance, profile) / found)
+            better = np.mean(np.array(shares) > 1 + 1e-9)
+            print(f"| {size} | {kind} | {100 * min(shares):.2f} % | {100 * better:.0f} % |")
+
+
+def main(
+    cases: Annotated[int, typer.Option(help="Random machines of each kind.")] = 300,
+    moves: Annotated[int, typer.Option(help="Moves of each annealing.")] = 60000,
+) -> None:
+    """Print the solver's tables."""
+    surface_times()
+    print()
+    against_brute_force(cases)
+    print()
+    against_annealing(max(2, cases // 10), moves)
+
+
+if __name__ == "__main__":
+    typer.run(main)
