@@ -99,6 +99,9 @@ def profile(
         ),
     ] = None,
     contexts: Annotated[str, typer.Option(help="Cached tokens.")] = "128,512,1024",
+    batches: Annotated[
+        str, typer.Option(help="Sequences of a forward, 1,4,16: what serving needs to know.")
+    ] = "1",
     repeats: Annotated[int, typer.Option(min=5, help="Rounds that are timed.")] = 25,
     output: Output = None,
     as_json: Json = False,
@@ -106,6 +109,7 @@ def profile(
     """Measure how long a forward of each model takes here, by number of tokens."""
     counts = _integers("--tokens", tokens) if tokens else []
     lengths = _integers("--contexts", contexts)
+    sequences = _integers("--batches", batches)
     _check_output(output)
     from sequoia_opt import console, paths
     from sequoia_opt.measure import profiler
@@ -115,7 +119,7 @@ def profile(
     slug = hardware(pair.device)["slug"]
     path = output or paths.profile_path(slug, pair.target_name, pair.draft_name, pair.dtype)
     _check_output(path)
-    options = profiler.Options(tokens=counts, contexts=lengths, repeats=repeats)
+    options = profiler.Options(tokens=counts, contexts=lengths, batches=sequences, repeats=repeats)
     with console.progress("profiling") as advance:
         measured = profiler.profile(pair, options, advance)
     measured.save(path)

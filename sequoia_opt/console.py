@@ -61,6 +61,9 @@ def profile_summary(profile: LatencyProfile) -> None:
     out.print(f"{name}, {engine.get('dtype')}, {engine.get('threads')} threads", markup=False)
     table = Table(title="milliseconds of a forward, by tokens", title_justify="left")
     table.add_column("model")
+    batched = any(curve.batch > 1 for curve in profile.target.curves)
+    if batched:
+        table.add_column("batch", justify="right")
     table.add_column("context", justify="right")
     measured = profile.target.curves[0].tokens
     shown = [count for count in SHOWN_TOKENS if count in measured]
@@ -68,8 +71,10 @@ def profile_summary(profile: LatencyProfile) -> None:
         table.add_column(str(count), justify="right")
     for model in (profile.target, profile.draft):
         for curve in model.curves:
-            times = [curve.median_ms[curve.tokens.index(count)] for count in shown]
-            table.add_row(model.model, str(curve.context), *(f"{t:.2f}" for t in times))
+            times = dict(zip(curve.tokens, curve.median_ms, strict=True))
+            cells = [str(curve.batch)] * batched + [str(curve.context)]
+            cells += [f"{times[count]:.2f}" if count in times else "" for count in shown]
+            table.add_row(model.model, *cells)
     out.print(table)
     for verifier, overhead in profile.overhead.items():
         out.print(

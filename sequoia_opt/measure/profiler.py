@@ -27,6 +27,8 @@ from sequoia_opt.plan.latency import TOP_P, Curve, LatencyProfile, ModelLatency,
 from sequoia_opt.plan.tree import TokenTree
 
 Progress = Callable[[int, int], None]
+Point = tuple[str, int, int, int]
+"""Role, sequences, cached tokens and query tokens of a forward."""
 
 # Greedy, sampling, and sampling from a cut distribution: what a step costs besides its forwards
 # depends on which of these it does, not on the numbers.
@@ -40,12 +42,14 @@ class Options:
     Attributes:
         tokens: query tokens of a forward; by default 1 to 64, to 512 on CUDA.
         contexts: cached tokens.
+        batches: numbers of sequences; larger ones than 1 with fewer tokens each.
         repeats: rounds that count; each round times every point once.
         warm_up: rounds that do not.
     """
 
     tokens: list[int] = field(default_factory=list)
     contexts: list[int] = field(default_factory=lambda: [128, 512, 1024])
+    batches: list[int] = field(default_factory=lambda: [1])
     repeats: int = 25
     warm_up: int = 3
 
@@ -90,19 +94,36 @@ def profile(
     options = options or Options()
     tokens = sorted(set(options.tokens or default_tokens(pair.device)))
     contexts = sorted(set(options.contexts))
-    _check(pair, tokens, contexts, options.repeats)
-    forwards = _forwards(pair, tokens, contexts)
+    _check(pair, tokens, contexts, options)
+    batches = sorted({1, *options.batches})
     # The overhead is not the context's: one in the middle is enough.
     context = contexts[len(contexts) // 2]
     steps = _steps(pair, context, tokens[-1])
-    for runner in (pair.target, pair.draft):
-        _fill(runner, contexts[-1], room=tokens[-1])
-    _rounds([*forwards.values(), *(timed for _, _, timed in steps)], pair.device, options, progress)
+    forwards: dict[Point, _Timed] = {}
+    for number, batch in enumerate(batches):
+        points = _forwards(pair, tokens_of_batch(tokens, batch), contexts, batch)
+        forwards |= points
+        for runner in (pair.target, pair.draft):
+            _fill(runner, contexts[-1], tokens[-1], batch)
+        # Sequences are decoded one at a time, so only a batch of 1 has steps to time.
+        timed = [*points.values(), *(step for _, _, step in steps if batch == 1)]
+        before = number * (options.warm_up + options.repeats)
+        _rounds(
+            timed,
+            pair.device,
+            options,
+            lambda done, total, before=before: progress(before + done, len(batches) * total),  # type: ignore[misc]
+        )
     models = {
         role: ModelLatency(
             name,
             pair.fingerprints[role],
-            [_curve(c, tokens, [forwards[role, c, n].times for n in tokens]) for c in contexts],
+            [
+                _curve(batch, c, counts, [forwards[role, batch, c, n].times for n in counts])
+                for batch in batches
+                for c in contexts
+                for counts in [tokens_of_batch(tokens, batch)]
+            ],
         )
         for role, name in (("target", pair.target_name), ("draft", pair.draft_name))
     }
@@ -123,9 +144,15 @@ def profile(
     )
 
 
-def _check(pair: Pair, tokens: list[int], contexts: list[int], repeats: int) -> None:
-    if tokens[0] < 1 or contexts[0] < 1 or repeats < 5:
-        raise SequoiaError("tokens and contexts must be at least 1, repeats at least 5")
+def tokens_of_batch(tokens: list[int], batch: int) -> list[int]:
+    """The sizes to measure for a batch: so many tokens in all as pay, and 1 to 8 of each."""
+    most = max(8, 4 * tokens[-1] // batch)
+    return [count for count in tokens if count <= most or batch == 1]
+
+
+def _check(pair: Pair, tokens: list[int], contexts: list[int], options: Options) -> None:
+    if min(tokens[0], contexts[0], *options.batches) < 1 or options.repeats < 5:
+        raise SequoiaError("tokens, contexts and batches must be at least 1, repeats at least 5")
     if tokens[0] != 1:
         raise SequoiaError("tokens: 1 is missing; plain decoding is measured with it")
     positions = min(pair.target.positions, pair.draft.positions)
@@ -136,32 +163,34 @@ def _check(pair: Pair, tokens: list[int], contexts: list[int], repeats: int) -> 
 
 
 def _forwards(
-    pair: Pair, tokens: list[int], contexts: list[int]
-) -> dict[tuple[str, int, int], _Timed]:
-    """Every forward to time, by role, context and number of tokens."""
+    pair: Pair, tokens: list[int], contexts: list[int], batch: int
+) -> dict[Point, _Timed]:
+    """Every forward of a batch to time."""
     return {
-        (role, context, count): _Timed(_forward(runner, context, count), twice=role == "draft")
+        (role, batch, context, count): _Timed(
+            _forward(runner, context, count, batch), twice=role == "draft"
+        )
         for role, runner in (("target", pair.target), ("draft", pair.draft))
         for context in contexts
         for count in tokens
     }
 
 
-def _fill(runner: Runner, context: int, room: int) -> None:
-    """Put `context` random tokens into the buffers."""
+def _fill(runner: Runner, context: int, room: int, batch: int) -> None:
+    """Put `context` random tokens of each sequence into the buffers."""
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(runner.vocabulary, (1, context), generator=generator)
-    runner.reserve(context + room)
+    tokens = torch.randint(runner.vocabulary, (batch, context), generator=generator)
+    runner.reserve(context + room, batch)
     runner.prefill(tokens.to(runner.device))
 
 
-def _forward(runner: Runner, context: int, count: int) -> Callable[[], object]:
-    """One forward of `count` tokens as a step runs it, its mask and slots included."""
+def _forward(runner: Runner, context: int, count: int, batch: int) -> Callable[[], object]:
+    """One forward of `count` tokens a sequence as a step runs it, mask and slots included."""
     order = list(range(count))
     table = runner.mask_table(np.tri(count, dtype=np.bool_), order, order)
     place = torch.tensor([context], device=runner.device)
     offsets = torch.arange(count, device=runner.device)
-    tokens = torch.zeros(1, count, dtype=torch.long, device=runner.device)
+    tokens = torch.zeros(batch, count, dtype=torch.long, device=runner.device)
     used = context + count
 
     def run() -> object:
@@ -198,9 +227,9 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _curve(context: int, tokens: list[int], times: list[list[float]]) -> Curve:
+def _curve(batch: int, context: int, tokens: list[int], times: list[list[float]]) -> Curve:
     intervals = np.array([median_interval(values) for values in times])
-    return Curve(1, context, tokens, intervals[:, 0], intervals[:, 1], intervals[:, 2])
+    return Curve(batch, context, tokens, intervals[:, 0], intervals[:, 1], intervals[:, 2])
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
@@ -249,7 +278,7 @@ def _steps(pair: Pair, context: int, largest: int) -> list[tuple[str, TokenTree,
 
 def _overhead(
     steps: list[tuple[str, TokenTree, _Timed]],
-    forwards: dict[tuple[str, int, int], _Timed],
+    forwards: dict[Point, _Timed],
     tokens: list[int],
     context: int,
 ) -> dict[str, Overhead]:
@@ -259,7 +288,7 @@ def _overhead(
     larger than any overhead, cancels.
     """
     target, draft = (
-        np.array([forwards[role, context, count].times for count in tokens])
+        np.array([forwards[role, 1, context, count].times for count in tokens])
         for role in ("target", "draft")
     )
     residuals: dict[str, list[tuple[TokenTree, float, float]]] = {}

@@ -45,6 +45,20 @@ def test_measures_every_point(make_pair: Callable[..., Any]) -> None:
     assert solve(found, Acceptance(np.array([0.6, 0.2])), max_size=8).choice.tree.size >= 1
 
 
+def test_measures_batches(make_pair: Callable[..., Any]) -> None:
+    seen: list[tuple[int, int]] = []
+    options = Options(tokens=[1, 2, 8, 32], contexts=[16], batches=[4, 16], repeats=5, warm_up=1)
+    found = profile(make_pair(dtype="float32"), options, lambda *counts: seen.append(counts))
+    for model in (found.target, found.draft):
+        assert [(c.batch, c.tokens) for c in model.curves] == [
+            (1, [1, 2, 8, 32]), (4, [1, 2, 8, 32]), (16, [1, 2, 8])
+        ]  # fmt: skip
+    assert seen == [(i, 18) for i in range(1, 19)]
+    plan = solve(found, Acceptance(np.array([0.6, 0.2])), batch=16)
+    assert plan.choice.tree.size <= 8
+    assert plan.tree.metadata["batch"] == 16
+
+
 def test_overhead_fit_finds_its_parts() -> None:
     trees = overhead_trees(64)
     rows = [
