@@ -217,6 +217,13 @@ def solve(
         ),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Sequences decoded together.")] = 1,
+    shape: Annotated[
+        str, typer.Option(help="What the engine can run: tree, chain, k-sequences or k-ary.")
+    ] = "tree",
+    max_width: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most children of a node.", show_default="ranks measured"),
+    ] = None,
     confidence: Annotated[
         float | None,
         typer.Option(
@@ -250,6 +257,8 @@ def solve(
         "depth": depth,
         "context": contexts,
         "batch": batch,
+        "shape": shape,
+        "max_width": max_width,
         "confidence": confidence,
     }
     plan = solver.solve(latencies, rates, **options)  # type: ignore[arg-type]

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.files import FloatArray
 from sequoia_opt.plan.tree import IntArray, TokenTree
 
@@ -241,9 +240,8 @@ class DynamicProgramme(Family):
         return TokenTree.from_any_order(parents, ranks)
 
 
-def best_trees(acceptance: Acceptance, max_size: int, max_depth: int) -> Family:
-    """E*(n, D) for every size and depth: best-first where it is exact, else the programme."""
-    table = acceptance.table(max_depth)
+def best_trees(table: FloatArray, max_size: int) -> Family:
+    """E*(n, D) for the rates `table` [max_depth, W]: best-first where exact, else the programme."""
     if (np.diff(table, axis=1) <= 0).all():
         return BestFirst(table, max_size)
     return DynamicProgramme(table, max_size)

@@ -26,6 +26,7 @@ from sequoia_opt.plan.search import BoolArray, CapSearch, climb
 from sequoia_opt.plan.spread import REPLICATES, TAIL, interval
 from sequoia_opt.plan.tree import AUTOREGRESSIVE, TokenTree
 
+ANY_TREE = "tree"
 DEFAULT_MAX_DEPTH = 32
 DEFAULT_CONTEXT = 512
 FINALISTS = 32
@@ -156,6 +157,8 @@ def solve(
     depth: int | None = None,
     context: float | Mapping[float, float] | None = None,
     batch: int = 1,
+    shape: str = ANY_TREE,
+    max_width: int | None = None,
     confidence: float | None = None,
     replicates: int = REPLICATES,
 ) -> Plan:
@@ -172,6 +175,8 @@ def solve(
         context: cached tokens, or the weights of several numbers of them; by default those of
             the acceptance measurement, else 512, within the measured range.
         batch: sequences that are decoded together; the profile must have measured it.
+        shape: "tree" for any, else one of `shapes.families`: what an engine can run.
+        max_width: most children of a node.
         confidence: maximise the speed-up that is exceeded with this probability, in (0, 1),
             instead of the predicted one.
         replicates: how many times documents and timings are resampled.
@@ -179,7 +184,7 @@ def solve(
     Raises:
         SequoiaError: the profile has no point for what was asked.
     """
-    _check_options(max_size, max_depth, size, depth, confidence)
+    _check_options(max_size, max_depth, size, depth, max_width, confidence)
     verifier = GREEDY if acceptance.temperature == 0 else acceptance.verifier
     work = verifier + (TOP_P if verifier != GREEDY and acceptance.top_p < 1 else "")
     if context is None:
@@ -199,24 +204,30 @@ def solve(
     allowed = np.full(max_size + 1, size is None)
     allowed[0], allowed[max_size] = False, True
 
-    family = best_trees(acceptance, max_size, max(1, max_depth))
+    table = acceptance.table(max(1, max_depth))[:, :max_width]
+    family = best_trees(table, max_size)
     speed = _surface(family, objective, allowed, max_depth, depth)
-    if np.isnan(speed).all():
+    if shape != ANY_TREE:
+        trees = _of_shape(shape, table[:max_depth], objective, allowed)
+    elif size is not None and depth is not None:
+        trees = _finalists(family, speed)
+    else:
+        trees = _finalists(family, speed)
+        trees += _searched(family, speed, table[:max_depth], objective, allowed)
+    if not trees:
+        kind = "tree" if shape == ANY_TREE else shape
         raise SequoiaError(
-            f"no tree of {size} nodes is at most {max_depth} deep with at most "
-            f"{acceptance.width} children a node"
+            f"no {kind} of {size} nodes is at most {max_depth} deep with at most "
+            f"{table.shape[1]} children a node"
         )
     judge = _Judge(objective, acceptance, replicates)
-    trees = _finalists(family, speed)
-    if size is None or depth is None:
-        trees += _searched(family, speed, acceptance.table(max_depth), objective, allowed)
     candidates = judge.candidates("solved", list(dict.fromkeys(trees)))
     fastest, choice = _choose(candidates, confidence)
     return Plan(
         choice=choice,
         fastest=fastest,
         runners_up=_runners_up(candidates, choice),
-        baselines=_baselines(judge, objective, acceptance.table(max_depth), max_size),
+        baselines=_baselines(judge, objective, table[:max_depth], max_size),
         expected=family.expected,
         speed=speed,
         method="best-first" if isinstance(family, BestFirst) else "dynamic programme",
@@ -233,11 +244,12 @@ def _check_options(
     max_depth: int | None,
     size: int | None,
     depth: int | None,
+    max_width: int | None,
     confidence: float | None,
 ) -> None:
     for name, value, least in (
         ("max_size", max_size, 1), ("size", size, 1), ("max_depth", max_depth, 0),
-        ("depth", depth, 0),
+        ("depth", depth, 0), ("max_width", max_width, 1),
     ):  # fmt: skip
         if value is not None and value < least:
             raise SequoiaError(f"{name}: found {value}, expected at least {least}")
@@ -301,6 +313,19 @@ def _searched(
         climb(table, family.tree(size, depth), objective, allowed)
         for depth, size in _ranked(speed)[:CLIMBS]
     ]
+
+
+def _of_shape(
+    name: str, table: FloatArray, objective: Objective, allowed: BoolArray
+) -> list[TokenTree]:
+    """The most promising trees of one shape, and plain decoding."""
+    found = [AUTOREGRESSIVE] if allowed[1] else []
+    if len(table):
+        families = shapes.families(table, len(allowed) - 1)
+        if name not in families:
+            raise SequoiaError(f"shape: found {name!r}, expected tree, {', '.join(families)}")
+        found += _fastest_of(families[name], objective, allowed)
+    return found
 
 
 class _Judge:
@@ -371,16 +396,17 @@ def _baselines(
     if not len(table):
         return found
     for name, shape in shapes.families(table, max_size).items():
-        trees = _fastest_of(shape, objective)
+        trees = _fastest_of(shape, objective, np.ones(max_size + 1, dtype=bool))[:SHAPES_JUDGED]
         if trees:
             candidates = judge.candidates(name, trees)
             found.append(max(candidates, key=lambda c: c.tokens_per_second[0]))
     return found
 
 
-def _fastest_of(shape: shapes.Shapes, objective: Objective) -> list[TokenTree]:
-    """The most promising trees of a shape that speculate at all."""
+def _fastest_of(shape: shapes.Shapes, objective: Objective, allowed: BoolArray) -> list[TokenTree]:
+    """The trees of a shape that speculate at all, the most promising first."""
     speed = shape.expected / objective.steps_ms(shape.sizes, shape.widths)
     speed[:, 0] = np.nan
+    speed[~allowed[np.minimum(shape.sizes, len(allowed) - 1)]] = np.nan
     speed[speed == 0] = np.nan  # a forward that was not measured
-    return [shape.tree(k, depth) for k, depth in _ranked(speed)[:SHAPES_JUDGED]]
+    return [shape.tree(k, depth) for k, depth in _ranked(speed)[:FINALISTS]]

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_acceptance import rate_tables
 
+from sequoia_opt.plan import shapes
 from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.optimum import BestFirst, DynamicProgramme, best_trees
 
@@ -74,15 +75,14 @@ def test_best_first_against_the_programme(table: np.ndarray, size: int, by_depth
 
 
 def test_the_method_follows_the_vector() -> None:
-    assert isinstance(best_trees(Acceptance(np.array([0.5, 0.2, 0.2])), 9, 3), BestFirst)
-    assert isinstance(best_trees(Acceptance(np.array([0.2, 0.8])), 9, 3), DynamicProgramme)
+    assert isinstance(best_trees(np.array([[0.5, 0.2, 0.2]] * 3), 9), BestFirst)
+    assert isinstance(best_trees(np.array([[0.2, 0.8]] * 3), 9), DynamicProgramme)
     # A rate by depth that rises anywhere needs the programme too.
-    rising = Acceptance(np.array([0.5, 0.2]), by_depth=np.array([[0.5, 0.2], [0.1, 0.3]]))
-    assert isinstance(best_trees(rising, 9, 3), DynamicProgramme)
+    assert isinstance(best_trees(np.array([[0.5, 0.2], [0.1, 0.3]]), 9), DynamicProgramme)
 
 
 def test_tokens_grow_with_the_logarithm_of_the_size() -> None:
-    expected = best_trees(Acceptance(np.array(REFERENCE["acceptance"])), 512, 16).expected[16]
+    expected = best_trees(np.tile(REFERENCE["acceptance"], (16, 1)), 512).expected[16]
     gains = np.diff([expected[2**k] for k in range(3, 10)])
     assert (gains > 0.25).all()
 
@@ -112,3 +112,12 @@ def test_a_thousand_nodes() -> None:
     assert not np.isnan(large.expected[32, 1:]).any()
     tree = large.tree(1024, 32)
     assert Acceptance(rates).expected_tokens(tree) == pytest.approx(large.expected[32, 1024])
+
+
+@pytest.mark.parametrize(("size", "advantage"), [(64, 1.16), (128, 1.23), (256, 1.30), (512, 1.39)])
+def test_published_advantage_over_k_sequences(size: int, advantage: float) -> None:
+    """Depth without limit, the vector of the research code."""
+    table = np.tile(REFERENCE["acceptance"], (64, 1))
+    tree = best_trees(table, size).expected[64, size]
+    sequences = shapes.families(table, size)["k-sequences"].expected
+    assert tree / np.nanmax(sequences) == pytest.approx(advantage, abs=0.01)

@@ -17,7 +17,7 @@ def test_the_fastest_tree_is_at_least_the_fastest_of_most_tokens() -> None:
     profile = make_profile()
     acceptance = Acceptance(np.array([0.6, 0.15, 0.08, 0.04]), verifier="greedy")
     plan = solve(profile, acceptance, context=300)
-    family = best_trees(acceptance, 64, 16)
+    family = best_trees(acceptance.table(16), 64)
     speeds = {
         (depth, size): family.expected[depth, size]
         / profile.step_ms(family.tree(size, depth), "greedy", 300)
@@ -102,3 +102,56 @@ def test_context_follows_the_measurement() -> None:
     assert solve(make_profile(), Acceptance(rates)).context == 512
     assert solve(make_profile(), Acceptance(rates, context=200.0)).context == 200
     assert solve(make_profile(), Acceptance(rates, context=5.0)).context == 128
+
+
+@pytest.mark.parametrize("shape", ["chain", "k-sequences", "k-ary"])
+def test_shapes_that_an_engine_can_run(shape: str) -> None:
+    acceptance = Acceptance(np.array([0.6, 0.2, 0.1]))
+    profile = make_profile(slope=0.05, draft_ms=0.2)
+    plan = solve(profile, acceptance, shape=shape, max_size=20)
+    free = solve(profile, acceptance, max_size=20)
+    assert 1 < plan.fastest.tree.size <= 20
+    [same] = [b for b in free.baselines if b.name == shape]
+    assert plan.fastest.tree == same.tree
+    assert plan.fastest.speedup[0] <= free.fastest.speedup[0]
+    assert solve(make_profile(draft_ms=90.0), acceptance, shape=shape).tree.size == 1
+
+
+def test_at_most_so_many_children() -> None:
+    acceptance = Acceptance(np.array([0.3, 0.25, 0.2, 0.1]))
+    plan = solve(make_profile(slope=0.01, draft_ms=0.1), acceptance, max_width=2)
+    assert plan.tree.size > 2
+    assert plan.tree.child_counts.max() == 2
+
+
+def test_unlike_trees_are_told_apart_by_the_evidence() -> None:
+    """The same rates: few documents cannot tell a large tree from a small one, many can."""
+    generator = np.random.default_rng(0)
+    rates = np.array([0.6, 0.15, 0.05])
+    profile = make_profile(slope=0.12, draft_ms=0.2)
+    for model in (profile.target, profile.draft):
+        for curve in model.curves:
+            curve.low_ms = curve.high_ms = curve.median_ms
+    sizes = []
+    for documents in (3, 300):
+        draws = generator.choice(4, p=[0.2, *rates], size=(documents, 100))
+        acceptance = Acceptance(rates, traces=draws.tolist(), verifier="greedy")
+        plan = solve(profile, acceptance)
+        assert plan.tree.size <= plan.fastest.tree.size
+        sizes.append(plan.tree.size)
+    assert sizes[0] < sizes[1]
+
+
+def test_confidence_maximises_the_lower_bound() -> None:
+    acceptance = Acceptance(
+        np.array([0.6, 0.2]), low=np.array([0.55, 0.0]), high=np.array([0.65, 0.4])
+    )
+    profile = make_profile(slope=0.12, draft_ms=0.2)
+    bold, careful = solve(profile, acceptance), solve(profile, acceptance, confidence=0.95)
+
+    def sure(tree_speedups: np.ndarray) -> float:
+        return float(np.quantile(tree_speedups, 0.05))
+
+    assert sure(careful.choice.speedup) >= sure(bold.fastest.speedup)
+    with pytest.raises(SequoiaError, match="confidence: found 1"):
+        solve(profile, acceptance, confidence=1.0)
