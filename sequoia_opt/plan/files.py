@@ -32,6 +32,20 @@ except ImportError:  # PyYAML without libyaml
     from yaml import SafeLoader as _Loader  # type: ignore[assignment]
 
 
+def read_text(path: str | Path) -> str:
+    """A text file's content.
+
+    Raises:
+        SequoiaError: the file is missing or unreadable.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise SequoiaError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SequoiaError(f"{path}: cannot be read ({one_line(error)})") from None
+
+
 def read_document(path: str | Path, format_name: str, version: int) -> Document:
     """Parse a JSON or YAML file, by its ending, and check its `format` and `version`.
 
@@ -39,12 +53,7 @@ def read_document(path: str | Path, format_name: str, version: int) -> Document:
         SequoiaError: the file is missing, unreadable, malformed or of another kind.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise SequoiaError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SequoiaError(f"{path}: cannot be read ({one_line(error)})") from None
+    text = read_text(path)
     try:
         document = json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader=_Loader)
     except (ValueError, yaml.YAMLError, RecursionError) as error:
@@ -70,8 +79,17 @@ def write_document(path: str | Path, document: Mapping[str, Any]) -> None:
     Raises:
         SequoiaError: the file cannot be written; what was there before is untouched.
     """
+    json_wanted = Path(path).suffix == ".json"
+    write_text(path, to_json(document) if json_wanted else to_yaml(document))
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file in one piece: the old file or the new one.
+
+    Raises:
+        SequoiaError: the file cannot be written; what was there before is untouched.
+    """
     path = Path(path)
-    text = to_json(document) if path.suffix == ".json" else to_yaml(document)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         mode = path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask()

@@ -1,0 +1,168 @@
+"""Measurements made elsewhere, from CSV: acceptance rates and latencies.
+
+Knows the two tables and how to complain about a cell. What they become is checked there.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sequoia_opt.errors import SequoiaError
+from sequoia_opt.plan.acceptance import Acceptance
+from sequoia_opt.plan.files import FloatArray, one_line, read_text
+from sequoia_opt.plan.latency import GREEDY, Curve, LatencyProfile, ModelLatency, Overhead
+
+LATENCY_COLUMNS = ("role", "batch", "context", "tokens", "ms")
+ROLES = ("target", "draft")
+
+
+def read_csv(path: str | Path) -> list[list[str]]:
+    """The rows of a CSV file that are not empty.
+
+    Raises:
+        SequoiaError: it cannot be read, or has no rows.
+    """
+    try:
+        rows = [[c.strip() for c in row] for row in csv.reader(read_text(path).splitlines())]
+    except csv.Error as error:
+        raise SequoiaError(f"{path}: not valid CSV ({one_line(error)})") from None
+    rows = [row for row in rows if any(row)]
+    if not rows:
+        raise SequoiaError(f"{path}: no rows")
+    return rows
+
+
+def is_latency_table(rows: Sequence[Sequence[str]]) -> bool:
+    """Whether a table's header is that of latencies, or means to be."""
+    return len(set(rows[0]) & set(LATENCY_COLUMNS)) >= 2
+
+
+def acceptance_rates(rows: Sequence[Sequence[str]], where: str) -> FloatArray:
+    """p[d][k] as [depths, ranks], of a row or a column of ranks, or a row for each depth.
+
+    A first row of words is a header, and is skipped.
+
+    Raises:
+        SequoiaError: no numbers, rows of different lengths, or rates that cannot be.
+    """
+    if not _is_number(rows[0][0]):
+        rows = rows[1:]
+    if not rows:
+        raise SequoiaError(f"{where}: no rows of rates")
+    table = [
+        [_number(cell, f"{where}: row {i}, rank {k}") for k, cell in enumerate(row, start=1)]
+        for i, row in enumerate(rows, start=1)
+    ]
+    if len({len(row) for row in table}) != 1:
+        raise SequoiaError(f"{where}: its rows differ in length")
+    found = np.array(table)
+    if found.shape[1] == 1:
+        found = found.T
+    for (depth, rank), rate in np.ndenumerate(found):
+        if not 0 <= rate <= 1:
+            raise SequoiaError(
+                f"{where}: depth {depth + 1}, rank {rank + 1}: found {rate:g}, expected 0 to 1"
+            )
+    return found
+
+
+def acceptance_of(table: FloatArray, where: str, **facts: Any) -> Acceptance:
+    """An acceptance measurement without traces, of p[d][k] as [depths, ranks].
+
+    Raises:
+        SequoiaError: rates of one node that sum to more than 1.
+    """
+    try:
+        by_depth = table if len(table) > 1 else None
+        return Acceptance(table[0], by_depth=by_depth, **facts)
+    except SequoiaError as error:
+        raise SequoiaError(f"{where}: {error}") from None
+
+
+def profile_of(
+    rows: Sequence[Sequence[str]], where: str, target: str, draft: str, hardware: str
+) -> LatencyProfile:
+    """A profile of latencies measured elsewhere; what is no forward is not known, and 0.
+
+    Args:
+        rows: a header with `LATENCY_COLUMNS`, then one row for each forward measured.
+
+    Raises:
+        SequoiaError: a column, a role or one token is missing; a time that cannot be; a point
+            given twice.
+    """
+    missing = [name for name in LATENCY_COLUMNS if name not in rows[0]]
+    if missing:
+        raise SequoiaError(f"{where}: column {missing[0]!r} is missing")
+    columns = [rows[0].index(name) for name in LATENCY_COLUMNS]
+    points: dict[str, dict[tuple[int, int], dict[int, float]]] = {role: {} for role in ROLES}
+    for line, row in enumerate(rows[1:], start=2):
+        if len(row) < len(rows[0]):
+            raise SequoiaError(f"{where}: line {line}: found {len(row)} cells")
+        role, *cells = (row[column] for column in columns)
+        if role not in points:
+            raise SequoiaError(
+                f"{where}: line {line}: role: found {role!r}, expected target, draft"
+            )
+        values = [
+            _number(cell, f"{where}: line {line}: {name}")
+            for name, cell in zip(LATENCY_COLUMNS[1:], cells, strict=True)
+        ]
+        for name, value, least in zip(LATENCY_COLUMNS[1:4], values, (1, 0, 1), strict=False):
+            if value != int(value) or value < least:
+                raise SequoiaError(
+                    f"{where}: line {line}: {name}: found {value:g}, expected a whole number from "
+                    f"{least}"
+                )
+        batch, context, tokens = map(int, values[:3])
+        if values[3] <= 0:
+            raise SequoiaError(
+                f"{where}: line {line}: ms: found {values[3]:g}, expected a time above 0"
+            )
+        curve = points[role].setdefault((batch, context), {})
+        if tokens in curve:
+            raise SequoiaError(
+                f"{where}: line {line}: tokens: {tokens} of batch {batch} and context {context} "
+                "are there twice"
+            )
+        curve[tokens] = values[3]
+    models = []
+    for role, name in zip(ROLES, (target, draft), strict=True):
+        if not any(batch == 1 for batch, _ in points[role]):
+            raise SequoiaError(f"{where}: role: no row of {role} with batch 1")
+        curves = []
+        for (batch, context), found in sorted(points[role].items()):
+            tokens_of = sorted(found)
+            times = np.array([found[count] for count in tokens_of])
+            curves.append(Curve(batch, context, tokens_of, times, times, times))
+        models.append(ModelLatency(name, "", curves))
+    nothing = Overhead(0.0, 0.0, 0.0)
+    return LatencyProfile(
+        hardware={"slug": hardware, "name": hardware},
+        software={},
+        engine={},
+        target=models[0],
+        draft=models[1],
+        overhead=dict.fromkeys((GREEDY, "sequoia", "sequoia-top-p"), nothing),
+    )
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _number(cell: str, where: str) -> float:
+    value = float(cell) if _is_number(cell) else math.nan
+    if not math.isfinite(value):
+        raise SequoiaError(f"{where}: found {cell!r}, expected a number")
+    return value

@@ -1,0 +1,42 @@
+"""The research code's `.pt` files, in and out; torch is loaded only here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sequoia_opt.errors import SequoiaError
+from sequoia_opt.plan.files import FloatArray, one_line
+
+
+def save_growmap(growmap: dict[str, Any], path: Path) -> None:
+    """Write a growmap as the research code reads it: its mask and depths are tensors."""
+    import torch
+
+    tensors = {key: torch.tensor(growmap[key]) for key in ("mask", "depth")}
+    torch.save(growmap | tensors, path)
+
+
+def load(path: Path) -> dict[str, Any] | FloatArray:
+    """A growmap in plain lists, or a vector of acceptance rates [ranks].
+
+    The research code's vectors have an unused number before the first rank and after the last.
+
+    Raises:
+        SequoiaError: neither, or a file that holds more than tensors and plain values.
+    """
+    import torch
+
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise SequoiaError(f"{path}: no such file") from None
+    except Exception as error:
+        raise SequoiaError(f"{path}: cannot be read ({one_line(error)})") from None
+    if isinstance(found, dict):
+        return {k: v.tolist() if isinstance(v, torch.Tensor) else v for k, v in found.items()}
+    if isinstance(found, torch.Tensor) and found.ndim == 1 and len(found) > 2:
+        return np.asarray(found[1:-1].double().numpy())
+    raise SequoiaError(f"{path}: found neither a growmap nor a vector of acceptance rates")
