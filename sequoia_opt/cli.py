@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from sequoia_opt.engine.models import Pair
     from sequoia_opt.plan.acceptance import Acceptance
     from sequoia_opt.plan.latency import LatencyProfile
-    from sequoia_opt.plan.solver import Plan
     from sequoia_opt.plan.tree import TokenTree
 
 USAGE = 2  # exit status of a usage error
@@ -233,13 +232,41 @@ def solve(
             show_default="maximise the predicted one",
         ),
     ] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Every profile here with every acceptance of its pair.")
+    ] = False,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="With --all: write nothing, list the trees that differ."),
+    ] = False,
     output: Output = None,
     as_json: Json = False,
 ) -> None:
     """Find the tree that decodes fastest, exactly, from both measurements."""
-    contexts = None if context is None else _contexts(context)
+    options = {
+        "max_size": max_size,
+        "max_depth": max_depth,
+        "size": size,
+        "depth": depth,
+        "context": None if context is None else _contexts(context),
+        "batch": batch,
+        "shape": shape,
+        "max_width": max_width,
+        "confidence": confidence,
+    }
+    if check and not every:
+        raise typer.BadParameter("goes with --all", param_hint="--check")
+    if every:
+        if profile or acceptance or output:
+            raise typer.BadParameter(
+                "takes every profile and acceptance and writes each tree where it belongs; "
+                "drop --profile, --acceptance and -o",
+                param_hint="--all",
+            )
+        _solve_all(options, check, as_json)
+        return
     _check_output(output)
-    from sequoia_opt import console, paths
+    from sequoia_opt import console, fleet, paths
     from sequoia_opt.plan import solver
     from sequoia_opt.plan.acceptance import Acceptance
     from sequoia_opt.plan.latency import LatencyProfile
@@ -252,19 +279,8 @@ def solve(
         names = getattr(latencies, role).model, getattr(rates, role)
         if names[0] != names[1] and names[1] != "unknown":
             console.note(f"note: the profile's {role} is {names[0]}, the acceptance's {names[1]}")
-    options = {
-        "max_size": max_size,
-        "max_depth": max_depth,
-        "size": size,
-        "depth": depth,
-        "context": contexts,
-        "batch": batch,
-        "shape": shape,
-        "max_width": max_width,
-        "confidence": confidence,
-    }
     plan = solver.solve(latencies, rates, **options)  # type: ignore[arg-type]
-    tree = _with_provenance(plan, profile, acceptance, options)
+    tree = fleet.planned_tree(plan, fleet.Source(profile, acceptance), options)
     path = output or paths.tree_path(str(latencies.hardware.get("slug", "unknown")), profile, rates)
     _check_output(path)
     tree.save(path)
@@ -275,21 +291,30 @@ def solve(
     console.written(path)
 
 
-def _with_provenance(
-    plan: Plan, profile: Path, acceptance: Path, options: dict[str, Any]
-) -> TokenTree:
-    from sequoia_opt.plan.files import content_fingerprint
-    from sequoia_opt.plan.tree import TokenTree
+def _solve_all(options: dict[str, Any], check: bool, as_json: bool) -> None:
+    """Solve every profile with every acceptance of its pair, or say which trees are not that."""
+    from sequoia_opt import console, fleet
 
-    tree = plan.tree
-    provenance = {
-        "profile": {"file": profile.name, "fingerprint": content_fingerprint(profile)},
-        "acceptance": {"file": acceptance.name, "fingerprint": content_fingerprint(acceptance)},
-        "solver": plan.method,
-        "options": {key: value for key, value in options.items() if value is not None},
-        "sequoia_opt": __version__,
-    }
-    return TokenTree(tree.parents, tree.ranks, tree.metadata | {"provenance": provenance})
+    different, done = [], []
+    with console.progress("solving") as advance:
+        for path, tree in fleet.solve_all(Path(), options, advance):
+            done.append(str(path))
+            if not check:
+                tree.save(path)
+            elif line := fleet.difference(path, tree):
+                different.append(line)
+    if as_json:
+        _print_json({"trees": done} | ({"different": different} if check else {}))
+    elif check:
+        for line in different:
+            print(line)
+    console.note(
+        f"{len(done) - len(different)} of {len(done)} trees are what their inputs give"
+        if check
+        else f"wrote {len(done)} trees"
+    )
+    if different:
+        raise typer.Exit(1)
 
 
 @app.command(epilog='Example: sequoia-opt decode tree.json --prompt "def main():" --compare')

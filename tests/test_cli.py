@@ -461,3 +461,25 @@ def test_the_research_codes_vector_is_imported(run: Callable[..., Outcome], tmp_
     found = run("import", tmp_path / "v.pt", "-o", tmp_path / "x.yaml")
     assert (found.code, found.err.count("\n")) == (1, 1)
     assert not (tmp_path / "x.yaml").exists()
+
+
+def test_all_trees_are_solved_and_checked(run: Callable[..., Outcome], tmp_path: Path) -> None:
+    for kind in ("profiles", "trees"):
+        shutil.copytree(Path(__file__).parents[1] / kind, tmp_path / kind)
+    found = run("solve", "--all", "--json")
+    assert found.code == 0, found.err
+    trees = json.loads(found.out)["trees"]
+    assert len(trees) == len(list((tmp_path / "trees").rglob("*.json")))
+    found = run("solve", "--all", "--check")
+    assert (found.code, found.out) == (0, "")
+    shutil.copy(trees[0], trees[-1])
+    found = run("solve", "--all", "--check")
+    assert found.code == 1
+    assert found.out.startswith(f"{trees[-1]}: ")
+    assert found.out.count("\n") == 1
+
+
+@pytest.mark.parametrize("options", [["--check"], ["--all", "-o", "x.json"]])
+def test_all_takes_no_single_files(run: Callable[..., Outcome], options: list[str]) -> None:
+    found = run("solve", *options)
+    assert (found.code, found.err.count("\n")) == (2, 1)

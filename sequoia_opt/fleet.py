@@ -1,0 +1,128 @@
+"""Every measured profile with every acceptance of the same pair: solve them all, or check.
+
+What a CI job runs for the machines it owns: the trees in the repository are what their inputs
+give, or it says which are not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sequoia_opt import __version__, paths
+from sequoia_opt.errors import SequoiaError
+from sequoia_opt.plan.acceptance import Acceptance
+from sequoia_opt.plan.files import content_fingerprint
+from sequoia_opt.plan.latency import LatencyProfile
+from sequoia_opt.plan.solver import Plan, solve
+from sequoia_opt.plan.tree import TokenTree
+
+TOLERANCE = 1e-3  # relative: other processors add up in another order
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a tree comes from, as its provenance says it."""
+
+    profile: Path
+    acceptance: Path
+
+
+def planned_tree(plan: Plan, source: Source, options: dict[str, Any]) -> TokenTree:
+    """The plan's tree with its provenance: both inputs, the solver and what was asked of it."""
+    tree = plan.tree
+    provenance = {
+        kind: {"file": path.name, "fingerprint": content_fingerprint(path)}
+        for kind, path in (("profile", source.profile), ("acceptance", source.acceptance))
+    } | {
+        "solver": plan.method,
+        "options": {key: value for key, value in options.items() if value is not None},
+        "sequoia_opt": __version__,
+    }
+    return TokenTree(tree.parents, tree.ranks, tree.metadata | {"provenance": provenance})
+
+
+def solve_all(
+    root: Path,
+    options: dict[str, Any],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Iterator[tuple[Path, TokenTree]]:
+    """Each tree and the file it belongs in, by path.
+
+    Args:
+        root: folder that holds `profiles`.
+        options: of `solve`, the same for all.
+
+    Raises:
+        SequoiaError: no profile has an acceptance of its pair, or a file is malformed.
+    """
+    profiles = [
+        (path, LatencyProfile.load(path))
+        for path in sorted(root.glob("profiles/*/*.yaml"))
+        if path.parent.name != paths.ACCEPTANCE
+    ]
+    rates = [
+        (path, Acceptance.load(path))
+        for path in sorted(root.glob(f"profiles/{paths.ACCEPTANCE}/*.yaml"))
+    ]
+    jobs = [
+        (profile_path, profile, rates_path, acceptance)
+        for profile_path, profile in profiles
+        for rates_path, acceptance in rates
+        if (profile.target.model, profile.draft.model) == (acceptance.target, acceptance.draft)
+    ]
+    if not jobs:
+        raise SequoiaError(
+            f"{root / 'profiles'}: no profile has an acceptance of the same pair; run "
+            "`sequoia-opt profile` and `sequoia-opt estimate` first"
+        )
+    for done, (profile_path, profile, rates_path, acceptance) in enumerate(jobs, start=1):
+        try:
+            plan = solve(profile, acceptance, **options)
+        except SequoiaError as error:
+            raise SequoiaError(f"{profile_path} with {rates_path.name}: {error}") from None
+        slug = str(profile.hardware.get("slug", "unknown"))
+        path = root / paths.tree_path(slug, profile_path, acceptance)
+        yield path, planned_tree(plan, Source(profile_path, rates_path), options)
+        progress(done, len(jobs))
+
+
+def difference(path: Path, tree: TokenTree) -> str | None:
+    """How the file at `path` differs from `tree`, in one line; None if it does not."""
+    try:
+        found = TokenTree.load(path)
+    except SequoiaError as error:
+        return str(error)
+    if found != tree:
+        return (
+            f"{path}: found {found.size} nodes, {found.depth} deep, expected {tree.size}, "
+            f"{tree.depth} deep" + ("" if found.size != tree.size else ", of another structure")
+        )
+    place = _unlike(_compared(found), _compared(tree))
+    return None if place is None else f"{path}: {place}"
+
+
+def _compared(tree: TokenTree) -> dict[str, Any]:
+    """What must be the same: not the program's version."""
+    return {key: value for key, value in tree.metadata.items() if key != "provenance"}
+
+
+def _unlike(found: Any, expected: Any, place: str = "") -> str | None:
+    """The first place where two documents differ by more than rounding."""
+    if isinstance(expected, dict) and isinstance(found, dict):
+        for key in {**expected, **found}:
+            where = f"{place}.{key}" if place else str(key)
+            if key not in found or key not in expected:
+                return f"{where}: {'missing' if key not in found else 'not expected'}"
+            if unlike := _unlike(found[key], expected[key], where):
+                return unlike
+        return None
+    numbers = (int, float)
+    if isinstance(expected, numbers) and isinstance(found, numbers):
+        if abs(found - expected) <= TOLERANCE * max(abs(found), abs(expected)):
+            return None
+    elif found == expected:
+        return None
+    return f"{place}: found {found!r}, expected {expected!r}"
