@@ -6,7 +6,7 @@ BIN := .venv/bin
 DEMO := build/demo
 DATA ?=
 
-.PHONY: demo test lint bench trees check-trees train clean
+.PHONY: demo test lint bench bench-solver trees check-trees train clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -32,6 +32,10 @@ lint: .venv/installed
 bench: .venv/installed
 	$(BIN)/sequoia-opt bench --limit 8 --repeats 3 --markdown
 
+# The solver's tables: how its time grows, how often it finds the fastest tree of all.
+bench-solver: .venv/installed
+	$(BIN)/python tests/benchmarks/solver.py
+
 # Measure this machine anew and solve the bundled pair's trees: what CI does for each kind of
 # GPU. DATA=prompts.jsonl takes another dataset than the bundled one.
 trees: .venv/installed
@@ -45,7 +49,7 @@ trees: .venv/installed
 check-trees: .venv/installed
 	$(BIN)/sequoia-opt solve --all --check
 
-# Train the bundled pair again (two hours on two cores).
+# Train the bundled pair again (three hours on two cores).
 train: .venv/installed
 	$(BIN)/python -m sequoia_opt.demo.train --output sequoia_opt/demo
 

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from sequoia_opt.engine.models import Pair
     from sequoia_opt.plan.acceptance import Acceptance
     from sequoia_opt.plan.latency import LatencyProfile
+    from sequoia_opt.plan.solver import Candidate
     from sequoia_opt.plan.tree import TokenTree
 
+BUDGETS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)  # nodes, of `solve --compare`
 USAGE = 2  # exit status of a usage error
 INTERRUPTED = 130  # what typer makes of Ctrl-C
 
@@ -232,6 +234,12 @@ def solve(
             show_default="maximise the predicted one",
         ),
     ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Set other tools' shapes beside it, by budget.")
+    ] = False,
+    scaling: Annotated[
+        bool, typer.Option("--scaling", help="Show how tokens a step grow with the size.")
+    ] = False,
     every: Annotated[
         bool, typer.Option("--all", help="Every profile here with every acceptance of its pair.")
     ] = False,
@@ -243,7 +251,7 @@ def solve(
     as_json: Json = False,
 ) -> None:
     """Find the tree that decodes fastest, exactly, from both measurements."""
-    options = {
+    options: dict[str, Any] = {
         "max_size": max_size,
         "max_depth": max_depth,
         "size": size,
@@ -267,6 +275,7 @@ def solve(
         return
     _check_output(output)
     from sequoia_opt import console, fleet, paths
+    from sequoia_opt.plan import scaling as growth
     from sequoia_opt.plan import solver
     from sequoia_opt.plan.acceptance import Acceptance
     from sequoia_opt.plan.latency import LatencyProfile
@@ -279,16 +288,44 @@ def solve(
         names = getattr(latencies, role).model, getattr(rates, role)
         if names[0] != names[1] and names[1] != "unknown":
             console.note(f"note: the profile's {role} is {names[0]}, the acceptance's {names[1]}")
-    plan = solver.solve(latencies, rates, **options)  # type: ignore[arg-type]
+    plan = solver.solve(latencies, rates, **options)
     tree = fleet.planned_tree(plan, fleet.Source(profile, acceptance), options)
     path = output or paths.tree_path(str(latencies.hardware.get("slug", "unknown")), profile, rates)
     _check_output(path)
     tree.save(path)
-    if as_json:
-        _print_json(tree.document())
-    else:
+    document: dict[str, Any] = tree.document()
+    if not as_json:
         console.plan_summary(plan)
+    if compare:
+        largest = max_size or plan.expected.shape[1] - 1
+        plans = {
+            budget: solver.solve(latencies, rates, **(options | {"max_size": budget}))
+            for budget in BUDGETS
+            if budget <= largest
+        }
+        document["compare"] = {
+            budget: {c.name: _prediction(c) for c in (*found.baselines, found.fastest)}
+            for budget, found in plans.items()
+        }
+        if not as_json:
+            console.comparison(plans)
+    if scaling:
+        grown = growth.scaling(rates)
+        document["scaling"] = grown.document()
+        if not as_json:
+            console.scaling_summary(grown)
+    if as_json:
+        _print_json(document)
     console.written(path)
+
+
+def _prediction(candidate: Candidate) -> dict[str, Any]:
+    return {
+        "size": candidate.tree.size,
+        "depth": candidate.tree.depth,
+        "tokens": float(candidate.tokens[0]),
+        "speedup": float(candidate.speedup[0]),
+    }
 
 
 def _solve_all(options: dict[str, Any], check: bool, as_json: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ from rich.table import Table
 
 from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.latency import LatencyProfile
+from sequoia_opt.plan.scaling import Scaling
 from sequoia_opt.plan.solver import Candidate, Plan
 from sequoia_opt.plan.spread import interval
 from sequoia_opt.plan.tree import TokenTree
@@ -178,6 +179,45 @@ def _candidate_row(label: str, candidate: Candidate) -> list[str]:
         f"{candidate.tokens_per_second[0]:.1f}",
         f"{candidate.speedup[0]:.2f} ×",
     ]
+
+
+def comparison(plans: Mapping[int, Plan]) -> None:
+    """The fastest tree of each budget beside the shapes that other tools use."""
+    table = Table(title="speed over plain decoding (tokens a step), by nodes at most")
+    table.title_justify = "left"
+    shapes = [b.name for plan in plans.values() for b in plan.baselines if b.tree.size > 1]
+    table.add_column("nodes", justify="right")
+    for name in ("solved", *dict.fromkeys(shapes)):
+        table.add_column(name, justify="right")
+    for budget, plan in plans.items():
+        found = {candidate.name: candidate for candidate in (*plan.baselines, plan.fastest)}
+        cells = [found.get(name) for name in ("solved", *dict.fromkeys(shapes))]
+        table.add_row(
+            str(budget),
+            *(f"{c.speedup[0]:.2f} × ({c.tokens[0]:.2f})" if c else "" for c in cells),
+        )
+    out.print(table)
+
+
+def scaling_summary(found: Scaling) -> None:
+    """Tokens a step by size: a table, a plot and the fitted growth."""
+    table = Table(title="expected tokens a step, depth without limit", title_justify="left")
+    for column in ("nodes", "solved tree", "k sequences", "advantage"):
+        table.add_column(column, justify="right")
+    table.add_column("")
+    widest = 28 / found.trees.max()
+    for size, tree, sequences in zip(found.sizes, found.trees, found.sequences, strict=True):
+        marks = "█" * round(widest * sequences) + "░" * round(widest * (tree - sequences))
+        table.add_row(
+            str(size), f"{tree:.2f}", f"{sequences:.2f}", f"{tree / sequences:.2f} ×", marks
+        )
+    out.print(table)
+    out.print(
+        f"solved trees from 8 nodes on: {found.offset:.2f} + {found.per_doubling:.2f} for each "
+        f"doubling (within {100 * found.error:.1f} %); "
+        f"k sequences never exceed {found.plateau:.2f}",
+        markup=False,
+    )
 
 
 def generation_summary(generation: Generation, tree: TokenTree | None, times: bool) -> None:

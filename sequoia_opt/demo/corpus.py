@@ -1,11 +1,13 @@
 """The bundled pair's text: the Python standard library, with whole modules held out.
 
-Knows which files are read, in which order, and which never reach the training. Knows
-nothing of models or tokens.
+Besides it the source of the packages that the program depends on, as text that neither model
+is taught but over which the draft is shown what the target would say. Knows which files are
+read, in which order, and which never reach the training. Knows nothing of models or tokens.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import random
 import re
 import sysconfig
@@ -28,8 +30,14 @@ HELD_OUT_MODULES = (
 """Top-level modules of the standard library that the pair has never seen."""
 
 # Tests and vendored packages are another kind of text; the others are tables, not code.
-SKIPPED_FOLDERS = {"site-packages", "test", "tests", "idle_test", "encodings", "pydoc_data"}
+SKIPPED_FOLDERS = {
+    *("site-packages", "test", "tests", "testing", "idle_test", "_vendor"),
+    *("encodings", "pydoc_data"),
+}
 SKIPPED_FILES = re.compile(r"_sysconfigdata.*|entities|__phello__.*")
+
+PACKAGES = ("torch", "transformers", "numpy", "scipy", "rich", "typer", "yaml")
+LONGEST = 24_000  # characters that are read of a package's file
 
 Document = tuple[str, str]
 """Module path relative to the library, and its source."""
@@ -59,6 +67,36 @@ def library_files() -> list[Document]:
 def is_held_out(path: str) -> bool:
     """Whether a file belongs to one of the held-out modules."""
     return path.split("/")[0].removesuffix(".py") in HELD_OUT_MODULES
+
+
+def package_files(characters: int, seed: int) -> list[Document]:
+    """Source files of the packages, in a random order, of so many characters together.
+
+    Without tests and copies of other packages, and without any file or folder that bears the
+    name of a held-out module.
+    """
+    found: list[tuple[str, Path]] = []
+    for name in PACKAGES:
+        specification = importlib.util.find_spec(name)
+        if specification is None or specification.origin is None:
+            continue
+        root = Path(specification.origin).parent
+        paths = ((path.relative_to(root).parts, path) for path in root.rglob("*.py"))
+        for parts, path in sorted(paths):
+            if not SKIPPED_FOLDERS.intersection(parts) and not any(
+                part.removesuffix(".py") in HELD_OUT_MODULES for part in parts
+            ):
+                found.append((f"{name}/{'/'.join(parts)}", path))
+    random.Random(seed).shuffle(found)
+    documents, length = [], 0
+    for key, path in found:
+        source = path.read_text(encoding="utf-8", errors="replace")[:LONGEST]
+        if source.strip():
+            documents.append((key, source))
+            length += len(source)
+        if length >= characters:
+            break
+    return documents
 
 
 def split() -> tuple[list[Document], list[Document]]:

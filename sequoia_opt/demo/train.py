@@ -1,10 +1,10 @@
 """Trains the bundled pair: `python -m sequoia_opt.demo.train --output FOLDER`.
 
 Three stages, each of which reads the folder that the one before has written: the byte-level
-BPE tokenizer and the target (`target`), the draft, first on the same text and then distilled
-on the target's probabilities over it and over the target's own continuations (`draft`), and
-the files of held-out code (`data`). The same seed, interpreter, thread count and torch give
-the same files. Knows nothing of trees or of the rest of the program.
+BPE tokenizer and the target (`target`); the draft, distilled on the target's probabilities over
+the same text, over the target's own continuations of it and over code that the target has not
+seen (`draft`); and the files of held-out code (`data`). The same seed, interpreter, packages,
+thread count and torch give the same files. Knows nothing of trees or of the rest of the program.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from sequoia_opt.demo import corpus
 VOCABULARY = 2048
 END_OF_TEXT = "<|endoftext|>"
 POSITIONS = 8192
+CHARACTERS = 3  # of code that a token is made of, or fewer
 KEPT = 32  # tokens of each of the target's distributions that the draft learns from
 WINDOW, LONG_WINDOW = 512, 2048  # tokens of a training sequence, and in the last tenth
 
@@ -142,10 +143,12 @@ def optimise(
     muon_lr: float,
     adam_lr: float,
     name: str,
+    falling: float = 1.0,
 ) -> None:
     """Minimise `loss_of(batches(step))`: Muon for the matrices, Adam for the rest.
 
-    The rate rises over the first twentieth and then falls linearly to nothing.
+    The rate rises over the first twentieth, and falls linearly to nothing over the last
+    `falling` of the steps.
     """
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
@@ -156,7 +159,8 @@ def optimise(
     warm_up = max(1, steps // 20)
     schedules = [
         torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: min((step + 1) / warm_up, (steps - step) / steps)
+            optimizer,
+            lambda step: min(1.0, (step + 1) / warm_up, (steps - step) / (falling * steps)),
         )
         for optimizer in optimizers
     ]
@@ -305,9 +309,10 @@ def soft_targets(target: PreTrainedModel, rows: torch.Tensor) -> tuple[torch.Ten
 def train_draft(
     folder: Path, steps: int, rows: int, batch_tokens: int, held_out_tokens: int, seed: int
 ) -> None:
-    """Stage 2: the draft, half of the steps on text, half on the target's probabilities.
+    """Stage 2: the draft, on the target's probabilities.
 
-    These over `rows` windows, an eighth of which the target has written itself.
+    Over `rows` windows of the training text, as many of code that the target has not seen, where
+    it is less sure, as it will be of a user's text, and an eighth as many that it has written.
     """
     tokenizer = Tokenizer.from_file(str(folder / "target" / "tokenizer.json"))
     target = AutoModelForCausalLM.from_pretrained(folder / "target", dtype=torch.float32)
@@ -315,43 +320,32 @@ def train_draft(
     training, held_out = corpus.split()
     order = np.random.default_rng(seed)
     tokens = encode(tokenizer, [source for _, source in training], order)
-    own = continuations(target, tokens, max(1, rows // 8), seed + 2)
-    read = next(windows(tokens, WINDOW, rows, seed + 6))
-    material = torch.cat([own, read])
+    other = corpus.package_files(rows * WINDOW * CHARACTERS, seed)
+    other_tokens = encode(tokenizer, [source for _, source in other], order)
+    material = torch.cat(
+        [
+            continuations(target, tokens, max(1, rows // 8), seed + 2),
+            next(windows(tokens, WINDOW, rows, seed + 6)),
+            next(windows(other_tokens, WINDOW, rows, seed + 7)),
+        ]
+    )
     ids, probabilities = soft_targets(target, material)
-    count = batch_tokens // WINDOW
-    text = windows(tokens, WINDOW, count, seed + 3)
     torch.manual_seed(seed + 4)
     model = build(DRAFT)
-    optimise(
-        model,
-        lambda step: next(text),
-        lambda batch: cross_entropy(model, batch),
-        steps // 2,
-        muon_lr=0.02,
-        adam_lr=5e-3,
-        name="draft, text",
-    )
     choice = np.random.default_rng(seed + 5)
 
     def chosen(step: int) -> torch.Tensor:
         """Places in the material."""
-        return torch.from_numpy(choice.integers(len(material), size=count))
+        return torch.from_numpy(choice.integers(len(material), size=batch_tokens // WINDOW))
 
     def distillation(places: torch.Tensor) -> torch.Tensor:
         """Cross-entropy of the draft with the target's probabilities, nats per token."""
-        found = logits_of(model, material[places, :-1]).log_softmax(-1)
-        wanted = probabilities[places].float()
-        return -(wanted * found.gather(-1, ids[places].long())).sum(-1).mean()
+        found = logits_of(model, material[places, :-1])
+        wanted = (probabilities[places].float() * found.gather(-1, ids[places].long())).sum(-1)
+        return (found.logsumexp(-1) - wanted).mean()
 
     optimise(
-        model,
-        chosen,
-        distillation,
-        steps - steps // 2,
-        muon_lr=0.015,
-        adam_lr=3e-3,
-        name="draft, distilled",
+        model, chosen, distillation, steps, muon_lr=0.02, adam_lr=4e-3, name="draft", falling=0.5
     )
     unseen = encode(tokenizer, [source for _, source in held_out], order)[:held_out_tokens]
     note(
@@ -393,8 +387,8 @@ def main(
         list[str] | None, typer.Option(help="target, draft or data; all by default.")
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Training steps of the target.")] = 1100,
-    draft_steps: Annotated[int, typer.Option(min=2, help="Training steps of the draft.")] = 2400,
-    rows: Annotated[int, typer.Option(min=1, help="Windows to distil on.")] = 2560,
+    draft_steps: Annotated[int, typer.Option(min=2, help="Training steps of the draft.")] = 19000,
+    rows: Annotated[int, typer.Option(min=1, help="Windows to distil on.")] = 5760,
     batch_tokens: Annotated[int, typer.Option(min=WINDOW, help="Tokens of a step.")] = 8192,
     held_out_tokens: Annotated[
         int, typer.Option(min=2, help="Held-out tokens to measure the losses on.")
