@@ -187,7 +187,7 @@ def estimate(
         seed=seed,
     )
     with console.progress("sampling") as advance:
-        acceptance = estimator.estimate(pair, documents, name, options, advance)
+        acceptance = estimator.estimate(pair, documents, sampled, options, advance)
     acceptance.save(path)
     if as_json:
         _print_json(acceptance.document())
@@ -208,7 +208,7 @@ def solve(
         int | None, typer.Option(min=1, help="Largest tree.", show_default="largest measured")
     ] = None,
     max_depth: Annotated[
-        int | None, typer.Option(min=0, help="Deepest tree.", show_default="16")
+        int | None, typer.Option(min=0, help="Deepest tree.", show_default="32")
     ] = None,
     size: Annotated[int | None, typer.Option(min=1, help="Fix the number of nodes.")] = None,
     depth: Annotated[int | None, typer.Option(min=0, help="Fix the depth limit.")] = None,
@@ -265,10 +265,10 @@ def solve(
     if check and not every:
         raise typer.BadParameter("goes with --all", param_hint="--check")
     if every:
-        if profile or acceptance or output:
+        if profile or acceptance or output or compare or scaling:
             raise typer.BadParameter(
                 "takes every profile and acceptance and writes each tree where it belongs; "
-                "drop --profile, --acceptance and -o",
+                "drop --profile, --acceptance, -o, --compare and --scaling",
                 param_hint="--all",
             )
         _solve_all(options, check, as_json)
@@ -299,7 +299,7 @@ def solve(
     if compare:
         largest = max_size or plan.expected.shape[1] - 1
         plans = {
-            budget: solver.solve(latencies, rates, **(options | {"max_size": budget}))
+            budget: solver.solve(latencies, rates, **(options | {"max_size": budget, "size": None}))
             for budget in BUDGETS
             if budget <= largest
         }
@@ -332,14 +332,14 @@ def _solve_all(options: dict[str, Any], check: bool, as_json: bool) -> None:
     """Solve every profile with every acceptance of its pair, or say which trees are not that."""
     from sequoia_opt import console, fleet
 
-    different, done = [], []
     with console.progress("solving") as advance:
-        for path, tree in fleet.solve_all(Path(), options, advance):
-            done.append(str(path))
-            if not check:
-                tree.save(path)
-            elif line := fleet.difference(path, tree):
-                different.append(line)
+        trees = list(fleet.solve_all(Path(), options, advance))
+    done = [str(path) for path, _ in trees]
+    lines = (fleet.difference(path, tree) for path, tree in trees if check)
+    different = [line for line in lines if line]
+    for path, tree in trees:
+        if not check:
+            tree.save(path)
     if as_json:
         _print_json({"trees": done} | ({"different": different} if check else {}))
     elif check:
@@ -552,6 +552,7 @@ def import_(
     from sequoia_opt.plan import export as formats
     from sequoia_opt.plan import tables
     from sequoia_opt.plan.files import read_text
+    from sequoia_opt.plan.tree import TokenTree
 
     rates = None
     imported: TokenTree | Acceptance | LatencyProfile | None = None
@@ -586,7 +587,12 @@ def import_(
             verifier=used,
         )
         path = output or paths.acceptance_path(target, draft, dataset, used, temperature, top_p)
-    path = path or Path("trees") / "imported" / f"{file.stem}.json"
+    if isinstance(imported, TokenTree):
+        names = {"target": target, "draft": draft}
+        known = {role: name for role, name in names.items() if name != "unknown"}
+        imported = TokenTree(imported.parents, imported.ranks, known)
+        path = output or Path("trees") / "imported" / f"{file.stem}.json"
+    assert path is not None
     _check_output(path)
     assert imported is not None
     imported.save(path)

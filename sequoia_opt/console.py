@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -117,7 +118,9 @@ def acceptance_summary(acceptance: Acceptance) -> None:
 def plan_summary(plan: Plan) -> None:
     """The chosen tree, the next best, and what others use."""
     choice, fastest = plan.choice, plan.fastest
-    if fastest.tree.size == 1:
+    if not plan.may_speculate:
+        out.print("One node was asked for: plain decoding.", markup=False)
+    elif fastest.tree.size == 1:
         out.print(
             "Speculation does not pay here: no tree is predicted to beat plain decoding, "
             "so the tree has one node.",
@@ -138,7 +141,15 @@ def plan_summary(plan: Plan) -> None:
         )
         levels = " ".join(str(len(level)) for level in choice.tree.levels)
         out.print(f"nodes at each depth: {levels}; E*(n, D) by {plan.method}", markup=False)
-        if choice is not fastest:
+        if choice is not fastest and plan.confidence is not None:
+            out.print(
+                f"{fastest.tree.size} nodes are predicted to be {fastest.speedup[0]:.2f} × as fast "
+                f"as plain decoding, but this tree is surer to be fast: its speed-up is exceeded "
+                f"with a probability of {plan.confidence:g} from "
+                f"{np.quantile(choice.speedup, 1 - plan.confidence):.2f} × down.",
+                markup=False,
+            )
+        elif choice is not fastest:
             out.print(
                 f"{fastest.tree.size} nodes are predicted to be {fastest.speedup[0]:.2f} × as fast "
                 "as plain decoding, which the data cannot tell apart: the smaller tree is taken.",

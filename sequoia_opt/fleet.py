@@ -78,6 +78,7 @@ def solve_all(
             f"{root / 'profiles'}: no profile has an acceptance of the same pair; run "
             "`sequoia-opt profile` and `sequoia-opt estimate` first"
         )
+    taken: dict[Path, Path] = {}
     for done, (profile_path, profile, rates_path, acceptance) in enumerate(jobs, start=1):
         try:
             plan = solve(profile, acceptance, **options)
@@ -85,6 +86,12 @@ def solve_all(
             raise SequoiaError(f"{profile_path} with {rates_path.name}: {error}") from None
         slug = str(profile.hardware.get("slug", "unknown"))
         path = root / paths.tree_path(slug, profile_path, acceptance)
+        if path in taken:
+            raise SequoiaError(
+                f"{rates_path} and {taken[path].name} are of the same dataset, verifier and "
+                "temperature; only one of them can have the tree"
+            )
+        taken[path] = rates_path
         yield path, planned_tree(plan, Source(profile_path, rates_path), options)
         progress(done, len(jobs))
 
@@ -105,8 +112,10 @@ def difference(path: Path, tree: TokenTree) -> str | None:
 
 
 def _compared(tree: TokenTree) -> dict[str, Any]:
-    """What must be the same: not the program's version."""
-    return {key: value for key, value in tree.metadata.items() if key != "provenance"}
+    """What must be the same: all but the program's version."""
+    provenance = dict(tree.metadata.get("provenance", {}))
+    provenance.pop("sequoia_opt", None)
+    return tree.metadata | {"provenance": provenance}
 
 
 def _unlike(found: Any, expected: Any, place: str = "") -> str | None:

@@ -38,5 +38,9 @@ def load(path: Path) -> dict[str, Any] | FloatArray:
     if isinstance(found, dict):
         return {k: v.tolist() if isinstance(v, torch.Tensor) else v for k, v in found.items()}
     if isinstance(found, torch.Tensor) and found.ndim == 1 and len(found) > 2:
-        return np.asarray(found[1:-1].double().numpy())
+        rates = np.asarray(found[1:-1].double().numpy())
+        for rank, rate in enumerate(rates, start=1):
+            if not 0 <= rate <= 1:
+                raise SequoiaError(f"{path}: rank {rank}: found {rate:g}, expected 0 to 1")
+        return rates
     raise SequoiaError(f"{path}: found neither a growmap nor a vector of acceptance rates")

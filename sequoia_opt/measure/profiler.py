@@ -30,6 +30,7 @@ Progress = Callable[[int, int], None]
 Point = tuple[str, int, int, int]
 """Role, sequences, cached tokens and query tokens of a forward."""
 
+DRAFT_SAMPLES = 5
 # Greedy, sampling, and sampling from a cut distribution: what a step costs besides its forwards
 # depends on which of these it does, not on the numbers.
 SAMPLING = ((0.0, 1.0), (0.6, 1.0), (0.6, 0.9))
@@ -59,12 +60,14 @@ class _Timed:
     """Something to run again and again, and how long it took, in milliseconds.
 
     Attributes:
-        twice: time the second of two runs in a row: in a step a draft forward follows another
-            one, and what the first costs more counts as overhead.
+        warm: run once before it is timed: in a step a draft forward follows another one, and
+            what the first costs more counts as overhead.
+        samples: runs of a round, of which the median counts; a short one needs more of them.
     """
 
     run: Callable[[], object]
-    twice: bool = False
+    warm: bool = False
+    samples: int = 1
     times: list[float] = field(default_factory=list)
 
 
@@ -168,7 +171,9 @@ def _forwards(
     """Every forward of a batch to time."""
     return {
         (role, batch, context, count): _Timed(
-            _forward(runner, context, count, batch), twice=role == "draft"
+            _forward(runner, context, count, batch),
+            warm=role == "draft",
+            samples=DRAFT_SAMPLES if role == "draft" else 1,
         )
         for role, runner in (("target", pair.target), ("draft", pair.draft))
         for context in contexts
@@ -211,15 +216,34 @@ def _rounds(
     for number in range(total):
         shuffle(order)
         for item in order:
-            if item.twice:
+            if item.warm:
                 item.run()
-            _synchronize(device)
-            started = time.perf_counter()
-            item.run()
-            _synchronize(device)
+            samples = []
+            for _ in range(item.samples):
+                _synchronize(device)
+                started = time.perf_counter()
+                item.run()
+                _synchronize(device)
+                samples.append(1000 * (time.perf_counter() - started))
             if number >= options.warm_up:
-                item.times.append(1000 * (time.perf_counter() - started))
+                item.times.append(float(np.median(samples)))
         progress(number + 1, total)
+    steady = without_drift([item.times for item in timed])
+    for item, times in zip(timed, steady, strict=True):
+        item.times = times
+
+
+def without_drift(times: Sequence[Sequence[float]]) -> list[list[float]]:
+    """Times of each point by round, with what made a whole round faster or slower divided out.
+
+    A shared machine's speed wanders by tens of per cent over a minute. Within a round it hits
+    all points alike, and speed-ups are ratios of them: only what a point does of its own is
+    its spread.
+    """
+    table: FloatArray = np.asarray(times, dtype=np.float64)
+    paces = np.median(table / np.median(table, axis=1, keepdims=True), axis=0)
+    steady: list[list[float]] = (table / paces).tolist()
+    return steady
 
 
 def _synchronize(device: torch.device) -> None:

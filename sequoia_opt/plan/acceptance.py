@@ -65,6 +65,10 @@ class Acceptance:
         self.rates = np.asarray(self.rates, dtype=np.float64)
         if self.by_depth is not None:
             self.by_depth = np.asarray(self.by_depth, dtype=np.float64)
+        if not 0 <= self.temperature < np.inf:
+            raise SequoiaError(f"temperature: found {self.temperature:g}, expected at least 0")
+        if not 0 < self.top_p <= 1:
+            raise SequoiaError(f"top_p: found {self.top_p:g}, expected above 0 and at most 1")
         for name, table in (("acceptance", self.rates[None]), ("by_depth", self.by_depth)):
             if table is None:
                 continue
@@ -151,7 +155,7 @@ class Acceptance:
         With traces by replay, whole documents resampled; without them E(T), the rates resampled
         within their intervals, or repeated where they have none.
         """
-        generator = np.random.default_rng(seed)
+        generator = np.random.default_rng([seed, 1])  # the timings have a stream of their own
         depth = max(1, *(tree.depth for tree in trees))
         tables = np.repeat(self.table(depth)[None], count + 1, axis=0)
         if self.low is not None and self.high is not None and self.by_depth is None:
@@ -165,7 +169,10 @@ class Acceptance:
         if documents:
             drawn = generator.multinomial(documents, np.full(documents, 1 / documents), count)
             weights[:, 1:] = drawn.T
-        replayed = (tokens @ weights) / np.maximum(steps @ weights, 1.0)
+        counted = steps @ weights
+        replayed = (tokens @ weights) / np.maximum(counted, 1.0)
+        # Of the documents drawn none may be long enough to show a whole step.
+        replayed = np.where(counted > 0, replayed, replayed[:, :1])
         return np.stack(
             [
                 row if steps[place].any() else _path_products(tables, tree).sum(axis=0)
@@ -233,20 +240,19 @@ class Acceptance:
             *("format", "version", "acceptance", "positions", "target", "draft", "dataset"),
             *("temperature", "top_p", "verifier", "fit", *optional),
         }
+        facts: dict[str, Any] = {
+            "positions": fields.integer("positions", default=0),
+            "target": fields.text("target", "unknown"),
+            "draft": fields.text("draft", "unknown"),
+            "dataset": fields.text("dataset", "unknown"),
+            "temperature": fields.number("temperature", 0.0, default=0.0),
+            "top_p": fields.number("top_p", 0.0, 1.0, default=1.0),
+            "verifier": fields.text("verifier", "sequoia"),
+            "fit": fields.text("fit", "raw"),
+            "extra": {key: value for key, value in document.items() if key not in known},
+        }
         try:
-            return cls(
-                rates=rates,
-                positions=fields.integer("positions", default=0),
-                target=fields.text("target", "unknown"),
-                draft=fields.text("draft", "unknown"),
-                dataset=fields.text("dataset", "unknown"),
-                temperature=fields.number("temperature", 0.0, default=0.0),
-                top_p=fields.number("top_p", 0.0, 1.0, default=1.0),
-                verifier=fields.text("verifier", "sequoia"),
-                fit=fields.text("fit", "raw"),
-                extra={key: value for key, value in document.items() if key not in known},
-                **optional,
-            )
+            return cls(rates=rates, **facts, **optional)
         except SequoiaError as error:
             raise SequoiaError(f"{path}: {error}") from None
 

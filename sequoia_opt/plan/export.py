@@ -92,7 +92,7 @@ def of_growmap(found: Mapping[str, Any], where: str) -> TokenTree:
     orphans = [node for node in range(1, len(parents)) if parents[node] == -1]
     if not children or orphans:
         raise SequoiaError(f"{where}: Successors: node {orphans[0] if orphans else 0} is missing")
-    if int(found.get("size", len(children))) != len(children):
+    if found.get("size", len(children)) != len(children):
         raise SequoiaError(
             f"{where}: size: found {found['size']}, expected {len(children)} (its Successors)"
         )
@@ -302,7 +302,9 @@ _CHAIN_KEYS = re.compile(
     r"(?:num_speculative_tokens|spec-draft-n-max|draft-max|max_draft_len|speculative-num-steps"
     r"|num_assistant_tokens)['\"]?\s*[:=\s]\s*(\d+)"
 )
-_TREE_KEYS = re.compile(r"(?:speculative_token_tree|eagle_choices)['\"]?\s*[:=]\s*['\"]?(\[.*\])")
+_TREE_KEYS = re.compile(
+    r"(?:speculative_token_tree|eagle_choices)['\"]?\s*[:=]\s*['\"]?(\[.*\])", re.DOTALL
+)
 
 
 def read(text: str, where: str) -> TokenTree:
@@ -313,13 +315,17 @@ def read(text: str, where: str) -> TokenTree:
     """
     stripped = text.strip()
     written = _TREE_KEYS.search(stripped)
+    if (named := re.search(r"speculative_token_tree|eagle_choices", stripped)) and not written:
+        raise SequoiaError(
+            f"{where}: {named.group()}: found no list, expected [[0], [1], [0, 0], …] behind it"
+        )
     if written or stripped.startswith("["):
         return of_paths(_literal(written.group(1) if written else stripped, where), where)
     if stripped.startswith("{"):
         found = _literal(stripped, where)
         if isinstance(found, dict) and "Successors" in found:
             return of_growmap(found, where)
-    topk = re.search(r"(?:eagle-topk|max_topK)\s*[:=\s]\s*(\d+)", stripped)
+    topk = re.search(r"(?:eagle-topk|max_topK)['\"]?\s*[:=\s]\s*(\d+)", stripped)
     if topk and int(topk.group(1)) > 1:
         raise SequoiaError(f"{where}: the engine grows this tree itself; it cannot be imported")
     if counts := _CHAIN_KEYS.findall(stripped):
@@ -333,9 +339,9 @@ def read(text: str, where: str) -> TokenTree:
 def _literal(text: str, where: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         raise SequoiaError(f"{where}: neither JSON nor a Python literal") from None

@@ -161,9 +161,13 @@ class LatencyProfile:
     overhead: dict[str, Overhead]
     extra: dict[str, Any] = field(default_factory=dict)
 
-    def contexts(self) -> tuple[int, int]:
-        """Smallest and largest context measured for both models."""
-        ranges = [[c.context for c in model.curves] for model in (self.target, self.draft)]
+    def contexts(self, batch: int = 1) -> tuple[int, int]:
+        """Smallest and largest context measured for both models with this batch.
+
+        Raises:
+            SequoiaError: a batch that was not measured.
+        """
+        ranges = [[c.context for c in m._of_batch(batch)] for m in (self.target, self.draft)]
         return max(min(r) for r in ranges), min(max(r) for r in ranges)
 
     def overhead_for(self, verifier: str) -> Overhead:
@@ -284,8 +288,12 @@ def _read_curve(fields: Fields) -> Curve:
     for name, values in quantities.items():
         if values.size != len(tokens):
             raise fields.fail(name, f"{len(tokens)} numbers, one for each of `tokens`")
-    if (quantities["median_ms"] <= 0).any():
-        raise fields.fail("median_ms", "times above 0")
+    for name, values in quantities.items():
+        if (values <= 0).any():
+            raise fields.fail(name, "times above 0")
+    for first, second in (("low_ms", "median_ms"), ("median_ms", "high_ms")):
+        if (quantities[first] > quantities[second]).any():
+            raise fields.fail(first, f"nothing above {second}")
     return Curve(
         batch=fields.integer("batch", minimum=1),
         context=fields.integer("context"),

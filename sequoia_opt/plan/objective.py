@@ -61,6 +61,11 @@ class Objective:
         self.target_ms = self._table(profile.target, replicates, generator)
         self.draft_ms = self._table(profile.draft, replicates, generator)
         self.plain_ms = self.step_ms(AUTOREGRESSIVE)
+        if not (self.plain_ms > 0).all():
+            raise SequoiaError(
+                f"overhead of {work}: found {self.overhead.constant_ms:g} ms, which leaves plain "
+                "decoding no time at all; profile again"
+            )
 
     @property
     def largest(self) -> int:

@@ -31,6 +31,10 @@ def k_ary(k: int, depth: int) -> TokenTree:
     return TokenTree.from_paths(paths)
 
 
+NAMES = ("chain", "k-sequences", "k-ary")
+"""What other engines run, in the order of `families`."""
+
+
 @dataclass(frozen=True)
 class Shapes:
     """All trees of one shape up to a size and a depth, as numbers: [first parameter, depth].
@@ -77,7 +81,8 @@ def families(table: FloatArray, max_size: int) -> dict[str, Shapes]:
     every = np.arange(1, ranks + 1)[:, None]
     flat = np.hstack((np.ones_like(every), np.repeat(every, max_depth, axis=1)))
     # Past the largest size counts only have to stay past it, not to grow without bound.
-    powers = np.minimum(every.astype(float) ** np.arange(max_depth + 1), max_size + 1)
+    powers = every.astype(float) ** np.arange(max_depth + 1).clip(max=64)
+    powers = np.minimum(powers, max_size + 1)
     products = np.cumprod(np.cumsum(table, axis=1), axis=0).T  # [k, depth]
     full: FloatArray = np.cumsum(np.insert(products, 0, 1.0, axis=1), axis=1)
     return {

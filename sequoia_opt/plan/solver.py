@@ -31,6 +31,7 @@ DEFAULT_MAX_DEPTH = 32
 DEFAULT_CONTEXT = 512
 FINALISTS = 32
 STARTS = 4  # depth limits that the search starts from
+LARGEST_CLIMB = 128  # nodes; its time grows with their square
 CLIMBS = 12  # trees of most tokens that the search starts from where rates rise with the rank
 SHOWN_RUNNERS_UP = 4
 SHAPES_JUDGED = 6  # trees of each shape that replay decides among
@@ -90,6 +91,7 @@ class Plan:
         speed: tokens per second of each of these trees, likewise, independence assumed.
         method: how E*(n, D) was found.
         contexts: weight of each number of cached tokens that the prediction is for.
+        may_speculate: whether trees of more than one node were allowed at all.
     """
 
     choice: Candidate
@@ -101,6 +103,8 @@ class Plan:
     method: str
     contexts: Mapping[float, float]
     batch: int
+    confidence: float | None
+    may_speculate: bool
     verifier: str
     profile: LatencyProfile
     acceptance: Acceptance
@@ -121,7 +125,7 @@ class Plan:
                 predicted[name] = rounded(values[0])
             low, high = interval(values)
             predicted |= {f"{name}_low": rounded(low), f"{name}_high": rounded(high)}
-        if choice.tree.size > 1:
+        if choice.tree.size > 1 and len(choice.speedup) > 1:
             predicted["pays"] = rounded(choice.pays)
         metadata: dict[str, Any] = {
             "expected_tokens": rounded(choice.expected_tokens),
@@ -184,12 +188,14 @@ def solve(
     Raises:
         SequoiaError: the profile has no point for what was asked.
     """
-    _check_options(max_size, max_depth, size, depth, max_width, confidence)
+    _check_options(max_size, max_depth, size, depth, max_width, shape, confidence)
     verifier = GREEDY if acceptance.temperature == 0 else acceptance.verifier
     work = verifier + (TOP_P if verifier != GREEDY and acceptance.top_p < 1 else "")
     if context is None:
-        context = _default_context(profile, acceptance)
+        context = _default_context(profile, acceptance, batch)
     contexts = context if isinstance(context, Mapping) else {float(context): 1.0}
+    if not contexts or not min(contexts.values()) > 0:
+        raise SequoiaError("context: found no weights, expected weights above 0")
     objective = Objective(profile, work, contexts, batch, replicates)
     largest = objective.largest
     wanted = max(size or 0, max_size or 0)
@@ -204,6 +210,12 @@ def solve(
     allowed = np.full(max_size + 1, size is None)
     allowed[0], allowed[max_size] = False, True
 
+    max_depth = min(max_depth, max_size - 1)  # no tree is deeper
+    if max_depth and not np.isfinite(objective.draft_ms[0, 2:3]).all():
+        raise SequoiaError(
+            f"the profile of {profile.draft.model} has no point for 2 tokens, the first draft "
+            "forward of every step; profile with more --tokens"
+        )
     table = acceptance.table(max(1, max_depth))[:, :max_width]
     family = best_trees(table, max_size)
     speed = _surface(family, objective, allowed, max_depth, depth)
@@ -222,6 +234,8 @@ def solve(
         )
     judge = _Judge(objective, acceptance, replicates)
     candidates = judge.candidates("solved", list(dict.fromkeys(trees)))
+    # What replay says of some trees is not to be compared with what independence promises others.
+    candidates = [c for c in candidates if c.replayed_tokens is not None] or candidates
     fastest, choice = _choose(candidates, confidence)
     return Plan(
         choice=choice,
@@ -233,6 +247,8 @@ def solve(
         method="best-first" if isinstance(family, BestFirst) else "dynamic programme",
         contexts=objective.contexts,
         batch=batch,
+        confidence=confidence,
+        may_speculate=max_depth > 0,
         verifier=verifier,
         profile=profile,
         acceptance=acceptance,
@@ -245,6 +261,7 @@ def _check_options(
     size: int | None,
     depth: int | None,
     max_width: int | None,
+    shape: str,
     confidence: float | None,
 ) -> None:
     for name, value, least in (
@@ -253,12 +270,16 @@ def _check_options(
     ):  # fmt: skip
         if value is not None and value < least:
             raise SequoiaError(f"{name}: found {value}, expected at least {least}")
+    if shape != ANY_TREE and shape not in shapes.NAMES:
+        raise SequoiaError(
+            f"shape: found {shape!r}, expected {ANY_TREE}, {', '.join(shapes.NAMES)}"
+        )
     if confidence is not None and not 0 < confidence < 1:
         raise SequoiaError(f"confidence: found {confidence:g}, expected more than 0, less than 1")
 
 
-def _default_context(profile: LatencyProfile, acceptance: Acceptance) -> float:
-    low, high = profile.contexts()
+def _default_context(profile: LatencyProfile, acceptance: Acceptance, batch: int) -> float:
+    low, high = profile.contexts(batch)
     wanted = DEFAULT_CONTEXT if acceptance.context is None else acceptance.context
     return float(min(max(wanted, low), high))
 
@@ -304,7 +325,7 @@ def _searched(
     family: Family, speed: FloatArray, table: FloatArray, objective: Objective, allowed: BoolArray
 ) -> list[TokenTree]:
     """Trees that may be faster than those of most tokens."""
-    if not len(table):
+    if not len(table) or np.isnan(speed).all():
         return []
     if isinstance(family, BestFirst):
         depths = list(dict.fromkeys(depth for depth, _ in _ranked(speed)))[:STARTS]
@@ -312,6 +333,7 @@ def _searched(
     return [
         climb(table, family.tree(size, depth), objective, allowed)
         for depth, size in _ranked(speed)[:CLIMBS]
+        if size <= LARGEST_CLIMB
     ]
 
 
@@ -321,10 +343,8 @@ def _of_shape(
     """The most promising trees of one shape, and plain decoding."""
     found = [AUTOREGRESSIVE] if allowed[1] else []
     if len(table):
-        families = shapes.families(table, len(allowed) - 1)
-        if name not in families:
-            raise SequoiaError(f"shape: found {name!r}, expected tree, {', '.join(families)}")
-        found += _fastest_of(families[name], objective, allowed)
+        shape = shapes.families(table, len(allowed) - 1)[name]
+        found += _fastest_of(shape, objective, allowed)
     return found
 
 
@@ -342,7 +362,7 @@ class _Judge:
                 name=name,
                 tree=tree,
                 expected_tokens=self._acceptance.expected_tokens(tree),
-                replayed_tokens=float(row[0]) if self._acceptance.traces else None,
+                replayed_tokens=self._acceptance.replayed_tokens(tree),
                 tokens=row,
                 step_ms=self._objective.step_ms(tree),
                 plain_ms=self._objective.plain_ms,

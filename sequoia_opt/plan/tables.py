@@ -16,10 +16,11 @@ import numpy as np
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.files import FloatArray, one_line, read_text
-from sequoia_opt.plan.latency import GREEDY, Curve, LatencyProfile, ModelLatency, Overhead
+from sequoia_opt.plan.latency import GREEDY, TOP_P, Curve, LatencyProfile, ModelLatency, Overhead
 
 LATENCY_COLUMNS = ("role", "batch", "context", "tokens", "ms")
 ROLES = ("target", "draft")
+VERIFIERS = ("sequoia", "specinfer", "topk", "traversal")
 
 
 def read_csv(path: str | Path) -> list[list[str]]:
@@ -51,7 +52,7 @@ def acceptance_rates(rows: Sequence[Sequence[str]], where: str) -> FloatArray:
     Raises:
         SequoiaError: no numbers, rows of different lengths, or rates that cannot be.
     """
-    if not _is_number(rows[0][0]):
+    if not any(_is_number(cell) for cell in rows[0]):
         rows = rows[1:]
     if not rows:
         raise SequoiaError(f"{where}: no rows of rates")
@@ -142,14 +143,14 @@ def profile_of(
             times = np.array([found[count] for count in tokens_of])
             curves.append(Curve(batch, context, tokens_of, times, times, times))
         models.append(ModelLatency(name, "", curves))
-    nothing = Overhead(0.0, 0.0, 0.0)
+    names = [GREEDY, *(verifier + cut for verifier in VERIFIERS for cut in ("", TOP_P))]
     return LatencyProfile(
         hardware={"slug": hardware, "name": hardware},
         software={},
         engine={},
         target=models[0],
         draft=models[1],
-        overhead=dict.fromkeys((GREEDY, "sequoia", "sequoia-top-p"), nothing),
+        overhead=dict.fromkeys(names, Overhead(0.0, 0.0, 0.0)),
     )
 
 

@@ -16,6 +16,7 @@ from sequoia_opt.measure.profiler import (
     median_interval,
     overhead_trees,
     profile,
+    without_drift,
 )
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.acceptance import Acceptance
@@ -57,6 +58,18 @@ def test_measures_batches(make_pair: Callable[..., Any]) -> None:
     plan = solve(found, Acceptance(np.array([0.6, 0.2])), batch=16)
     assert plan.choice.tree.size <= 8
     assert plan.tree.metadata["batch"] == 16
+
+
+def test_drift_is_no_spread() -> None:
+    """Rounds on a machine whose speed wanders: the points' ratios come out as they are."""
+    generator = np.random.default_rng(0)
+    wander = np.exp(0.3 * generator.standard_normal(25))
+    true = np.array([1.0, 2.0, 5.0, 9.0, 9.5])
+    noise = np.exp(0.01 * generator.standard_normal((5, 25)))
+    steady = np.array(without_drift(true[:, None] * wander * noise))
+    medians = np.median(steady, axis=1)
+    assert medians / medians[0] == pytest.approx(true, rel=0.01)
+    assert (steady.std(axis=1) / medians < 0.02).all()
 
 
 def test_overhead_fit_finds_its_parts() -> None:
