@@ -128,7 +128,7 @@ def plan_summary(plan: Plan) -> None:
         )
     elif choice.tree.size == 1:
         out.print(
-            f"Speculation is not sure to pay here: the fastest tree, of {fastest.tree.size} "
+            f"Speculation hardly pays here: the fastest tree, of {fastest.tree.size} "
             f"nodes, is predicted at {_speedup(fastest)}, so the tree has one node.",
             markup=False,
         )

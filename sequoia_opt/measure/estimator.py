@@ -128,7 +128,7 @@ def _prepare(
                 continue
         elif not prompt:
             prompt = text[: max(1, len(text) // 2)][: options.max_prompt_tokens]
-        room = positions - options.max_new_tokens
+        room = positions - options.max_new_tokens - 1  # and the first token
         if room < 1:
             raise SequoiaError(
                 f"max-new-tokens: found {options.max_new_tokens}, but {pair.target.name} has only "
@@ -151,10 +151,11 @@ def _continuations(
     """Sample along the target's own continuations; yields tokens done as it goes.
 
     Each position is verified once at full width, and the text goes on with the token that this
-    verification emitted.
+    verification emitted. The first token is not counted: decoding takes it from the prompt's own
+    forward, and its first step starts after it.
     """
     longest = max(len(s.prompt) for s in batch)
-    room = max(len(s.text) for s in batch)
+    room = 1 + max(len(s.text) for s in batch)
     pad = torch.tensor([longest - len(s.prompt) for s in batch], device=pair.device)
     rows = [[0] * (longest - len(s.prompt)) + s.prompt for s in batch]
     tokens = torch.tensor(rows, device=pair.device)
@@ -165,8 +166,9 @@ def _continuations(
     alive = np.ones(len(batch), dtype=np.bool_)
     for position in range(room):
         trial = verifier.trial(logits[0], logits[1], width)
-        _record(trial, batch, alive, position)
-        yield int(alive.sum())
+        if position:
+            _record(trial, batch, alive, position)
+            yield int(alive.sum())
         alive &= ~np.isin(trial.token.cpu().numpy(), list(pair.end_tokens))
         if not alive.any() or position + 1 == room:
             break
@@ -232,6 +234,8 @@ def _summary(
     sums = np.stack([s.sums for s in samples])
     counts = [len(s.trace) for s in samples]
     positions = sum(counts)
+    if not positions:
+        raise SequoiaError(f"{dataset}: the target ended every document with its first token")
     measured = sums.sum(axis=0) / positions
     low, high = bootstrap_rates(sums, counts)
     rates, fit = fit_monotone(measured, low, high, positions)

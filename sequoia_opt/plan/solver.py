@@ -35,6 +35,7 @@ LARGEST_CLIMB = 128  # nodes; its time grows with their square
 CLIMBS = 12  # trees of most tokens that the search starts from where rates rise with the rank
 SHOWN_RUNNERS_UP = 4
 SHAPES_JUDGED = 6  # trees of each shape that replay decides among
+GIVEN_UP = 0.01  # predicted speed that a smaller tree may cost, where the data cannot tell
 NEGLIGIBLE = 1e-9  # relative difference of two speeds that is rounding
 
 
@@ -82,8 +83,9 @@ class Plan:
     """What the solver found.
 
     Attributes:
-        choice: the smallest tree that the data cannot tell from the fastest; with a wanted
-            confidence, the tree of largest lower bound.
+        choice: the smallest tree that the data cannot tell from the fastest, of those within
+            1 % of its predicted speed; with a wanted confidence, the tree of largest lower
+            bound.
         fastest: the tree of highest predicted speed.
         runners_up: the next best of other sizes.
         baselines: plain decoding and the fastest of each shape that other tools use.
@@ -390,7 +392,14 @@ def _choose(
 
 
 def _alike(smaller: Candidate, fastest: Candidate) -> bool:
-    """Whether the data cannot tell that `fastest` is faster: it is not in some replicates."""
+    """Whether the data cannot tell that `fastest` is faster, nor does it promise much more.
+
+    It is not faster in some replicates. These carry the noise of every single timing, so on a
+    noisy machine many trees are alike; the best guess is still the best, and is not given up
+    for more than a little.
+    """
+    if smaller.speedup[0] < (1 - GIVEN_UP) * fastest.speedup[0]:
+        return False
     slower = fastest.speedup[1:] <= smaller.speedup[1:] * (1 + NEGLIGIBLE)
     return bool(len(slower)) and float(slower.mean()) > TAIL
 

@@ -57,15 +57,12 @@ def test_sampled_text_is_distributed_as_plain_sampling(pair: Any) -> None:
             assert chi2_contingency(rows.numpy()).pvalue > 1e-3
 
 
-def test_acceptance_is_as_the_training_recorded_it(pair: Any) -> None:
-    """Greedy acceptance of the first rank on held-out code, teacher-forced."""
-    record = json.loads((demo.FOLDER / "training.json").read_text())
+def test_the_draft_is_worth_its_place(pair: Any) -> None:
+    """Greedy acceptance of the first rank on held-out code, teacher-forced, is 0.70."""
     name, documents = load_dataset()
-    options = Options(teacher_forced=True, max_new_tokens=256, limit=24)
-    acceptance = estimate(pair, documents, name, options)
-    assert acceptance.positions > 4000
-    assert acceptance.low is not None
-    assert acceptance.high is not None
-    # The record is over all of the held-out modules, this over excerpts of them.
-    spread = acceptance.high[0] - acceptance.low[0]
-    assert abs(acceptance.rates[0] - record["draft_agreement"]) < spread
+    acceptance = estimate(pair, documents, name, Options(teacher_forced=True, max_new_tokens=256))
+    assert acceptance.positions > 13_000
+    assert acceptance.rates[0] >= 0.70
+    # The training's record is over all of the held-out modules, this over excerpts of them.
+    record = json.loads((demo.FOLDER / "training.json").read_text())
+    assert acceptance.rates[0] == pytest.approx(record["draft_agreement"], abs=0.03)

@@ -58,13 +58,14 @@ def test_greedy_ranks_are_the_full_forwards_own(pair: Any, make_model: Callable[
         for document, trace in zip(given, found.traces, strict=True):
             prompt = torch.tensor([ids(document.prompt)])
             text = target.generate(
-                prompt, max_new_tokens=20, do_sample=False, pad_token_id=0,
+                prompt, max_new_tokens=21, do_sample=False, pad_token_id=0,
                 attention_mask=torch.ones_like(prompt),
             )  # fmt: skip
             order = draft(text[:, :-1], use_cache=False).logits[0].argsort(-1, descending=True)
+            # Not the first token: decoding has it of the prompt's own forward.
             ranks = [
                 (order[place - 1] == text[0, place]).nonzero().item() + 1
-                for place in range(prompt.shape[1], text.shape[1])
+                for place in range(prompt.shape[1] + 1, text.shape[1])
             ]
             assert trace == [rank if rank <= 10 else 0 for rank in ranks]
     counted = np.bincount([r for t in found.traces for r in t], minlength=11)[1:]
@@ -82,10 +83,9 @@ def test_replay_is_what_decoding_does(pair: Any) -> None:
         (tokens,), (steps,) = found.replay([tree])
         decoder = Decoder(pair, tree)
         for i, document in enumerate(given):
-            stream = decoder.stream(ids(document.prompt), 60, ignore_eos=True)
+            stream = decoder.stream(ids(document.prompt), 61, ignore_eos=True)
             pieces = list(stream)
-            # The trace starts with the first token, which decoding gets from the prompt.
-            trace = found.traces[i][1:]
+            trace = found.traces[i]
             node, lengths, length = 0, [], 0
             for rank in trace:
                 length += 1
