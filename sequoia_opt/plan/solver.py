@@ -213,7 +213,7 @@ def solve(
     allowed[0], allowed[max_size] = False, True
 
     max_depth = min(max_depth, max_size - 1)  # no tree is deeper
-    if max_depth and not np.isfinite(objective.draft_ms[0, 2:3]).all():
+    if max_depth and not np.isfinite(objective.draft_ms[0, 2:3]).any():
         raise SequoiaError(
             f"the profile of {profile.draft.model} has no point for 2 tokens, the first draft "
             "forward of every step; profile with more --tokens"

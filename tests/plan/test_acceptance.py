@@ -226,3 +226,10 @@ def test_refuses_malformed_files(tmp_path: Path, change: dict[str, object], comp
     with pytest.raises(SequoiaError, match=complaint) as caught:
         Acceptance.load(path)
     assert str(path) in str(caught.value)
+
+
+def test_short_answers_do_not_invent_steps_without_tokens() -> None:
+    """Resampled documents of which none is long enough for a step say nothing."""
+    acceptance = Acceptance(np.array([0.6]), traces=[[1, 0] * 40, *[[1, 0]] * 12])
+    row = acceptance.replicates([shapes.chain(9)], 200)[0]
+    assert (row > 1).all()

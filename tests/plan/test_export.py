@@ -113,3 +113,21 @@ def test_one_node_is_not_exported() -> None:
         export(shapes.chain(1), "vllm")
     with pytest.raises(SequoiaError, match="found 'x', expected one of vllm"):
         export(shapes.chain(2), "x")
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("eagle_choices:\n- [0]\n- [1]\n", "eagle_choices: found no list"),
+        ('{"max_draft_len": 3, "dynamic_tree_max_topK": 10}', "grows this tree itself"),
+        ('{"Successors": [[1], []], "size": "two"}', "size: found two"),
+        ("[" * 5000, "neither JSON nor"),
+    ],
+)
+def test_trees_are_not_taken_for_chains(text: str, complaint: str) -> None:
+    with pytest.raises(SequoiaError, match=complaint):
+        read(text, "there")
+
+
+def test_paths_over_several_lines() -> None:
+    assert read("eagle_choices: [[0],\n  [1]]", "there") == shapes.k_ary(2, 1)

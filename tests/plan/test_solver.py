@@ -155,3 +155,34 @@ def test_confidence_maximises_the_lower_bound() -> None:
     assert sure(careful.choice.speedup) >= sure(bold.fastest.speedup)
     with pytest.raises(SequoiaError, match="confidence: found 1"):
         solve(profile, acceptance, confidence=1.0)
+
+
+def test_replay_is_not_compared_with_independence() -> None:
+    """Trees too deep for the traces do not compete with those that replay has judged."""
+    acceptance = Acceptance(np.array([0.97, 0.01]), traces=[[1] * 10 + [0, 1]] * 8)
+    plan = solve(make_profile(slope=0.01, draft_ms=0.1), acceptance)
+    assert plan.choice.replayed_tokens is not None
+    assert plan.tree.depth <= 12
+
+
+@pytest.mark.parametrize(
+    "options", [{"size": 40, "max_depth": 1}, {"size": 8, "max_width": 1, "max_depth": 3}]
+)
+def test_no_such_tree(options: dict[str, int]) -> None:
+    with pytest.raises(SequoiaError, match=f"no tree of {options['size']} nodes"):
+        solve(make_profile(), Acceptance(np.array([0.5, 0.2])), **options)  # type: ignore[arg-type]
+
+
+def test_a_draft_that_was_not_measured_at_two_tokens() -> None:
+    profile = make_profile()
+    for curve in profile.draft.curves:
+        curve.tokens = curve.tokens[:1]
+        curve.median_ms = curve.low_ms = curve.high_ms = curve.median_ms[:1]
+    with pytest.raises(SequoiaError, match="draft has no point for 2 tokens"):
+        solve(profile, Acceptance(np.array([0.5])))
+    assert solve(profile, Acceptance(np.array([0.5])), size=1).tree.size == 1
+
+
+def test_an_overhead_below_nothing_is_refused() -> None:
+    with pytest.raises(SequoiaError, match="found -50 ms"):
+        solve(make_profile(overhead=-50.0), Acceptance(np.array([0.5]), verifier="greedy"))

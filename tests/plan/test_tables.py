@@ -102,3 +102,9 @@ def test_files_that_are_no_tables(tmp_path: Path) -> None:
         read_csv(tmp_path / "empty.csv")
     (tmp_path / "excel.csv").write_bytes(b"\xef\xbb\xbf0.5, 0.1\r\n")
     assert read_csv(tmp_path / "excel.csv") == [["0.5", "0.1"]]
+
+
+@pytest.mark.parametrize("first", ["O.63,0.11", ",0.11"])
+def test_a_row_with_a_slip_is_no_header(first: str) -> None:
+    with pytest.raises(SequoiaError, match="row 1, rank 1: found"):
+        acceptance_rates(rows_of(first + "\n0.5,0.2"), "f")
