@@ -110,13 +110,7 @@ def profile(
             _fill(runner, contexts[-1], tokens[-1], batch)
         # Sequences are decoded one at a time, so only a batch of 1 has steps to time.
         timed = [*points.values(), *(step for _, _, step in steps if batch == 1)]
-        before = number * (options.warm_up + options.repeats)
-        _rounds(
-            timed,
-            pair.device,
-            options,
-            lambda done, total, before=before: progress(before + done, len(batches) * total),  # type: ignore[misc]
-        )
+        _rounds(timed, pair.device, options, _part(progress, number, len(batches)))
     models = {
         role: ModelLatency(
             name,
@@ -145,6 +139,11 @@ def profile(
         draft=models["draft"],
         overhead=_overhead(steps, forwards, tokens, context),
     )
+
+
+def _part(progress: Progress, number: int, parts: int) -> Progress:
+    """The progress of one of several parts of equal length, as progress of the whole."""
+    return lambda done, total: progress(number * total + done, parts * total)
 
 
 def tokens_of_batch(tokens: list[int], batch: int) -> list[int]:
