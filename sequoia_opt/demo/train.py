@@ -310,7 +310,13 @@ def soft_targets(target: PreTrainedModel, rows: torch.Tensor) -> tuple[torch.Ten
 
 
 def train_draft(
-    folder: Path, steps: int, rows: int, batch_tokens: int, held_out_tokens: int, seed: int
+    folder: Path,
+    steps: int,
+    rows: int,
+    batch_tokens: int,
+    held_out_tokens: int,
+    seed: int,
+    compiled: bool,
 ) -> None:
     """Stage 2: the draft, on the target's probabilities.
 
@@ -348,7 +354,14 @@ def train_draft(
         return (found.logsumexp(-1) - wanted).mean()
 
     optimise(
-        model, chosen, distillation, steps, muon_lr=0.02, adam_lr=4e-3, name="draft", falling=0.55
+        model,
+        chosen,
+        torch.compile(distillation) if compiled else distillation,
+        steps,
+        muon_lr=0.02,
+        adam_lr=4e-3,
+        name="draft",
+        falling=0.55,
     )
     unseen = encode(tokenizer, [source for _, source in held_out], order)[:held_out_tokens]
     note(
@@ -398,6 +411,12 @@ def main(
     ] = 10**9,
     seed: Annotated[int, typer.Option(help="Decides everything random.")] = 0,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
+    compiled: Annotated[
+        bool,
+        typer.Option(
+            "--compile", help="Compile the draft's loss; pays from some thousand steps on."
+        ),
+    ] = False,
 ) -> None:
     """Train the bundled pair on this interpreter's standard library."""
     torch.set_num_threads(threads)
@@ -408,7 +427,13 @@ def main(
     if "draft" in stage:
         # A model this small gains more from steps than from tokens in each.
         train_draft(
-            output, draft_steps, rows, max(WINDOW, batch_tokens // 2), held_out_tokens, seed
+            output,
+            draft_steps,
+            rows,
+            max(WINDOW, batch_tokens // 2),
+            held_out_tokens,
+            seed,
+            compiled,
         )
     if "data" in stage:
         write_data(output, seed)

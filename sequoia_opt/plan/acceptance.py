@@ -95,8 +95,7 @@ class Acceptance:
 
         Ranks past the last measured one count as never accepted.
         """
-        table = np.pad(self.table(max(1, tree.depth)), ((0, 0), (0, 1)))
-        return _path_products(table[None], tree)[:, 0]
+        return _path_products(_wider(self.table(max(1, tree.depth))[None]), tree)[:, 0]
 
     def expected_tokens(self, tree: TokenTree) -> float:
         """E(T) = Σ over nodes of the product of rates along the path (Sequoia, section 3.1)."""
@@ -144,6 +143,10 @@ class Acceptance:
             began[ended] = position + 1
         return tokens, steps
 
+    def can_replay(self, tree: TokenTree) -> bool:
+        """Whether some trace is long enough to show a whole step of the tree."""
+        return bool((self._trace_table[1] > tree.depth).any())
+
     def replayed_tokens(self, tree: TokenTree) -> float | None:
         """Tokens per step by replay, or None without traces."""
         tokens, steps = self.replay([tree])
@@ -156,13 +159,6 @@ class Acceptance:
         within their intervals, or repeated where they have none.
         """
         generator = np.random.default_rng([seed, 1])  # the timings have a stream of their own
-        depth = max(1, *(tree.depth for tree in trees))
-        tables = np.repeat(self.table(depth)[None], count + 1, axis=0)
-        if self.low is not None and self.high is not None and self.by_depth is None:
-            errors = generator.standard_normal((count, 1, self.width))
-            tables[1:] = np.maximum(tables[1:] + errors * deviation(self.low, self.high), 0.0)
-            tables[1:] /= np.maximum(tables[1:].sum(axis=2, keepdims=True), 1.0)
-        tables = np.pad(tables, ((0, 0), (0, 0), (0, 1)))
         documents = len(self.traces)
         tokens, steps = self.replay(trees)
         weights = np.ones((documents, count + 1))
@@ -170,15 +166,24 @@ class Acceptance:
             drawn = generator.multinomial(documents, np.full(documents, 1 / documents), count)
             weights[:, 1:] = drawn.T
         counted = steps @ weights
-        replayed = (tokens @ weights) / np.maximum(counted, 1.0)
+        rows = (tokens @ weights) / np.maximum(counted, 1.0)
         # Of the documents drawn none may be long enough to show a whole step.
-        replayed = np.where(counted > 0, replayed, replayed[:, :1])
-        return np.stack(
-            [
-                row if steps[place].any() else _path_products(tables, tree).sum(axis=0)
-                for place, (tree, row) in enumerate(zip(trees, replayed, strict=True))
-            ]
-        )
+        rows = np.where(counted > 0, rows, rows[:, :1])
+        unseen = [place for place, tree in enumerate(trees) if not self.can_replay(tree)]
+        if unseen:
+            tables = self._tables(max(trees[place].depth for place in unseen), count, generator)
+            for place in unseen:
+                rows[place] = _path_products(tables, trees[place]).sum(axis=0)
+        return rows
+
+    def _tables(self, depth: int, count: int, generator: np.random.Generator) -> FloatArray:
+        """Rates resampled within their intervals, [count + 1, depth, W + 1], see `_wider`."""
+        tables = np.repeat(self.table(max(1, depth))[None], count + 1, axis=0)
+        if self.low is not None and self.high is not None and self.by_depth is None:
+            errors = generator.standard_normal((count, 1, self.width))
+            tables[1:] = np.maximum(tables[1:] + errors * deviation(self.low, self.high), 0.0)
+            tables[1:] /= np.maximum(tables[1:].sum(axis=2, keepdims=True), 1.0)
+        return _wider(tables)
 
     def document(self) -> dict[str, Any]:
         """The acceptance file as a mapping."""
@@ -257,11 +262,16 @@ class Acceptance:
             raise SequoiaError(f"{path}: {error}") from None
 
 
+def _wider(tables: FloatArray) -> FloatArray:
+    """The tables [tables, depth, W] with a last rank, never accepted, for all past W."""
+    return np.concatenate([tables, np.zeros_like(tables[:, :, :1])], axis=2)
+
+
 def _path_products(tables: FloatArray, tree: TokenTree) -> FloatArray:
     """Products of rates along the path to each node, [size, tables].
 
     Args:
-        tables: [tables, depth, W + 1], the last rank standing for all past W.
+        tables: [tables, depth, W + 1], see `_wider`.
     """
     values = np.ones((tree.size, len(tables)))
     last = tables.shape[2]

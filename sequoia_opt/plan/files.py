@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ from sequoia_opt.errors import SequoiaError
 
 Document = dict[str, Any]
 FloatArray = NDArray[np.float64]
+_TABLE = re.compile(r"^(?P<key>\w+):\n(?P<rows>(?:- \[[\d, \n]*\]\n)+)(?=\w|\Z)", re.MULTILINE)
 
 try:  # the C parser reads a profile some ten times faster
     from yaml import CSafeDumper as _Dumper
@@ -55,7 +57,7 @@ def read_document(path: str | Path, format_name: str, version: int) -> Document:
     path = Path(path)
     text = read_text(path)
     try:
-        document = json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader=_Loader)
+        document = json.loads(text) if path.suffix == ".json" else _parse_yaml(text)
     except (ValueError, yaml.YAMLError, RecursionError) as error:
         kind = "JSON" if path.suffix == ".json" else "YAML"
         raise SequoiaError(f"{path}: not valid {kind} ({one_line(error)})") from None
@@ -71,6 +73,26 @@ def read_document(path: str | Path, format_name: str, version: int) -> Document:
             f"{path}: version: found {found_version}, this program reads up to {version}"
         )
     return document
+
+
+def _parse_yaml(text: str) -> Any:
+    """A YAML document; its tables of whole numbers by the JSON parser, fifty times as fast.
+
+    That is, where a top-level field is a list of lists as this program writes them, the same in
+    both languages: rank traces are nearly all there is to read of an acceptance file.
+    """
+    tables: dict[str, list[list[int]]] = {}
+
+    def aside(found: re.Match[str]) -> str:
+        rows = found["rows"].replace("\n- [", "\n, [")[len("- ") :]
+        try:
+            tables[found["key"]] = json.loads(f"[{rows}]")
+        except ValueError:
+            return found[0]
+        return f"{found['key']}: taken\n" + "\n" * rows.count("\n")  # lines keep their numbers
+
+    document = yaml.load(_TABLE.sub(aside, text), Loader=_Loader)
+    return document | tables if isinstance(document, dict) else document
 
 
 def write_document(path: str | Path, document: Mapping[str, Any]) -> None:

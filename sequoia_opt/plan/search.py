@@ -21,8 +21,13 @@ from sequoia_opt.plan.tree import IntArray, TokenTree
 TOGETHER = 4  # siblings that come or go at once
 ROOM = 3  # levels below the deepest start that it may reach: farther ones cost it time
 EVEN_WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
-EVEN_STARTS = 2  # starts with one width for all levels
+EVEN_STARTS = 1  # starts with one width for all levels
 JUMPS = 4  # widths below the present one, just before the steepest rises, that it tries
+SAME = 1e-9  # relative difference of two values that makes none
+REACH = 16  # nodes that a tree may gain or lose in one move, if not a third of its own
+BATCH = 2**12  # nodes, of all trees, that are grown at once
+HOPE = 0.9  # of the best speed so far a start has at least that may lead past it
+STEEP = 1.5  # times the mean rise is a steep one
 BoolArray = NDArray[np.bool_]
 
 
@@ -70,6 +75,67 @@ def grow(table: FloatArray, caps: Sequence[int], max_size: int) -> Capped:
     return Capped(levels, depths, np.cumsum(values[order]), np.cumsum(widths, axis=0))
 
 
+def grow_all(
+    table: FloatArray, caps: IntArray, least_size: int, max_size: int
+) -> tuple[FloatArray, IntArray]:
+    """What `grow` gives for many rows of caps at once, in numbers alone.
+
+    A level's children that are worth less than `max_size` nodes of the levels above are dropped
+    at once: so few are left that the work is the sizes', not the ranks'.
+
+    Args:
+        table: rates [depth, W] without equal products, see `untied`.
+        caps: [rows, depth].
+
+    Returns:
+        E of the first `least_size` to `max_size` nodes, [rows, sizes], NaN where there are not
+        so many; and the internal nodes on each level of these trees, [rows, sizes, levels], of
+        as many levels as have any.
+    """
+    level = np.ones((len(caps), 1))  # values of the nodes of a depth, falling
+    most = np.zeros((len(caps), max_size))  # of those of all depths so far, falling
+    most[:, 0] = 1.0
+    values = [most.copy()]  # of all depths, in no order
+    opened = [np.full(max_size, -1)]  # the level that gets an internal node with each, if any
+    for depth, (rates, cap) in enumerate(zip(table, caps.T, strict=True)):
+        level = level[:, : int(cap.max())]
+        level = np.where(np.arange(level.shape[1]) < cap[:, None], level, 0.0)
+        least = np.maximum(most[:, -1:], np.finfo(float).tiny)
+        parents, ranks = np.nonzero((level / least).max(axis=0)[:, None] * rates >= 1)
+        if not len(parents):
+            break
+        children = level[:, parents] * rates[ranks]
+        children[children < least] = 0.0
+        values.append(children)
+        opened.append(np.where(ranks == 0, depth, -1))
+        level = _falling(children)[:, :max_size]
+        level = level[:, : int(np.count_nonzero(level, axis=1).max())]
+        most = _falling(np.concatenate((most, level), axis=1))[:, :max_size]
+    order = np.argsort(-np.concatenate(values, axis=1), axis=1)[:, :max_size]
+    levels = np.concatenate(opened)[order][..., None] == np.arange(max(1, len(values) - 1))
+    widths = np.cumsum(levels, axis=1)
+    expected = np.where(most > 0, np.cumsum(most, axis=1), np.nan)
+    return expected[:, least_size - 1 :], widths[:, least_size - 1 :]
+
+
+def _falling(values: FloatArray) -> FloatArray:
+    """Each row sorted, the largest first."""
+    return -np.sort(-values, axis=1)
+
+
+def untied(table: FloatArray) -> FloatArray:
+    """Rates less than `SAME` from those of `table` [depth, W], without equal products.
+
+    Then a node's value alone says whether it is among the best n. What was equal now falls with
+    the rank, and from children of elder nodes to those of younger ones; none is 0 or 1.
+    """
+    depth, ranks = table.shape
+    depths, places = np.arange(1, depth + 1)[:, None], np.arange(1, ranks + 1)
+    apart = depths / places + depth * places
+    apart += np.random.default_rng(0).random(table.shape) / 10
+    return np.asarray(np.maximum(table, SAME / 1000) * (1 - SAME * apart / (apart.max() + 1)))
+
+
 @dataclass(frozen=True)
 class Found:
     """A tree that the search met: its speed (tokens per ms), size, widths and the caps it has."""
@@ -85,10 +151,10 @@ class CapSearch:
 
     def __init__(self, table: FloatArray, objective: Objective, allowed: BoolArray) -> None:
         """Search trees of rates `table` [max_depth, W] and of sizes n with `allowed[n]`."""
-        self._table, self._objective, self._allowed = table, objective, allowed
+        self._table, self._objective, self._allowed = untied(table), objective, allowed
         self._size = int(np.flatnonzero(allowed)[-1])
         self._free = self._even_caps(self._size, len(table))
-        self._seen: set[tuple[int, ...]] = set()
+        self._seen: dict[tuple[int, ...], tuple[int, int]] = {}
 
     def run(self, depths: Sequence[int]) -> list[TokenTree]:
         """The trees at the end of the ascents, the fastest first.
@@ -106,7 +172,10 @@ class CapSearch:
         narrow = self._starts(
             self._even_caps(width, len(self._table)) for width in EVEN_WIDTHS if width < widest
         )
-        peaks = [self._ascend(found) for found in (*limited, *narrow[:EVEN_STARTS])]
+        peaks: list[Found] = []
+        for start in sorted((*limited, *narrow[:EVEN_STARTS]), key=lambda f: -f.speed):
+            if not peaks or start.speed > HOPE * max(peak.speed for peak in peaks):
+                peaks.append(self._ascend(start))
         peaks.sort(key=lambda f: (-f.speed, f.size))
         trees = dict.fromkeys(
             grow(self._table, peak.caps, self._size).tree(peak.size) for peak in peaks
@@ -115,7 +184,7 @@ class CapSearch:
 
     def _starts(self, caps: Iterable[tuple[int, ...]]) -> list[Found]:
         """What is found under these caps, the fastest first; the same tree once."""
-        found = [f for f in map(self._evaluate, caps) if f]
+        found = self._evaluate(caps, range(1, self._size + 1))
         distinct = {(f.size, f.widths): f for f in reversed(found)}
         return sorted(distinct.values(), key=lambda f: -f.speed)
 
@@ -124,49 +193,69 @@ class CapSearch:
 
     def _ascend(self, start: Found) -> Found:
         """Change one level's cap at a time, always to the fastest tree met."""
-        best = start
-        while True:
-            met = (self._evaluate(caps) for caps in self._moves(best))
-            better = max((f for f in met if f), key=lambda f: f.speed, default=best)
-            if better.speed <= best.speed * (1 + 1e-12):
-                return best
-            best = better
+        best, improved = start, True
+        while improved:
+            improved = False
+            reach = max(REACH, best.size // 3)
+            sizes = range(max(1, best.size - reach), min(best.size + reach, self._size) + 1)
+            moves = [c for base in (best.widths, best.caps) for c in self._moves(best.widths, base)]
+            met = self._evaluate(moves, sizes)
+            better = max(met, key=lambda f: f.speed, default=best)
+            if better.speed > best.speed * (1 + SAME):
+                best, improved = better, True
+        return best
 
-    def _moves(self, found: Found) -> Iterator[tuple[int, ...]]:
-        """Caps that differ on one level, the others free or held at the present widths."""
-        for base in {found.caps, found.widths}:
-            for level in range(1, len(self._table)):
-                width = found.widths[level]
-                if width:
-                    for cap in self._caps_near(width):
-                        yield (*base[:level], cap, *base[level + 1 :])
-                        yield (*base[:level], cap, *self._free[level + 1 :])
-                    yield (*base[:level], *(0 for _ in base[level:]))
-                else:  # one level deeper
-                    if found.widths[level - 1]:
-                        yield (*base[:level], 1, *(0 for _ in base[level + 1 :]))
-                    break
+    def _moves(self, widths: Sequence[int], base: Sequence[int]) -> Iterator[tuple[int, ...]]:
+        """The base as caps but for one level, those below it held too, or free."""
+        for level, width in enumerate(widths[1:], start=1):
+            none = (0,) * (len(widths) - level)
+            if width:
+                for cap in self._caps_near(width):
+                    yield (*base[:level], cap, *base[level + 1 :])
+                    yield (*base[:level], cap, *self._free[level + 1 :])
+                yield (*base[:level], *none)
+            else:  # one level deeper
+                if widths[level - 1]:
+                    yield (*base[:level], 1, *none[1:])
+                break
 
     def _caps_near(self, width: int) -> set[int]:
         """Widths to try instead of `width`: a little less or more, or below a rise in latency."""
         drafts = self._objective.draft_ms[0]
         rises = np.diff(drafts[1 : min(width, len(drafts) - 1) + 1])
-        steepest = np.argsort(-rises, kind="stable")[:JUMPS] + 1
-        near = {width - 2, width - 1, width + 1, width // 2, *(int(w) for w in steepest)}
+        steepest = np.argsort(-rises, kind="stable")[:JUMPS]
+        jumps = steepest[rises[steepest] > STEEP * rises.mean()] + 1 if len(rises) else steepest
+        near = {width - 2, width - 1, width + 1, width // 2, *jumps.tolist()}
         return {cap for cap in near if cap >= 1}
 
-    def _evaluate(self, caps: tuple[int, ...]) -> Found | None:
-        """The fastest size under these caps; None if the caps are not new."""
-        if caps in self._seen:
-            return None
-        self._seen.add(caps)
-        capped = grow(self._table, caps, self._size)
-        sizes = np.arange(1, len(capped.expected) + 1)
-        speeds = capped.expected / self._objective.steps_ms(sizes, capped.widths)
-        speeds[~self._allowed[1 : len(speeds) + 1]] = -1.0
-        best = int(speeds.argmax())
-        found = Found(float(speeds[best]), best + 1, tuple(map(int, capped.widths[best])), caps)
-        return found if found.speed > 0 else None
+    def _evaluate(self, caps: Iterable[tuple[int, ...]], sizes: range) -> list[Found]:
+        """The fastest of the sizes under each of the caps that are new."""
+        ends = sizes[0], sizes[-1]
+        new = [
+            c
+            for c in dict.fromkeys(caps)
+            if c not in self._seen or not self._seen[c][0] <= ends[0] <= ends[1] <= self._seen[c][1]
+        ]
+        self._seen.update(dict.fromkeys(new, ends))
+        batch = max(1, BATCH // sizes[-1])
+        return [
+            found
+            for start in range(0, len(new), batch)
+            for found in self._fastest_sizes(new[start : start + batch], sizes)
+        ]
+
+    def _fastest_sizes(self, caps: Sequence[tuple[int, ...]], sizes: range) -> list[Found]:
+        expected, widths = grow_all(self._table, np.array(caps), sizes[0], sizes[-1])
+        all_sizes = np.broadcast_to(np.array(sizes), expected.shape)
+        speeds = np.nan_to_num(expected) / self._objective.steps_ms(all_sizes, widths)
+        speeds[:, ~self._allowed[sizes[0] : sizes[-1] + 1]] = 0.0
+        none = (0,) * (len(self._table) - widths.shape[2])
+        best = (speeds >= speeds.max(axis=1, keepdims=True) * (1 - SAME)).argmax(axis=1)
+        return [
+            Found(float(speeds[row, n]), sizes[n], (*widths[row, n].tolist(), *none), caps[row])
+            for row, n in enumerate(best)
+            if speeds[row, n] > 0
+        ]
 
 
 def climb(

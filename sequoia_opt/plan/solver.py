@@ -27,6 +27,7 @@ from sequoia_opt.plan.spread import REPLICATES, TAIL, interval
 from sequoia_opt.plan.tree import AUTOREGRESSIVE, TokenTree
 
 ANY_TREE = "tree"
+SOLVED = "solved"  # name of the solver's own candidates
 DEFAULT_MAX_DEPTH = 32
 DEFAULT_CONTEXT = 512
 FINALISTS = 32
@@ -234,8 +235,10 @@ def solve(
             f"no {kind} of {size} nodes is at most {max_depth} deep with at most "
             f"{table.shape[1]} children a node"
         )
-    judge = _Judge(objective, acceptance, replicates)
-    candidates = judge.candidates("solved", list(dict.fromkeys(trees)))
+    named = [(SOLVED, tree) for tree in dict.fromkeys(trees)]
+    named += _baseline_trees(objective, table[:max_depth], max_size)
+    judged = _judged(named, objective, acceptance, replicates)
+    candidates = [c for c in judged if c.name == SOLVED]
     # What replay says of some trees is not to be compared with what independence promises others.
     candidates = [c for c in candidates if c.replayed_tokens is not None] or candidates
     fastest, choice = _choose(candidates, confidence)
@@ -243,7 +246,7 @@ def solve(
         choice=choice,
         fastest=fastest,
         runners_up=_runners_up(candidates, choice),
-        baselines=_baselines(judge, objective, table[:max_depth], max_size),
+        baselines=_fastest_by_name([c for c in judged if c.name != SOLVED]),
         expected=family.expected,
         speed=speed,
         method="best-first" if isinstance(family, BestFirst) else "dynamic programme",
@@ -350,27 +353,31 @@ def _of_shape(
     return found
 
 
-class _Judge:
-    """Everything predicted of a tree, from resampled documents and timings."""
+def _judged(
+    named: Sequence[tuple[str, TokenTree]],
+    objective: Objective,
+    acceptance: Acceptance,
+    replicates: int,
+) -> list[Candidate]:
+    """Everything predicted of each tree, from resampled documents and timings.
 
-    def __init__(self, objective: Objective, acceptance: Acceptance, replicates: int) -> None:
-        self._objective, self._acceptance, self._count = objective, acceptance, replicates
-
-    def candidates(self, name: str, trees: Sequence[TokenTree]) -> list[Candidate]:
-        """One candidate for each tree."""
-        tokens = self._acceptance.replicates(trees, self._count)
-        return [
-            Candidate(
-                name=name,
-                tree=tree,
-                expected_tokens=self._acceptance.expected_tokens(tree),
-                replayed_tokens=self._acceptance.replayed_tokens(tree),
-                tokens=row,
-                step_ms=self._objective.step_ms(tree),
-                plain_ms=self._objective.plain_ms,
-            )
-            for tree, row in zip(trees, tokens, strict=True)
-        ]
+    All trees at once: replay walks through the traces as often as it is asked, not as often as
+    there are trees.
+    """
+    trees = list(dict.fromkeys(tree for _, tree in named))
+    tokens = dict(zip(trees, acceptance.replicates(trees, replicates), strict=True))
+    return [
+        Candidate(
+            name=name,
+            tree=tree,
+            expected_tokens=acceptance.expected_tokens(tree),
+            replayed_tokens=float(tokens[tree][0]) if acceptance.can_replay(tree) else None,
+            tokens=tokens[tree],
+            step_ms=objective.step_ms(tree),
+            plain_ms=objective.plain_ms,
+        )
+        for name, tree in named
+    ]
 
 
 def _choose(
@@ -417,19 +424,27 @@ def _runners_up(candidates: Sequence[Candidate], choice: Candidate) -> list[Cand
     return (list(by_size.values()) or ranking)[:SHOWN_RUNNERS_UP]
 
 
-def _baselines(
-    judge: _Judge, objective: Objective, table: FloatArray, max_size: int
-) -> list[Candidate]:
-    """Plain decoding and the fastest of each shape that other tools use."""
-    found = judge.candidates("plain", [AUTOREGRESSIVE])
-    if not len(table):
-        return found
-    for name, shape in shapes.families(table, max_size).items():
-        trees = _fastest_of(shape, objective, np.ones(max_size + 1, dtype=bool))[:SHAPES_JUDGED]
-        if trees:
-            candidates = judge.candidates(name, trees)
-            found.append(max(candidates, key=lambda c: c.tokens_per_second[0]))
+def _baseline_trees(
+    objective: Objective, table: FloatArray, max_size: int
+) -> list[tuple[str, TokenTree]]:
+    """Plain decoding and the most promising trees of each shape that other tools use."""
+    found = [("plain", AUTOREGRESSIVE)]
+    if len(table):
+        allowed = np.ones(max_size + 1, dtype=bool)
+        for name, shape in shapes.families(table, max_size).items():
+            trees = _fastest_of(shape, objective, allowed)[:SHAPES_JUDGED]
+            found += [(name, tree) for tree in trees]
     return found
+
+
+def _fastest_by_name(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The fastest candidate of each name."""
+    best: dict[str, Candidate] = {}
+    for candidate in candidates:
+        known = best.setdefault(candidate.name, candidate)
+        if candidate.tokens_per_second[0] > known.tokens_per_second[0]:
+            best[candidate.name] = candidate
+    return list(best.values())
 
 
 def _fastest_of(shape: shapes.Shapes, objective: Objective, allowed: BoolArray) -> list[TokenTree]:

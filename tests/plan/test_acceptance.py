@@ -135,6 +135,11 @@ def test_a_tree_deeper_than_the_traces_is_judged_by_its_rates() -> None:
     shallow, deep = acceptance.replicates([shapes.chain(2), shapes.chain(9)], 3)
     assert shallow[0] == pytest.approx(acceptance.replayed_tokens(shapes.chain(2)))
     assert deep[0] == pytest.approx(acceptance.expected_tokens(shapes.chain(9)))
+    assert [acceptance.can_replay(shapes.chain(nodes)) for nodes in (2, 5, 6)] == [
+        True,
+        True,
+        False,
+    ]
 
 
 def test_bootstrap_interval_covers_the_truth() -> None:

@@ -35,6 +35,40 @@ def test_round_trip(value: Any, ending: str, tmp_path_factory: pytest.TempPathFa
     assert files.read_document(path, "test", 1)["value"] == value
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: 1\nb:\n- [1, 2,\n  3]\n- []\n- [40]\nc: {d: 2}\n",
+        "b:\n- [1]\n- [2]\n",
+        "b:\n- [1]\n- [2]",
+        "b:\n- [01, 1]\n- [1,]\n- [2]\nc: 1\n",
+        "b:\n- [1]\n- x\nc: 1\n",
+        "b:\n- [1] \n- [2] # two\n\n- [3]\n",
+        "b:\n  - [1]\n  - [2]\n",
+        "a:\n  b:\n  - [1]\n",
+        "b:\n- [1 2]\n",
+        "b:\n- [1]\n- [[2]]\n- [-1, 1.5]\n",
+        "- [1]\n- [2]\n",
+        "",
+    ],
+)
+def test_tables_are_what_yaml_says(text: str) -> None:
+    assert files._parse_yaml(text) == yaml.safe_load(text)
+
+
+@given(rows=st.lists(st.lists(st.integers(0, 10**6))), after=simple)
+def test_tables_as_written(rows: list[list[int]], after: Any) -> None:
+    document = HEAD | {"rows": rows, "after": after}
+    assert files._parse_yaml(files.to_yaml(document)) == document
+
+
+def test_errors_behind_a_table_keep_their_line(tmp_path: Path) -> None:
+    path = tmp_path / "file.yaml"
+    path.write_text("a:\n- [1,\n  2]\n- [3]\nb: [\n")
+    with pytest.raises(SequoiaError, match="line 6"):
+        files.read_document(path, "test", 1)
+
+
 def test_numpy_values_become_plain() -> None:
     value = {"a": np.float64(1.5), "b": np.arange(3), "c": (1, np.int64(2)), "d": Path("x")}
     assert files.plain(value) == {"a": 1.5, "b": [0, 1, 2], "c": [1, 2], "d": "x"}

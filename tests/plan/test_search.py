@@ -9,7 +9,7 @@ from test_acceptance import rate_tables
 
 from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.objective import Objective
-from sequoia_opt.plan.search import climb, grow
+from sequoia_opt.plan.search import climb, grow, grow_all, untied
 from sequoia_opt.plan.solver import solve
 
 
@@ -45,6 +45,38 @@ def test_growing_under_caps_against_brute_force(table: np.ndarray, caps: list[in
         assert acceptance.expected_tokens(tree) == pytest.approx(best, abs=1e-12)
         widths = [len(level) for level in tree.internal_levels]
         assert capped.widths[size - 1].tolist() == widths + [0] * (4 - len(widths))
+
+
+@given(
+    table=rate_tables(depth=4, width=3),
+    caps=st.lists(st.lists(st.integers(0, 4), min_size=4, max_size=4), min_size=1, max_size=5),
+    least=st.integers(1, 9),
+)
+def test_growing_many_at_once_is_growing_each(
+    table: np.ndarray, caps: list[list[int]], least: int
+) -> None:
+    table = untied(-np.sort(-table, axis=1))
+    expected, widths = grow_all(table, np.array(caps), least, 9)
+    for row, own in enumerate(caps):
+        one = grow(table, own, 9)
+        there = max(0, len(one.expected) + 1 - least)
+        assert expected[row, :there] == pytest.approx(one.expected[least - 1 :], abs=1e-12)
+        assert np.isnan(expected[row, there:]).all()
+        levels = widths.shape[2]
+        assert (widths[row, :there] == one.widths[least - 1 :, :levels]).all()
+        assert not one.widths[least - 1 :, levels:].any()
+
+
+@pytest.mark.parametrize("rates", [[0.5, 0.25, 0.25], [1.0, 0.0], [0.4, 0.4, 0.1, 0.1], [0.0]])
+def test_untied_rates_fall_and_stay_what_they_were(rates: list[float]) -> None:
+    table = np.tile(rates, (5, 1))
+    apart = untied(table)
+    assert abs(apart - table).max() < 1e-9
+    assert (apart > 0).all()
+    assert (apart < 1).all()
+    assert (np.diff(apart, axis=1) < 0).all()
+    products = np.concatenate([apart[0], np.multiply.outer(apart[0], apart[1]).ravel()])
+    assert len(np.unique(products)) == len(products)
 
 
 @pytest.mark.parametrize("falling", [True, False])
