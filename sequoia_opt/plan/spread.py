@@ -17,6 +17,13 @@ def deviation(low: FloatArray, high: FloatArray) -> FloatArray:
 
 
 def interval(replicates: FloatArray) -> tuple[float, float]:
-    """95 % interval of a quantity from its replicates."""
-    low, high = np.quantile(replicates, [TAIL, 1 - TAIL])
+    """95 % interval of a quantity from its replicates: two of their quantiles.
+
+    Linear between order statistics, as `numpy.quantile`, whose first call loads masked arrays:
+    a tenth of the time that `solve` takes.
+    """
+    last = len(replicates) - 1
+    low, high = np.interp(
+        [TAIL * last, (1 - TAIL) * last], np.arange(last + 1), np.sort(replicates)
+    )
     return float(low), float(high)
