@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sequoia_opt import cli, demo
+from sequoia_opt import __version__, cli, demo
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.latency import LatencyProfile
@@ -382,7 +382,7 @@ def test_help_has_an_example(run: Callable[..., Outcome], command: str) -> None:
 
 
 def test_version_and_bare_call(run: Callable[..., Outcome]) -> None:
-    assert run("--version").out.strip() == cli.__version__
+    assert run("--version").out.strip() == __version__
     bare = run()
     assert bare.code == 2
     assert "profile" in bare.out + bare.err

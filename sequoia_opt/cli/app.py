@@ -1,0 +1,87 @@
+"""The application: its name, what it does with errors, and nothing of any command."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from typing import Annotated, NoReturn
+
+import typer
+
+from sequoia_opt import __version__
+from sequoia_opt.errors import SequoiaError
+
+USAGE = 2  # exit status of a usage error
+INTERRUPTED = 130  # what typer makes of Ctrl-C
+
+app = typer.Typer(
+    name="sequoia-opt",
+    help="Find the token tree that decodes fastest on this machine, and decode with it. "
+    "The steps: profile, estimate, solve, decode. Without options each runs on a small pair of "
+    "models that comes along.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", is_eager=True, callback=_print_version
+        ),
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show tracebacks; may stand anywhere.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line; one line for an error, no traceback without --debug."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1
+    try:
+        code = app(arguments, prog_name="sequoia-opt", standalone_mode=False)
+    except typer.TyperException as error:
+        context = getattr(error, "ctx", None)
+        if not arguments and context is not None:
+            print(context.get_help())
+            sys.exit(USAGE)
+        where = f" (see `{context.command_path} --help`)" if context else ""
+        _fail(_message(error) + where, USAGE, debug)
+    except SequoiaError as error:
+        _fail(str(error), 1, debug)
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader has gone; there is nobody to tell
+        sys.exit(1)
+    except Exception as error:
+        _fail(f"{type(error).__name__}: {error} (--debug shows where)", 1, debug)
+    if code == INTERRUPTED:
+        _fail("interrupted; nothing was written", 1, debug)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _message(error: Exception) -> str:
+    """A usage error's text; typer's errors format themselves."""
+    format_message = getattr(error, "format_message", None)
+    return str(format_message() if format_message else error)
+
+
+def _fail(message: str, code: int, debug: bool) -> NoReturn:
+    if debug:
+        traceback.print_exc()
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(code)

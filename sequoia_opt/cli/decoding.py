@@ -1,0 +1,310 @@
+"""Commands that decode: decode and bench."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
+
+import typer
+
+from sequoia_opt.cli.app import app
+from sequoia_opt.cli.options import (
+    DatasetOption,
+    Device,
+    Draft,
+    Dtype,
+    Json,
+    Target,
+    load,
+    print_json,
+)
+from sequoia_opt.errors import SequoiaError
+
+if TYPE_CHECKING:
+    from sequoia_opt.engine.models import Pair
+    from sequoia_opt.plan.tree import TokenTree
+
+
+@app.command(epilog='Example: sequoia-opt decode tree.json --prompt "def main():" --compare')
+def decode(
+    tree: Annotated[
+        Path | None, typer.Argument(help="Tree file.", show_default="of the bundled pair")
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="Text to go on from.", show_default="bundled")
+    ] = None,
+    target: Target = None,
+    draft: Draft = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to decode.")] = 128,
+    temperature: Annotated[
+        float | None, typer.Option(help="0 for greedy.", show_default="the tree's")
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option("--top-p", help="Nucleus of the target.", show_default="the tree's"),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="A string that ends the text; may be repeated.")
+    ] = None,
+    ignore_eos: Annotated[
+        bool, typer.Option("--ignore-eos", help="Go on past end-of-text tokens.")
+    ] = False,
+    compare: Annotated[
+        bool,
+        typer.Option("--compare", help="Decode plainly too, and report the measured speed-up."),
+    ] = False,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="Repetitions of each prompt with --compare.")
+    ] = 3,
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: Json = False,
+) -> None:
+    """Decode a prompt with a tree, losslessly, and say how fast it was."""
+    from sequoia_opt import console, demo, paths
+    from sequoia_opt.plan.tree import TokenTree
+
+    if compare and max_new_tokens < 2:
+        raise typer.BadParameter("--compare needs at least 2", param_hint="--max-new-tokens")
+    path = tree or paths.bundled_tree(temperature or 0.0)
+    loaded = TokenTree.load(path)
+    temperature, top_p = _sampling(loaded, temperature, top_p)
+    target, draft = _models_of(loaded, target, draft)
+    from sequoia_opt.engine.decoder import Decoder, check_sampling
+
+    check_sampling(temperature, top_p)
+    pair = load(target, draft, device, dtype)
+    texts = [prompt] if prompt is not None else demo.prompts()
+    prompts = [pair.encode(text) for text in texts]
+    decoder = Decoder(pair, loaded, temperature, top_p, seed)
+    stream = decoder.stream(prompts[0], max_new_tokens, ignore_eos, stop or [])
+    shown = Typewriter(sys.stdout if not as_json else None)
+    for _ in stream:
+        shown.write(stream.text())
+    generation = stream.generation
+    shown.write(generation.text)
+
+    document: dict[str, Any] = {
+        "text": generation.text,
+        "tokens": generation.tokens,
+        "steps": generation.steps,
+        "tokens_per_step": generation.tokens_per_step,
+        "tokens_per_second": generation.tokens_per_second,
+        "seconds": generation.seconds,
+        "prefill_seconds": generation.prefill_seconds,
+        "stopped": generation.stopped,
+        "tree": str(path),
+        "temperature": temperature,
+        "top_p": top_p,
+    }
+    comparable = _comparable(loaded, pair, temperature, top_p)
+    if not as_json:
+        console.out.print()
+        console.generation_summary(
+            generation, loaded if comparable.tokens else None, comparable.times
+        )
+    if compare:
+        document["compare"] = _compare(
+            pair, loaded, prompts, max_new_tokens, temperature, top_p, seed, repeats,
+            comparable, as_json,
+        )  # fmt: skip
+    if as_json:
+        print_json(document)
+
+
+def _compare(
+    pair: Pair,
+    tree: TokenTree,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    seed: int,
+    repeats: int,
+    comparable: Comparable,
+    quiet: bool,
+) -> dict[str, Any]:
+    """Plain decoding beside the tree's, on all prompts."""
+    from sequoia_opt import console
+    from sequoia_opt.measure import bench
+    from sequoia_opt.plan.tree import AUTOREGRESSIVE
+
+    sampling = {"temperature": temperature, "top_p": top_p, "seed": seed}
+    methods = [
+        bench.with_tree(pair, "plain", AUTOREGRESSIVE, **sampling),
+        bench.with_tree(pair, "tree", tree, **sampling),
+    ]
+    with console.progress("comparing") as advance:
+        results = bench.race(methods, prompts, max_new_tokens, repeats, advance)
+    document: dict[str, Any] = {"results": [asdict(result) for result in results]}
+    found = []
+    if temperature == 0 and results[1].agreement < 1:
+        for i, prompt in enumerate(prompts):
+            plain, treed = (method.run(prompt, max_new_tokens).tokens for method in methods)
+            parted = bench.divergence(pair, prompt, plain, treed)
+            if parted is not None:
+                found.append((i, parted))
+    if temperature == 0:
+        document["divergences"] = [{"prompt": i, **asdict(parted)} for i, parted in found]
+    if not quiet:
+        title = f"{len(prompts)} prompts, {max_new_tokens} tokens each, temperature {temperature:g}"
+        console.race_table(results, title)
+        if comparable.tokens:
+            console.prediction_lines(results[1], tree, comparable.times)
+        if temperature == 0:
+            console.divergences(found, len(prompts))
+    return document
+
+
+@app.command(epilog="Example: sequoia-opt bench tree.json --dataset prompts.jsonl --limit 16")
+def bench(
+    tree: Annotated[
+        Path | None, typer.Argument(help="Tree file.", show_default="of the bundled pair")
+    ] = None,
+    dataset: DatasetOption = None,
+    target: Target = None,
+    draft: Draft = None,
+    max_new_tokens: Annotated[int, typer.Option(min=2, help="Tokens of each prompt.")] = 128,
+    temperature: Annotated[
+        float | None, typer.Option(help="0 for greedy.", show_default="the tree's")
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option("--top-p", help="Nucleus of the target.", show_default="the tree's"),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Prompts to use.")] = 16,
+    repeats: Annotated[int, typer.Option(min=1, help="Repetitions of each prompt.")] = 3,
+    chain: Annotated[
+        int | None,
+        typer.Option(min=2, help="Nodes of the chain.", show_default="the best by prediction"),
+    ] = None,
+    profile: Annotated[
+        Path | None, typer.Option(help="Profile to choose the chain by.", show_default="the tree's")
+    ] = None,
+    acceptance: Annotated[
+        Path | None, typer.Option(help="Acceptance file, likewise.", show_default="the tree's")
+    ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: Json = False,
+) -> None:
+    """Plain decoding, transformers' generate, the best chain and the tree, side by side."""
+    from sequoia_opt import console, paths
+    from sequoia_opt.plan import shapes, solver
+    from sequoia_opt.plan.acceptance import Acceptance
+    from sequoia_opt.plan.latency import LatencyProfile
+    from sequoia_opt.plan.tree import AUTOREGRESSIVE, TokenTree
+
+    path = tree or paths.bundled_tree(temperature or 0.0)
+    loaded = TokenTree.load(path)
+    temperature, top_p = _sampling(loaded, temperature, top_p)
+    if chain is None:
+        if profile is None or acceptance is None:
+            profile, acceptance = paths.inputs_of(loaded)
+        plan = solver.solve(LatencyProfile.load(profile), Acceptance.load(acceptance))
+        chains = [c.tree for c in plan.baselines if c.name == "chain"]
+        best = chains[0] if chains else shapes.chain(2)
+    else:
+        best = shapes.chain(chain)
+    from sequoia_opt.engine.decoder import check_prompt, check_sampling
+    from sequoia_opt.measure import bench as benchmark
+    from sequoia_opt.measure.dataset import load_dataset, spread_over
+
+    check_sampling(temperature, top_p)
+    name, documents = load_dataset(dataset)
+    pair = load(*_models_of(loaded, target, draft), device, dtype)
+    spread = spread_over(documents, limit)
+    prompts = [pair.encode(d.prompt or d.text[: len(d.text) // 2]) for d in spread]
+    for prompt in prompts:
+        check_prompt(pair, prompt, max_new_tokens)
+    sampling: dict[str, Any] = {"temperature": temperature, "top_p": top_p}
+    methods = [
+        benchmark.with_tree(pair, "plain", AUTOREGRESSIVE, **sampling),
+        benchmark.with_generate(pair, **sampling),
+        benchmark.with_tree(pair, f"best chain ({best.size} nodes)", best, **sampling),
+        benchmark.with_tree(pair, f"solved tree ({loaded.size} nodes)", loaded, **sampling),
+    ]
+    with console.progress("decoding") as advance:
+        results = benchmark.race(methods, prompts, max_new_tokens, repeats, advance)
+    if as_json:
+        print_json(
+            {
+                "results": [asdict(result) for result in results],
+                "dataset": name,
+                "prompts": len(prompts),
+                "max_new_tokens": max_new_tokens,
+                "repeats": repeats,
+                "tree": str(path),
+                **sampling,
+            }
+        )
+        return
+    if markdown:
+        console.race_markdown(results)
+    else:
+        console.race_table(results, f"{name}: {len(prompts)} prompts, {max_new_tokens} tokens each")
+    comparable = _comparable(loaded, pair, temperature, top_p)
+    if comparable.tokens:
+        console.prediction_lines(results[-1], loaded, comparable.times)
+
+
+@dataclass(frozen=True)
+class Comparable:
+    """Whether a tree's predicted tokens, and its predicted times, are for what is run."""
+
+    tokens: bool
+    times: bool
+
+
+class Typewriter:
+    """Writes a growing text as it comes."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream, self._done = stream, 0
+
+    def write(self, text: str) -> None:
+        """Write what `text` adds to what has been written."""
+        if self._stream is not None:
+            self._stream.write(text[self._done :])
+            self._stream.flush()
+            self._done = max(self._done, len(text))
+
+
+def _sampling(
+    tree: TokenTree, temperature: float | None, top_p: float | None
+) -> tuple[float, float]:
+    """The tree's temperature and top-p, unless others are asked for."""
+    own = float(tree.metadata.get("temperature", 0.0))
+    nucleus = float(tree.metadata.get("top_p", 1.0))
+    return own if temperature is None else temperature, nucleus if top_p is None else top_p
+
+
+def _models_of(
+    tree: TokenTree, target: str | None, draft: str | None
+) -> tuple[str | None, str | None]:
+    """The models to run: those named; else the bundled pair, if the tree is not for others."""
+    from sequoia_opt import demo
+
+    for role, given, bundled in (
+        ("target", target, demo.TARGET_NAME), ("draft", draft, demo.DRAFT_NAME)
+    ):  # fmt: skip
+        own = tree.metadata.get(role, bundled)
+        if given is None and own != bundled:
+            raise SequoiaError(f"the tree was solved for {role} {own}; name it with --{role}")
+    return target, draft
+
+
+def _comparable(tree: TokenTree, pair: Pair, temperature: float, top_p: float) -> Comparable:
+    """Which of the tree's predictions are for what is run here."""
+    from sequoia_opt.measure.hardware import hardware
+
+    own = tree.metadata
+    models = (own.get("target"), own.get("draft")) == (pair.target_name, pair.draft_name)
+    sampling = (own.get("temperature"), own.get("top_p")) == (temperature, top_p)
+    machine = own.get("hardware", {}).get("slug") == hardware(pair.device)["slug"]
+    dtype = own.get("engine", {}).get("dtype") == pair.dtype
+    return Comparable(tokens=models and sampling, times=models and sampling and machine and dtype)

@@ -1,0 +1,130 @@
+"""Commands that exchange trees and measurements with other programs: export and import."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sequoia_opt.cli.app import app
+from sequoia_opt.cli.options import Json, Output, Temperature, TopP, check_output, print_json
+
+if TYPE_CHECKING:
+    from sequoia_opt.plan.acceptance import Acceptance
+    from sequoia_opt.plan.latency import LatencyProfile
+
+
+@app.command(epilog="Example: sequoia-opt export tree.json --to sglang")
+def export(
+    tree: Annotated[Path, typer.Argument(help="Tree file.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            help="vllm, llama.cpp, tensorrt-llm, sglang, transformers (chains); eagle, medusa, "
+            "umbrella, sequoia, vllm-tree, tensorrt-llm-tree (trees); sglang-dynamic, "
+            "tensorrt-llm-dynamic (the nearest that they can grow)."
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="File to write.", show_default="standard output"),
+    ] = None,
+) -> None:
+    """Write a tree as another engine takes it."""
+    check_output(output)
+    from sequoia_opt import console
+    from sequoia_opt.plan import export as formats
+    from sequoia_opt.plan.files import write_text
+    from sequoia_opt.plan.tree import TokenTree
+
+    loaded = TokenTree.load(tree)
+    text, notes = formats.export(loaded, to)
+    for line in notes:
+        console.note(f"note: {line}")
+    if output is None:
+        print(text, end="")
+        return
+    if to == "sequoia" and output.suffix == ".pt":
+        from sequoia_opt import torch_files
+
+        torch_files.save_growmap(formats.growmap(loaded), output)
+    else:
+        write_text(output, text)
+    console.written(output)
+
+
+@app.command(
+    "import", epilog="Example: sequoia-opt import latencies.csv --target big --draft small"
+)
+def import_(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="A tree as any engine of `export` writes it, rates or latencies (role, batch, "
+            "context, tokens, ms) as .csv, or the research code's .pt."
+        ),
+    ],
+    target: Annotated[str, typer.Option(help="Name of the target model.")] = "unknown",
+    draft: Annotated[str, typer.Option(help="Name of the draft model.")] = "unknown",
+    dataset: Annotated[str, typer.Option(help="What rates were measured on.")] = "imported",
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    verifier: Annotated[str, typer.Option(help="For temperatures above 0.")] = "sequoia",
+    hardware: Annotated[str, typer.Option(help="What latencies were measured on.")] = "imported",
+    output: Output = None,
+    as_json: Json = False,
+) -> None:
+    """Take over a tree, acceptance rates or latencies that were made elsewhere."""
+    check_output(output)
+    from sequoia_opt import console, paths
+    from sequoia_opt.plan import export as formats
+    from sequoia_opt.plan import tables
+    from sequoia_opt.plan.files import read_text
+    from sequoia_opt.plan.tree import TokenTree
+
+    rates = None
+    imported: TokenTree | Acceptance | LatencyProfile | None = None
+    path = output
+    if file.suffix == ".csv":
+        rows = tables.read_csv(file)
+        if tables.is_latency_table(rows):
+            imported = tables.profile_of(rows, str(file), target, draft, hardware)
+            path = output or paths.profile_path(hardware, target, draft, "imported")
+        else:
+            rates = tables.acceptance_rates(rows, str(file))
+    elif file.suffix == ".pt":
+        from sequoia_opt import torch_files
+
+        found = torch_files.load(file)
+        if isinstance(found, dict):
+            imported = formats.of_growmap(found, str(file))
+        else:
+            rates = found[None]
+    else:
+        imported = formats.read(read_text(file), str(file))
+    if rates is not None:
+        used = "greedy" if temperature == 0 else verifier
+        imported = tables.acceptance_of(
+            rates,
+            str(file),
+            target=target,
+            draft=draft,
+            dataset=dataset,
+            temperature=temperature,
+            top_p=top_p,
+            verifier=used,
+        )
+        path = output or paths.acceptance_path(target, draft, dataset, used, temperature, top_p)
+    if isinstance(imported, TokenTree):
+        names = {"target": target, "draft": draft}
+        known = {role: name for role, name in names.items() if name != "unknown"}
+        imported = TokenTree(imported.parents, imported.ranks, known)
+        path = output or Path("trees") / "imported" / f"{file.stem}.json"
+    assert path is not None
+    check_output(path)
+    assert imported is not None
+    imported.save(path)
+    if as_json:
+        print_json(imported.document())
+    console.written(path)

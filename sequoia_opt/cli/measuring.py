@@ -1,0 +1,131 @@
+"""Commands that measure: profile and estimate."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from sequoia_opt.cli.app import app
+from sequoia_opt.cli.options import (
+    DatasetOption,
+    Device,
+    Draft,
+    Dtype,
+    Json,
+    Output,
+    Target,
+    Temperature,
+    TopP,
+    check_output,
+    integers,
+    load,
+    print_json,
+)
+
+
+@app.command(epilog="Example: sequoia-opt profile --contexts 128,1024 --tokens 1,2,4,8,16,32")
+def profile(
+    target: Target = None,
+    draft: Draft = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    tokens: Annotated[
+        str | None,
+        typer.Option(
+            help="Query tokens of a forward, 1,2,4,…", show_default="1 to 64; 512 on cuda"
+        ),
+    ] = None,
+    contexts: Annotated[str, typer.Option(help="Cached tokens.")] = "128,512,1024",
+    batches: Annotated[
+        str, typer.Option(help="Sequences of a forward, 1,4,16: what serving needs to know.")
+    ] = "1",
+    repeats: Annotated[int, typer.Option(min=5, help="Rounds that are timed.")] = 25,
+    output: Output = None,
+    as_json: Json = False,
+) -> None:
+    """Measure how long a forward of each model takes here, by number of tokens."""
+    counts = integers("--tokens", tokens) if tokens else []
+    lengths = integers("--contexts", contexts)
+    sequences = integers("--batches", batches)
+    check_output(output)
+    from sequoia_opt import console, paths
+    from sequoia_opt.measure import profiler
+    from sequoia_opt.measure.hardware import hardware
+
+    pair = load(target, draft, device, dtype)
+    slug = hardware(pair.device)["slug"]
+    path = output or paths.profile_path(slug, pair.target_name, pair.draft_name, pair.dtype)
+    check_output(path)
+    options = profiler.Options(tokens=counts, contexts=lengths, batches=sequences, repeats=repeats)
+    with console.progress("profiling") as advance:
+        measured = profiler.profile(pair, options, advance)
+    measured.save(path)
+    if as_json:
+        print_json(measured.document())
+    else:
+        console.profile_summary(measured)
+    console.written(path)
+
+
+@app.command(epilog="Example: sequoia-opt estimate --dataset prompts.jsonl --temperature 0.6")
+def estimate(
+    target: Target = None,
+    draft: Draft = None,
+    dataset: DatasetOption = None,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    verifier: Annotated[str, typer.Option(help="For temperatures above 0.")] = "sequoia",
+    width: Annotated[int, typer.Option(min=1, help="Ranks to sample.")] = 32,
+    teacher_forced: Annotated[
+        bool,
+        typer.Option(
+            "--teacher-forced", help="On the dataset's text, not the target's continuations."
+        ),
+    ] = False,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Documents to use.", show_default="all")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each document.")] = 128,
+    batch: Annotated[int, typer.Option(min=1, help="Documents run together.")] = 16,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    device: Device = None,
+    dtype: Dtype = None,
+    output: Output = None,
+    as_json: Json = False,
+) -> None:
+    """Sample how often the target accepts the draft's 1st, 2nd, 3rd … guess."""
+    check_output(output)
+    from sequoia_opt import console, paths
+    from sequoia_opt.engine.decoder import check_sampling
+    from sequoia_opt.measure import estimator
+    from sequoia_opt.measure.dataset import load_dataset
+
+    check_sampling(temperature, top_p, verifier)
+    name, documents = load_dataset(dataset)
+    pair = load(target, draft, device, dtype)
+    used = "greedy" if temperature == 0 else verifier
+    sampled = f"{name}-teacher-forced" if teacher_forced else name
+    path = output or paths.acceptance_path(
+        pair.target_name, pair.draft_name, sampled, used, temperature, top_p
+    )
+    check_output(path)
+    options = estimator.Options(
+        temperature=temperature,
+        top_p=top_p,
+        verifier=verifier,
+        width=width,
+        max_new_tokens=max_new_tokens,
+        limit=limit,
+        batch=batch,
+        teacher_forced=teacher_forced,
+        seed=seed,
+    )
+    with console.progress("sampling") as advance:
+        acceptance = estimator.estimate(pair, documents, sampled, options, advance)
+    acceptance.save(path)
+    if as_json:
+        print_json(acceptance.document())
+    else:
+        console.acceptance_summary(acceptance)
+    console.written(path)

@@ -1,0 +1,74 @@
+"""Options that several commands share, and what they do with them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from sequoia_opt.engine.models import Pair
+
+Target = Annotated[
+    str | None, typer.Option(help="Target model: a hub id or a folder.", show_default="bundled")
+]
+Draft = Annotated[
+    str | None, typer.Option(help="Draft model: a hub id or a folder.", show_default="bundled")
+]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1, …", show_default="cuda, if there is one")
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        help="float32, bfloat16, float16 or float64.",
+        show_default="bfloat16 on cuda, else float32",
+    ),
+]
+Output = Annotated[
+    Path | None, typer.Option("-o", "--output", help="File to write.", show_default="by name")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, nothing else.")]
+Temperature = Annotated[float, typer.Option(help="0 for greedy.")]
+TopP = Annotated[float, typer.Option("--top-p", help="Nucleus of the target, in (0, 1].")]
+DatasetOption = Annotated[
+    str | None,
+    typer.Option(
+        help=".jsonl with `prompt` or `text`, .txt, .parquet, or a hub dataset id.",
+        show_default="bundled",
+    ),
+]
+
+
+def load(target: str | None, draft: str | None, device: str | None, dtype: str | None) -> Pair:
+    """The pair of models that the options name."""
+    from sequoia_opt.engine.models import load_pair
+
+    return load_pair(target, draft, device, dtype)
+
+
+def check_output(path: Path | None) -> None:
+    """Find out before long work that a wanted file cannot be written."""
+    from sequoia_opt.plan.files import check_writable
+
+    if path is not None:
+        check_writable(path)
+
+
+def integers(option: str, text: str) -> list[int]:
+    """The numbers of an option like 1,2,4."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(
+            f"found {text!r}, expected whole numbers with commas between them", param_hint=option
+        ) from None
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """A command's only line on standard output with --json."""
+    from sequoia_opt.plan.files import plain
+
+    print(json.dumps(plain(document), ensure_ascii=False, allow_nan=False))

@@ -1,0 +1,191 @@
+"""The command that plans: solve."""
+
+from __future__ import annotations
+
+from math import inf
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sequoia_opt.cli.app import app
+from sequoia_opt.cli.options import Json, Output, check_output, print_json
+
+if TYPE_CHECKING:
+    from sequoia_opt.plan.solver import Candidate
+
+BUDGETS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)  # nodes, of `solve --compare`
+
+
+@app.command(epilog="Example: sequoia-opt solve --max-size 64 --context 512 -o tree.json")
+def solve(
+    profile: Annotated[
+        Path | None, typer.Option(help="Latency profile.", show_default="of the bundled pair")
+    ] = None,
+    acceptance: Annotated[
+        Path | None, typer.Option(help="Acceptance file.", show_default="of the bundled pair")
+    ] = None,
+    max_size: Annotated[
+        int | None, typer.Option(min=1, help="Largest tree.", show_default="largest measured")
+    ] = None,
+    max_depth: Annotated[
+        int | None, typer.Option(min=0, help="Deepest tree.", show_default="32")
+    ] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="Fix the number of nodes.")] = None,
+    depth: Annotated[int | None, typer.Option(min=0, help="Fix the depth limit.")] = None,
+    context: Annotated[
+        str | None,
+        typer.Option(
+            help="Cached tokens: 512, several as 128,512,2048, or weighted as 128:3,2048:1.",
+            show_default="as in the acceptance file",
+        ),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Sequences decoded together.")] = 1,
+    shape: Annotated[
+        str, typer.Option(help="What the engine can run: tree, chain, k-sequences or k-ary.")
+    ] = "tree",
+    max_width: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most children of a node.", show_default="ranks measured"),
+    ] = None,
+    confidence: Annotated[
+        float | None,
+        typer.Option(
+            help="Maximise the speed-up that is exceeded with this probability.",
+            show_default="maximise the predicted one",
+        ),
+    ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Set other tools' shapes beside it, by budget.")
+    ] = False,
+    scaling: Annotated[
+        bool, typer.Option("--scaling", help="Show how tokens a step grow with the size.")
+    ] = False,
+    every: Annotated[
+        bool, typer.Option("--all", help="Every profile here with every acceptance of its pair.")
+    ] = False,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="With --all: write nothing, list the trees that differ."),
+    ] = False,
+    output: Output = None,
+    as_json: Json = False,
+) -> None:
+    """Find the tree that decodes fastest, exactly, from both measurements."""
+    options: dict[str, Any] = {
+        "max_size": max_size,
+        "max_depth": max_depth,
+        "size": size,
+        "depth": depth,
+        "context": None if context is None else _contexts(context),
+        "batch": batch,
+        "shape": shape,
+        "max_width": max_width,
+        "confidence": confidence,
+    }
+    if check and not every:
+        raise typer.BadParameter("goes with --all", param_hint="--check")
+    if every:
+        if profile or acceptance or output or compare or scaling:
+            raise typer.BadParameter(
+                "takes every profile and acceptance and writes each tree where it belongs; "
+                "drop --profile, --acceptance, -o, --compare and --scaling",
+                param_hint="--all",
+            )
+        _solve_all(options, check, as_json)
+        return
+    check_output(output)
+    from sequoia_opt import console, fleet, paths
+    from sequoia_opt.plan import scaling as growth
+    from sequoia_opt.plan import solver
+    from sequoia_opt.plan.acceptance import Acceptance
+    from sequoia_opt.plan.latency import LatencyProfile
+
+    profile = profile or paths.bundled_profile()
+    latencies = LatencyProfile.load(profile)
+    acceptance = acceptance or paths.bundled_acceptance()
+    rates = Acceptance.load(acceptance)
+    for role in ("target", "draft"):
+        names = getattr(latencies, role).model, getattr(rates, role)
+        if names[0] != names[1] and names[1] != "unknown":
+            console.note(f"note: the profile's {role} is {names[0]}, the acceptance's {names[1]}")
+    plan = solver.solve(latencies, rates, **options)
+    tree = fleet.planned_tree(plan, fleet.Source(profile, acceptance), options)
+    path = output or paths.tree_path(str(latencies.hardware.get("slug", "unknown")), profile, rates)
+    check_output(path)
+    tree.save(path)
+    document: dict[str, Any] = tree.document()
+    if not as_json:
+        console.plan_summary(plan)
+    if compare:
+        largest = max_size or plan.expected.shape[1] - 1
+        plans = {
+            budget: solver.solve(latencies, rates, **(options | {"max_size": budget, "size": None}))
+            for budget in BUDGETS
+            if budget <= largest
+        }
+        document["compare"] = {
+            budget: {c.name: _prediction(c) for c in (*found.baselines, found.fastest)}
+            for budget, found in plans.items()
+        }
+        if not as_json:
+            console.comparison(plans)
+    if scaling:
+        grown = growth.scaling(rates)
+        document["scaling"] = grown.document()
+        if not as_json:
+            console.scaling_summary(grown)
+    if as_json:
+        print_json(document)
+    console.written(path)
+
+
+def _prediction(candidate: Candidate) -> dict[str, Any]:
+    return {
+        "size": candidate.tree.size,
+        "depth": candidate.tree.depth,
+        "tokens": float(candidate.tokens[0]),
+        "speedup": float(candidate.speedup[0]),
+    }
+
+
+def _solve_all(options: dict[str, Any], check: bool, as_json: bool) -> None:
+    """Solve every profile with every acceptance of its pair, or say which trees are not that."""
+    from sequoia_opt import console, fleet
+
+    with console.progress("solving") as advance:
+        trees = list(fleet.solve_all(Path(), options, advance))
+    done = [str(path) for path, _ in trees]
+    lines = (fleet.difference(path, tree) for path, tree in trees if check)
+    different = [line for line in lines if line]
+    for path, tree in trees:
+        if not check:
+            tree.save(path)
+    if as_json:
+        print_json({"trees": done} | ({"different": different} if check else {}))
+    elif check:
+        for line in different:
+            print(line)
+    console.note(
+        f"{len(done) - len(different)} of {len(done)} trees are what their inputs give"
+        if check
+        else f"wrote {len(done)} trees"
+    )
+    if different:
+        raise typer.Exit(1)
+
+
+def _contexts(text: str) -> dict[float, float]:
+    """Numbers of cached tokens and their weights."""
+    weights: dict[float, float] = {}
+    for part in text.split(","):
+        length, _, weight = part.partition(":")
+        try:
+            weights[float(length)] = float(weight or 1)
+        except ValueError:
+            weights[-1.0] = 0.0
+    if not all(length >= 0 < weight < inf for length, weight in weights.items()):
+        raise typer.BadParameter(
+            f"found {text!r}, expected 512, 128,512,2048 or 128:3,2048:1", param_hint="--context"
+        )
+    return weights
