@@ -28,9 +28,11 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The README's table: methods side by side, greedy, with this machine's committed tree.
+# The README's tables, greedy, with this machine's committed tree: methods side by side, and the
+# tree against the best chain on more prompts.
 bench: .venv/installed
 	$(BIN)/sequoia-opt bench --limit 16 --repeats 3 --markdown
+	$(BIN)/sequoia-opt bench --methods chain,tree --limit 32 --repeats 5 --markdown
 
 # The solver's tables: how its time grows, how often it finds the fastest tree of all.
 bench-solver: .venv/installed

@@ -17,6 +17,7 @@ from sequoia_opt.plan.latency import LatencyProfile
 from sequoia_opt.plan.scaling import Scaling
 from sequoia_opt.plan.solver import Candidate, Plan
 from sequoia_opt.plan.spread import interval
+from sequoia_opt.plan.sweep import Point
 from sequoia_opt.plan.tree import TokenTree
 
 if TYPE_CHECKING:
@@ -217,6 +218,29 @@ def comparison(plans: Mapping[int, Plan]) -> None:
     out.print(table)
 
 
+def sweep_table(axis: str, points: Sequence[Point]) -> None:
+    """The best tree at each value, and what the chosen one gives up there."""
+    title = {"context": "best tree by cached tokens", "batch": "best tree by sequences together"}
+    table = Table(title=title[axis], title_justify="left")
+    columns = ("nodes", "depth", "tokens", "ms/step", "speed", "pays", "chosen tree", "loses")
+    for column in (axis, *columns):
+        table.add_column(column, justify="right")
+    for point in points:
+        best = point.plan.choice
+        table.add_row(
+            str(point.value),
+            str(best.tree.size),
+            str(best.tree.depth),
+            f"{best.tokens[0]:.2f}",
+            f"{best.step_ms[0]:.2f}",
+            f"{best.speedup[0]:.2f} ×",
+            "" if best.tree.size == 1 else f"{100 * best.pays:.0f} %",
+            "" if point.given is None else f"{point.given.speedup[0]:.2f} ×",
+            "not measured" if point.lost is None else f"{100 * point.lost:.1f} %",
+        )
+    out.print(table)
+
+
 def scaling_summary(found: Scaling) -> None:
     """Tokens a step by size: a table, a plot and the fitted growth."""
     table = Table(title="expected tokens a step, depth without limit", title_justify="left")
@@ -263,10 +287,11 @@ def _off(measured: float, predicted: float) -> str:
 
 def race_table(results: Sequence[Result], title: str) -> None:
     """Methods side by side."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", padding=(0, 0))  # fits 80 columns
     table.add_column("method")
-    for column in ("tokens/step", "tokens/s", "ms/token", "speed-up (95 %)", "same text"):
-        table.add_column(column, justify="right")
+    ratio = _ratio_title(results)
+    for column in ("tokens/step", "tokens/s", "ms/token", ratio, "same text"):
+        table.add_column(column, justify="right", no_wrap=True)
     for result in results:
         table.add_row(
             result.name,
@@ -279,9 +304,16 @@ def race_table(results: Sequence[Result], title: str) -> None:
     out.print(table)
 
 
+def _ratio_title(results: Sequence[Result]) -> str:
+    """What the speeds are ratios to, plain decoding if nothing is said."""
+    first = results[0].name
+    return "speed-up (95 %)" if first == "plain" else f"× {first} (95 %)"
+
+
 def race_markdown(results: Sequence[Result]) -> None:
     """Methods side by side, for a README."""
-    out.print("| method | tokens/step | tokens/s | ms/token | speed-up (95 %) |", markup=False)
+    ratio = _ratio_title(results)
+    out.print(f"| method | tokens/step | tokens/s | ms/token | {ratio} |", markup=False)
     out.print("| --- | ---: | ---: | ---: | ---: |", markup=False)
     for r in results:
         out.print(

@@ -6,7 +6,7 @@ give, or it says which are not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,19 @@ def solve_all(
         taken[path] = rates_path
         yield path, planned_tree(plan, Source(profile_path, rates_path), options)
         progress(done, len(jobs))
+
+
+def left_over(root: Path, solved: Collection[Path]) -> list[str]:
+    """One line for each solved tree under `root` that no profile and acceptance give any more.
+
+    Trees that were written or imported by hand have no provenance, and are left alone.
+    """
+    lines = []
+    for path in sorted(root.glob("trees/*/*.json")):
+        if path in solved or "provenance" not in TokenTree.load(path).metadata:
+            continue
+        lines.append(f"{path}: no profile here has an acceptance that gives it")
+    return lines
 
 
 def difference(path: Path, tree: TokenTree) -> str | None:

@@ -229,7 +229,36 @@ def test_bench_puts_methods_side_by_side(
     ]
 
 
+def test_bench_sets_the_methods_beside_the_first(
+    run: Callable[..., Outcome], models: list[str], dataset: Path
+) -> None:
+    shapes.k_ary(2, 2).save("k.json")
+    options = ["--dataset", dataset, "--chain", 3, "--repeats", 1, "--max-new-tokens", 8]
+    done = run("bench", "k.json", *models, *options, "--methods", "chain,tree", "--json")
+    first, second = json.loads(done.out)["results"]
+    assert (first["name"], second["name"]) == ("best chain (3 nodes)", "solved tree (7 nodes)")
+    assert first["speedup"] == 1
+    ratio = second["tokens_per_second"] / first["tokens_per_second"]
+    assert second["speedup"] == pytest.approx(ratio)
+
+
+def test_solve_sets_given_trees_beside_and_sweeps(run: Callable[..., Outcome]) -> None:
+    shapes.k_ary(2, 2).save("own.json")
+    Path("eagle.txt").write_text("[[0], [1], [0, 0]]")
+    against = ["--against", "own.json", "--against", "eagle.txt", "--compare"]
+    done = run("solve", *against, "--sweep", "context", "-o", "t.json")
+    assert done.code == 0, done.err
+    assert "own" in done.out
+    assert "best tree by cached tokens" in done.out
+    document = json.loads(run("solve", *against, "--sweep", "batch", "-o", "t.json", "--json").out)
+    assert document["compare"]["4"]["eagle"]["size"] == 4
+    assert "own" not in document["compare"]["4"]
+    assert document["compare"]["8"]["own"]["size"] == 7
+    assert document["sweep"]["points"][0]["value"] == 1
+
+
 BAD_INPUT: dict[str, tuple[list[str], str]] = {
+    "no tree to set beside": (["solve", "--against", "no.json"], "no.json: no such file"),
     "no such profile": (["solve", "--profile", "no.yaml"], "no.yaml: no such file"),
     "profile is a tree": (["solve", "--profile", "tree.json"], "format: found 'sequoia-opt/tree'"),
     "profile is broken": (["solve", "--profile", "broken.yaml"], "broken.yaml: not valid YAML"),
@@ -302,6 +331,9 @@ def test_bad_input_gets_one_line(
         ["decode", "--max-new-tokens", "0"],
         ["profile", "--tokens", "a"],
         ["profile", "--repeats", "many"],
+        ["bench", "--methods", "plain,fast"],
+        ["bench", "--methods", "plain,plain"],
+        ["solve", "--sweep", "size"],
     ],
 )
 def test_usage_errors_exit_with_2(run: Callable[..., Outcome], arguments: list[str]) -> None:
@@ -309,6 +341,7 @@ def test_usage_errors_exit_with_2(run: Callable[..., Outcome], arguments: list[s
     assert done.code == 2
     assert done.err.startswith("error: ")
     assert "Traceback" not in done.err
+    assert not list(Path().iterdir())
 
 
 def test_debug_shows_where(run: Callable[..., Outcome]) -> None:

@@ -76,3 +76,16 @@ def test_nothing_to_solve(tmp_path: Path) -> None:
 def test_what_cannot_be_solved_is_named(root: Path) -> None:
     with pytest.raises(SequoiaError, match=r"fast/target--draft--float32.yaml with .*code.yaml: "):
         list(fleet.solve_all(root, {"size": 999}))
+
+
+def test_trees_whose_inputs_are_gone_are_listed(root: Path) -> None:
+    for path, tree in fleet.solve_all(root, {}):
+        tree.save(path)
+    solved = [path for path, _ in fleet.solve_all(root, {})]
+    TokenTree([-1, 0], [0, 1]).save(root / "trees" / "imported" / "by-hand.json")
+    assert fleet.left_over(root, solved) == []
+    (root / "profiles" / "slow" / "target--draft--float32.yaml").unlink()
+    solved = [path for path, _ in fleet.solve_all(root, {})]
+    lines = fleet.left_over(root, solved)
+    assert len(lines) == 2
+    assert all("/trees/slow/" in line and "no profile here" in line for line in lines)

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from sequoia_opt.plan.tree import TokenTree
 
 
+METHODS = ("plain", "generate", "chain", "tree")  # of `bench`
+
+
 @app.command(epilog='Example: sequoia-opt decode tree.json --prompt "def main():" --compare')
 def decode(
     tree: Annotated[
@@ -177,6 +180,9 @@ def bench(
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Prompts to use.")] = 16,
     repeats: Annotated[int, typer.Option(min=1, help="Repetitions of each prompt.")] = 3,
+    methods: Annotated[
+        str, typer.Option(help="What to run, of all; the first is what the others are set beside.")
+    ] = ",".join(METHODS),
     chain: Annotated[
         int | None,
         typer.Option(min=2, help="Nodes of the chain.", show_default="the best by prediction"),
@@ -199,10 +205,17 @@ def bench(
     from sequoia_opt.plan.latency import LatencyProfile
     from sequoia_opt.plan.tree import AUTOREGRESSIVE, TokenTree
 
+    wanted = methods.split(",")
+    if len(set(wanted)) < len(wanted) or not set(wanted) <= set(METHODS):
+        raise typer.BadParameter(
+            f"found {methods!r}, expected some of {','.join(METHODS)}", param_hint="--methods"
+        )
     path = tree or paths.bundled_tree(temperature or 0.0)
     loaded = TokenTree.load(path)
     temperature, top_p = _sampling(loaded, temperature, top_p)
-    if chain is None:
+    if "chain" not in wanted:
+        best = AUTOREGRESSIVE
+    elif chain is None:
         if profile is None or acceptance is None:
             profile, acceptance = paths.inputs_of(loaded)
         plan = solver.solve(LatencyProfile.load(profile), Acceptance.load(acceptance))
@@ -222,14 +235,19 @@ def bench(
     for prompt in prompts:
         check_prompt(pair, prompt, max_new_tokens)
     sampling: dict[str, Any] = {"temperature": temperature, "top_p": top_p}
-    methods = [
-        benchmark.with_tree(pair, "plain", AUTOREGRESSIVE, **sampling),
-        benchmark.with_generate(pair, **sampling),
-        benchmark.with_tree(pair, f"best chain ({best.size} nodes)", best, **sampling),
-        benchmark.with_tree(pair, f"solved tree ({loaded.size} nodes)", loaded, **sampling),
+    trees = {
+        "plain": ("plain", AUTOREGRESSIVE),
+        "chain": (f"best chain ({best.size} nodes)", best),
+        "tree": (f"solved tree ({loaded.size} nodes)", loaded),
+    }
+    racing = [
+        benchmark.with_generate(pair, **sampling)
+        if name == "generate"
+        else benchmark.with_tree(pair, *trees[name], **sampling)
+        for name in wanted
     ]
     with console.progress("decoding") as advance:
-        results = benchmark.race(methods, prompts, max_new_tokens, repeats, advance)
+        results = benchmark.race(racing, prompts, max_new_tokens, repeats, advance)
     if as_json:
         print_json(
             {
@@ -248,8 +266,9 @@ def bench(
     else:
         console.race_table(results, f"{name}: {len(prompts)} prompts, {max_new_tokens} tokens each")
     comparable = _comparable(loaded, pair, temperature, top_p)
-    if comparable.tokens:
-        console.prediction_lines(results[-1], loaded, comparable.times)
+    if "tree" in wanted and comparable.tokens:
+        times = comparable.times and wanted[0] == "plain"
+        console.prediction_lines(results[wanted.index("tree")], loaded, times)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sequoia_opt.errors import SequoiaError
+
 if TYPE_CHECKING:
     from sequoia_opt.engine.models import Pair
+    from sequoia_opt.plan.tree import TokenTree
 
 Target = Annotated[
     str | None, typer.Option(help="Target model: a hub id or a folder.", show_default="bundled")
@@ -65,6 +68,22 @@ def integers(option: str, text: str) -> list[int]:
         raise typer.BadParameter(
             f"found {text!r}, expected whole numbers with commas between them", param_hint=option
         ) from None
+
+
+def any_tree(path: Path) -> TokenTree:
+    """A tree file of this program's or of any engine that `export` knows."""
+    from sequoia_opt.plan import export, tree
+    from sequoia_opt.plan.files import read_text
+
+    if path.suffix == ".pt":
+        from sequoia_opt import torch_files
+
+        found = torch_files.load(path)
+        if not isinstance(found, dict):
+            raise SequoiaError(f"{path}: found acceptance rates, expected a tree")
+        return export.of_growmap(found, str(path))
+    text = read_text(path)
+    return tree.TokenTree.load(path) if tree.FORMAT in text else export.read(text, str(path))
 
 
 def print_json(document: dict[str, Any]) -> None:

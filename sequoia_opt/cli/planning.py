@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sequoia_opt.cli.app import app
-from sequoia_opt.cli.options import Json, Output, check_output, print_json
+from sequoia_opt.cli.options import Json, Output, any_tree, check_output, print_json
 
 if TYPE_CHECKING:
     from sequoia_opt.plan.solver import Candidate
 
+AXES = ("context", "batch")  # of `solve --sweep`
 BUDGETS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)  # nodes, of `solve --compare`
 
 
@@ -55,6 +56,16 @@ def solve(
             show_default="maximise the predicted one",
         ),
     ] = None,
+    against: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Tree to set beside it, in any format that `import` reads; may be repeated."
+        ),
+    ] = None,
+    sweep: Annotated[
+        str | None,
+        typer.Option(help="Show how the best tree changes with the context, or with the batch."),
+    ] = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Set other tools' shapes beside it, by budget.")
     ] = False,
@@ -86,18 +97,23 @@ def solve(
     if check and not every:
         raise typer.BadParameter("goes with --all", param_hint="--check")
     if every:
-        if profile or acceptance or output or compare or scaling:
+        if profile or acceptance or output or compare or scaling or against or sweep:
             raise typer.BadParameter(
                 "takes every profile and acceptance and writes each tree where it belongs; "
-                "drop --profile, --acceptance, -o, --compare and --scaling",
+                "drop --profile, --acceptance, -o, --against, --compare, --scaling and --sweep",
                 param_hint="--all",
             )
         _solve_all(options, check, as_json)
         return
     check_output(output)
+    if sweep not in (None, *AXES):
+        raise typer.BadParameter(
+            f"found {sweep!r}, expected {' or '.join(AXES)}", param_hint="--sweep"
+        )
     from sequoia_opt import console, fleet, paths
     from sequoia_opt.plan import scaling as growth
     from sequoia_opt.plan import solver
+    from sequoia_opt.plan import sweep as sweeping
     from sequoia_opt.plan.acceptance import Acceptance
     from sequoia_opt.plan.latency import LatencyProfile
 
@@ -109,7 +125,8 @@ def solve(
         names = getattr(latencies, role).model, getattr(rates, role)
         if names[0] != names[1] and names[1] != "unknown":
             console.note(f"note: the profile's {role} is {names[0]}, the acceptance's {names[1]}")
-    plan = solver.solve(latencies, rates, **options)
+    given = {path.stem: any_tree(path) for path in against or []}
+    plan = solver.solve(latencies, rates, **options, given=given)
     tree = fleet.planned_tree(plan, fleet.Source(profile, acceptance), options)
     path = output or paths.tree_path(str(latencies.hardware.get("slug", "unknown")), profile, rates)
     check_output(path)
@@ -120,7 +137,12 @@ def solve(
     if compare:
         largest = max_size or plan.expected.shape[1] - 1
         plans = {
-            budget: solver.solve(latencies, rates, **(options | {"max_size": budget, "size": None}))
+            budget: solver.solve(
+                latencies,
+                rates,
+                **(options | {"max_size": budget, "size": None}),
+                given={name: tree for name, tree in given.items() if tree.size <= budget},
+            )
             for budget in BUDGETS
             if budget <= largest
         }
@@ -130,6 +152,11 @@ def solve(
         }
         if not as_json:
             console.comparison(plans)
+    if sweep is not None:
+        points = sweeping.sweep(latencies, rates, tree, sweep, **options)
+        document["sweep"] = {"axis": sweep, "points": [point.document() for point in points]}
+        if not as_json:
+            console.sweep_table(sweep, points)
     if scaling:
         grown = growth.scaling(rates)
         document["scaling"] = grown.document()
@@ -156,8 +183,11 @@ def _solve_all(options: dict[str, Any], check: bool, as_json: bool) -> None:
     with console.progress("solving") as advance:
         trees = list(fleet.solve_all(Path(), options, advance))
     done = [str(path) for path, _ in trees]
-    lines = (fleet.difference(path, tree) for path, tree in trees if check)
-    different = [line for line in lines if line]
+    different = []
+    if check:
+        lines = [fleet.difference(path, tree) for path, tree in trees]
+        different = [line for line in lines if line]
+        different += fleet.left_over(Path(), [path for path, _ in trees])
     for path, tree in trees:
         if not check:
             tree.save(path)
@@ -166,11 +196,12 @@ def _solve_all(options: dict[str, Any], check: bool, as_json: bool) -> None:
     elif check:
         for line in different:
             print(line)
-    console.note(
-        f"{len(done) - len(different)} of {len(done)} trees are what their inputs give"
-        if check
-        else f"wrote {len(done)} trees"
-    )
+    if not check:
+        console.note(f"wrote {len(done)} trees")
+    elif different:
+        console.note(f"{len(different)} trees are not what their inputs give")
+    else:
+        console.note(f"all {len(done)} trees are what their inputs give")
     if different:
         raise typer.Exit(1)
 

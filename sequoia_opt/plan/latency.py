@@ -167,8 +167,21 @@ class LatencyProfile:
         Raises:
             SequoiaError: a batch that was not measured.
         """
-        ranges = [[c.context for c in m._of_batch(batch)] for m in (self.target, self.draft)]
+        ranges = [[c.context for c in m._of_batch(batch)] for m in self._models]
         return max(min(r) for r in ranges), min(max(r) for r in ranges)
+
+    def measured_contexts(self, batch: int = 1) -> list[int]:
+        """The contexts measured for both models with this batch, ascending."""
+        of_each = [{c.context for c in m.curves if c.batch == batch} for m in self._models]
+        return sorted(set.intersection(*of_each))
+
+    def batches(self) -> list[int]:
+        """The batches measured for both models, ascending."""
+        return sorted(set.intersection(*({c.batch for c in m.curves} for m in self._models)))
+
+    @property
+    def _models(self) -> tuple[ModelLatency, ModelLatency]:
+        return self.target, self.draft
 
     def overhead_for(self, verifier: str) -> Overhead:
         """The overhead of a verifier.

@@ -89,7 +89,7 @@ class Plan:
             bound.
         fastest: the tree of highest predicted speed.
         runners_up: the next best of other sizes.
-        baselines: plain decoding and the fastest of each shape that other tools use.
+        baselines: plain decoding, the fastest of each shape that other tools use, given trees.
         expected: E*(n, D) as [depth + 1, size + 1], NaN where there is no such tree.
         speed: tokens per second of each of these trees, likewise, independence assumed.
         method: how E*(n, D) was found.
@@ -167,6 +167,7 @@ def solve(
     shape: str = ANY_TREE,
     max_width: int | None = None,
     confidence: float | None = None,
+    given: Mapping[str, TokenTree] | None = None,
     replicates: int = REPLICATES,
 ) -> Plan:
     """The tree that maximises predicted tokens per second, speed(T) = E(T) / t(T, L).
@@ -186,6 +187,7 @@ def solve(
         max_width: most children of a node.
         confidence: maximise the speed-up that is exceeded with this probability, in (0, 1),
             instead of the predicted one.
+        given: trees to price as baselines beside the shapes that other tools use, by name.
         replicates: how many times documents and timings are resampled.
 
     Raises:
@@ -237,6 +239,7 @@ def solve(
         )
     named = [(SOLVED, tree) for tree in dict.fromkeys(trees)]
     named += _baseline_trees(objective, table[:max_depth], max_size)
+    named += (given or {}).items()
     judged = _judged(named, objective, acceptance, replicates)
     candidates = [c for c in judged if c.name == SOLVED]
     # What replay says of some trees is not to be compared with what independence promises others.
