@@ -1,8 +1,8 @@
 """How fast and how good the solver is: `python tests/benchmarks/solver.py`.
 
-Prints three tables: the time of E*(n, D) by size, depth and width; how often the tree found is
-the fastest of all trees of up to 9 nodes on random machines; how far it is from the best that
-long annealing finds at 16 to 32 nodes.
+Prints four tables: the time of E*(n, D) by size, depth and width; that of a whole answer; how
+often the tree found is the fastest of all trees of up to 9 nodes on random machines; how far it
+is from the best that long annealing finds at 16 to 32 nodes.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Callable
+from itertools import product
 from math import exp, log
 from pathlib import Path
 from typing import Annotated
@@ -22,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "plan"))
 from brute_force import KINDS, fastest, random_profile, random_rates, speed
 
 from sequoia_opt.plan.acceptance import Acceptance
-from sequoia_opt.plan.latency import LatencyProfile
-from sequoia_opt.plan.optimum import BestFirst, DynamicProgramme, Family
+from sequoia_opt.plan.latency import Curve, LatencyProfile, ModelLatency, Overhead
+from sequoia_opt.plan.optimum import BestFirst, DynamicProgramme
 from sequoia_opt.plan.solver import solve
 
 JOBS = [  # nodes, depth, ranks
@@ -39,7 +40,7 @@ JOBS = [  # nodes, depth, ranks
 ]
 
 
-def timed(work: Callable[[], Family], repeats: int) -> float:
+def timed(work: Callable[[], object], repeats: int) -> float:
     """Milliseconds, the median of a few runs."""
     times = []
     for _ in range(repeats):
@@ -63,6 +64,38 @@ def surface_times() -> None:
         megabytes = tracemalloc.get_traced_memory()[1] / 1e6
         tracemalloc.stop()
         print(f"| {size} | {depth} | {ranks} | {quick:.1f} | {exact:.0f} | {megabytes:.0f} |")
+
+
+def answer_times() -> None:
+    """`solve` with 200 replicates and the traces of 50 documents, by size and machine."""
+    print("| nodes | rates | target flat to 64 tokens, ms | rising from 4, ms |")
+    print("| ---: | --- | ---: | ---: |")
+    generator = np.random.default_rng(4)
+    falling = 0.7 / np.arange(1, 33) ** 1.9
+    falling /= max(1.0, falling.sum() / 0.98)
+    swapped = falling.copy()
+    swapped[[1, 2]] = falling[[2, 1]]
+    for size in (32, 64, 128, 256):
+        machines = [machine(flat, size) for flat in (64, 4)]
+        for name, rates in (("falling", falling), ("rising once", swapped)):
+            weights = np.append(1 - rates.sum(), rates)
+            traces = generator.choice(33, p=weights, size=(50, 128)).tolist()
+            acceptance = Acceptance(rates, traces=traces)
+            times = [timed(lambda a=acceptance, p=m: solve(p, a), 3) for m in machines]
+            print(f"| {size} | {name} | {times[0]:.0f} | {times[1]:.0f} |")
+
+
+def machine(flat: int, largest: int) -> LatencyProfile:
+    """A target whose forward costs the same up to `flat` tokens, and a draft like it."""
+    tokens = [2**i for i in range(largest.bit_length())]
+    counts = np.array(tokens, dtype=float)
+
+    def model(base: float) -> ModelLatency:
+        times = base * (1 + np.maximum(0.0, counts - flat) / 64)
+        return ModelLatency("m", "", [Curve(1, 0, tokens, times, 0.98 * times, 1.02 * times)])
+
+    overhead = {name: Overhead(0.3, 0.001, 0.02) for name in ("greedy", "sequoia")}
+    return LatencyProfile({}, {}, {}, model(20.0), model(0.6), overhead)
 
 
 def against_brute_force(cases: int, seed: int = 2) -> None:
@@ -145,20 +178,22 @@ def anneal(
 
 def against_annealing(cases: int, moves: int, seed: int = 3) -> None:
     """Trees of a given size, 8 ranks."""
-    print("| nodes | latencies | never worse than | better than annealing |")
-    print("| ---: | --- | ---: | ---: |")
+    print("| nodes | rates | latencies | never worse than | better than annealing |")
+    print("| ---: | --- | --- | ---: | ---: |")
     generator = np.random.default_rng(seed)
-    for size in (16, 24, 32):
+    for size, falling in product((16, 24, 32), (True, False)):
         for kind in KINDS:
             shares = []
             for case in range(cases):
-                acceptance = Acceptance(random_rates(generator, 8, falling=True))
+                acceptance = Acceptance(random_rates(generator, 8, falling))
                 profile = random_profile(generator, kind, size)
                 tree = solve(profile, acceptance, size=size).fastest.tree
                 found = max(anneal(acceptance, profile, size, moves, 9 * case + i) for i in (0, 1))
                 shares.append(speed(tree, acceptance, profile) / found)
             better = np.mean(np.array(shares) > 1 + 1e-9)
-            print(f"| {size} | {kind} | {100 * min(shares):.2f} % | {100 * better:.0f} % |")
+            rates = "falling" if falling else "any"
+            worst = f"{100 * min(shares):.2f} %"
+            print(f"| {size} | {rates} | {kind} | {worst} | {100 * better:.0f} % |")
 
 
 def main(
@@ -167,6 +202,8 @@ def main(
 ) -> None:
     """Print the solver's tables."""
     surface_times()
+    print()
+    answer_times()
     print()
     against_brute_force(cases)
     print()
