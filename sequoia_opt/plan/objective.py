@@ -7,6 +7,7 @@ that carry the spread of the timings. Knows nothing of acceptance.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 
 import numpy as np
 
@@ -122,14 +123,34 @@ class Objective:
             sizes: nodes of each tree, any shape.
             widths: internal nodes on each of its levels, [*sizes.shape, levels].
         """
-        drafts = np.append(self.draft_ms[0], np.inf)
-        target = np.append(self.target_ms[0], np.inf)
-        cost = drafts[np.minimum(widths, len(drafts) - 1)]
-        # The first draft forward has the fixed width 2 (see TokenTree.draft_widths).
-        cost[..., 0] = np.where(widths[..., 0] > 0, drafts[min(2, len(drafts) - 1)], 0.0)
-        o = self.overhead
-        rest = o.constant_ms + o.per_token_ms * sizes + o.per_level_ms * (widths > 0).sum(axis=-1)
-        return np.asarray(target[np.minimum(sizes, len(target) - 1)] + cost.sum(axis=-1) + rest)
+        first, others = self.level_ms(widths[..., 0], True), self.level_ms(widths[..., 1:], False)
+        return np.asarray(self.rest_ms(sizes) + first + others.sum(axis=-1))
+
+    def rest_ms(self, sizes: IntArray) -> FloatArray:
+        """Median of all of a step but its draft levels, by size."""
+        return self._rest_ms[np.minimum(sizes, len(self._rest_ms) - 1)]
+
+    def level_ms(self, widths: IntArray, first: bool) -> FloatArray:
+        """Median of a draft level by its internal nodes, nothing where there are none.
+
+        The first draft forward has the fixed width 2 (see TokenTree.draft_widths).
+        """
+        table = self._level_ms
+        if first:
+            return np.where(widths > 0, table[min(2, len(table) - 1)], 0.0)
+        return table[np.minimum(widths, len(table) - 1)]
+
+    @cached_property
+    def _rest_ms(self) -> FloatArray:
+        sizes = np.arange(self.target_ms.shape[1])
+        rest = self.overhead.constant_ms + self.overhead.per_token_ms * sizes
+        return np.append(self.target_ms[0] + rest, np.inf)
+
+    @cached_property
+    def _level_ms(self) -> FloatArray:
+        drafts = np.append(self.draft_ms[0] + self.overhead.per_level_ms, np.inf)
+        drafts[0] = 0.0
+        return drafts
 
 
 def _interpolated(points: FloatArray, tokens: list[int], sizes: IntArray) -> FloatArray:

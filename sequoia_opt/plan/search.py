@@ -274,63 +274,56 @@ def climb(
     # Sums of rates from the first rank on; no child past the last depth.
     sums = np.pad(np.cumsum(table, axis=1), ((0, 1), (1, 0)))
     sizes_allowed = np.append(allowed, False)
+    together = np.arange(1, TOGETHER + 1)
     while True:
         size, depths, counts = tree.size, tree.depths, tree.child_counts
+        end = 1 + np.cumsum(counts)  # behind each node's last child
         values = np.ones(size)
         for node in range(1, size):
             rate = table[depths[node] - 1, tree.ranks[node] - 1]
             values[node] = values[tree.parents[node]] * rate
-        # Options (node, children that go or come); the last of each changes nothing.
-        gone = [
-            (node, number)
-            for node in range(size)
-            for number in range(1, min(_trailing_leaves(tree, node), TOGETHER) + 1)
-        ] + [(0, 0)]
-        come = [
-            (node, number)
-            for node in range(size)
-            if depths[node] < max_depth
-            for number in range(1, min(ranks - int(counts[node]), TOGETHER) + 1)
-        ] + [(0, 0)]
-        (out, fewer), (into, more) = np.array(gone).T, np.array(come).T
+        # Options: a node, and how many of its last children go, or of its next ones come.
+        leaves = counts[np.clip(end[:, None] - together, 0, size - 1)] == 0
+        goes = np.logical_and.accumulate(leaves & (together <= counts[:, None]), axis=1)
+        comes = (depths[:, None] < max_depth) & (together <= ranks - counts[:, None])
+        # The last option of each changes nothing.
+        out, fewer = (np.append(of, 0) for of in np.nonzero(goes))
+        into, more = (np.append(of, 0) for of in np.nonzero(comes))
+        fewer[:-1] += 1
+        more[:-1] += 1
 
-        start = counts[out] - fewer
-        lost = values[out] * (sums[depths[out], counts[out]] - sums[depths[out], start])
-        end = counts[into] + more
-        gained = values[into] * (sums[depths[into], end] - sums[depths[into], counts[into]])
+        kept, wanted = counts[out] - fewer, counts[into] + more
+        lost = values[out] * (sums[depths[out], counts[out]] - sums[depths[out], kept])
+        gained = values[into] * (sums[depths[into], wanted] - sums[depths[into], counts[into]])
         expected = values.sum() - lost[:, None] + gained[None, :]
         sizes = size - fewer[:, None] + more[None, :]
-        widths = np.zeros((len(gone), len(come), max_depth), np.int64)
-        widths += np.bincount(depths[counts > 0], minlength=max_depth)[:max_depth]
-        emptied = np.flatnonzero((fewer > 0) & (fewer == counts[out]))
-        widths[emptied, :, depths[out[emptied]]] -= 1
-        opened = np.flatnonzero((more > 0) & (counts[into] == 0))
-        widths[:, opened, depths[into[opened]]] += 1
-        speeds = expected / objective.steps_ms(sizes, widths)
+        widths = np.bincount(depths[counts > 0], minlength=max_depth + 1)
+        now, narrower, wider = (_levels_ms(objective, widths + by) for by in (0, -1, 1))
+        emptied, opened = (fewer > 0) & (kept == 0), (more > 0) & (counts[into] == 0)
+        saved = np.where(emptied, (narrower - now)[depths[out]], 0.0)
+        spent = np.where(opened, (wider - now)[depths[into]], 0.0)
+        levels = now.sum() + saved[:, None] + spent[None, :]
+        same = depths[out][:, None] == depths[into][None, :]
+        levels[emptied[:, None] & opened[None, :] & same] = now.sum()
+        speeds = expected / (objective.rest_ms(sizes) + levels)
         speeds[~sizes_allowed[np.minimum(sizes, len(allowed))]] = -1.0
         # What goes cannot have children come, nor its parent get the ranks that it leaves.
-        for row, (node, number) in enumerate(gone[:-1]):
-            last = counts[node] - number
-            leaving = [
-                child for child in range(size)
-                if tree.parents[child] == node and tree.ranks[child] > last
-            ]  # fmt: skip
-            speeds[row, np.isin(into, [node, *leaving]) & (more > 0)] = -1.0
+        first_gone, behind = (end[out] - fewer)[:, None], end[out][:, None]
+        going = (first_gone <= into) & (into < behind) | (into == out[:, None])
+        speeds[going & (fewer[:, None] > 0) & (more > 0)] = -1.0
         best = np.unravel_index(int(speeds.argmax()), speeds.shape)
         if speeds[best] <= speeds[-1, -1] * (1 + 1e-12):
             return tree
-        tree = _edited(tree, gone[int(best[0])], come[int(best[1])])
+        left, right = int(best[0]), int(best[1])
+        tree = _edited(
+            tree, (int(out[left]), int(fewer[left])), (int(into[right]), int(more[right]))
+        )
 
 
-def _trailing_leaves(tree: TokenTree, node: int) -> int:
-    """How many of a node's last children have no children themselves."""
-    found = 0
-    for child in range(tree.size - 1, 0, -1):
-        if tree.parents[child] == node:
-            if tree.child_counts[child]:
-                break
-            found += 1
-    return found
+def _levels_ms(objective: Objective, widths: IntArray) -> FloatArray:
+    """Median of each draft level, by its internal nodes."""
+    first, others = np.maximum(widths[:1], 0), np.maximum(widths[1:], 0)
+    return np.concatenate((objective.level_ms(first, True), objective.level_ms(others, False)))
 
 
 def _edited(tree: TokenTree, gone: tuple[int, int], come: tuple[int, int]) -> TokenTree:

@@ -17,7 +17,7 @@ def deviation(low: FloatArray, high: FloatArray) -> FloatArray:
 
 
 def interval(replicates: FloatArray) -> tuple[float, float]:
-    """95 % interval of a quantity from its replicates: two of their quantiles.
+    """95 % interval of a quantity from its replicates [count]: two of their quantiles.
 
     Linear between order statistics, as `numpy.quantile`, whose first call loads masked arrays:
     a tenth of the time that `solve` takes.
