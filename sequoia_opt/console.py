@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from sequoia_opt.plan.acceptance import Acceptance
@@ -172,7 +173,7 @@ def plan_summary(plan: Plan) -> None:
     rows: list[tuple[str, Candidate]] = [("chosen", choice)]
     rows += [("fastest", fastest)] if choice is not fastest else []
     rows += [("next best", other) for other in plan.runners_up if other is not fastest]
-    rows += [(candidate.name, candidate) for candidate in plan.baselines]
+    rows += [(candidate.name, candidate) for candidate in (*plan.baselines, *plan.given)]
     for label, candidate in rows:
         table.add_row(*_candidate_row(label, candidate), style="bold" if label == "chosen" else "")
     out.print(table)
@@ -189,7 +190,7 @@ def _speedup(candidate: Candidate) -> str:
 def _candidate_row(label: str, candidate: Candidate) -> list[str]:
     replayed = candidate.replayed_tokens
     return [
-        label,
+        escape(label),
         str(candidate.tree.size),
         str(candidate.tree.depth),
         f"{candidate.expected_tokens:.2f}",
@@ -204,13 +205,14 @@ def comparison(plans: Mapping[int, Plan]) -> None:
     """The fastest tree of each budget beside the shapes that other tools use."""
     table = Table(title="speed over plain decoding (tokens a step), by nodes at most")
     table.title_justify = "left"
-    shapes = [b.name for plan in plans.values() for b in plan.baselines if b.tree.size > 1]
+    others = [c.name for plan in plans.values() for c in (*plan.baselines, *plan.given)]
+    names = [name for name in dict.fromkeys(["solved", *others]) if name != "plain"]
     table.add_column("nodes", justify="right")
-    for name in ("solved", *dict.fromkeys(shapes)):
-        table.add_column(name, justify="right")
+    for name in names:
+        table.add_column(escape(name), justify="right")
     for budget, plan in plans.items():
-        found = {candidate.name: candidate for candidate in (*plan.baselines, plan.fastest)}
-        cells = [found.get(name) for name in ("solved", *dict.fromkeys(shapes))]
+        found = {c.name: c for c in (*plan.baselines, plan.fastest, *plan.given)}
+        cells = [found.get(name) for name in names]
         table.add_row(
             str(budget),
             *(f"{c.speedup[0]:.2f} × ({c.tokens[0]:.2f})" if c else "" for c in cells),
@@ -307,7 +309,7 @@ def race_table(results: Sequence[Result], title: str) -> None:
 def _ratio_title(results: Sequence[Result]) -> str:
     """What the speeds are ratios to, plain decoding if nothing is said."""
     first = results[0].name
-    return "speed-up (95 %)" if first == "plain" else f"× {first} (95 %)"
+    return "speed-up (95 %)" if first == "plain" else "× the first (95 %)"
 
 
 def race_markdown(results: Sequence[Result]) -> None:

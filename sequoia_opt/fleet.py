@@ -14,10 +14,10 @@ from typing import Any
 from sequoia_opt import __version__, paths
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan.acceptance import Acceptance
-from sequoia_opt.plan.files import content_fingerprint
+from sequoia_opt.plan.files import content_fingerprint, read_text
 from sequoia_opt.plan.latency import LatencyProfile
 from sequoia_opt.plan.solver import Plan, solve
-from sequoia_opt.plan.tree import TokenTree
+from sequoia_opt.plan.tree import FORMAT, TokenTree
 
 TOLERANCE = 1e-3  # relative: other processors add up in another order
 
@@ -97,15 +97,25 @@ def solve_all(
 
 
 def left_over(root: Path, solved: Collection[Path]) -> list[str]:
-    """One line for each solved tree under `root` that no profile and acceptance give any more.
+    """One line for each other tree under `root` that was solved from what is here no more.
 
     Trees that were written or imported by hand have no provenance, and are left alone.
     """
+    here = {(path.name, content_fingerprint(path)) for path in root.glob("profiles/*/*.yaml")}
     lines = []
-    for path in sorted(root.glob("trees/*/*.json")):
-        if path in solved or "provenance" not in TokenTree.load(path).metadata:
+    for path in sorted(set(root.glob("trees/*/*.json")) - set(solved)):
+        if FORMAT not in read_text(path):
+            continue  # not ours
+        try:
+            provenance = TokenTree.load(path).metadata.get("provenance", {})
+        except SequoiaError as error:
+            lines.append(str(error))
             continue
-        lines.append(f"{path}: no profile here has an acceptance that gives it")
+        for kind in ("profile", "acceptance"):
+            of = provenance.get(kind, {})
+            if of and (of.get("file"), of.get("fingerprint")) not in here:
+                lines.append(f"{path}: the {kind} that it was solved from is not here")
+                break
     return lines
 
 

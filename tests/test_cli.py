@@ -243,21 +243,30 @@ def test_bench_sets_the_methods_beside_the_first(
 
 
 def test_solve_sets_given_trees_beside_and_sweeps(run: Callable[..., Outcome]) -> None:
-    shapes.k_ary(2, 2).save("own.json")
-    Path("eagle.txt").write_text("[[0], [1], [0, 0]]")
-    against = ["--against", "own.json", "--against", "eagle.txt", "--compare"]
+    shapes.k_ary(2, 2).save("solved.json")
+    Path("chain[v2].txt").write_text("[[0], [1], [0, 0]]")
+    against = ["--against", "solved.json", "--against", "chain[v2].txt", "--compare"]
     done = run("solve", *against, "--sweep", "context", "-o", "t.json")
     assert done.code == 0, done.err
-    assert "own" in done.out
+    alone = run("solve", "-o", "alone.json")
+    assert alone.code == 0
+    assert TokenTree.load("t.json") == TokenTree.load("alone.json")
+    assert "solved.json" in done.out
+    assert "chain[v2].txt" in done.out
     assert "best tree by cached tokens" in done.out
     document = json.loads(run("solve", *against, "--sweep", "batch", "-o", "t.json", "--json").out)
-    assert document["compare"]["4"]["eagle"]["size"] == 4
-    assert "own" not in document["compare"]["4"]
-    assert document["compare"]["8"]["own"]["size"] == 7
+    assert document["against"]["solved.json"]["size"] == 7
+    assert document["compare"]["4"]["chain[v2].txt"]["size"] == 4
+    assert "solved.json" not in document["compare"]["4"]
+    assert document["compare"]["8"]["solved.json"]["size"] == 7
     assert document["sweep"]["points"][0]["value"] == 1
 
 
 BAD_INPUT: dict[str, tuple[list[str], str]] = {
+    "no room for the tree beside": (
+        ["solve", "--profile", "p.yaml", "--acceptance", "a.yaml", "--against", "large.json"],
+        "large.json: target: measured for 1 to 64 tokens",
+    ),
     "no tree to set beside": (["solve", "--against", "no.json"], "no.json: no such file"),
     "no such profile": (["solve", "--profile", "no.yaml"], "no.yaml: no such file"),
     "profile is a tree": (["solve", "--profile", "tree.json"], "format: found 'sequoia-opt/tree'"),
@@ -306,6 +315,7 @@ def test_bad_input_gets_one_line(
     from test_latency import make_profile
 
     shapes.chain(3).save("tree.json")
+    shapes.chain(65).save("large.json")
     make_profile().save("p.yaml")
     Acceptance([0.5, 0.2]).save("a.yaml")  # type: ignore[arg-type]
     Path("broken.json").write_text("{")
@@ -333,6 +343,7 @@ def test_bad_input_gets_one_line(
         ["profile", "--repeats", "many"],
         ["bench", "--methods", "plain,fast"],
         ["bench", "--methods", "plain,plain"],
+        ["bench", "--methods", "plain,tree", "--chain", "3"],
         ["solve", "--sweep", "size"],
     ],
 )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -83,9 +84,14 @@ def test_trees_whose_inputs_are_gone_are_listed(root: Path) -> None:
         tree.save(path)
     solved = [path for path, _ in fleet.solve_all(root, {})]
     TokenTree([-1, 0], [0, 1]).save(root / "trees" / "imported" / "by-hand.json")
+    (root / "trees" / "imported" / "other.json").write_text('{"a": 1}')
+    shutil.copy(solved[0], solved[0].with_name("chosen-by-hand.json"))
     assert fleet.left_over(root, solved) == []
     (root / "profiles" / "slow" / "target--draft--float32.yaml").unlink()
     solved = [path for path, _ in fleet.solve_all(root, {})]
     lines = fleet.left_over(root, solved)
     assert len(lines) == 2
-    assert all("/trees/slow/" in line and "no profile here" in line for line in lines)
+    assert all("/trees/slow/" in line and "the profile that it" in line for line in lines)
+    broken = root / "trees" / "imported" / "by-hand.json"
+    broken.write_text(broken.read_text().replace("[-1, 0]", "[-1, 7]"))
+    assert any("by-hand.json: tree: parents[1]" in line for line in fleet.left_over(root, solved))

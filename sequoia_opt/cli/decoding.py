@@ -205,10 +205,15 @@ def bench(
     from sequoia_opt.plan.latency import LatencyProfile
     from sequoia_opt.plan.tree import AUTOREGRESSIVE, TokenTree
 
-    wanted = methods.split(",")
+    wanted = [name.strip() for name in methods.split(",")]
     if len(set(wanted)) < len(wanted) or not set(wanted) <= set(METHODS):
         raise typer.BadParameter(
             f"found {methods!r}, expected some of {','.join(METHODS)}", param_hint="--methods"
+        )
+    if "chain" not in wanted and (chain or profile or acceptance):
+        raise typer.BadParameter(
+            "has no chain, which --chain, --profile and --acceptance are for",
+            param_hint="--methods",
         )
     path = tree or paths.bundled_tree(temperature or 0.0)
     loaded = TokenTree.load(path)

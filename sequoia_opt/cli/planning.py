@@ -77,7 +77,10 @@ def solve(
     ] = False,
     check: Annotated[
         bool,
-        typer.Option("--check", help="With --all: write nothing, list the trees that differ."),
+        typer.Option(
+            "--check",
+            help="With --all: write nothing, list trees that differ or whose inputs are gone.",
+        ),
     ] = False,
     output: Output = None,
     as_json: Json = False,
@@ -105,11 +108,11 @@ def solve(
             )
         _solve_all(options, check, as_json)
         return
-    check_output(output)
     if sweep not in (None, *AXES):
         raise typer.BadParameter(
             f"found {sweep!r}, expected {' or '.join(AXES)}", param_hint="--sweep"
         )
+    check_output(output)
     from sequoia_opt import console, fleet, paths
     from sequoia_opt.plan import scaling as growth
     from sequoia_opt.plan import solver
@@ -125,45 +128,46 @@ def solve(
         names = getattr(latencies, role).model, getattr(rates, role)
         if names[0] != names[1] and names[1] != "unknown":
             console.note(f"note: the profile's {role} is {names[0]}, the acceptance's {names[1]}")
-    given = {path.stem: any_tree(path) for path in against or []}
+    given = {str(path): any_tree(path) for path in against or []}
     plan = solver.solve(latencies, rates, **options, given=given)
     tree = fleet.planned_tree(plan, fleet.Source(profile, acceptance), options)
     path = output or paths.tree_path(str(latencies.hardware.get("slug", "unknown")), profile, rates)
     check_output(path)
-    tree.save(path)
-    document: dict[str, Any] = tree.document()
-    if not as_json:
-        console.plan_summary(plan)
+    plans = {}
     if compare:
         largest = max_size or plan.expected.shape[1] - 1
-        plans = {
-            budget: solver.solve(
-                latencies,
-                rates,
-                **(options | {"max_size": budget, "size": None}),
-                given={name: tree for name, tree in given.items() if tree.size <= budget},
-            )
-            for budget in BUDGETS
-            if budget <= largest
-        }
+        for budget in (nodes for nodes in BUDGETS if nodes <= largest):
+            within = options | {"max_size": budget, "size": None}
+            fitting = {name: other for name, other in given.items() if other.size <= budget}
+            plans[budget] = solver.solve(latencies, rates, **within, given=fitting)
+    points = sweeping.sweep(latencies, rates, tree, sweep, **options) if sweep else []
+    grown = growth.scaling(rates) if scaling else None
+    tree.save(path)
+
+    document: dict[str, Any] = tree.document()
+    if given:
+        document["against"] = {c.name: _prediction(c) for c in plan.given}
+    if compare:
         document["compare"] = {
-            budget: {c.name: _prediction(c) for c in (*found.baselines, found.fastest)}
+            budget: {
+                c.name: _prediction(c) for c in (*found.baselines, found.fastest, *found.given)
+            }
             for budget, found in plans.items()
         }
-        if not as_json:
-            console.comparison(plans)
-    if sweep is not None:
-        points = sweeping.sweep(latencies, rates, tree, sweep, **options)
+    if sweep:
         document["sweep"] = {"axis": sweep, "points": [point.document() for point in points]}
-        if not as_json:
-            console.sweep_table(sweep, points)
-    if scaling:
-        grown = growth.scaling(rates)
+    if grown:
         document["scaling"] = grown.document()
-        if not as_json:
-            console.scaling_summary(grown)
     if as_json:
         print_json(document)
+    else:
+        console.plan_summary(plan)
+        if plans:
+            console.comparison(plans)
+        if sweep:
+            console.sweep_table(sweep, points)
+        if grown:
+            console.scaling_summary(grown)
     console.written(path)
 
 
@@ -199,7 +203,7 @@ def _solve_all(options: dict[str, Any], check: bool, as_json: bool) -> None:
     if not check:
         console.note(f"wrote {len(done)} trees")
     elif different:
-        console.note(f"{len(different)} trees are not what their inputs give")
+        console.note("these are not what their inputs give; `sequoia-opt solve --all` solves anew")
     else:
         console.note(f"all {len(done)} trees are what their inputs give")
     if different:

@@ -24,6 +24,7 @@ from sequoia_opt.errors import SequoiaError
 
 Document = dict[str, Any]
 FloatArray = NDArray[np.float64]
+_ASIDE = "a table set aside"
 _TABLE = re.compile(r"^(?P<key>\w+):\n(?P<rows>(?:- \[[\d, \n]*\]\n)+)(?=\w|\Z)", re.MULTILINE)
 
 try:  # the C parser reads a profile some ten times faster
@@ -89,10 +90,14 @@ def _parse_yaml(text: str) -> Any:
             tables[found["key"]] = json.loads(f"[{rows}]")
         except ValueError:
             return found[0]
-        return f"{found['key']}: taken\n" + "\n" * rows.count("\n")  # lines keep their numbers
+        return f"{found['key']}: {_ASIDE}\n" + "\n" * rows.count("\n")  # lines keep their numbers
 
     document = yaml.load(_TABLE.sub(aside, text), Loader=_Loader)
-    return document | tables if isinstance(document, dict) else document
+    if tables and isinstance(document, dict) and all(document.get(k) == _ASIDE for k in tables):
+        return document | tables
+    return (
+        yaml.load(text, Loader=_Loader) if tables else document
+    )  # a key that YAML reads otherwise
 
 
 def write_document(path: str | Path, document: Mapping[str, Any]) -> None:

@@ -171,9 +171,14 @@ class LatencyProfile:
         return max(min(r) for r in ranges), min(max(r) for r in ranges)
 
     def measured_contexts(self, batch: int = 1) -> list[int]:
-        """The contexts measured for both models with this batch, ascending."""
-        of_each = [{c.context for c in m.curves if c.batch == batch} for m in self._models]
-        return sorted(set.intersection(*of_each))
+        """The contexts measured with this batch that both models' curves reach, ascending.
+
+        Raises:
+            SequoiaError: a batch that was not measured.
+        """
+        low, high = self.contexts(batch)
+        measured = {c.context for m in self._models for c in m._of_batch(batch)}
+        return sorted(context for context in measured if low <= context <= high)
 
     def batches(self) -> list[int]:
         """The batches measured for both models, ascending."""

@@ -21,12 +21,12 @@ from sequoia_opt.plan.tree import IntArray, TokenTree
 TOGETHER = 4  # siblings that come or go at once
 ROOM = 3  # levels below the deepest start that it may reach: farther ones cost it time
 EVEN_WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
-EVEN_STARTS = 1  # starts with one width for all levels
+EVEN_STARTS = 2  # starts with one width for all levels
 JUMPS = 4  # widths below the present one, just before the steepest rises, that it tries
 SAME = 1e-9  # relative difference of two values that makes none
 REACH = 16  # nodes that a tree may gain or lose in one move, if not a third of its own
 BATCH = 2**12  # nodes, of all trees, that are grown at once
-HOPE = 0.9  # of the best speed so far a start has at least that may lead past it
+HOPE = 0.7  # of the best speed so far a start needs: an ascent has gained a quarter
 STEEP = 1.5  # times the mean rise is a steep one
 BoolArray = NDArray[np.bool_]
 
@@ -127,13 +127,13 @@ def untied(table: FloatArray) -> FloatArray:
     """Rates less than `SAME` from those of `table` [depth, W], without equal products.
 
     Then a node's value alone says whether it is among the best n. What was equal now falls with
-    the rank, and from children of elder nodes to those of younger ones; none is 0 or 1.
+    the rank, and mostly from children of elder nodes to those of younger ones; none is 0 or 1.
     """
     depth, ranks = table.shape
     depths, places = np.arange(1, depth + 1)[:, None], np.arange(1, ranks + 1)
     apart = depths / places + depth * places
     apart += np.random.default_rng(0).random(table.shape) / 10
-    return np.asarray(np.maximum(table, SAME / 1000) * (1 - SAME * apart / (apart.max() + 1)))
+    return np.asarray(np.clip(table, SAME / 1000, 1.0) * (1 - SAME * apart / (apart.max() + 1)))
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class CapSearch:
         """Search trees of rates `table` [max_depth, W] and of sizes n with `allowed[n]`."""
         self._table, self._objective, self._allowed = untied(table), objective, allowed
         self._size = int(np.flatnonzero(allowed)[-1])
-        self._free = self._even_caps(self._size, len(table))
+        self._free: tuple[int, ...] = ()  # caps of levels that are not held
         self._seen: dict[tuple[int, ...], tuple[int, int]] = {}
 
     def run(self, depths: Sequence[int]) -> list[TokenTree]:
@@ -168,7 +168,7 @@ class CapSearch:
         deepest = min(max(depths) + ROOM, len(self._table))
         self._free = self._even_caps(self._size, deepest)
         limited = self._starts(self._even_caps(self._size, depth) for depth in (deepest, *depths))
-        widest = max((max(found.widths) for found in limited), default=0)
+        widest = max((max(found.widths) for found in limited), default=self._size)
         narrow = self._starts(
             self._even_caps(width, len(self._table)) for width in EVEN_WIDTHS if width < widest
         )
@@ -223,8 +223,13 @@ class CapSearch:
         """Widths to try instead of `width`: a little less or more, or below a rise in latency."""
         drafts = self._objective.draft_ms[0]
         rises = np.diff(drafts[1 : min(width, len(drafts) - 1) + 1])
+        rises = np.where(np.isfinite(rises), rises, 0.0)
         steepest = np.argsort(-rises, kind="stable")[:JUMPS]
-        jumps = steepest[rises[steepest] > STEEP * rises.mean()] + 1 if len(rises) else steepest
+        jumps = (
+            steepest[rises[steepest] > STEEP * max(rises.mean(), 0.0)] + 1
+            if len(rises)
+            else steepest
+        )
         near = {width - 2, width - 1, width + 1, width // 2, *jumps.tolist()}
         return {cap for cap in near if cap >= 1}
 

@@ -89,7 +89,8 @@ class Plan:
             bound.
         fastest: the tree of highest predicted speed.
         runners_up: the next best of other sizes.
-        baselines: plain decoding, the fastest of each shape that other tools use, given trees.
+        baselines: plain decoding and the fastest of each shape that other tools use.
+        given: the given trees, in the order in which they were given.
         expected: E*(n, D) as [depth + 1, size + 1], NaN where there is no such tree.
         speed: tokens per second of each of these trees, likewise, independence assumed.
         method: how E*(n, D) was found.
@@ -101,6 +102,7 @@ class Plan:
     fastest: Candidate
     runners_up: list[Candidate]
     baselines: list[Candidate]
+    given: list[Candidate]
     expected: FloatArray
     speed: FloatArray
     method: str
@@ -187,17 +189,17 @@ def solve(
         max_width: most children of a node.
         confidence: maximise the speed-up that is exceeded with this probability, in (0, 1),
             instead of the predicted one.
-        given: trees to price as baselines beside the shapes that other tools use, by name.
+        given: trees to price beside the answer, by name; none of them can be it.
         replicates: how many times documents and timings are resampled.
 
     Raises:
-        SequoiaError: the profile has no point for what was asked.
+        SequoiaError: the profile has no point for what was asked, or for a given tree.
     """
     _check_options(max_size, max_depth, size, depth, max_width, shape, confidence)
     verifier = GREEDY if acceptance.temperature == 0 else acceptance.verifier
     work = verifier + (TOP_P if verifier != GREEDY and acceptance.top_p < 1 else "")
     if context is None:
-        context = _default_context(profile, acceptance, batch)
+        context = default_context(profile, acceptance, batch)
     contexts = context if isinstance(context, Mapping) else {float(context): 1.0}
     if not contexts or not min(contexts.values()) > 0:
         raise SequoiaError("context: found no weights, expected weights above 0")
@@ -216,6 +218,7 @@ def solve(
     allowed[0], allowed[max_size] = False, True
 
     max_depth = min(max_depth, max_size - 1)  # no tree is deeper
+    depth = None if depth is None else min(depth, max_depth)
     if max_depth and not np.isfinite(objective.draft_ms[0, 2:3]).any():
         raise SequoiaError(
             f"the profile of {profile.draft.model} has no point for 2 tokens, the first draft "
@@ -234,12 +237,11 @@ def solve(
     if not trees:
         kind = "tree" if shape == ANY_TREE else shape
         raise SequoiaError(
-            f"no {kind} of {size} nodes is at most {max_depth} deep with at most "
-            f"{table.shape[1]} children a node"
+            f"no {kind} of {'up to ' if size is None else ''}{max_size} nodes is at most "
+            f"{max_depth} deep with at most {table.shape[1]} children a node"
         )
     named = [(SOLVED, tree) for tree in dict.fromkeys(trees)]
     named += _baseline_trees(objective, table[:max_depth], max_size)
-    named += (given or {}).items()
     judged = _judged(named, objective, acceptance, replicates)
     candidates = [c for c in judged if c.name == SOLVED]
     # What replay says of some trees is not to be compared with what independence promises others.
@@ -250,6 +252,7 @@ def solve(
         fastest=fastest,
         runners_up=_runners_up(candidates, choice),
         baselines=_fastest_by_name([c for c in judged if c.name != SOLVED]),
+        given=_given(given or {}, objective, acceptance, replicates),
         expected=family.expected,
         speed=speed,
         method="best-first" if isinstance(family, BestFirst) else "dynamic programme",
@@ -286,7 +289,8 @@ def _check_options(
         raise SequoiaError(f"confidence: found {confidence:g}, expected more than 0, less than 1")
 
 
-def _default_context(profile: LatencyProfile, acceptance: Acceptance, batch: int) -> float:
+def default_context(profile: LatencyProfile, acceptance: Acceptance, batch: int) -> float:
+    """Cached tokens to solve for: those of the acceptance, within what was measured."""
     low, high = profile.contexts(batch)
     wanted = DEFAULT_CONTEXT if acceptance.context is None else acceptance.context
     return float(min(max(wanted, low), high))
@@ -333,11 +337,12 @@ def _searched(
     family: Family, speed: FloatArray, table: FloatArray, objective: Objective, allowed: BoolArray
 ) -> list[TokenTree]:
     """Trees that may be faster than those of most tokens."""
-    if not len(table) or np.isnan(speed).all():
+    if not len(table):
         return []
     if isinstance(family, BestFirst):
         depths = list(dict.fromkeys(depth for depth, _ in _ranked(speed)))[:STARTS]
-        return CapSearch(table, objective, allowed).run(depths)
+        # Where the profile can price none of the trees of most tokens, it may some narrower one.
+        return CapSearch(table, objective, allowed).run(depths or [len(table)])
     return [
         climb(table, family.tree(size, depth), objective, allowed)
         for depth, size in _ranked(speed)[:CLIMBS]
@@ -381,6 +386,17 @@ def _judged(
         )
         for name, tree in named
     ]
+
+
+def _given(
+    trees: Mapping[str, TokenTree], objective: Objective, acceptance: Acceptance, replicates: int
+) -> list[Candidate]:
+    for name, tree in trees.items():
+        try:
+            objective.step_ms(tree)
+        except SequoiaError as error:
+            raise SequoiaError(f"{name}: {error}") from None
+    return _judged(list(trees.items()), objective, acceptance, replicates) if trees else []
 
 
 def _choose(

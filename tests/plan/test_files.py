@@ -49,6 +49,10 @@ def test_round_trip(value: Any, ending: str, tmp_path_factory: pytest.TempPathFa
         "b:\n- [1 2]\n",
         "b:\n- [1]\n- [[2]]\n- [-1, 1.5]\n",
         "- [1]\n- [2]\n",
+        "1:\n- [1]\n",
+        "yes:\n- [1]\nno:\n- [2]\n",
+        "b:\n- [1]\nb: 5\n",
+        "b:\n- [1]\na: a table set aside\n",
         "",
     ],
 )

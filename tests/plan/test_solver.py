@@ -173,6 +173,40 @@ def test_no_such_tree(options: dict[str, int]) -> None:
         solve(make_profile(), Acceptance(np.array([0.5, 0.2])), **options)  # type: ignore[arg-type]
 
 
+def test_a_depth_past_the_deepest_tree_is_the_deepest() -> None:
+    profile, acceptance = make_profile(), Acceptance(np.array([0.7, 0.1]), temperature=0)
+    deep = solve(profile, acceptance, size=5, depth=10)
+    assert deep.tree == solve(profile, acceptance, size=5, depth=4).tree
+    assert deep.tree.size == 5
+
+
+def test_trees_wider_than_the_draft_was_measured_are_left_out() -> None:
+    """The fullest trees of 32 nodes are wider than 4, all of them; narrower ones are not."""
+    profile = make_profile(slope=0.01)
+    for curve in profile.draft.curves:
+        keep = sum(count <= 4 for count in curve.tokens)
+        curve.tokens = curve.tokens[:keep]
+        for name in ("median_ms", "low_ms", "high_ms"):
+            setattr(curve, name, getattr(curve, name)[:keep])
+    acceptance = Acceptance(np.array([0.3, 0.25, 0.2, 0.1]), temperature=0)
+    plan = solve(profile, acceptance, size=48)
+    assert plan.tree.size == 48
+    assert max(plan.tree.draft_widths) <= 4
+
+
+def test_given_trees_are_priced_and_never_chosen() -> None:
+    profile, acceptance = make_profile(), Acceptance(np.array([0.7, 0.1]), temperature=0)
+    best = solve(profile, acceptance)
+    given = {"solved": best.tree, "chain": shapes.chain(3), "again": shapes.chain(3)}
+    plan = solve(profile, acceptance, max_size=2, given=given)
+    assert plan.tree.size == 2
+    assert [(c.name, c.tree) for c in plan.given] == list(given.items())
+    assert plan.given[0].speedup[0] == pytest.approx(best.choice.speedup[0])
+    assert [c.tree.size for c in plan.baselines if c.name == "chain"] == [2]
+    with pytest.raises(SequoiaError, match="long: target: measured for 1 to 64 tokens"):
+        solve(profile, acceptance, given={"long": shapes.chain(65)})
+
+
 def test_a_draft_that_was_not_measured_at_two_tokens() -> None:
     profile = make_profile()
     for curve in profile.draft.curves:

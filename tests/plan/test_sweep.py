@@ -42,7 +42,7 @@ def test_each_point_is_what_solve_says_there(axis: str, values: list[int]) -> No
         step = profile.step_ms(tree, "greedy", here["context"], here["batch"])
         assert point.given.step_ms[0] == pytest.approx(step)
         speed = RATES.expected_tokens(tree) / step
-        best = alone.fastest.tokens_per_second[0] / 1000
+        best = alone.choice.tokens_per_second[0] / 1000
         assert point.lost == pytest.approx(max(0, 1 - speed / best))
     sizes = [point.plan.choice.tree.size for point in points]
     assert sizes == sorted(sizes, reverse=True)
@@ -54,6 +54,22 @@ def test_a_tree_larger_than_was_measured_is_not_priced() -> None:
     assert [point.given is None for point in points] == [False, True]
     assert points[1].lost is None
     assert points[1].document()["given_speedup"] is None
+
+
+def test_a_largest_size_holds_as_far_as_it_was_measured() -> None:
+    points = sweep(machine(), RATES, shapes.chain(2), "batch", max_size=32)
+    assert [point.plan.expected.shape[1] - 1 for point in points] == [32, 16]
+
+
+def test_batches_are_compared_at_one_context() -> None:
+    acceptance = Acceptance(np.array([0.6]), context=130.0)
+    points = sweep(machine(), acceptance, shapes.chain(2), "batch")
+    assert [point.plan.context for point in points] == [130, 130]
+
+
+def test_a_batch_that_was_not_measured_has_no_contexts() -> None:
+    with pytest.raises(SequoiaError, match=r"measured for batches \[1, 4\], not for 7"):
+        sweep(machine(), RATES, shapes.chain(2), "context", batch=7)
 
 
 def test_only_two_things_can_be_swept() -> None:
