@@ -53,7 +53,7 @@ check-trees: .venv/installed
 
 # Train the bundled pair again (three hours on two cores).
 train: .venv/installed
-	$(BIN)/python -m sequoia_opt.demo.train --output sequoia_opt/demo
+	$(BIN)/python -m sequoia_opt.demo.train --output sequoia_opt/demo --compile
 
 clean:
 	rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -112,8 +112,8 @@ def left_over(root: Path, solved: Collection[Path]) -> list[str]:
             lines.append(str(error))
             continue
         for kind in ("profile", "acceptance"):
-            of = provenance.get(kind, {})
-            if of and (of.get("file"), of.get("fingerprint")) not in here:
+            of = provenance.get(kind)
+            if isinstance(of, dict) and (of.get("file"), of.get("fingerprint")) not in here:
                 lines.append(f"{path}: the {kind} that it was solved from is not here")
                 break
     return lines

@@ -403,7 +403,7 @@ def main(
         list[str] | None, typer.Option(help="target, draft or data; all by default.")
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Training steps of the target.")] = 1100,
-    draft_steps: Annotated[int, typer.Option(min=2, help="Training steps of the draft.")] = 21000,
+    draft_steps: Annotated[int, typer.Option(min=2, help="Training steps of the draft.")] = 26000,
     rows: Annotated[int, typer.Option(min=1, help="Windows to distil on.")] = 5760,
     batch_tokens: Annotated[int, typer.Option(min=WINDOW, help="Tokens of a step.")] = 8192,
     held_out_tokens: Annotated[
