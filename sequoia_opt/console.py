@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -289,10 +290,10 @@ def _off(measured: float, predicted: float) -> str:
 
 def race_table(results: Sequence[Result], title: str) -> None:
     """Methods side by side."""
-    table = Table(title=title, title_justify="left", padding=(0, 0))  # fits 80 columns
+    table = Table(title=title, title_justify="left", box=SIMPLE, collapse_padding=True)
     table.add_column("method")
     ratio = _ratio_title(results)
-    for column in ("tokens/step", "tokens/s", "ms/token", ratio, "same text"):
+    for column in ("tokens/step", "tokens/s", "ms/token", ratio, "same\ntext"):
         table.add_column(column, justify="right", no_wrap=True)
     for result in results:
         table.add_row(
