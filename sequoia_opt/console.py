@@ -14,17 +14,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from sequoia_opt.plan.acceptance import Acceptance
-from sequoia_opt.plan.latency import LatencyProfile
-from sequoia_opt.plan.scaling import Scaling
-from sequoia_opt.plan.solver import Candidate, Plan
 from sequoia_opt.plan.spread import interval
-from sequoia_opt.plan.sweep import Point
-from sequoia_opt.plan.tree import TokenTree
 
 if TYPE_CHECKING:
     from sequoia_opt.engine.decoder import Generation
     from sequoia_opt.measure.bench import Divergence, Result
+    from sequoia_opt.plan.acceptance import Acceptance
+    from sequoia_opt.plan.latency import LatencyProfile
+    from sequoia_opt.plan.scaling import Scaling
+    from sequoia_opt.plan.solver import Candidate, Plan
+    from sequoia_opt.plan.sweep import Point
+    from sequoia_opt.plan.tree import TokenTree
 
 SHOWN_RANKS = 8
 SHOWN_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -290,7 +290,9 @@ def _off(measured: float, predicted: float) -> str:
 
 def race_table(results: Sequence[Result], title: str) -> None:
     """Methods side by side."""
-    table = Table(title=title, title_justify="left", box=SIMPLE, collapse_padding=True)
+    table = Table(
+        title=title, title_justify="left", box=SIMPLE, collapse_padding=True, pad_edge=False
+    )
     table.add_column("method")
     ratio = _ratio_title(results)
     for column in ("tokens/step", "tokens/s", "ms/token", ratio, "same\ntext"):

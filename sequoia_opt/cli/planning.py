@@ -114,9 +114,7 @@ def solve(
         )
     check_output(output)
     from sequoia_opt import console, fleet, paths
-    from sequoia_opt.plan import scaling as growth
     from sequoia_opt.plan import solver
-    from sequoia_opt.plan import sweep as sweeping
     from sequoia_opt.plan.acceptance import Acceptance
     from sequoia_opt.plan.latency import LatencyProfile
 
@@ -140,8 +138,15 @@ def solve(
             within = options | {"max_size": budget, "size": None}
             fitting = {name: other for name, other in given.items() if other.size <= budget}
             plans[budget] = solver.solve(latencies, rates, **within, given=fitting)
-    points = sweeping.sweep(latencies, rates, tree, sweep, **options) if sweep else []
-    grown = growth.scaling(rates) if scaling else None
+    points, grown = [], None
+    if sweep:
+        from sequoia_opt.plan import sweep as sweeping
+
+        points = sweeping.sweep(latencies, rates, tree, sweep, **options)
+    if scaling:
+        from sequoia_opt.plan import scaling as growth
+
+        grown = growth.scaling(rates)
     tree.save(path)
 
     document: dict[str, Any] = tree.document()
