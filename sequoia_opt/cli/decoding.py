@@ -27,27 +27,28 @@ if TYPE_CHECKING:
     from sequoia_opt.plan.tree import TokenTree
 
 
+Tree = Annotated[Path | None, typer.Argument(help="Tree file.", show_default="of the bundled pair")]
+TreeTemperature = Annotated[
+    float | None, typer.Option(help="0 for greedy.", show_default="the tree's")
+]
+TreeTopP = Annotated[
+    float | None,
+    typer.Option("--top-p", help="Nucleus of the target.", show_default="the tree's"),
+]
 METHODS = ("plain", "generate", "chain", "tree")  # of `bench`
 
 
 @app.command(epilog='Example: sequoia-opt decode tree.json --prompt "def main():" --compare')
 def decode(
-    tree: Annotated[
-        Path | None, typer.Argument(help="Tree file.", show_default="of the bundled pair")
-    ] = None,
+    tree: Tree = None,
     prompt: Annotated[
         str | None, typer.Option(help="Text to go on from.", show_default="bundled")
     ] = None,
     target: Target = None,
     draft: Draft = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to decode.")] = 128,
-    temperature: Annotated[
-        float | None, typer.Option(help="0 for greedy.", show_default="the tree's")
-    ] = None,
-    top_p: Annotated[
-        float | None,
-        typer.Option("--top-p", help="Nucleus of the target.", show_default="the tree's"),
-    ] = None,
+    temperature: TreeTemperature = None,
+    top_p: TreeTopP = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     stop: Annotated[
         list[str] | None, typer.Option(help="A string that ends the text; may be repeated.")
@@ -164,20 +165,13 @@ def _compare(
 
 @app.command(epilog="Example: sequoia-opt bench tree.json --dataset prompts.jsonl --limit 16")
 def bench(
-    tree: Annotated[
-        Path | None, typer.Argument(help="Tree file.", show_default="of the bundled pair")
-    ] = None,
+    tree: Tree = None,
     dataset: DatasetOption = None,
     target: Target = None,
     draft: Draft = None,
     max_new_tokens: Annotated[int, typer.Option(min=2, help="Tokens of each prompt.")] = 128,
-    temperature: Annotated[
-        float | None, typer.Option(help="0 for greedy.", show_default="the tree's")
-    ] = None,
-    top_p: Annotated[
-        float | None,
-        typer.Option("--top-p", help="Nucleus of the target.", show_default="the tree's"),
-    ] = None,
+    temperature: TreeTemperature = None,
+    top_p: TreeTopP = None,
     limit: Annotated[int, typer.Option(min=1, help="Prompts to use.")] = 16,
     repeats: Annotated[int, typer.Option(min=1, help="Repetitions of each prompt.")] = 3,
     methods: Annotated[

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -85,10 +86,10 @@ def test_limits_are_kept() -> None:
         ({"context": 4096}, "not for 4096"),
     ],
 )
-def test_refuses_what_was_not_measured(options: dict[str, int], complaint: str) -> None:
+def test_refuses_what_was_not_measured(options: dict[str, Any], complaint: str) -> None:
     acceptance = Acceptance(np.array([0.5, 0.2]))
     with pytest.raises(SequoiaError, match=complaint):
-        solve(make_profile(), acceptance, **options)  # type: ignore[arg-type]
+        solve(make_profile(), acceptance, **options)
 
 
 def test_solving_twice_gives_the_same_tree() -> None:
@@ -168,9 +169,9 @@ def test_replay_is_not_compared_with_independence() -> None:
 @pytest.mark.parametrize(
     "options", [{"size": 40, "max_depth": 1}, {"size": 8, "max_width": 1, "max_depth": 3}]
 )
-def test_no_such_tree(options: dict[str, int]) -> None:
+def test_no_such_tree(options: dict[str, Any]) -> None:
     with pytest.raises(SequoiaError, match=f"no tree of {options['size']} nodes"):
-        solve(make_profile(), Acceptance(np.array([0.5, 0.2])), **options)  # type: ignore[arg-type]
+        solve(make_profile(), Acceptance(np.array([0.5, 0.2])), **options)
 
 
 def test_a_depth_past_the_deepest_tree_is_the_deepest() -> None:
