@@ -23,6 +23,7 @@ from sequoia_opt.engine.attention import (
     MaskTable,
     places,
 )
+from sequoia_opt.engine.packing import pack, unpack
 from sequoia_opt.errors import SequoiaError
 
 PREFILL_CHUNK = 512
@@ -44,7 +45,7 @@ class Runner:
     """A model, its KV buffers and its forward.
 
     Attributes:
-        model: the transformers model, its attention set to this program's.
+        model: the transformers model, its attention set to this program's, its weights packed.
         layers: what its attention layers store.
         vocabulary: number of logits.
         positions: the most tokens that it can take.
@@ -68,6 +69,7 @@ class Runner:
         self.cache: KVCache | None = None
         self._slots = torch.arange(0, device=self.device)
         self._chunks: dict[int, MaskTable] = {}
+        pack(self.model)
         self._check_agreement(config)
 
     def _probe(self, config: object) -> list[LayerShape]:
@@ -133,7 +135,7 @@ class Runner:
         tokens = torch.arange(count, device=self.device)[None] % self.vocabulary
         native = self._native
         self._native = "eager"  # the one attention that every model of the library has
-        with self.native_attention() as model:
+        with self.native() as model:
             wanted = model(input_ids=tokens, use_cache=False).logits[0, -1].double()
         self._native = native
         self.reserve(count)
@@ -149,12 +151,14 @@ class Runner:
             )
 
     @contextmanager
-    def native_attention(self) -> Iterator[torch.nn.Module]:
-        """The model as transformers runs it, to be compared with."""
+    def native(self) -> Iterator[torch.nn.Module]:
+        """The model as transformers loads and runs it, to be compared with."""
         self.model.set_attn_implementation(self._native)  # type: ignore[operator]
+        unpack(self.model)
         try:
             yield self.model
         finally:
+            pack(self.model)
             self.model.set_attn_implementation(TREE_ATTENTION)  # type: ignore[operator]
 
     def reserve(self, capacity: int, batch: int = 1) -> None:

@@ -109,7 +109,7 @@ def with_generate(
     def run(prompt: list[int], new_tokens: int) -> Run:
         tokens = torch.tensor([prompt], device=pair.device)
         clock = _Clock()
-        with pair.target.native_attention() as model, _plain_generation(model):
+        with pair.target.native() as model, _plain_generation(model):
             output = model.generate(  # type: ignore[operator]
                 tokens,
                 attention_mask=torch.ones_like(tokens),

@@ -54,7 +54,7 @@ def test_greedy_ranks_are_the_full_forwards_own(pair: Any, make_model: Callable[
     given = documents(4)
     found = estimate(pair, given, "numbers", Options(max_new_tokens=20, width=10, batch=3))
     target = AutoModelForCausalLM.from_pretrained(make_model("llama"), dtype=torch.float64)
-    with torch.no_grad(), pair.draft.native_attention() as draft:
+    with torch.no_grad(), pair.draft.native() as draft:
         for document, trace in zip(given, found.traces, strict=True):
             prompt = torch.tensor([ids(document.prompt)])
             text = target.generate(
@@ -127,8 +127,8 @@ def test_teacher_forced_ranks_follow_the_text(pair: Any, monkeypatch: pytest.Mon
     tokens = torch.tensor([ids(given[1].prompt) + ids(given[1].text)])
     with (
         torch.no_grad(),
-        pair.target.native_attention() as target,
-        pair.draft.native_attention() as draft,
+        pair.target.native() as target,
+        pair.draft.native() as draft,
     ):
         best = target(tokens, use_cache=False).logits[0].argmax(-1)
         order = draft(tokens, use_cache=False).logits[0].argsort(-1, descending=True)
