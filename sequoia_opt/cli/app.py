@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sys
 import traceback
+from collections.abc import Collection
+from copy import copy
 from typing import Annotated, NoReturn
 
 import typer
+from typer.models import CommandInfo
 
 from sequoia_opt import __version__
 from sequoia_opt.errors import SequoiaError
@@ -52,7 +55,7 @@ def main() -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:
-        code = app(arguments, prog_name="sequoia-opt", standalone_mode=False)
+        code = _only(arguments)(arguments, prog_name="sequoia-opt", standalone_mode=False)
     except typer.TyperException as error:
         context = getattr(error, "ctx", None)
         if not arguments and context is not None:
@@ -72,6 +75,21 @@ def main() -> None:
     if code == INTERRUPTED:
         _fail("interrupted; nothing was written", 1, debug)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _only(words: Collection[str]) -> typer.Typer:
+    """The application with the commands that are named, or with all if none is.
+
+    Typer reads the options of every command that it has, which takes as long as solving.
+    """
+    named = [info for info in app.registered_commands if _name(info) in words]
+    chosen = copy(app)
+    chosen.registered_commands = named or app.registered_commands
+    return chosen
+
+
+def _name(info: CommandInfo) -> str:
+    return info.name or getattr(info.callback, "__name__", "")
 
 
 def _message(error: Exception) -> str:
