@@ -89,7 +89,7 @@ def _only(words: Collection[str]) -> typer.Typer:
 
 
 def _name(info: CommandInfo) -> str:
-    return info.name or getattr(info.callback, "__name__", "")
+    return info.name or str(getattr(info.callback, "__name__", ""))
 
 
 def _message(error: Exception) -> str:

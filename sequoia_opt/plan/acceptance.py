@@ -274,10 +274,10 @@ def _path_products(tables: FloatArray, tree: TokenTree) -> FloatArray:
         tables: [tables, depth, W + 1], see `_wider`.
     """
     values = np.ones((tree.size, len(tables)))
-    last = tables.shape[2]
-    for node in range(1, tree.size):
-        rates = tables[:, tree.depths[node] - 1, min(tree.ranks[node], last) - 1]
-        values[node] = values[tree.parents[node]] * rates
+    parents = np.array(tree.parents)
+    places = np.minimum(tree.ranks, tables.shape[2]) - 1
+    for depth, level in enumerate(tree.levels[1:]):
+        values[level] = values[parents[level]] * tables[:, depth, places[level]].T
     return values
 
 

@@ -136,6 +136,26 @@ def untied(table: FloatArray) -> FloatArray:
     return np.asarray(np.clip(table, SAME / 1000, 1.0) * (1 - SAME * apart / (apart.max() + 1)))
 
 
+def hopeful(
+    expected: FloatArray, objective: Objective, best: float, allowed: BoolArray
+) -> BoolArray:
+    """Depths and sizes [depth + 1, size + 1] at which a tree could be faster than `best`.
+
+    No tree of n nodes, D deep, has more tokens than E*(n, D), and none of its levels costs
+    less than the cheapest. Where draft forwards cost the same at every width, no tree is left.
+
+    Args:
+        expected: E*(n, D), the same shape.
+        best: the fastest known, tokens per ms.
+    """
+    depths, sizes = (np.arange(count) for count in expected.shape)
+    first = float(objective.level_ms(np.array(1), True))
+    cheapest = objective.level_ms(sizes[1:], False).min(initial=np.inf)
+    drafts = np.cumsum(np.select([depths == 1, depths > 1], [first, cheapest]))
+    bound = expected / (objective.rest_ms(sizes) + drafts[:, None])
+    return np.asarray((bound > best * (1 + SAME)) & allowed)
+
+
 @dataclass(frozen=True)
 class Found:
     """A tree that the search met: its speed (tokens per ms), size, widths and the caps it has."""

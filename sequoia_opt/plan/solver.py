@@ -22,7 +22,7 @@ from sequoia_opt.plan.files import FloatArray, rounded
 from sequoia_opt.plan.latency import GREEDY, TOP_P, LatencyProfile
 from sequoia_opt.plan.objective import Objective
 from sequoia_opt.plan.optimum import BestFirst, Family, best_trees
-from sequoia_opt.plan.search import BoolArray, CapSearch, climb
+from sequoia_opt.plan.search import BoolArray, CapSearch, climb, hopeful
 from sequoia_opt.plan.spread import REPLICATES, TAIL, interval
 from sequoia_opt.plan.tree import AUTOREGRESSIVE, TokenTree
 
@@ -337,15 +337,21 @@ def _searched(
     family: Family, speed: FloatArray, table: FloatArray, objective: Objective, allowed: BoolArray
 ) -> list[TokenTree]:
     """Trees that may be faster than those of most tokens."""
-    if not len(table):
+    best = float(np.nanmax(speed, initial=0.0)) / 1000
+    promising = hopeful(family.expected[: len(table) + 1], objective, best, allowed)
+    if not promising[1:].any():
         return []
+    depths, sizes = np.nonzero(promising)
+    deepest, largest = int(depths.max()), int(sizes.max())
+    table, allowed = table[:deepest], allowed[: largest + 1]
+    starts = _ranked(speed[: deepest + 1, : largest + 1])
     if isinstance(family, BestFirst):
-        depths = list(dict.fromkeys(depth for depth, _ in _ranked(speed)))[:STARTS]
+        limits = list(dict.fromkeys(depth for depth, _ in starts))[:STARTS]
         # Where the profile can price none of the trees of most tokens, it may some narrower one.
-        return CapSearch(table, objective, allowed).run(depths or [len(table)])
+        return CapSearch(table, objective, allowed).run(limits or [deepest])
     return [
         climb(table, family.tree(size, depth), objective, allowed)
-        for depth, size in _ranked(speed)[:CLIMBS]
+        for depth, size in starts[:CLIMBS]
         if size <= LARGEST_CLIMB
     ]
 

@@ -1,12 +1,15 @@
 """How fast and how good the solver is: `python tests/benchmarks/solver.py`.
 
-Prints four tables: the time of E*(n, D) by size, depth and width; that of a whole answer; how
-often the tree found is the fastest of all trees of up to 9 nodes on random machines; how far it
-is from the best that long annealing finds at 16 to 32 nodes.
+Prints five tables: the time of E*(n, D) by size, depth and width; that of a whole answer; that of
+the command from start to end; how often the tree found is the fastest of all trees of up to 9
+nodes on random machines; how far it is from the best that long annealing finds at 16 to 32 nodes.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 import sys
 import time
 import tracemalloc
@@ -14,6 +17,7 @@ from collections.abc import Callable
 from itertools import product
 from math import exp, log
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import numpy as np
@@ -83,6 +87,35 @@ def answer_times() -> None:
             acceptance = Acceptance(rates, traces=traces)
             times = [timed(lambda a=acceptance, p=m: solve(p, a), 3) for m in machines]
             print(f"| {size} | {name} | {times[0]:.0f} | {times[1]:.0f} |")
+
+
+def process_times(repeats: int = 15) -> None:
+    """`sequoia-opt solve` as a process, interleaved with the imports that it cannot do without."""
+    environment = dict(os.environ)
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # what is installed is compiled
+    commands = {
+        "import numpy, typer, rich, yaml": ["-c", "import numpy, typer, rich, yaml"],
+        "sequoia-opt solve": ["-m", "sequoia_opt", "solve"],
+        "sequoia-opt solve --all --check": ["-m", "sequoia_opt", "solve", "--all", "--check"],
+    }
+    times: dict[str, list[float]] = {name: [] for name in commands}
+    with TemporaryDirectory() as folder:
+        here = Path(__file__).parents[2]
+        for part in ("profiles", "trees"):
+            shutil.copytree(here / part, Path(folder) / part)
+        environment["PYTHONPATH"] = str(here)
+        for repeat in range(repeats + 1):
+            for name, arguments in commands.items():
+                started = time.perf_counter()
+                command = [sys.executable, *arguments]
+                subprocess.run(command, cwd=folder, env=environment, capture_output=True)
+                if repeat:
+                    times[name].append(1000 * (time.perf_counter() - started))
+    print("| process | ms | ratio |")
+    print("| --- | ---: | ---: |")
+    bare = np.median(next(iter(times.values())))
+    for name, own in times.items():
+        print(f"| {name} | {np.median(own):.0f} | {np.median(own) / bare:.2f} |")
 
 
 def machine(flat: int, largest: int) -> LatencyProfile:
@@ -204,6 +237,8 @@ def main(
     surface_times()
     print()
     answer_times()
+    print()
+    process_times()
     print()
     against_brute_force(cases)
     print()

@@ -9,7 +9,8 @@ from test_acceptance import rate_tables
 
 from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.objective import Objective
-from sequoia_opt.plan.search import climb, grow, grow_all, untied
+from sequoia_opt.plan.optimum import best_trees
+from sequoia_opt.plan.search import climb, grow, grow_all, hopeful, untied
 from sequoia_opt.plan.solver import solve
 
 
@@ -106,6 +107,36 @@ def test_nothing_near_is_faster(size: int) -> None:
         objective = Objective(profile, "greedy", {0.0: 1.0})
         climbed = climb(acceptance.table(size - 1), tree, objective, allowed)
         assert speed(climbed, acceptance, profile) <= speed(tree, acceptance, profile) * 1.005
+
+
+@pytest.mark.parametrize("falling", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_fastest_tree_is_where_there_is_hope(kind: str, falling: bool) -> None:
+    generator = np.random.default_rng(4)
+    allowed = np.arange(10) > 0
+    for _ in range(50):
+        acceptance = Acceptance(random_rates(generator, 4, falling))
+        profile = random_profile(generator, kind, 9)
+        tree, best = fastest(acceptance, profile, 9)
+        expected = best_trees(acceptance.table(8), 9).expected
+        objective = Objective(profile, "greedy", {0.0: 1.0})
+        slower = best * (1 - 1e-6)
+        assert hopeful(expected, objective, slower, allowed)[tree.depth, tree.size]
+        assert not hopeful(expected, objective, 100 * best, allowed).any()
+
+
+@pytest.mark.parametrize("falling", [True, False])
+def test_nothing_beats_most_tokens_where_width_costs_nothing(falling: bool) -> None:
+    generator = np.random.default_rng(5)
+    acceptance = Acceptance(random_rates(generator, 4, falling))
+    profile = random_profile(generator, "monotone", 9)
+    curve = profile.draft.curves[0]
+    curve.median_ms[:] = curve.low_ms[:] = curve.high_ms[:] = 0.3
+    plan = solve(profile, acceptance)
+    objective = Objective(profile, "greedy", {0.0: 1.0})
+    best = float(np.nanmax(plan.speed)) / 1000
+    assert not hopeful(plan.expected[:9], objective, best, np.arange(10) > 0).any()
+    assert best == pytest.approx(fastest(acceptance, profile, 9)[1])
 
 
 def test_a_narrow_level_can_be_faster_than_most_tokens() -> None:
