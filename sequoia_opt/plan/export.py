@@ -328,8 +328,13 @@ def read(text: str, where: str) -> TokenTree:
     topk = re.search(r"(?:eagle-topk|max_topK)['\"]?\s*[:=\s]\s*(\d+)", stripped)
     if topk and int(topk.group(1)) > 1:
         raise SequoiaError(f"{where}: the engine grows this tree itself; it cannot be imported")
-    if counts := _CHAIN_KEYS.findall(stripped):
-        return shapes.chain(int(counts[-1]) + 1)
+    lengths = sorted({int(count) for count in _CHAIN_KEYS.findall(stripped)})
+    if len(lengths) > 1:
+        raise SequoiaError(
+            f"{where}: found chains of {' and '.join(map(str, lengths))} guesses, expected one"
+        )
+    if lengths:
+        return shapes.chain(lengths[0] + 1)
     raise SequoiaError(
         f"{where}: found none of the known formats, expected rank paths, a growmap or the "
         "settings of a chain"

@@ -30,6 +30,13 @@ def test_chains_come_back(name: str, size: int) -> None:
     assert read(export(shapes.chain(size), name)[0], "there") == shapes.chain(size)
 
 
+def test_settings_that_contradict_each_other_are_refused() -> None:
+    both = "num_speculative_tokens: 4\nmax_draft_len: 5\n"
+    with pytest.raises(SequoiaError, match="there: found chains of 4 and 5 guesses, expected one"):
+        read(both, "there")
+    assert read(both.replace("5", "4"), "there") == shapes.chain(5)
+
+
 def test_what_each_engine_is_told() -> None:
     """A chain of four guesses, as each engine's user pastes it."""
     tree = TokenTree(*(shapes.chain(5).parents, shapes.chain(5).ranks), {"draft": "small"})
