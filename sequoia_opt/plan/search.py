@@ -27,6 +27,7 @@ SAME = 1e-9  # relative difference of two values that makes none
 REACH = 16  # nodes that a tree may gain or lose in one move, if not a third of its own
 BATCH = 2**12  # nodes, of all trees, that are grown at once
 HOPE = 0.7  # of the best speed so far a start needs: an ascent has gained a quarter
+NARROWED = 2  # of the trees that climbing ends at, those whose levels are narrowed
 STEEP = 1.5  # times the mean rise is a steep one
 BoolArray = NDArray[np.bool_]
 
@@ -230,7 +231,7 @@ class CapSearch:
         for level, width in enumerate(widths[1:], start=1):
             none = (0,) * (len(widths) - level)
             if width:
-                for cap in self._caps_near(width):
+                for cap in (width + 1, *narrower(self._objective, width)):
                     yield (*base[:level], cap, *base[level + 1 :])
                     yield (*base[:level], cap, *self._free[level + 1 :])
                 yield (*base[:level], *none)
@@ -238,20 +239,6 @@ class CapSearch:
                 if widths[level - 1]:
                     yield (*base[:level], 1, *none[1:])
                 break
-
-    def _caps_near(self, width: int) -> set[int]:
-        """Widths to try instead of `width`: a little less or more, or below a rise in latency."""
-        drafts = self._objective.draft_ms[0]
-        rises = np.diff(drafts[1 : min(width, len(drafts) - 1) + 1])
-        rises = np.where(np.isfinite(rises), rises, 0.0)
-        steepest = np.argsort(-rises, kind="stable")[:JUMPS]
-        jumps = (
-            steepest[rises[steepest] > STEEP * max(rises.mean(), 0.0)] + 1
-            if len(rises)
-            else steepest
-        )
-        near = {width - 2, width - 1, width + 1, width // 2, *jumps.tolist()}
-        return {cap for cap in near if cap >= 1}
 
     def _evaluate(self, caps: Iterable[tuple[int, ...]], sizes: range) -> list[Found]:
         """The fastest of the sizes under each of the caps that are new."""
@@ -283,6 +270,99 @@ class CapSearch:
         ]
 
 
+def narrower(objective: Objective, width: int) -> list[int]:
+    """Widths to try instead of `width`: a little less, half, or just below a rise in latency."""
+    drafts = objective.draft_ms[0]
+    rises = np.diff(drafts[1 : min(width, len(drafts) - 1) + 1])
+    rises = np.where(np.isfinite(rises), rises, 0.0)
+    steepest = np.argsort(-rises, kind="stable")[:JUMPS]
+    jumps = steepest[rises[steepest] > STEEP * max(rises.mean(), 0.0)] + 1 if len(rises) else []
+    return sorted({cap for cap in (width - 2, width - 1, width // 2, *jumps) if cap >= 1})
+
+
+def search_any(
+    table: FloatArray, starts: Sequence[TokenTree], objective: Objective, allowed: BoolArray
+) -> list[TokenTree]:
+    """Trees for any rates, from those of most tokens: climb, and from the best peaks narrow a
+    level and climb again, as long as that gains.
+
+    Returns:
+        The trees at the end of all ascents.
+    """
+
+    def speed(tree: TokenTree) -> float:
+        return float(_node_values(table, tree).sum() / objective.step_ms(tree)[0])
+
+    peaks = [climb(table, start, objective, allowed) for start in starts]
+    for peak in sorted(dict.fromkeys(peaks), key=speed, reverse=True)[:NARROWED]:
+        best, improved = peak, True
+        while improved:
+            narrowed = [
+                narrow(table, best, level, cap)
+                for level, width in enumerate(best.draft_widths[1:], start=1)
+                for cap in (0, *narrower(objective, width))
+            ]
+            others = [climb(table, t, objective, allowed) for t in narrowed if allowed[t.size]]
+            better = max(others, key=speed, default=best)
+            improved = speed(better) > speed(best) * (1 + SAME)
+            if improved:
+                best = better
+                peaks.append(best)
+    return peaks
+
+
+def narrow(table: FloatArray, tree: TokenTree, level: int, cap: int) -> TokenTree:
+    """The tree with only `cap` internal nodes on a level, as large as it was if it can be.
+
+    What is under the others goes; as many nodes come elsewhere, siblings together where they
+    bring most on average.
+    """
+    ranks = table.shape[1]
+    sums = np.pad(np.cumsum(table, axis=1), ((0, 1), (1, 0)))
+    values = _node_values(table, tree)
+    under = tree.ancestor_mask.T.astype(float) @ values - values  # what is under each node
+    ordered = sorted(tree.internal_levels[level], key=lambda node: -under[node])
+    gone: BoolArray = np.asarray(tree.ancestor_mask[:, ordered[cap:]].any(axis=1))
+    gone[ordered[cap:]] = False
+    kept = np.flatnonzero(~gone)
+    place = {int(node): new for new, node in enumerate(kept)}
+    parents = [-1, *(place[tree.parents[node]] for node in kept[1:])]
+    own = [tree.ranks[node] for node in kept]
+    depths, worth = tree.depths[kept].tolist(), values[kept].tolist()
+    counts = np.bincount(parents[1:], minlength=tree.size)
+    together = np.arange(1, ranks + 1)
+    while (room := tree.size - len(parents)) > 0:
+        depth, count = np.array(depths), counts[: len(parents)]
+        full = (depth == level) & (count == 0)
+        comes = np.minimum(np.where(full | (depth >= len(table)), 0, ranks - count), room)
+        ends = np.minimum(count[:, None] + together, ranks)
+        gains = (
+            np.array(worth)[:, None]
+            * (sums[depth][np.arange(len(depth))[:, None], ends] - sums[depth, count][:, None])
+            / together
+        )
+        gains[together > comes[:, None]] = -1.0
+        node, more = np.unravel_index(int(gains.argmax()), gains.shape)
+        if gains[node, more] < 0:
+            break
+        for rank in range(int(count[node]) + 1, int(count[node]) + int(more) + 2):
+            parents.append(int(node))
+            own.append(rank)
+            depths.append(depths[node] + 1)
+            worth.append(worth[node] * table[depths[node], rank - 1])
+        counts[node] += int(more) + 1
+    return TokenTree.from_any_order(parents, own)
+
+
+def _node_values(table: FloatArray, tree: TokenTree) -> FloatArray:
+    """Path probability of each node."""
+    values = np.ones(tree.size)
+    for node in range(1, tree.size):
+        rate = table[tree.depths[node] - 1, tree.ranks[node] - 1]
+        values[node] = values[tree.parents[node]] * rate
+    return values
+
+
 def climb(
     table: FloatArray, tree: TokenTree, objective: Objective, allowed: BoolArray
 ) -> TokenTree:
@@ -303,10 +383,7 @@ def climb(
     while True:
         size, depths, counts = tree.size, tree.depths, tree.child_counts
         end = 1 + np.cumsum(counts)  # behind each node's last child
-        values = np.ones(size)
-        for node in range(1, size):
-            rate = table[depths[node] - 1, tree.ranks[node] - 1]
-            values[node] = values[tree.parents[node]] * rate
+        values = _node_values(table, tree)
         # Options: a node, and how many of its last children go, or of its next ones come.
         leaves = counts[np.clip(end[:, None] - together, 0, size - 1)] == 0
         goes = np.logical_and.accumulate(leaves & (together <= counts[:, None]), axis=1)

@@ -22,7 +22,7 @@ from sequoia_opt.plan.files import FloatArray, rounded
 from sequoia_opt.plan.latency import GREEDY, TOP_P, LatencyProfile
 from sequoia_opt.plan.objective import Objective
 from sequoia_opt.plan.optimum import BestFirst, Family, best_trees
-from sequoia_opt.plan.search import BoolArray, CapSearch, climb, hopeful
+from sequoia_opt.plan.search import BoolArray, CapSearch, hopeful, search_any
 from sequoia_opt.plan.spread import REPLICATES, TAIL, interval
 from sequoia_opt.plan.tree import AUTOREGRESSIVE, TokenTree
 
@@ -349,11 +349,8 @@ def _searched(
         limits = list(dict.fromkeys(depth for depth, _ in starts))[:STARTS]
         # Where the profile can price none of the trees of most tokens, it may some narrower one.
         return CapSearch(table, objective, allowed).run(limits or [deepest])
-    return [
-        climb(table, family.tree(size, depth), objective, allowed)
-        for depth, size in starts[:CLIMBS]
-        if size <= LARGEST_CLIMB
-    ]
+    fullest = [family.tree(size, depth) for depth, size in starts[:CLIMBS] if size <= LARGEST_CLIMB]
+    return search_any(table, fullest, objective, allowed)
 
 
 def _of_shape(
