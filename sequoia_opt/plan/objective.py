@@ -17,6 +17,9 @@ from sequoia_opt.plan.latency import LatencyProfile, ModelLatency
 from sequoia_opt.plan.spread import deviation
 from sequoia_opt.plan.tree import AUTOREGRESSIVE, IntArray, TokenTree
 
+JUMPS = 4  # steepest rises in latency below a width whose edges are worth a try
+STEEP = 1.5  # times the mean rise is a steep one
+
 
 class Objective:
     """t(T, L) for trees of given size and widths, at one or several contexts.
@@ -139,6 +142,15 @@ class Objective:
         if first:
             return np.where(widths > 0, table[min(2, len(table) - 1)], 0.0)
         return table[np.minimum(widths, len(table) - 1)]
+
+    def narrower(self, width: int) -> list[int]:
+        """Widths to try instead of `width`: a little less, half, or just below a steep rise."""
+        drafts = self.draft_ms[0]
+        rises = np.diff(drafts[1 : min(width, len(drafts) - 1) + 1])
+        rises = np.where(np.isfinite(rises), rises, 0.0)
+        steepest = np.argsort(-rises, kind="stable")[:JUMPS]
+        jumps = steepest[rises[steepest] > STEEP * max(rises.mean(), 0.0)] + 1 if len(rises) else []
+        return sorted({cap for cap in (width - 2, width - 1, width // 2, *jumps) if cap >= 1})
 
     @cached_property
     def _rest_ms(self) -> FloatArray:

@@ -18,11 +18,12 @@ import numpy as np
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.acceptance import Acceptance
+from sequoia_opt.plan.climb import climb_from
 from sequoia_opt.plan.files import FloatArray, rounded
 from sequoia_opt.plan.latency import GREEDY, TOP_P, LatencyProfile
 from sequoia_opt.plan.objective import Objective
 from sequoia_opt.plan.optimum import BestFirst, Family, best_trees
-from sequoia_opt.plan.search import BoolArray, CapSearch, hopeful, search_any
+from sequoia_opt.plan.search import BoolArray, CapSearch, hopeful
 from sequoia_opt.plan.spread import REPLICATES, TAIL, interval
 from sequoia_opt.plan.tree import AUTOREGRESSIVE, TokenTree
 
@@ -350,7 +351,7 @@ def _searched(
         # Where the profile can price none of the trees of most tokens, it may some narrower one.
         return CapSearch(table, objective, allowed).run(limits or [deepest])
     fullest = [family.tree(size, depth) for depth, size in starts[:CLIMBS] if size <= LARGEST_CLIMB]
-    return search_any(table, fullest, objective, allowed)
+    return climb_from(table, fullest, objective, allowed)
 
 
 def _of_shape(

@@ -1,0 +1,183 @@
+"""The fastest tree for rates that rise with the rank somewhere.
+
+There the best nodes under caps are no tree, so single trees are changed step by step: siblings
+move, whole levels become narrower. Slower than search.py, and not exact either. Knows tokens
+and times, nothing of their evidence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from sequoia_opt.plan.files import FloatArray
+from sequoia_opt.plan.objective import Objective
+from sequoia_opt.plan.search import SAME, BoolArray
+from sequoia_opt.plan.tree import IntArray, TokenTree
+
+TOGETHER = 4  # siblings that come or go at once
+NARROWED = 2  # of the trees that climbing ends at, those whose levels are narrowed
+
+
+def climb_from(
+    table: FloatArray, starts: Sequence[TokenTree], objective: Objective, allowed: BoolArray
+) -> list[TokenTree]:
+    """Trees for any rates, from those of most tokens: climb, and from the best peaks narrow a
+    level and climb again, as long as that gains.
+
+    Returns:
+        The trees at the end of all ascents.
+    """
+
+    def speed(tree: TokenTree) -> float:
+        return float(_node_values(table, tree).sum() / objective.step_ms(tree)[0])
+
+    peaks = [climb(table, start, objective, allowed) for start in starts]
+    for peak in sorted(dict.fromkeys(peaks), key=speed, reverse=True)[:NARROWED]:
+        best, improved = peak, True
+        while improved:
+            narrowed = [
+                narrow(table, best, level, cap)
+                for level, width in enumerate(best.draft_widths[1:], start=1)
+                for cap in (0, *objective.narrower(width))
+            ]
+            others = [climb(table, t, objective, allowed) for t in narrowed if allowed[t.size]]
+            better = max(others, key=speed, default=best)
+            improved = speed(better) > speed(best) * (1 + SAME)
+            if improved:
+                best = better
+                peaks.append(best)
+    return peaks
+
+
+def narrow(table: FloatArray, tree: TokenTree, level: int, cap: int) -> TokenTree:
+    """The tree with only `cap` internal nodes on a level, as large as it was if it can be.
+
+    What is under the others goes; as many nodes come elsewhere, siblings together where they
+    bring most on average.
+    """
+    ranks = table.shape[1]
+    sums = np.pad(np.cumsum(table, axis=1), ((0, 1), (1, 0)))
+    values = _node_values(table, tree)
+    under = tree.ancestor_mask.T.astype(float) @ values - values  # what is under each node
+    ordered = sorted(tree.internal_levels[level], key=lambda node: -under[node])
+    gone: BoolArray = np.asarray(tree.ancestor_mask[:, ordered[cap:]].any(axis=1))
+    gone[ordered[cap:]] = False
+    kept = np.flatnonzero(~gone)
+    place = {int(node): new for new, node in enumerate(kept)}
+    parents = [-1, *(place[tree.parents[node]] for node in kept[1:])]
+    own = [tree.ranks[node] for node in kept]
+    depths, worth = tree.depths[kept].tolist(), values[kept].tolist()
+    counts = np.bincount(parents[1:], minlength=tree.size)
+    together = np.arange(1, ranks + 1)
+    while (room := tree.size - len(parents)) > 0:
+        depth, count = np.array(depths), counts[: len(parents)]
+        full = (depth == level) & (count == 0)
+        comes = np.minimum(np.where(full | (depth >= len(table)), 0, ranks - count), room)
+        ends = np.minimum(count[:, None] + together, ranks)
+        gains = (
+            np.array(worth)[:, None]
+            * (sums[depth][np.arange(len(depth))[:, None], ends] - sums[depth, count][:, None])
+            / together
+        )
+        gains[together > comes[:, None]] = -1.0
+        node, more = np.unravel_index(int(gains.argmax()), gains.shape)
+        if gains[node, more] < 0:
+            break
+        for rank in range(int(count[node]) + 1, int(count[node]) + int(more) + 2):
+            parents.append(int(node))
+            own.append(rank)
+            depths.append(depths[node] + 1)
+            worth.append(worth[node] * table[depths[node], rank - 1])
+        counts[node] += int(more) + 1
+    return TokenTree.from_any_order(parents, own)
+
+
+def _node_values(table: FloatArray, tree: TokenTree) -> FloatArray:
+    """Path probability of each node."""
+    values = np.ones(tree.size)
+    for node in range(1, tree.size):
+        rate = table[tree.depths[node] - 1, tree.ranks[node] - 1]
+        values[node] = values[tree.parents[node]] * rate
+    return values
+
+
+def climb(
+    table: FloatArray, tree: TokenTree, objective: Objective, allowed: BoolArray
+) -> TokenTree:
+    """Steepest ascent from `tree` by moving, adding or removing siblings, for any rates.
+
+    Where rates rise with the rank a single node may pay only together with its next sibling;
+    so up to `TOGETHER` leaves under one node go, or come, at once.
+
+    Args:
+        table: rates [max_depth, W], depth 1 first.
+        allowed: which sizes the tree may have, [max_size + 1].
+    """
+    max_depth, ranks = table.shape
+    # Sums of rates from the first rank on; no child past the last depth.
+    sums = np.pad(np.cumsum(table, axis=1), ((0, 1), (1, 0)))
+    sizes_allowed = np.append(allowed, False)
+    together = np.arange(1, TOGETHER + 1)
+    while True:
+        size, depths, counts = tree.size, tree.depths, tree.child_counts
+        end = 1 + np.cumsum(counts)  # behind each node's last child
+        values = _node_values(table, tree)
+        # Options: a node, and how many of its last children go, or of its next ones come.
+        leaves = counts[np.clip(end[:, None] - together, 0, size - 1)] == 0
+        goes = np.logical_and.accumulate(leaves & (together <= counts[:, None]), axis=1)
+        comes = (depths[:, None] < max_depth) & (together <= ranks - counts[:, None])
+        # The last option of each changes nothing.
+        out, fewer = (np.append(of, 0) for of in np.nonzero(goes))
+        into, more = (np.append(of, 0) for of in np.nonzero(comes))
+        fewer[:-1] += 1
+        more[:-1] += 1
+
+        kept, wanted = counts[out] - fewer, counts[into] + more
+        lost = values[out] * (sums[depths[out], counts[out]] - sums[depths[out], kept])
+        gained = values[into] * (sums[depths[into], wanted] - sums[depths[into], counts[into]])
+        expected = values.sum() - lost[:, None] + gained[None, :]
+        sizes = size - fewer[:, None] + more[None, :]
+        widths = np.bincount(depths[counts > 0], minlength=max_depth + 1)
+        now, narrower, wider = (_levels_ms(objective, widths + by) for by in (0, -1, 1))
+        emptied, opened = (fewer > 0) & (kept == 0), (more > 0) & (counts[into] == 0)
+        saved = np.where(emptied, (narrower - now)[depths[out]], 0.0)
+        spent = np.where(opened, (wider - now)[depths[into]], 0.0)
+        levels = now.sum() + saved[:, None] + spent[None, :]
+        same = depths[out][:, None] == depths[into][None, :]
+        levels[emptied[:, None] & opened[None, :] & same] = now.sum()
+        speeds = expected / (objective.rest_ms(sizes) + levels)
+        speeds[~sizes_allowed[np.minimum(sizes, len(allowed))]] = -1.0
+        # What goes cannot have children come, nor its parent get the ranks that it leaves.
+        first_gone, behind = (end[out] - fewer)[:, None], end[out][:, None]
+        going = (first_gone <= into) & (into < behind) | (into == out[:, None])
+        speeds[going & (fewer[:, None] > 0) & (more > 0)] = -1.0
+        best = np.unravel_index(int(speeds.argmax()), speeds.shape)
+        if speeds[best] <= speeds[-1, -1] * (1 + 1e-12):
+            return tree
+        left, right = int(best[0]), int(best[1])
+        tree = _edited(
+            tree, (int(out[left]), int(fewer[left])), (int(into[right]), int(more[right]))
+        )
+
+
+def _levels_ms(objective: Objective, widths: IntArray) -> FloatArray:
+    """Median of each draft level, by its internal nodes."""
+    first, others = np.maximum(widths[:1], 0), np.maximum(widths[1:], 0)
+    return np.concatenate((objective.level_ms(first, True), objective.level_ms(others, False)))
+
+
+def _edited(tree: TokenTree, gone: tuple[int, int], come: tuple[int, int]) -> TokenTree:
+    """The tree with a node's last children removed and another's next children added."""
+    counts = tree.child_counts
+    dropped = {(gone[0], int(counts[gone[0]]) - i) for i in range(gone[1])}
+    paths: list[tuple[int, ...]] = [()]
+    kept: list[tuple[int, ...]] = [()]
+    for node in range(1, tree.size):
+        paths.append((*paths[tree.parents[node]], tree.ranks[node]))
+        if (tree.parents[node], tree.ranks[node]) not in dropped:
+            kept.append(paths[-1])
+    first = int(counts[come[0]]) + 1
+    kept += [(*paths[come[0]], first + i) for i in range(come[1])]
+    return TokenTree.from_paths(kept)

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from brute_force import KINDS, random_profile, random_rates, speed
+from hypothesis import given
+from hypothesis import strategies as st
+from test_acceptance import rate_tables
+from test_tree import trees
+
+from sequoia_opt.plan.acceptance import Acceptance
+from sequoia_opt.plan.climb import climb, narrow
+from sequoia_opt.plan.objective import Objective
+from sequoia_opt.plan.solver import solve
+from sequoia_opt.plan.tree import TokenTree
+
+
+@pytest.mark.parametrize("size", [16, 32])
+def test_nothing_near_is_faster(size: int) -> None:
+    """Moving leaves about does not improve the solver's tree."""
+    generator = np.random.default_rng(size)
+    allowed = np.arange(size + 1) > 0
+    for kind in KINDS:
+        acceptance = Acceptance(random_rates(generator, 8, falling=True))
+        profile = random_profile(generator, kind, size)
+        tree = solve(profile, acceptance).fastest.tree
+        objective = Objective(profile, "greedy", {0.0: 1.0})
+        climbed = climb(acceptance.table(size - 1), tree, objective, allowed)
+        assert speed(climbed, acceptance, profile) <= speed(tree, acceptance, profile) * 1.005
+
+
+@given(tree=trees(max_size=14), table=rate_tables(depth=14, width=14), data=st.data())
+def test_narrowing_a_level(tree: TokenTree, table: np.ndarray, data: st.DataObject) -> None:
+    levels = len(tree.internal_levels)
+    if levels < 2:
+        return
+    level = data.draw(st.integers(1, levels - 1))
+    cap = data.draw(st.integers(0, len(tree.internal_levels[level]) - 1))
+    found = narrow(table, tree, level, cap)
+    widths = [len(nodes) for nodes in found.internal_levels]
+    assert found.size == tree.size  # other nodes have room for 14 children each
+    assert (widths[level] if level < len(widths) else 0) <= cap
+
+
+def test_a_level_narrows_by_several_nodes_at_once() -> None:
+    """Two and three nodes wide cost the same, one a seventh: no single step leads there."""
+    generator = np.random.default_rng(0)
+    profile = random_profile(generator, "monotone", 16)
+    draft = profile.draft.curves[0]
+    draft.median_ms[:] = [0.72, 5.27, 5.27, *[10.98] * 13]
+    draft.low_ms = draft.high_ms = draft.median_ms
+    profile.target.curves[0].median_ms[:] = 22.6
+    acceptance = Acceptance(np.array([0.057, 0.123, 0.125, 0.019, 0.03, 0.139, 0.063, 0.074]))
+    tree = solve(profile, acceptance, size=16).fastest.tree
+    assert tree.draft_widths == (2, 1)
+    assert sorted(tree.child_counts)[-2:] == [7, 8]
