@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import log10
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,7 +71,9 @@ def profile_summary(profile: LatencyProfile) -> None:
     """Both models' latencies at each context, and the overhead."""
     name = profile.hardware.get("name", "unknown")
     engine = profile.engine
-    out.print(f"{name}, {engine.get('dtype')}, {engine.get('threads')} threads", markup=False)
+    pair = f"{profile.target.model} and {profile.draft.model}"
+    setting = f"{name}, {engine.get('dtype')}, {engine.get('threads')} threads"
+    out.print(f"{pair} on {setting}", markup=False)
     table = Table(title="milliseconds of a forward, by tokens", title_justify="left")
     table.add_column("model")
     batched = any(curve.batch > 1 for curve in profile.target.curves)
@@ -81,12 +84,12 @@ def profile_summary(profile: LatencyProfile) -> None:
     shown = [count for count in SHOWN_TOKENS if count in measured]
     for count in shown:
         table.add_column(str(count), justify="right")
-    for model in (profile.target, profile.draft):
+    for role, model in (("target", profile.target), ("draft", profile.draft)):
         for curve in model.curves:
             times = dict(zip(curve.tokens, curve.median_ms, strict=True))
             cells = [str(curve.batch)] * batched + [str(curve.context)]
-            cells += [f"{times[count]:.2f}" if count in times else "" for count in shown]
-            table.add_row(model.model, *cells)
+            cells += [_digits(times[count]) if count in times else "" for count in shown]
+            table.add_row(role, *cells)
     out.print(table)
     for verifier, overhead in profile.overhead.items():
         out.print(
@@ -95,6 +98,11 @@ def profile_summary(profile: LatencyProfile) -> None:
             f"{1000 * overhead.per_level_ms:+.0f} µs a level",
             markup=False,
         )
+
+
+def _digits(number: float) -> str:
+    """Three of them, and all that stand before the point."""
+    return f"{number:.{max(0, 2 - int(log10(max(number, 1))))}f}"
 
 
 def acceptance_summary(acceptance: Acceptance) -> None:
