@@ -64,3 +64,16 @@ def draw_without_replacement(logits: Tensor, count: int, uniforms: Tensor) -> Te
     probability 0.
     """
     return exponential_race(logits, uniforms).topk(count, dim=-1).indices
+
+
+def draw_with_replacement(weights: Tensor, uniforms: Tensor) -> Tensor:
+    """Independent draws [..., count] from weights [..., vocabulary], by the inverse of their sum.
+
+    Summed in float64, so that no token's share is lost to rounding.
+
+    Args:
+        uniforms: [..., count], in [0, 1).
+    """
+    sums = weights.double().cumsum(dim=-1)
+    places = torch.searchsorted(sums, uniforms.double() * sums[..., -1:], right=True)
+    return places.clamp(max=weights.shape[-1] - 1)

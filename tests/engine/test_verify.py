@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import permutations, product
 
 import numpy as np
 import pytest
 import torch
 
-from sequoia_opt.engine import verify
-from sequoia_opt.engine.verify import Greedy, Sequoia, TreeIndex
+from sequoia_opt.engine.sampling import warp
+from sequoia_opt.engine.verify import (
+    VERIFIERS,
+    Greedy,
+    Sequoia,
+    TopK,
+    TreeIndex,
+    Verifier,
+    make_verifier,
+    residual,
+    traversal,
+)
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.tree import TokenTree
 
 CPU = torch.device("cpu")
 Prefix = tuple[int, ...]
+Groups = Iterator[tuple[float, tuple[int, ...]]]
 
 
 class Language:
@@ -58,42 +70,59 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return powers / powers.sum()
 
 
+Drafts = Iterator[tuple[float, list[int]]]
+Decisions = Iterator[tuple[float, int, dict[int, float], np.ndarray]]
+
+
 def drafts(
-    tree: TokenTree, language: Language, temperature: float
-) -> Iterator[tuple[float, list[int]]]:
+    tree: TokenTree, language: Language, temperature: float, groups: Callable[..., Groups]
+) -> Drafts:
     """Every way to draft the tree: its probability, and each node's token (the root's is 0).
 
-    Draws without replacement, one by one; where the draft's support is exhausted, tokens of
-    probability 0 in a fixed order.
+    Args:
+        groups: every way to draft so many siblings from a distribution, and its probability.
     """
     internal = [v for v in range(tree.size) if tree.child_counts[v]]
 
-    def grow(
-        place: int, tokens: dict[int, int], weight: float
-    ) -> Iterator[tuple[float, list[int]]]:
+    def grow(place: int, tokens: dict[int, int], weight: float) -> Drafts:
         if place == len(internal):
             yield weight, [tokens[v] for v in range(tree.size)]
             return
         node = internal[place]
         q = language.draft(prefix_of(tree, tokens, node), temperature)
-        count = int(tree.child_counts[node])
-        children = [v for v in range(tree.size) if tree.parents[v] == node]
-        for order in permutations(range(language.vocabulary), count):
-            chance, left = 1.0, q.copy()
-            for token in order:
-                if left.sum() > 0:
-                    chance *= left[token] / left.sum()
-                elif token != min(
-                    set(range(language.vocabulary)) - set(order[: order.index(token)])
-                ):
-                    chance = 0.0
-                left[token] = 0
-            if chance > 0:
-                yield from grow(
-                    place + 1, tokens | dict(zip(children, order, strict=True)), weight * chance
-                )
+        children = children_of(tree, node)
+        for chance, order in groups(q, len(children)):
+            drawn = dict(zip(children, order, strict=True))
+            yield from grow(place + 1, tokens | drawn, weight * chance)
 
     yield from grow(0, {0: 0}, 1.0)
+
+
+def without_replacement(q: np.ndarray, count: int) -> Groups:
+    """One by one; where the support is exhausted, tokens of probability 0 in a fixed order."""
+    for order in permutations(range(len(q)), count):
+        chance, left = 1.0, q.copy()
+        for place, token in enumerate(order):
+            if left.sum() > 0:
+                chance *= left[token] / left.sum()
+            elif token != min(set(range(len(q))) - set(order[:place])):
+                chance = 0.0
+            left[token] = 0
+        if chance > 0:
+            yield chance, order
+
+
+def with_replacement(q: np.ndarray, count: int) -> Groups:
+    for order in product(np.flatnonzero(q).tolist(), repeat=count):
+        yield float(np.prod(q[list(order)])), order
+
+
+def most_likely(q: np.ndarray, count: int) -> Groups:
+    yield 1.0, tuple(np.argsort(-q, kind="stable")[:count].tolist())
+
+
+def children_of(tree: TokenTree, node: int) -> list[int]:
+    return [v for v in range(tree.size) if v and tree.parents[v] == node]
 
 
 def prefix_of(tree: TokenTree, tokens: dict[int, int] | list[int], node: int) -> Prefix:
@@ -104,23 +133,26 @@ def prefix_of(tree: TokenTree, tokens: dict[int, int] | list[int], node: int) ->
     return tuple(prefix)
 
 
-def decisions(
-    tree: TokenTree, tokens: list[int], language: Language, temperature: float, top_p: float
-) -> Iterator[tuple[float, int, dict[int, float], np.ndarray]]:
-    """Every way verification can go, by the paper's step-by-step definition.
+def one_by_one(
+    tree: TokenTree,
+    tokens: list[int],
+    language: Language,
+    temperature: float,
+    top_p: float,
+    replaced: bool = False,
+) -> Decisions:
+    """Every way verification can go, by Sequoia's and SpecInfer's step-by-step definition.
 
     Yields its probability, the last accepted node, a uniform for each test that was made
     (just inside its outcome), and the distribution of the next token.
     """
 
-    def at(
-        node: int, weight: float, uniforms: dict[int, float]
-    ) -> Iterator[tuple[float, int, dict[int, float], np.ndarray]]:
+    def at(node: int, weight: float, uniforms: dict[int, float]) -> Decisions:
         prefix = prefix_of(tree, tokens, node)
         rest = language.target(prefix, temperature, top_p)
-        left = language.draft(prefix, temperature) if tree.child_counts[node] else None
-        for child in (v for v in range(tree.size) if tree.parents[v] == node):
-            assert left is not None
+        children = children_of(tree, node)
+        left = language.draft(prefix, temperature) if children else np.ones(1)
+        for child in children:
             token = tokens[child]
             if left.sum() == 0 or left[token] == 0:
                 uniforms = uniforms | {child: 0.0}  # void: not even 0 passes
@@ -135,10 +167,91 @@ def decisions(
             weight *= 1 - chance
             rest = np.maximum(rest - q, 0)
             rest /= rest.sum()
-            left[token] = 0
+            if not replaced:
+                left[token] = 0
         yield weight, node, uniforms, rest
 
     yield from at(0, 1.0, {})
+
+
+def by_the_targets_draws(
+    tree: TokenTree, tokens: list[int], language: Language, temperature: float, top_p: float
+) -> Decisions:
+    """The target draws at each node that is reached; what it drew is kept if a child has it."""
+
+    def at(node: int, weight: float, uniforms: dict[int, float]) -> Decisions:
+        target = language.target(prefix_of(tree, tokens, node), temperature, top_p)
+        sums = np.cumsum(target)
+        for token in np.flatnonzero(target > 1e-12):  # others have no float between their ends
+            here = uniforms | {node: sums[token] - target[token] / 2}
+            children = [v for v in children_of(tree, node) if tokens[v] == token]
+            if children:
+                yield from at(children[0], weight * target[token], here)
+            else:
+                rest = (np.arange(len(target)) == token).astype(float)
+                yield weight * target[token], node, here, rest
+
+    yield from at(0, 1.0, {})
+
+
+def whole_paths(
+    tree: TokenTree, tokens: list[int], language: Language, temperature: float, top_p: float
+) -> Decisions:
+    """Traversal verification as its paper defines it, leaf after leaf."""
+    weight, uniforms = 1.0, {}
+
+    def at(node: int, chance: float) -> Decisions:
+        """What can happen in and at `node`, whose path so far passes with `chance`."""
+        nonlocal weight
+        prefix = prefix_of(tree, tokens, node)
+        target = language.target(prefix, temperature, top_p)
+        children = children_of(tree, node)
+        left = language.draft(prefix, temperature) if children else np.ones(1)
+        for child in children:
+            token = tokens[child]
+            if left.sum() == 0 or left[token] == 0:
+                uniforms.update(dict.fromkeys(under(tree, child), 0.0))
+                continue
+            q = left / left.sum()
+            yield from at(child, min(1.0, chance * target[token] / q[token]))
+            if weight < 1e-12:
+                return
+            rest = np.maximum(chance * target - q, 0)
+            if rest.sum() > 0:
+                target = rest / rest.sum()
+            chance = rest.sum() / (rest.sum() + 1 - chance)
+            left[token] = 0
+        if chance > 0:
+            inside = {node: max(0.0, chance - 1e-9)}
+            yield weight * chance, node, uniforms | inside, target
+        uniforms[node] = min(chance + 1e-9, 1 - 1e-12)
+        weight *= 1 - chance
+
+    yield from at(0, 1.0)
+
+
+def under(tree: TokenTree, node: int) -> list[int]:
+    return np.flatnonzero(tree.ancestor_mask[:, node]).tolist()
+
+
+METHODS: dict[str, tuple[Callable[..., Groups], Callable[..., Decisions]]] = {
+    "sequoia": (without_replacement, one_by_one),
+    "specinfer": (with_replacement, partial(one_by_one, replaced=True)),
+    "topk": (most_likely, by_the_targets_draws),
+    "traversal": (without_replacement, whole_paths),
+}
+
+
+def given_uniforms(
+    verifier: Verifier, index: TreeIndex, vocabulary: int, decided: dict[int, float]
+) -> torch.Tensor:
+    """A step's uniforms with the decided nodes' in their places."""
+    uniforms = torch.full((verifier.uniform_count(index, vocabulary),), 0.5).double()
+    first = 0 if isinstance(verifier, TopK) else verifier.draft_uniforms(index, vocabulary) - 1  # type: ignore[attr-defined]
+    for node, value in decided.items():
+        if node or isinstance(verifier, TopK):
+            uniforms[first + node] = value
+    return uniforms
 
 
 TREES = {
@@ -150,25 +263,28 @@ TREES = {
 }
 
 
-@pytest.mark.parametrize("tree", TREES.values(), ids=TREES.keys())
-@pytest.mark.parametrize(("temperature", "top_p"), [(0.2, 1.0), (0.6, 0.9), (1.0, 1.0), (1.5, 0.9)])
-@pytest.mark.parametrize("kind", ["random", "same", "one-hot", "disjoint"])
-def test_sequoia_is_lossless(
-    tree: TokenTree, temperature: float, top_p: float, kind: str, monkeypatch: pytest.MonkeyPatch
+def check_lossless(
+    name: str,
+    tree: TokenTree,
+    language: Language,
+    temperature: float,
+    top_p: float,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A step's tokens, continued by the target to D + 1, are distributed as the target's."""
-    vocabulary = 4 if kind == "disjoint" or tree.size < 4 else 3
-    language = Language(vocabulary, seed=tree.size, kind=kind)
+    vocabulary = language.vocabulary
     weights_seen: list[np.ndarray] = []
 
     def seen_draw(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
         weights_seen.append(weights[0].numpy())
         return weights.argmax(dim=-1)
 
-    monkeypatch.setattr(verify, "draw", seen_draw)
-    verifier, index = Sequoia(temperature, top_p), TreeIndex(tree, CPU)
+    for module in (residual, traversal):
+        monkeypatch.setattr(module, "draw", seen_draw)
+    groups, decisions = METHODS[name]
+    verifier, index = make_verifier(name, temperature, top_p), TreeIndex(tree, CPU)
     found: dict[Prefix, float] = {}
-    for weight, tokens in drafts(tree, language, temperature):
+    for weight, tokens in drafts(tree, language, temperature, groups):
         prefixes = [prefix_of(tree, tokens, v) for v in range(tree.size)]
         target_logits = torch.tensor(np.stack([language.logits(p)[0] for p in prefixes]))
         draft_logits = torch.tensor(
@@ -177,18 +293,19 @@ def test_sequoia_is_lossless(
             )
         )
         for chance, last, decided, rest in decisions(tree, tokens, language, temperature, top_p):
-            uniforms = torch.full((verifier.uniform_count(index, vocabulary),), 0.5).double()
-            tests = len(index.internal) * vocabulary
-            for child, value in decided.items():
-                uniforms[tests + child - 1] = value
+            uniforms = given_uniforms(verifier, index, vocabulary, decided)
             verdict = verifier.verify(
                 index, torch.tensor(tokens), target_logits, draft_logits, uniforms
             )
             assert int(verdict.last) == last
             accepted = [v for v in range(tree.size) if tree.ancestor_mask[last, v]]
             assert verdict.path[: int(verdict.count)].tolist() == accepted
-            weights = weights_seen.pop() / 1.0
-            assert np.abs(weights / weights.sum() - rest).max() < 1e-9
+            assert (verdict.path[int(verdict.count) :] == tree.size).all()
+            if name == "topk":
+                assert rest[int(verdict.next)] == 1
+            else:
+                weights = weights_seen.pop()
+                assert np.abs(weights / weights.sum() - rest).max() < 1e-9
             for token in np.flatnonzero(rest):
                 emitted = (*prefixes[last], int(token))
                 found[emitted] = found.get(emitted, 0) + weight * chance * rest[token]
@@ -207,6 +324,37 @@ def test_sequoia_is_lossless(
             for length in range(1, len(text) + 1)
         )
         assert total == pytest.approx(wanted, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", VERIFIERS)
+@pytest.mark.parametrize("tree", TREES.values(), ids=TREES.keys())
+@pytest.mark.parametrize(("temperature", "top_p"), [(0.2, 1.0), (0.6, 0.9), (1.0, 1.0), (1.5, 0.9)])
+@pytest.mark.parametrize("kind", ["random", "same", "one-hot", "disjoint"])
+def test_every_verifier_is_lossless(
+    name: str,
+    tree: TokenTree,
+    temperature: float,
+    top_p: float,
+    kind: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    language = Language(4 if tree.size < 4 else 3, seed=tree.size, kind=kind)
+    check_lossless(name, tree, language, temperature, top_p, monkeypatch)
+
+
+@pytest.mark.parametrize("name", VERIFIERS)
+@pytest.mark.parametrize(("temperature", "top_p"), [(0.2, 0.9), (0.6, 1.0), (1.0, 0.9), (1.5, 1.0)])
+@pytest.mark.parametrize(("shape", "vocabulary"), [("chain", 8), ("wide", 6), ("uneven", 4)])
+def test_losslessness_over_more_tokens(
+    name: str,
+    shape: str,
+    vocabulary: int,
+    temperature: float,
+    top_p: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    language = Language(vocabulary, seed=vocabulary)
+    check_lossless(name, TREES[shape], language, temperature, top_p, monkeypatch)
 
 
 def test_greedy_keeps_the_longest_path_of_the_targets_choices() -> None:
@@ -240,7 +388,7 @@ def test_trials_are_single_node_verifications() -> None:
     positions = 40000
     verifier = Sequoia(0.8, 0.95)
     trial = verifier.trial(target.expand(positions, 5), draft.expand(positions, 5), 5)
-    wanted = verify.warp(target, 0.8, 0.95)[0]
+    wanted = warp(target, 0.8, 0.95)[0]
     counts = torch.bincount(trial.token, minlength=5)
     expected = wanted * positions
     kept = wanted > 0

@@ -1,0 +1,112 @@
+"""Verifiers that keep what the target says itself, if the tree has it.
+
+The draft's most likely tokens are the guesses; they need no test, so its logits are not looked
+at again.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from sequoia_opt.engine.sampling import draw_with_replacement, warp
+from sequoia_opt.engine.verify.interface import (
+    TreeIndex,
+    Trial,
+    Verdict,
+    first_rank,
+    follow,
+)
+
+
+class Greedy:
+    """Temperature 0: the draft ranks its logits, the target's most likely token is kept."""
+
+    name = "greedy"
+    reads_draft = False
+
+    def uniform_count(self, index: TreeIndex, vocabulary: int) -> int:
+        """Nothing is random."""
+        return 0
+
+    def draft(
+        self, logits: Tensor, ranks: int, nodes: slice, index: TreeIndex, uniforms: Tensor
+    ) -> Tensor:
+        """The `ranks` most likely tokens."""
+        return _most_likely(logits, ranks)
+
+    def verify(
+        self,
+        index: TreeIndex,
+        tokens: Tensor,
+        target_logits: Tensor,
+        draft_logits: Tensor,
+        uniforms: Tensor,
+    ) -> Verdict:
+        """A node is accepted if it is what the target says after its parent."""
+        return _matched(index, tokens, target_logits.argmax(dim=-1))
+
+    def trial(self, target_logits: Tensor, draft_logits: Tensor, width: int) -> Trial:
+        """The target's most likely token, and its place among the draft's."""
+        token = target_logits.argmax(dim=-1)
+        hits = _most_likely(draft_logits, width) == token[:, None]
+        return Trial(hits.to(target_logits.dtype), first_rank(hits), token)
+
+
+class TopK:
+    """Guesses are the draft's most likely tokens; the target samples, and what it drew is kept.
+
+    What engines with static trees do (Medusa, EAGLE's choices): lossless whatever the draft.
+
+    Args:
+        temperature: above 0, for the target; the draft's order does not depend on it.
+        top_p: in (0, 1], for the target.
+    """
+
+    name = "topk"
+    reads_draft = False
+
+    def __init__(self, temperature: float, top_p: float = 1.0) -> None:
+        self.temperature, self.top_p = temperature, top_p
+
+    def uniform_count(self, index: TreeIndex, vocabulary: int) -> int:
+        """One for what the target draws after each node."""
+        return index.size
+
+    def draft(
+        self, logits: Tensor, ranks: int, nodes: slice, index: TreeIndex, uniforms: Tensor
+    ) -> Tensor:
+        """The `ranks` most likely tokens."""
+        return _most_likely(logits, ranks)
+
+    def verify(
+        self,
+        index: TreeIndex,
+        tokens: Tensor,
+        target_logits: Tensor,
+        draft_logits: Tensor,
+        uniforms: Tensor,
+    ) -> Verdict:
+        """A node is accepted if it is what the target draws after its parent."""
+        target = warp(target_logits, self.temperature, self.top_p)
+        return _matched(index, tokens, draw_with_replacement(target, uniforms[:, None])[:, 0])
+
+    def trial(self, target_logits: Tensor, draft_logits: Tensor, width: int) -> Trial:
+        """A draw of the target's, and its place among the draft's; chances are exact."""
+        target = warp(target_logits, self.temperature, self.top_p)
+        guesses = _most_likely(draft_logits, width)
+        token = draw_with_replacement(target, target.new_empty(len(target), 1).uniform_())[:, 0]
+        return Trial(target.gather(1, guesses), first_rank(guesses == token[:, None]), token)
+
+
+def _most_likely(logits: Tensor, ranks: int) -> Tensor:
+    """The `ranks` most likely tokens [nodes, ranks], in order."""
+    if ranks == 1:
+        return logits.argmax(dim=-1, keepdim=True)
+    return logits.topk(ranks, dim=-1).indices
+
+
+def _matched(index: TreeIndex, tokens: Tensor, wanted: Tensor) -> Verdict:
+    """The path of nodes whose tokens are the `wanted` [size] ones after their parents."""
+    accepted = tokens[1:] == wanted.index_select(0, index.parent)[1:]
+    path, count, last = follow(index, accepted)
+    return Verdict(path, count, last, wanted.gather(0, last))

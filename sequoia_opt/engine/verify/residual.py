@@ -1,0 +1,221 @@
+"""Verifiers that test the draft's own draws one by one, against what is left of the target.
+
+Sequoia (arXiv 2402.12374, algorithm 2) and SpecInfer (arXiv 2305.09781) in closed form: before
+the k-th test of a node the residual is R ∝ max(P - c Q, 0) with one scalar c, S its sum, and M
+the draft's mass that is not yet drawn (with replacement: 1). The draw s passes with probability
+min(1, (P[s] - c Q[s]) M / (S Q[s])); if it fails, c grows by S / M.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sequoia_opt.engine.sampling import (
+    draw,
+    draw_with_replacement,
+    draw_without_replacement,
+    tempered,
+    warp,
+)
+from sequoia_opt.engine.verify.interface import (
+    TreeIndex,
+    Trial,
+    Verdict,
+    first_rank,
+    follow,
+)
+
+
+class Sequoia:
+    """Draws without replacement, verified child by child with the residual target.
+
+    Args:
+        temperature: above 0, for both models.
+        top_p: in (0, 1], for the target alone: truncating the draft would empty its later ranks.
+    """
+
+    name = "sequoia"
+    reads_draft = True
+    replaced = False
+
+    def __init__(self, temperature: float, top_p: float = 1.0) -> None:
+        self.temperature, self.top_p = temperature, top_p
+
+    def draft_uniforms(self, index: TreeIndex, vocabulary: int) -> int:
+        """How many uniforms drafting takes: a race for each internal node."""
+        return len(index.internal) * vocabulary
+
+    def uniform_count(self, index: TreeIndex, vocabulary: int) -> int:
+        """Those of drafting, a number for each child, and a race for the last token."""
+        return self.draft_uniforms(index, vocabulary) + index.size - 1 + vocabulary
+
+    def draft(
+        self, logits: Tensor, ranks: int, nodes: slice, index: TreeIndex, uniforms: Tensor
+    ) -> Tensor:
+        """Draws without replacement from the draft at the temperature."""
+        own = _of_nodes(uniforms, nodes, logits.shape[-1])
+        return draw_without_replacement(tempered(logits, self.temperature), ranks, own)
+
+    def verify(
+        self,
+        index: TreeIndex,
+        tokens: Tensor,
+        target_logits: Tensor,
+        draft_logits: Tensor,
+        uniforms: Tensor,
+    ) -> Verdict:
+        """All internal nodes' tests at once, then the path that passed, then its next token."""
+        vocabulary = target_logits.shape[-1]
+        target = warp(target_logits, self.temperature, self.top_p)
+        if not index.internal:
+            path, count, last = follow(index, index.root[1:])
+            return Verdict(path, count, last, draw(target, uniforms[-vocabulary:][None]))
+
+        draft = warp(draft_logits, self.temperature)
+        tests = residual_tests(
+            target.index_select(0, index.internal_nodes),
+            draft,
+            tokens[index.child],
+            index.reach,
+            self.replaced,
+        )
+        before = self.draft_uniforms(index, vocabulary)
+        own = uniforms[before : before + index.size - 1]
+        passed = torch.zeros_like(tests.passes, dtype=torch.bool)
+        passed.view(-1)[index.test] = own < tests.passes.flatten().index_select(0, index.test)
+        first = passed & (passed.cumsum(dim=1) == 1)
+        path, count, last = follow(index, first.flatten().index_select(0, index.test))
+        rest = what_is_left(index, last, target, draft, tests.scale)
+        return Verdict(path, count, last, draw(rest, uniforms[-vocabulary:][None]))
+
+    def trial(self, target_logits: Tensor, draft_logits: Tensor, width: int) -> Trial:
+        """Draws, their tests, and the token that comes of it; chances are exact given the draws."""
+        whole = warp(target_logits, self.temperature, self.top_p)
+        draft = warp(draft_logits, self.temperature)
+        drawn = self._drawn(draft_logits, width)
+        tests = residual_tests(whole, draft, drawn, [len(drawn)] * width, self.replaced)
+        failed = (1 - tests.passes).cumprod(dim=1)
+        chances = tests.passes * torch.cat([torch.ones_like(failed[:, :1]), failed[:, :-1]], dim=1)
+        rank = first_rank(torch.rand_like(tests.passes) < tests.passes)
+        rest = draw(residual(whole - tests.scale[:, None] * draft, whole), torch.rand_like(whole))
+        accepted = drawn.gather(1, (rank - 1).clamp_min(0)[:, None]).squeeze(1)
+        return Trial(chances, rank, torch.where(rank > 0, accepted, rest))
+
+    def _drawn(self, logits: Tensor, width: int) -> Tensor:
+        """Draws of a trial, [positions, width]."""
+        scaled = tempered(logits, self.temperature)
+        return draw_without_replacement(scaled, width, torch.rand_like(scaled))
+
+
+class SpecInfer(Sequoia):
+    """Independent draws, with replacement: siblings may be the same token."""
+
+    name = "specinfer"
+    replaced = True
+
+    def draft_uniforms(self, index: TreeIndex, vocabulary: int) -> int:
+        """How many uniforms drafting takes: one for each draw."""
+        return len(index.internal) * len(index.reach)
+
+    def draft(
+        self, logits: Tensor, ranks: int, nodes: slice, index: TreeIndex, uniforms: Tensor
+    ) -> Tensor:
+        """Draws with replacement from the draft at the temperature."""
+        own = _of_nodes(uniforms, nodes, len(index.reach))
+        return draw_with_replacement(warp(logits, self.temperature), own[:, :ranks])
+
+    def _drawn(self, logits: Tensor, width: int) -> Tensor:
+        draft = warp(logits, self.temperature)
+        return draw_with_replacement(draft, draft.new_empty(len(draft), width).uniform_())
+
+
+def _of_nodes(uniforms: Tensor, nodes: slice, each: int) -> Tensor:
+    """The uniforms of some internal nodes [nodes, each], if all have so many, from the first."""
+    return uniforms[nodes.start * each : nodes.stop * each].view(-1, each)
+
+
+@dataclass
+class Tests:
+    """The tests of some nodes' draws, each given that all before it failed.
+
+    Attributes:
+        passes: [nodes, ranks], chance that a draw passes; 0 past a node's last.
+        scale: [nodes], c after the last: what is left of the target is max(P - c Q, 0).
+        own: [nodes], chance that the node itself passes, if it is tested after them.
+    """
+
+    passes: Tensor
+    scale: Tensor
+    own: Tensor
+
+
+def residual_tests(
+    target: Tensor,
+    draft: Tensor,
+    tokens: Tensor,
+    reach: list[int],
+    replaced: bool = False,
+    own: Tensor | None = None,
+) -> Tests:
+    """The tests of the draws at each node.
+
+    Args:
+        target, draft: [nodes, vocabulary], P and Q.
+        tokens: [nodes, ranks], the draws; void ones (of probability 0 in the draft, its support
+            being exhausted) never pass and change nothing.
+        reach: how many of the nodes, from the first, have at least 1, 2, … draws.
+        replaced: whether a token can be drawn again.
+        own: [nodes], chance that the path to each node passes, where whole paths are tested
+            (see Traversal); by default it has passed.
+    """
+    passes = target.new_zeros(tokens.shape)
+    scale = target.new_zeros(len(target), 1)
+    passing = torch.ones_like(scale) if own is None else own[:, None].clone()
+    left = draft.clone()  # Q on the tokens not yet drawn
+    for rank, count in enumerate(reach):
+        drawn = tokens[:count, rank : rank + 1]
+        rest = (target[:count] - scale[:count] * draft[:count]).clamp_min(0)
+        mass = rest.sum(dim=-1, keepdim=True)
+        undrawn = left[:count].sum(dim=-1, keepdim=True)
+        chance = left[:count].gather(1, drawn)  # 0 for a void draw
+        reached = passing[:count]
+        limit = mass * chance
+        ratio = reached * rest.gather(1, drawn) * undrawn / limit
+        passes[:count, rank : rank + 1] = torch.where(limit > 0, ratio, 0).clamp(max=1)
+        tested = (chance > 0) & (reached > 0)
+        scale[:count] += torch.where(tested, mass / (reached * undrawn), 0)
+        if own is not None:
+            after = (target[:count] - scale[:count] * draft[:count]).clamp_min(0)
+            more = torch.where(mass > 0, reached * after.sum(dim=-1, keepdim=True) / mass, 0)
+            fails = 1 - reached
+            share = torch.where(more + fails > 0, more / (more + fails), 1)
+            passing[:count] = torch.where(tested, share, reached)
+        if not replaced:
+            left[:count].scatter_(1, drawn, 0)
+    return Tests(passes, scale.squeeze(1), passing.squeeze(1))
+
+
+def what_is_left(
+    index: TreeIndex, last: Tensor, target: Tensor, draft: Tensor, scale: Tensor
+) -> Tensor:
+    """Weights [1, vocabulary] of the token after the node `last` [1], its children rejected.
+
+    Args:
+        target: [size, vocabulary].
+        draft: [internal, vocabulary].
+        scale: [internal], see Tests.
+    """
+    row = index.row.gather(0, last)
+    taken = torch.cat([scale, scale.new_zeros(1)]).gather(0, row)
+    inside = row.clamp(max=len(index.internal) - 1)  # a leaf's scale is 0
+    whole = target.index_select(0, last)
+    return residual(whole - taken[:, None] * draft.index_select(0, inside), whole)
+
+
+def residual(rest: Tensor, whole: Tensor) -> Tensor:
+    """max(`rest`, 0), and `whole` where that vanishes: rounding alone can lead there."""
+    positive = rest.clamp_min(0)
+    return torch.where(positive.sum(dim=-1, keepdim=True) > 0, positive, whole)
