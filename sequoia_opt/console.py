@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sequoia_opt.plan.tree import TokenTree
 
 SHOWN_RANKS = 8
+MOST_COLUMNS = 7  # sizes that fit beside the rest in 80 characters
 SHOWN_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 out = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
@@ -82,6 +83,8 @@ def profile_summary(profile: LatencyProfile) -> None:
     table.add_column("context", justify="right")
     measured = profile.target.curves[0].tokens
     shown = [count for count in SHOWN_TOKENS if count in measured]
+    if len(shown) > MOST_COLUMNS:
+        shown = [*shown[:-1:2], shown[-1]]
     for count in shown:
         table.add_column(str(count), justify="right")
     for role, model in (("target", profile.target), ("draft", profile.draft)):
@@ -101,7 +104,7 @@ def profile_summary(profile: LatencyProfile) -> None:
 
 
 def _digits(number: float) -> str:
-    """Three of them, and all that stand before the point."""
+    """Three of them, at most two behind the point, and all before it."""
     return f"{number:.{max(0, 2 - int(log10(max(number, 1))))}f}"
 
 

@@ -3,10 +3,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,11 +68,15 @@ def dataset(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("temperature", "verifier"), [("0", "greedy"), ("0.6", "sequoia")])
+@pytest.mark.parametrize(
+    ("temperature", "verifier"),
+    [("0", "greedy"), ("0.6", "sequoia"), ("0.6", "specinfer"), ("0.6", "topk")],
+)
 def test_the_four_commands_in_a_row(
     run: Callable[..., Outcome], models: list[str], dataset: Path, temperature: str, verifier: str
 ) -> None:
-    done = run("profile", *models, *SMALL)
+    named = "sequoia" if verifier == "greedy" else verifier
+    done = run("profile", *models, *SMALL, "--verifiers", named)
     assert done.code == 0, done.err
     assert "milliseconds of a forward" in done.out
     (profile,) = Path("profiles").glob("*/small-target--small-draft--float32.yaml")
@@ -86,6 +88,8 @@ def test_the_four_commands_in_a_row(
         dataset,
         "--temperature",
         temperature,
+        "--verifier",
+        named,
         "--max-new-tokens",
         24,
         "--width",
@@ -127,6 +131,15 @@ def test_the_four_commands_in_a_row(
     assert "tree" in done.out
     if temperature == "0":
         assert "agree with plain decoding" in done.out or "two best logits" in done.out
+        return
+    decoding = ["decode", tree, *models, "--prompt", "a", "--max-new-tokens", 4, "--verifier"]
+    for other in ("sequoia", "specinfer", "topk", "traversal"):
+        done = run(*decoding, other)
+        if other == verifier or (other, verifier) == ("traversal", "sequoia"):
+            assert done.code == 0, done.err
+        else:
+            assert done.code == 1
+            assert f"solved for verifier {verifier}, found --verifier {other}" in done.err
 
 
 def test_json_is_one_document_and_nothing_else(
@@ -432,31 +445,39 @@ def test_version_and_bare_call(run: Callable[..., Outcome]) -> None:
     assert "profile" in bare.out + bare.err
 
 
+INTERRUPTED = """
+import os, signal
+from sequoia_opt import cli
+from sequoia_opt.measure import profiler
+
+profile = profiler.profile
+
+def interrupted(pair, options, progress):
+    def advance(done, total):
+        progress(done, total)
+        if done == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+    return profile(pair, options, advance)
+
+profiler.profile = interrupted
+cli.main()
+"""
+
+
 def test_interruption_leaves_the_old_file(tmp_path: Path) -> None:
     """Ctrl-C in the middle of a measurement."""
     path = tmp_path / "profile.yaml"
     path.write_text("precious")
-    command = [
-        sys.executable,
-        "-m",
-        "sequoia_opt",
-        "profile",
-        "--repeats",
-        "100000",
-        "-o",
-        str(path),
-    ]
-    process = subprocess.Popen(
+    command = [sys.executable, "-c", INTERRUPTED, "profile", "--tokens", "1,2", "-o", str(path)]
+    process = subprocess.run(
         command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         cwd=tmp_path,
+        timeout=120,
     )
-    time.sleep(8)  # long enough to be measuring, and nothing depends on it if it is not
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    errors = process.stderr
     assert process.returncode == 1
     assert errors.strip().splitlines()[-1].startswith("error: interrupted")
     assert path.read_text() == "precious"
@@ -527,3 +548,28 @@ def test_all_trees_are_solved_and_checked(run: Callable[..., Outcome], tmp_path:
 def test_all_takes_no_single_files(run: Callable[..., Outcome], options: list[str]) -> None:
     found = run("solve", *options)
     assert (found.code, found.err.count("\n")) == (2, 1)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--help", "solve"], []])
+def test_help_lists_every_command(run: Callable[..., Outcome], words: list[str]) -> None:
+    shown = run(*words)
+    assert all(f" {name} " in shown.out for name in ("profile", "estimate", "solve", "decode"))
+
+
+def test_a_misspelt_command_is_guessed(run: Callable[..., Outcome]) -> None:
+    done = run("solv", "--profile", "decode")
+    assert done.code == 2
+    assert "solve" in done.err
+
+
+def test_traversal_is_not_estimated(run: Callable[..., Outcome]) -> None:
+    done = run("estimate", "--temperature", 0.6, "--verifier", "traversal")
+    assert done.code == 1
+    assert "estimate with sequoia" in done.err
+
+
+@pytest.mark.parametrize("option", [["profile", "--verifiers"], ["estimate", "--verifier"]])
+def test_an_unknown_verifier(run: Callable[..., Outcome], option: list[str]) -> None:
+    done = run(*option, "best")
+    assert done.code == 1
+    assert "verifier: found 'best', expected sequoia or specinfer or topk" in done.err

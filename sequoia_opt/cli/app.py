@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Collection
+from collections.abc import Sequence
 from copy import copy
 from typing import Annotated, NoReturn
 
@@ -77,12 +77,12 @@ def main() -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _only(words: Collection[str]) -> typer.Typer:
-    """The application with the commands that are named, or with all if none is.
+def _only(arguments: Sequence[str]) -> typer.Typer:
+    """The application with the one command that the arguments begin with, else with all.
 
     Typer reads the options of every command that it has, which takes as long as solving.
     """
-    named = [info for info in app.registered_commands if _name(info) in words]
+    named = [info for info in app.registered_commands if [_name(info)] == list(arguments[:1])]
     chosen = copy(app)
     chosen.registered_commands = named or app.registered_commands
     return chosen

@@ -35,6 +35,14 @@ TreeTopP = Annotated[
     float | None,
     typer.Option("--top-p", help="Nucleus of the target.", show_default="the tree's"),
 ]
+TreeVerifier = Annotated[
+    str | None,
+    typer.Option(
+        help="Above temperature 0: sequoia, specinfer, topk or traversal.",
+        show_default="the tree's",
+    ),
+]
+GREEDY, DEFAULT_VERIFIER = "greedy", "sequoia"
 METHODS = ("plain", "generate", "chain", "tree")  # of `bench`
 
 
@@ -49,6 +57,7 @@ def decode(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to decode.")] = 128,
     temperature: TreeTemperature = None,
     top_p: TreeTopP = None,
+    verifier: TreeVerifier = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     stop: Annotated[
         list[str] | None, typer.Option(help="A string that ends the text; may be repeated.")
@@ -75,15 +84,15 @@ def decode(
         raise typer.BadParameter("--compare needs at least 2", param_hint="--max-new-tokens")
     path = tree or paths.bundled_tree(temperature or 0.0)
     loaded = TokenTree.load(path)
-    temperature, top_p = _sampling(loaded, temperature, top_p)
+    sampling = _sampling(loaded, temperature, top_p, verifier)
     target, draft = _models_of(loaded, target, draft)
     from sequoia_opt.engine.decoder import Decoder, check_sampling
 
-    check_sampling(temperature, top_p)
+    check_sampling(**asdict(sampling))
     pair = load(target, draft, device, dtype)
     texts = [prompt] if prompt is not None else demo.prompts()
     prompts = [pair.encode(text) for text in texts]
-    decoder = Decoder(pair, loaded, temperature, top_p, seed)
+    decoder = Decoder(pair, loaded, **asdict(sampling), seed=seed)
     stream = decoder.stream(prompts[0], max_new_tokens, ignore_eos, stop or [])
     shown = Typewriter(sys.stdout if not as_json else None)
     for _ in stream:
@@ -101,10 +110,9 @@ def decode(
         "prefill_seconds": generation.prefill_seconds,
         "stopped": generation.stopped,
         "tree": str(path),
-        "temperature": temperature,
-        "top_p": top_p,
+        **asdict(sampling),
     }
-    comparable = _comparable(loaded, pair, temperature, top_p)
+    comparable = _comparable(loaded, pair, sampling)
     if not as_json:
         console.out.print()
         console.generation_summary(
@@ -112,9 +120,8 @@ def decode(
         )
     if compare:
         document["compare"] = _compare(
-            pair, loaded, prompts, max_new_tokens, temperature, top_p, seed, repeats,
-            comparable, as_json,
-        )  # fmt: skip
+            pair, loaded, prompts, max_new_tokens, sampling, seed, repeats, comparable, as_json
+        )
     if as_json:
         print_json(document)
 
@@ -124,8 +131,7 @@ def _compare(
     tree: TokenTree,
     prompts: list[list[int]],
     max_new_tokens: int,
-    temperature: float,
-    top_p: float,
+    sampling: Sampling,
     seed: int,
     repeats: int,
     comparable: Comparable,
@@ -136,11 +142,11 @@ def _compare(
     from sequoia_opt.measure import bench
     from sequoia_opt.plan.tree import AUTOREGRESSIVE
 
-    sampling = {"temperature": temperature, "top_p": top_p, "seed": seed}
     methods = [
-        bench.with_tree(pair, "plain", AUTOREGRESSIVE, **sampling),
-        bench.with_tree(pair, "tree", tree, **sampling),
+        bench.with_tree(pair, name, shape, **asdict(sampling), seed=seed)
+        for name, shape in (("plain", AUTOREGRESSIVE), ("tree", tree))
     ]
+    temperature = sampling.temperature
     with console.progress("comparing") as advance:
         results = bench.race(methods, prompts, max_new_tokens, repeats, advance)
     document: dict[str, Any] = {"results": [asdict(result) for result in results]}
@@ -172,6 +178,7 @@ def bench(
     max_new_tokens: Annotated[int, typer.Option(min=2, help="Tokens of each prompt.")] = 128,
     temperature: TreeTemperature = None,
     top_p: TreeTopP = None,
+    verifier: TreeVerifier = None,
     limit: Annotated[int, typer.Option(min=1, help="Prompts to use.")] = 16,
     repeats: Annotated[int, typer.Option(min=1, help="Repetitions of each prompt.")] = 3,
     methods: Annotated[
@@ -211,7 +218,7 @@ def bench(
         )
     path = tree or paths.bundled_tree(temperature or 0.0)
     loaded = TokenTree.load(path)
-    temperature, top_p = _sampling(loaded, temperature, top_p)
+    sampling = _sampling(loaded, temperature, top_p, verifier)
     if "chain" not in wanted:
         best = AUTOREGRESSIVE
     elif chain is None:
@@ -226,23 +233,22 @@ def bench(
     from sequoia_opt.measure import bench as benchmark
     from sequoia_opt.measure.dataset import load_dataset, spread_over
 
-    check_sampling(temperature, top_p)
+    check_sampling(**asdict(sampling))
     name, documents = load_dataset(dataset)
     pair = load(*_models_of(loaded, target, draft), device, dtype)
     spread = spread_over(documents, limit)
     prompts = [pair.encode(d.prompt or d.text[: len(d.text) // 2]) for d in spread]
     for prompt in prompts:
         check_prompt(pair, prompt, max_new_tokens)
-    sampling: dict[str, Any] = {"temperature": temperature, "top_p": top_p}
     trees = {
         "plain": ("plain", AUTOREGRESSIVE),
         "chain": (f"best chain ({best.size} nodes)", best),
         "tree": (f"solved tree ({loaded.size} nodes)", loaded),
     }
     racing = [
-        benchmark.with_generate(pair, **sampling)
+        benchmark.with_generate(pair, temperature=sampling.temperature, top_p=sampling.top_p)
         if name == "generate"
-        else benchmark.with_tree(pair, *trees[name], **sampling)
+        else benchmark.with_tree(pair, *trees[name], **asdict(sampling))
         for name in wanted
     ]
     with console.progress("decoding") as advance:
@@ -256,7 +262,7 @@ def bench(
                 "max_new_tokens": max_new_tokens,
                 "repeats": repeats,
                 "tree": str(path),
-                **sampling,
+                **asdict(sampling),
             }
         )
         return
@@ -264,10 +270,19 @@ def bench(
         console.race_markdown(results)
     else:
         console.race_table(results, f"{name}: {len(prompts)} prompts, {max_new_tokens} tokens each")
-    comparable = _comparable(loaded, pair, temperature, top_p)
+    comparable = _comparable(loaded, pair, sampling)
     if "tree" in wanted and comparable.tokens:
         times = comparable.times and wanted[0] == "plain"
         console.prediction_lines(results[wanted.index("tree")], loaded, times)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen."""
+
+    temperature: float
+    top_p: float
+    verifier: str
 
 
 @dataclass(frozen=True)
@@ -293,12 +308,27 @@ class Typewriter:
 
 
 def _sampling(
-    tree: TokenTree, temperature: float | None, top_p: float | None
-) -> tuple[float, float]:
-    """The tree's temperature and top-p, unless others are asked for."""
-    own = float(tree.metadata.get("temperature", 0.0))
-    nucleus = float(tree.metadata.get("top_p", 1.0))
-    return own if temperature is None else temperature, nucleus if top_p is None else top_p
+    tree: TokenTree, temperature: float | None, top_p: float | None, verifier: str | None
+) -> Sampling:
+    """The tree's temperature, top-p and verifier, unless others are asked for.
+
+    Raises:
+        SequoiaError: the tree was solved for another verifier, whose guesses are accepted at
+            other rates.
+    """
+    own = tree.metadata
+    warm = float(own.get("temperature", 0.0) if temperature is None else temperature)
+    nucleus = float(own.get("top_p", 1.0) if top_p is None else top_p)
+    planned = own.get("verifier", GREEDY)
+    chosen = verifier or (DEFAULT_VERIFIER if planned == GREEDY else planned)
+    # Traversal has no acceptance of its own: it is planned with that of its drafting.
+    fitting = (GREEDY, chosen, *([DEFAULT_VERIFIER] if chosen == "traversal" else []))
+    if warm > 0 and planned not in fitting:
+        raise SequoiaError(
+            f"the tree was solved for verifier {planned}, found --verifier {chosen}; solve with "
+            "an acceptance estimated for it, or drop the option"
+        )
+    return Sampling(warm, nucleus, chosen)
 
 
 def _models_of(
@@ -316,13 +346,15 @@ def _models_of(
     return target, draft
 
 
-def _comparable(tree: TokenTree, pair: Pair, temperature: float, top_p: float) -> Comparable:
+def _comparable(tree: TokenTree, pair: Pair, sampling: Sampling) -> Comparable:
     """Which of the tree's predictions are for what is run here."""
     from sequoia_opt.measure.hardware import hardware
 
     own = tree.metadata
     models = (own.get("target"), own.get("draft")) == (pair.target_name, pair.draft_name)
-    sampling = (own.get("temperature"), own.get("top_p")) == (temperature, top_p)
+    verifier = GREEDY if sampling.temperature == 0 else sampling.verifier
+    wanted = (sampling.temperature, sampling.top_p, verifier)
+    same = (own.get("temperature"), own.get("top_p"), own.get("verifier", verifier)) == wanted
     machine = own.get("hardware", {}).get("slug") == hardware(pair.device)["slug"]
     dtype = own.get("engine", {}).get("dtype") == pair.dtype
-    return Comparable(tokens=models and sampling, times=models and sampling and machine and dtype)
+    return Comparable(tokens=models and same, times=models and same and machine and dtype)

@@ -40,6 +40,9 @@ def profile(
     batches: Annotated[
         str, typer.Option(help="Sequences of a forward, 1,4,16: what serving needs to know.")
     ] = "1",
+    verifiers: Annotated[
+        str, typer.Option(help="Whose share of a step is measured, sequoia,specinfer,topk.")
+    ] = "sequoia",
     repeats: Annotated[int, typer.Option(min=5, help="Rounds that are timed.")] = 25,
     output: Output = None,
     as_json: Json = False,
@@ -57,7 +60,13 @@ def profile(
     slug = hardware(pair.device)["slug"]
     path = output or paths.profile_path(slug, pair.target_name, pair.draft_name, pair.dtype)
     check_output(path)
-    options = profiler.Options(tokens=counts, contexts=lengths, batches=sequences, repeats=repeats)
+    options = profiler.Options(
+        tokens=counts,
+        contexts=lengths,
+        batches=sequences,
+        verifiers=[name.strip() for name in verifiers.split(",") if name.strip()],
+        repeats=repeats,
+    )
     with console.progress("profiling") as advance:
         measured = profiler.profile(pair, options, advance)
     measured.save(path)
@@ -75,7 +84,9 @@ def estimate(
     dataset: DatasetOption = None,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
-    verifier: Annotated[str, typer.Option(help="For temperatures above 0.")] = "sequoia",
+    verifier: Annotated[
+        str, typer.Option(help="Above temperature 0: sequoia, specinfer or topk.")
+    ] = "sequoia",
     width: Annotated[int, typer.Option(min=1, help="Ranks to sample.")] = 32,
     teacher_forced: Annotated[
         bool,

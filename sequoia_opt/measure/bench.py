@@ -101,7 +101,7 @@ class _Clock(BaseStreamer):
 def with_generate(
     pair: Pair, name: str = "transformers generate", temperature: float = 0.0, top_p: float = 1.0
 ) -> Method:
-    """Decoding with transformers' own `generate`, on the same model."""
+    """Decoding with transformers' own `generate`, on the target as the library loads it."""
     sampling: dict[str, Any] = {"do_sample": False}
     if temperature > 0:
         sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}

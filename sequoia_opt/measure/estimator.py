@@ -17,7 +17,7 @@ from sequoia_opt.engine.decoder import check_sampling
 from sequoia_opt.engine.models import Pair
 from sequoia_opt.engine.runner import PREFILL_CHUNK, Runner
 from sequoia_opt.engine.step import at_least_float32, fit_vocabulary
-from sequoia_opt.engine.verify import Trial, Verifier, make_verifier
+from sequoia_opt.engine.verify import Traversal, Trial, Verifier, make_verifier
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure.dataset import Document, spread_over
 from sequoia_opt.plan.acceptance import Acceptance, bootstrap_rates, fit_monotone
@@ -88,6 +88,11 @@ def estimate(
     """
     options = options or Options()
     check_sampling(options.temperature, options.top_p, options.verifier)
+    if options.verifier == Traversal.name:
+        raise SequoiaError(
+            "verifier: traversal decides on whole paths and has no acceptance by rank; estimate "
+            "with sequoia, which drafts as it does, and decode with --verifier traversal"
+        )
     for name in ("width", "max_new_tokens", "max_prompt_tokens", "batch"):
         if getattr(options, name) < 1:
             raise SequoiaError(

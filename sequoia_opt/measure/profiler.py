@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from scipy.optimize import nnls
 
-from sequoia_opt.engine.decoder import Decoder
+from sequoia_opt.engine.decoder import Decoder, check_sampling
 from sequoia_opt.engine.models import Pair
 from sequoia_opt.engine.runner import Runner
 from sequoia_opt.engine.step import State
+from sequoia_opt.engine.verify import VERIFIERS
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure.hardware import hardware, software
 from sequoia_opt.plan import shapes
@@ -31,9 +32,9 @@ Point = tuple[str, int, int, int]
 """Role, sequences, cached tokens and query tokens of a forward."""
 
 DRAFT_SAMPLES = 5
-# Greedy, sampling, and sampling from a cut distribution: what a step costs besides its forwards
-# depends on which of these it does, not on the numbers.
-SAMPLING = ((0.0, 1.0), (0.6, 1.0), (0.6, 0.9))
+# Sampling, and sampling from a cut distribution: what a step costs besides its forwards depends
+# on which of these it does, not on the numbers.
+TEMPERATURE, NUCLEI = 0.6, (1.0, 0.9)
 
 
 @dataclass
@@ -44,6 +45,7 @@ class Options:
         tokens: query tokens of a forward; by default 1 to 64, to 512 on CUDA.
         contexts: cached tokens.
         batches: numbers of sequences; larger ones than 1 with fewer tokens each.
+        verifiers: those to measure the rest of a step for, besides greedy.
         repeats: rounds that count; each round times every point once.
         warm_up: rounds that do not.
     """
@@ -51,6 +53,7 @@ class Options:
     tokens: list[int] = field(default_factory=list)
     contexts: list[int] = field(default_factory=lambda: [128, 512, 1024])
     batches: list[int] = field(default_factory=lambda: [1])
+    verifiers: list[str] = field(default_factory=lambda: ["sequoia"])
     repeats: int = 25
     warm_up: int = 3
 
@@ -101,7 +104,7 @@ def profile(
     batches = sorted({1, *options.batches})
     # The overhead is not the context's: one in the middle is enough.
     context = contexts[len(contexts) // 2]
-    steps = _steps(pair, context, tokens[-1])
+    steps = _steps(pair, context, tokens[-1], options.verifiers)
     forwards: dict[Point, _Timed] = {}
     for number, batch in enumerate(batches):
         points = _forwards(pair, tokens_of_batch(tokens, batch), contexts, batch)
@@ -157,6 +160,10 @@ def _check(pair: Pair, tokens: list[int], contexts: list[int], options: Options)
         raise SequoiaError("tokens, contexts and batches must be at least 1, repeats at least 5")
     if tokens[0] != 1:
         raise SequoiaError("tokens: 1 is missing; plain decoding is measured with it")
+    if not options.verifiers:
+        raise SequoiaError(f"verifiers: found none, expected some of {', '.join(VERIFIERS)}")
+    for verifier in options.verifiers:
+        check_sampling(TEMPERATURE, 1.0, verifier)
     positions = min(pair.target.positions, pair.draft.positions)
     if contexts[-1] >= positions:
         raise SequoiaError(
@@ -285,15 +292,19 @@ def overhead_trees(largest: int) -> list[TokenTree]:
     return [tree for tree in trees if tree.size <= largest]
 
 
-def _steps(pair: Pair, context: int, largest: int) -> list[tuple[str, TokenTree, _Timed]]:
+def _steps(
+    pair: Pair, context: int, largest: int, verifiers: Sequence[str]
+) -> list[tuple[str, TokenTree, _Timed]]:
     """Whole steps to time: the overhead's name, the tree, and the step.
 
     Tokens are random, which costs what a text's cost: shapes follow from the tree alone.
     """
     steps = []
-    for temperature, top_p in SAMPLING:
+    ways = [(0.0, 1.0, verifiers[0])]
+    ways += [(TEMPERATURE, top_p, verifier) for verifier in verifiers for top_p in NUCLEI]
+    for temperature, top_p, verifier in ways:
         for tree in overhead_trees(largest):
-            decoder = Decoder(pair, tree, temperature, top_p)
+            decoder = Decoder(pair, tree, temperature, top_p, verifier=verifier)
             name = decoder.verifier.name + (TOP_P if top_p < 1 else "")
             steps.append((name, tree, _Timed(_whole_step(decoder, context))))
     return steps

@@ -26,12 +26,22 @@ def climb_from(
     """Trees for any rates, from those of most tokens: climb, and from the best peaks narrow a
     level and climb again, as long as that gains.
 
+    Args:
+        starts: trees that the profile can price.
+
     Returns:
-        The trees at the end of all ascents.
+        The trees at the end of the ascents that gained.
     """
 
+    def step_ms(tree: TokenTree) -> float:
+        widths = np.bincount(tree.depths[tree.child_counts > 0], minlength=len(table) + 1)
+        return float(objective.rest_ms(np.array(tree.size)) + _levels_ms(objective, widths).sum())
+
     def speed(tree: TokenTree) -> float:
-        return float(_node_values(table, tree).sum() / objective.step_ms(tree)[0])
+        return float(_node_values(table, tree).sum() / step_ms(tree))
+
+    def can_be(tree: TokenTree) -> bool:
+        return bool(allowed[tree.size]) and np.isfinite(step_ms(tree))
 
     peaks = [climb(table, start, objective, allowed) for start in starts]
     for peak in sorted(dict.fromkeys(peaks), key=speed, reverse=True)[:NARROWED]:
@@ -42,7 +52,7 @@ def climb_from(
                 for level, width in enumerate(best.draft_widths[1:], start=1)
                 for cap in (0, *objective.narrower(width))
             ]
-            others = [climb(table, t, objective, allowed) for t in narrowed if allowed[t.size]]
+            others = [climb(table, t, objective, allowed) for t in narrowed if can_be(t)]
             better = max(others, key=speed, default=best)
             improved = speed(better) > speed(best) * (1 + SAME)
             if improved:
@@ -113,6 +123,7 @@ def climb(
 
     Args:
         table: rates [max_depth, W], depth 1 first.
+        tree: of an allowed size, and one that the profile can price.
         allowed: which sizes the tree may have, [max_size + 1].
     """
     max_depth, ranks = table.shape

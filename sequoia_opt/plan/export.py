@@ -331,7 +331,8 @@ def read(text: str, where: str) -> TokenTree:
     lengths = sorted({int(count) for count in _CHAIN_KEYS.findall(stripped)})
     if len(lengths) > 1:
         raise SequoiaError(
-            f"{where}: found chains of {' and '.join(map(str, lengths))} guesses, expected one"
+            f"{where}: found chains of {' and '.join(map(str, lengths))} guesses, expected one; "
+            "leave only the setting that counts"
         )
     if lengths:
         return shapes.chain(lengths[0] + 1)

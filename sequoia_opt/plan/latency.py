@@ -197,7 +197,8 @@ class LatencyProfile:
         if verifier not in self.overhead:
             raise SequoiaError(
                 f"the profile has no overhead for verifier {verifier!r}, only for "
-                f"{', '.join(sorted(self.overhead))}; profile again"
+                f"{', '.join(sorted(self.overhead))}; profile again with "
+                f"--verifiers {verifier.removesuffix(TOP_P)}"
             )
         return self.overhead[verifier]
 

@@ -140,7 +140,8 @@ def hopeful(
     """Depths and sizes [depth + 1, size + 1] at which a tree could be faster than `best`.
 
     No tree of n nodes, D deep, has more tokens than E*(n, D), and none of its levels costs
-    less than the cheapest. Where draft forwards cost the same at every width, no tree is left.
+    less than the cheapest. Where draft forwards cost the same at every width, and every depth
+    is allowed, no tree is left.
 
     Args:
         expected: E*(n, D), the same shape.
@@ -150,8 +151,9 @@ def hopeful(
     first = float(objective.level_ms(np.array(1), True))
     cheapest = objective.level_ms(sizes[1:], False).min(initial=np.inf)
     drafts = np.cumsum(np.select([depths == 1, depths > 1], [first, cheapest]))
-    bound = expected / (objective.rest_ms(sizes) + drafts[:, None])
-    return np.asarray((bound > best * (1 + SAME)) & allowed)
+    time = objective.rest_ms(sizes) + drafts[:, None]
+    # Overheads may be fitted below 0; what they leave no time for is not bounded.
+    return np.asarray(((expected > best * (1 + SAME) * time) | (time <= 0)) & allowed)
 
 
 @dataclass(frozen=True)

@@ -344,6 +344,8 @@ def _searched(
         return []
     depths, sizes = np.nonzero(promising)
     deepest, largest = int(depths.max()), int(sizes.max())
+    if not np.isfinite(speed[: deepest + 1, : largest + 1]).any():
+        deepest = len(table)  # all there is to start from is deeper: the depth is fixed
     table, allowed = table[:deepest], allowed[: largest + 1]
     starts = _ranked(speed[: deepest + 1, : largest + 1])
     if isinstance(family, BestFirst):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from scipy.stats import chi2_contingency
 from sequoia_opt import demo
 from sequoia_opt.engine.decoder import Decoder
 from sequoia_opt.engine.models import load_pair
+from sequoia_opt.engine.verify import VERIFIERS
 from sequoia_opt.measure.dataset import load_dataset
 from sequoia_opt.measure.estimator import Options, estimate
 from sequoia_opt.plan import shapes
@@ -39,16 +41,16 @@ def test_sampled_text_is_distributed_as_plain_sampling(pair: Any) -> None:
     """Chi-square of the second and third sampled token against plain sampling, fixed seed."""
     prompt = pair.encode("def add(first, second):\n    ")
     counts: dict[str, list[list[int]]] = {}
-    for name, tree in (("plain", shapes.chain(1)), ("tree", shapes.k_ary(3, 2))):
-        decoder = Decoder(pair, tree, temperature=0.8, seed=5)
-        counts[name] = [decoder.generate(prompt, 3, ignore_eos=True).tokens for _ in range(300)]
-    for place in (1, 2):
-        tokens = {text[place] for texts in counts.values() for text in texts}
+    for name in ("plain", *VERIFIERS):
+        tree = shapes.chain(1) if name == "plain" else shapes.k_ary(3, 2)
+        verifier = VERIFIERS[0] if name == "plain" else name
+        decoder = Decoder(pair, tree, temperature=0.8, seed=5, verifier=verifier)
+        counts[name] = [decoder.generate(prompt, 3, ignore_eos=True).tokens for _ in range(200)]
+    for place, name in product((1, 2), VERIFIERS):
+        both = counts["plain"], counts[name]
+        tokens = {text[place] for texts in both for text in texts}
         table = torch.tensor(
-            [
-                [sum(t[place] == token for t in counts[n]) for token in sorted(tokens)]
-                for n in counts
-            ]
+            [[sum(t[place] == token for t in texts) for token in sorted(tokens)] for texts in both]
         )
         often = table.sum(dim=0) >= 12
         rows = torch.cat([table[:, often], table[:, ~often].sum(dim=1, keepdim=True)], dim=1)

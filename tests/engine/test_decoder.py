@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from sequoia_opt.engine.decoder import Decoder
 from sequoia_opt.engine.runner import PREFILL_CHUNK
+from sequoia_opt.engine.verify import VERIFIERS
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.tree import TokenTree
@@ -105,13 +106,16 @@ def test_prompts_of_any_length(length: int, make_pair: Callable[..., Any]) -> No
     assert plain == tree
 
 
-def test_sampled_text_is_distributed_as_plain_sampling(make_pair: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("verifier", VERIFIERS)
+def test_sampled_text_is_distributed_as_plain_sampling(
+    verifier: str, make_pair: Callable[..., Any]
+) -> None:
     """Chi-square of three sampled tokens, plain against each tree, at a fixed seed."""
     pair = make_pair()
     prompt, runs = prompt_of(6), 500
     counts = {}
     for name in ("plain", "k-ary", "uneven"):
-        decoder = Decoder(pair, TREES[name], temperature=0.7, top_p=0.95, seed=3)
+        decoder = Decoder(pair, TREES[name], 0.7, top_p=0.95, seed=3, verifier=verifier)
         texts = [tuple(decoder.generate(prompt, 3, ignore_eos=True).tokens) for _ in range(runs)]
         counts[name] = texts
     for place in range(3):
@@ -236,11 +240,12 @@ def test_batches_of_prompts_are_refused(make_pair: Callable[..., Any]) -> None:
         Decoder(make_pair()).generate(torch.ones(2, 3, dtype=torch.long), 4)
 
 
-def test_no_temperature_is_too_low(make_pair: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("verifier", VERIFIERS)
+def test_no_temperature_is_too_low(verifier: str, make_pair: Callable[..., Any]) -> None:
     pair = make_pair()
     greedy = Decoder(pair, TREES["k-ary"]).generate(prompt_of(5), 16, ignore_eos=True).tokens
     for temperature in (1e-4, 1e-44):
-        decoder = Decoder(pair, TREES["k-ary"], temperature)
+        decoder = Decoder(pair, TREES["k-ary"], temperature, verifier=verifier)
         assert decoder.generate(prompt_of(5), 16, ignore_eos=True).tokens == greedy
 
 

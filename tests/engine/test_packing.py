@@ -81,9 +81,27 @@ def test_what_does_not_gain_stays_as_it_is() -> None:
     hooked = nn.Linear(WIDTH, WIDTH)
     hooked.register_forward_hook(lambda module, inputs, output: output * 2)
     elsewhere = nn.Linear(WIDTH, WIDTH, device="meta")
-    model = nn.Sequential(small, double, hooked, elsewhere)
+    wrapped = nn.Linear(WIDTH, WIDTH)
+    wrapped.forward = lambda rows: rows  # type: ignore[method-assign]
+    quantised = nn.Linear(WIDTH, WIDTH)
+    quantised.weight = OfItsOwnKind(torch.zeros(WIDTH, WIDTH))
+    twice = nn.Linear(WIDTH, WIDTH)
+    model = nn.Sequential(small, double, hooked, elsewhere, wrapped, quantised, twice, twice)
     pack(model)
     assert packed_parts(model) == []
+
+
+class OfItsOwnKind(nn.Parameter):
+    """Weights as quantisation libraries keep them: a subclass that names an ordinary dtype."""
+
+
+def test_what_is_saved_is_the_model_as_it_was() -> None:
+    model = Tied(torch.float32, bias=True)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    pack(model)
+    after = model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
 def test_the_library_sees_the_model_as_it_was_loaded() -> None:

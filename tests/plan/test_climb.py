@@ -10,6 +10,7 @@ from test_tree import trees
 
 from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.climb import climb, narrow
+from sequoia_opt.plan.latency import Curve
 from sequoia_opt.plan.objective import Objective
 from sequoia_opt.plan.solver import solve
 from sequoia_opt.plan.tree import TokenTree
@@ -54,3 +55,32 @@ def test_a_level_narrows_by_several_nodes_at_once() -> None:
     tree = solve(profile, acceptance, size=16).fastest.tree
     assert tree.draft_widths == (2, 1)
     assert sorted(tree.child_counts)[-2:] == [7, 8]
+
+
+@pytest.mark.parametrize(("first", "last"), [(1, 3), (2, 3), (2, 5), (2, 16)])
+def test_widths_that_were_not_measured(first: int, last: int) -> None:
+    """Imported latencies may have gaps: no tree that needs a missing point is looked at."""
+    generator = np.random.default_rng(first + last)
+    for case in range(12):
+        acceptance = Acceptance(random_rates(generator, 6, falling=False))
+        profile = random_profile(generator, KINDS[case % 3], 16)
+        curve = profile.draft.curves[0]
+        part = slice(first - 1, last)
+        profile.draft.curves[0] = Curve(
+            1, 0, curve.tokens[part], *(times[part] for times in (curve.median_ms,) * 3)
+        )
+        tree = solve(profile, acceptance, replicates=0).fastest.tree
+        assert all(first <= width <= last for width in tree.draft_widths)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_depth_limit_is_no_more_than_a_limit(seed: int) -> None:
+    """Fixing the depth limit finds as fast a tree as allowing it, also a shallower one."""
+    generator = np.random.default_rng(170 + seed)
+    acceptance = Acceptance(random_rates(generator, 6, falling=False))
+    profile = random_profile(generator, KINDS[seed % 3], 16)
+    fixed, allowed = (
+        speed(solve(profile, acceptance, replicates=0, **limit).fastest.tree, acceptance, profile)
+        for limit in ({"depth": 6}, {"max_depth": 6})
+    )
+    assert fixed == pytest.approx(allowed, rel=5e-3)
