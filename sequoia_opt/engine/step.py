@@ -44,6 +44,7 @@ class Step:
     def __init__(self, target: Runner, draft: Runner, tree: TokenTree, verifier: Verifier) -> None:
         self.target, self.draft, self.tree, self.verifier = target, draft, tree, verifier
         device = target.device
+        self._size = tree.size
         self.index = TreeIndex(tree, device)
         depths = tree.depths.tolist()
         self._target_mask = target.mask_table(tree.ancestor_mask, depths, depths)
@@ -103,8 +104,8 @@ class Step:
         target_logits = self.score(tokens, state.length, length)
         verdict = self.verifier.verify(self.index, tokens, target_logits, draft_logits, uniforms)
         path, count = verdict.path, verdict.count
-        if self.tree.depth:
-            accepted = path < self.tree.size
+        if self._levels:
+            accepted = path < self._size
             self._move(self.target, state.length, torch.where(accepted, path, self._path))
             slots = self._slot.index_select(0, path)
             self._move(self.draft, state.length, torch.where(slots >= 0, slots, self._path))
@@ -150,7 +151,7 @@ class Step:
 
     def score(self, tokens: Tensor, place: Tensor, length: int) -> Tensor:
         """The target's logits [size, vocabulary] after each node."""
-        used = length + self.tree.size
+        used = length + self._size
         masks = self._target_mask.masks(self.target.places(place, used))
         logits = self.target.forward(
             tokens[None],

@@ -34,7 +34,7 @@ class TreeIndex:
 
     def __init__(self, tree: TokenTree, device: torch.device) -> None:
         self.size, self.depth = tree.size, tree.depth
-        counts = tree.child_counts
+        counts: list[int] = tree.child_counts.tolist()
         order = sorted((v for v in range(tree.size) if counts[v]), key=lambda v: -counts[v])
         self.internal = order
         self.reach = [
@@ -63,7 +63,7 @@ class TreeIndex:
                 nodes=indices(nodes, device),
                 rows=indices([row[v] for v in nodes], device),
                 children=indices(children[[row[v] for v in nodes]][:, : counts[nodes[0]]], device),
-                reach=[int((counts[nodes] > rank).sum()) for rank in range(counts[nodes[0]])],
+                reach=[sum(counts[v] > rank for v in nodes) for rank in range(counts[nodes[0]])],
             )
             for level in tree.internal_levels
             for nodes in [sorted(level, key=lambda v: -counts[v])]
