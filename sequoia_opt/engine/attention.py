@@ -84,6 +84,14 @@ class KVCache:
             store.index_copy_(3, destination, store.index_select(3, source))
 
 
+def buffer_bytes(
+    layers: Sequence[LayerShape], batch: int, capacity: int, dtype: torch.dtype
+) -> int:
+    """What a KVCache takes."""
+    each = sum(layer.kv_heads * (layer.key_dim + layer.value_dim) for layer in layers)
+    return batch * capacity * each * dtype.itemsize
+
+
 @dataclass
 class Attend:
     """What one forward's attention needs to know.

@@ -18,6 +18,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils.hub import cached_file
 
 from sequoia_opt import demo
+from sequoia_opt.engine.memory import check_fits, weight_bytes
 from sequoia_opt.engine.runner import Runner
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan.files import one_line
@@ -121,6 +122,13 @@ def load_pair(
     configs = {role: _load_config(source) for role, source in sources.items()}
     tokenizers = {role: _load_tokenizer(source) for role, source in sources.items()}
     _check_fit(sources, configs, tokenizers)
+    sizes = [weight_bytes(config, kind) for config in configs.values()]
+    check_fits(
+        sum(size or 0 for size in sizes),
+        where,
+        f"the weights of {target} and {draft}",
+        "use a smaller dtype, another device or smaller models",
+    )
     runners = {
         role: Runner(_load_model(source, where, kind), source) for role, source in sources.items()
     }

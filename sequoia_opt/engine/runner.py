@@ -21,8 +21,10 @@ from sequoia_opt.engine.attention import (
     LayerShape,
     Masks,
     MaskTable,
+    buffer_bytes,
     places,
 )
+from sequoia_opt.engine.memory import check_fits
 from sequoia_opt.engine.packing import pack, unpack
 from sequoia_opt.errors import SequoiaError
 
@@ -162,9 +164,19 @@ class Runner:
             self.model.set_attn_implementation(TREE_ATTENTION)  # type: ignore[operator]
 
     def reserve(self, capacity: int, batch: int = 1) -> None:
-        """Have buffers of at least `capacity` slots for `batch` sequences."""
+        """Have buffers of at least `capacity` slots for `batch` sequences.
+
+        Raises:
+            SequoiaError: they do not fit into the memory that is left.
+        """
         if self.cache is None or self.cache.batch != batch or self.cache.capacity < capacity:
             self.cache = None  # freed before the new one is made
+            check_fits(
+                buffer_bytes(self.layers, batch, capacity, self.dtype),
+                self.device,
+                f"buffers of {self.name} for {batch} × {capacity} tokens",
+                "shorten the prompt, ask for fewer new tokens, or run fewer sequences together",
+            )
             self.cache = KVCache(self.layers, batch, capacity, self.dtype, self.device)
         if len(self._slots) < capacity:
             self._slots = torch.arange(capacity, device=self.device)
