@@ -6,7 +6,7 @@ BIN := .venv/bin
 DEMO := build/demo
 DATA ?=
 
-.PHONY: demo test lint bench bench-solver trees check-trees train clean
+.PHONY: demo test lint bench bench-solver bench-step trees check-trees train clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -37,6 +37,12 @@ bench: .venv/installed
 # The solver's tables: how its time grows, how often it finds the fastest tree of all.
 bench-solver: .venv/installed
 	$(BIN)/python tests/benchmarks/solver.py
+
+# Where a step's time goes, for each verifier; and greedy decoding with trees against plain
+# decoding, in float64, on every prompt of DATA.
+bench-step: .venv/installed
+	$(BIN)/python tests/benchmarks/step.py
+	$(if $(DATA),$(BIN)/python tests/benchmarks/greedy.py $(DATA))
 
 # Measure this machine anew and solve the bundled pair's trees: what CI does for each kind of
 # GPU. DATA=prompts.jsonl takes another dataset than the bundled one.

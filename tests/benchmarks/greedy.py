@@ -27,6 +27,7 @@ def main(
     datasets: Annotated[list[Path], typer.Argument(help="Files with `prompt` or `text`.")],
     dtype: Annotated[str, typer.Option(help="Of both models.")] = "float64",
     new_tokens: Annotated[int, typer.Option(help="Tokens of each prompt.")] = 64,
+    limit: Annotated[int | None, typer.Option(help="Prompts of each dataset.")] = None,
     target: Annotated[str | None, typer.Option(help="Default: the bundled pair.")] = None,
     draft: Annotated[str | None, typer.Option(help="Likewise.")] = None,
 ) -> None:
@@ -42,8 +43,7 @@ def main(
     print("| --- | --- | ---: | ---: | ---: | ---: |")
     for path in datasets:
         name, documents = load_dataset(path)
-        prompts = [pair.encode(document.prompt or document.text) for document in documents]
-        prompts = [prompt for prompt in prompts if len(prompt) + new_tokens <= 2048]
+        prompts = [pair.encode(d.prompt or d.text) for d in documents[:limit]]
         plain = Decoder(pair, AUTOREGRESSIVE)
         wanted = [plain.generate(prompt, new_tokens, ignore_eos=True).tokens for prompt in prompts]
         for label, tree in trees.items():
