@@ -246,8 +246,10 @@ def given_uniforms(
     verifier: Verifier, index: TreeIndex, vocabulary: int, decided: dict[int, float]
 ) -> torch.Tensor:
     """A step's uniforms with the decided nodes' in their places."""
-    uniforms = torch.full((verifier.uniform_count(index, vocabulary),), 0.5).double()
-    first = 0 if isinstance(verifier, TopK) else verifier.draft_uniforms(index, vocabulary) - 1  # type: ignore[attr-defined]
+    count = verifier.uniform_count(index, vocabulary)
+    uniforms = torch.full((count,), 0.5).double()
+    # Those of the tests come before the last token's race; without drafting there are no others.
+    first = 0 if isinstance(verifier, TopK) else count - vocabulary - index.size
     for node, value in decided.items():
         if node or isinstance(verifier, TopK):
             uniforms[first + node] = value

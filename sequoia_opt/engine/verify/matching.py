@@ -52,7 +52,7 @@ class Greedy:
         return Trial(hits.to(target_logits.dtype), first_rank(hits), token)
 
 
-class TopK:
+class TopK(Greedy):
     """Guesses are the draft's most likely tokens; the target samples, and what it drew is kept.
 
     What engines with static trees do (Medusa, EAGLE's choices): lossless whatever the draft.
@@ -71,12 +71,6 @@ class TopK:
     def uniform_count(self, index: TreeIndex, vocabulary: int) -> int:
         """One for what the target draws after each node."""
         return index.size
-
-    def draft(
-        self, logits: Tensor, ranks: int, nodes: slice, index: TreeIndex, uniforms: Tensor
-    ) -> Tensor:
-        """The `ranks` most likely tokens."""
-        return _most_likely(logits, ranks)
 
     def verify(
         self,
