@@ -299,14 +299,14 @@ def _off(measured: float, predicted: float) -> str:
     return f"measured {measured:.2f}, {100 * (measured / predicted - 1):+.1f} %"
 
 
-def race_table(results: Sequence[Result], title: str) -> None:
-    """Methods side by side."""
+def race_table(results: Sequence[Result], title: str, greedy: bool) -> None:
+    """Methods side by side; sampled texts are not compared."""
     table = Table(
         title=title, title_justify="left", box=SIMPLE, collapse_padding=True, pad_edge=False
     )
     table.add_column("method")
     ratio = _ratio_title(results)
-    for column in ("tokens/step", "tokens/s", "ms/token", ratio, "same\ntext"):
+    for column in ("tokens/step", "tokens/s", "ms/token", ratio, *["same\ntext"] * greedy):
         table.add_column(column, justify="right", no_wrap=True)
     for result in results:
         table.add_row(
@@ -315,7 +315,7 @@ def race_table(results: Sequence[Result], title: str) -> None:
             f"{result.tokens_per_second:.1f}",
             f"{result.ms_per_token:.2f}",
             f"{result.speedup:.2f} × ({result.speedup_low:.2f} – {result.speedup_high:.2f})",
-            f"{100 * result.agreement:.0f} %",
+            *[f"{100 * result.agreement:.0f} %"] * greedy,
         )
     out.print(table)
 

@@ -161,7 +161,7 @@ def _compare(
         document["divergences"] = [{"prompt": i, **asdict(parted)} for i, parted in found]
     if not quiet:
         title = f"{len(prompts)} prompts, {max_new_tokens} tokens each, temperature {temperature:g}"
-        console.race_table(results, title)
+        console.race_table(results, title, greedy=temperature == 0)
         if comparable.tokens:
             console.prediction_lines(results[1], tree, comparable.times)
         if temperature == 0:
@@ -269,7 +269,8 @@ def bench(
     if markdown:
         console.race_markdown(results)
     else:
-        console.race_table(results, f"{name}: {len(prompts)} prompts, {max_new_tokens} tokens each")
+        title = f"{name}: {len(prompts)} prompts, {max_new_tokens} tokens each"
+        console.race_table(results, title, greedy=sampling.temperature == 0)
     comparable = _comparable(loaded, pair, sampling)
     if "tree" in wanted and comparable.tokens:
         times = comparable.times and wanted[0] == "plain"
