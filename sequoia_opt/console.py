@@ -58,6 +58,13 @@ def progress(label: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
+@contextmanager
+def waiting(label: str) -> Iterator[None]:
+    """Say on standard error what takes a while, as long as it does."""
+    with err.status(f"{label} …"):
+        yield
+
+
 def note(message: str) -> None:
     """A line on standard error."""
     err.print(message, markup=False)
@@ -75,6 +82,9 @@ def profile_summary(profile: LatencyProfile) -> None:
     pair = f"{profile.target.model} and {profile.draft.model}"
     setting = f"{name}, {engine.get('dtype')}, {engine.get('threads')} threads"
     out.print(f"{pair} on {setting}", markup=False)
+    for role, gain in engine.get("compile_gain", {}).items():
+        used = "compiled" if role in (engine.get("compile") or []) else "eager, for that reason"
+        out.print(f"{role}: compiled forwards are {gain:.2f} × as fast; measured {used}")
     table = Table(title="milliseconds of a forward, by tokens", title_justify="left")
     table.add_column("model")
     batched = any(curve.batch > 1 for curve in profile.target.curves)

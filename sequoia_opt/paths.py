@@ -11,6 +11,8 @@ from sequoia_opt.plan.files import content_fingerprint, safe_name
 from sequoia_opt.plan.tree import TokenTree
 
 ACCEPTANCE = "acceptance"  # folder beside the hardware's
+# Sorts before what follows a file without it: of files of one age those of the plain engine count.
+COMPILED = "+compiled"
 PACKAGE = Path(__file__).parent
 
 
@@ -19,9 +21,12 @@ def roots() -> list[Path]:
     return [Path(), PACKAGE.parent, PACKAGE / "demo"]
 
 
-def profile_path(hardware: str, target: str, draft: str, dtype: str) -> Path:
+def profile_path(
+    hardware: str, target: str, draft: str, dtype: str, compiled: bool = False
+) -> Path:
     """Default file of a latency profile."""
-    name = f"{safe_name(target)}--{safe_name(draft)}--{safe_name(dtype)}.yaml"
+    setting = safe_name(dtype) + COMPILED * compiled
+    name = f"{safe_name(target)}--{safe_name(draft)}--{setting}.yaml"
     return Path("profiles") / safe_name(hardware) / name
 
 
@@ -63,9 +68,14 @@ def bundled_acceptance() -> Path:
     return _newest(path.as_posix(), "sequoia-opt estimate")
 
 
-def bundled_tree(temperature: float) -> Path:
-    """The newest tree of the bundled pair, for this temperature if there is one."""
-    pattern = f"trees/*/{demo.TARGET_NAME}--{demo.DRAFT_NAME}--*--{demo.DATASET_NAME}-"
+def bundled_tree(temperature: float, compiled: bool = False) -> Path:
+    """The newest tree of the bundled pair, for this temperature if there is one.
+
+    Args:
+        compiled: only one for compiled forwards.
+    """
+    setting = "*" + COMPILED * compiled
+    pattern = f"trees/*/{demo.TARGET_NAME}--{demo.DRAFT_NAME}--{setting}--{demo.DATASET_NAME}-"
     if temperature == 0:
         return _newest(pattern + "greedy-T0.json", "sequoia-opt solve")
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -42,6 +43,14 @@ TreeVerifier = Annotated[
         show_default="the tree's",
     ),
 ]
+TreeCompile = Annotated[
+    bool | None,
+    typer.Option(
+        "--compile/--no-compile",
+        help="Compile the forwards: takes a minute.",
+        show_default="as the tree was solved for",
+    ),
+]
 GREEDY, DEFAULT_VERIFIER = "greedy", "sequoia"
 METHODS = ("plain", "generate", "chain", "tree")  # of `bench`
 
@@ -72,6 +81,7 @@ def decode(
     repeats: Annotated[
         int, typer.Option(min=1, help="Repetitions of each prompt with --compare.")
     ] = 3,
+    compile: TreeCompile = None,
     device: Device = None,
     dtype: Dtype = None,
     as_json: Json = False,
@@ -82,14 +92,14 @@ def decode(
 
     if compare and max_new_tokens < 2:
         raise typer.BadParameter("--compare needs at least 2", param_hint="--max-new-tokens")
-    path = tree or paths.bundled_tree(temperature or 0.0)
+    path = tree or paths.bundled_tree(temperature or 0.0, bool(compile))
     loaded = TokenTree.load(path)
     sampling = _sampling(loaded, temperature, top_p, verifier)
     target, draft = _models_of(loaded, target, draft)
     from sequoia_opt.engine.decoder import Decoder, check_sampling
 
     check_sampling(**asdict(sampling))
-    pair = load(target, draft, device, dtype)
+    pair = load(target, draft, device, dtype, _compiled(loaded, compile))
     texts = [prompt] if prompt is not None else demo.prompts()
     prompts = [pair.encode(text) for text in texts]
     decoder = Decoder(pair, loaded, **asdict(sampling), seed=seed)
@@ -195,6 +205,7 @@ def bench(
         Path | None, typer.Option(help="Acceptance file, likewise.", show_default="the tree's")
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
+    compile: TreeCompile = None,
     device: Device = None,
     dtype: Dtype = None,
     as_json: Json = False,
@@ -216,7 +227,7 @@ def bench(
             "has no chain, which --chain, --profile and --acceptance are for",
             param_hint="--methods",
         )
-    path = tree or paths.bundled_tree(temperature or 0.0)
+    path = tree or paths.bundled_tree(temperature or 0.0, bool(compile))
     loaded = TokenTree.load(path)
     sampling = _sampling(loaded, temperature, top_p, verifier)
     if "chain" not in wanted:
@@ -235,7 +246,8 @@ def bench(
 
     check_sampling(**asdict(sampling))
     name, documents = load_dataset(dataset)
-    pair = load(*_models_of(loaded, target, draft), device, dtype)
+    models = _models_of(loaded, target, draft)
+    pair = load(*models, device, dtype, _compiled(loaded, compile))
     spread = spread_over(documents, limit)
     prompts = [pair.encode(d.prompt or d.text[: len(d.text) // 2]) for d in spread]
     for prompt in prompts:
@@ -347,6 +359,15 @@ def _models_of(
     return target, draft
 
 
+def _compiled(tree: TokenTree, wanted: bool | None) -> Collection[str]:
+    """The roles to compile: by default those that were when the tree's profile was measured."""
+    from sequoia_opt.engine.models import ROLES
+
+    own = tree.metadata.get("engine", {}).get("compile")
+    roles = [role for role in ROLES if own is True or (isinstance(own, list) and role in own)]
+    return [] if wanted is False else roles or (ROLES if wanted else [])
+
+
 def _comparable(tree: TokenTree, pair: Pair, sampling: Sampling) -> Comparable:
     """Which of the tree's predictions are for what is run here."""
     from sequoia_opt.measure.hardware import hardware
@@ -357,5 +378,6 @@ def _comparable(tree: TokenTree, pair: Pair, sampling: Sampling) -> Comparable:
     wanted = (sampling.temperature, sampling.top_p, verifier)
     same = (own.get("temperature"), own.get("top_p"), own.get("verifier", verifier)) == wanted
     machine = own.get("hardware", {}).get("slug") == hardware(pair.device)["slug"]
-    dtype = own.get("engine", {}).get("dtype") == pair.dtype
-    return Comparable(tokens=models and same, times=models and same and machine and dtype)
+    settings = own.get("engine", {}).get("dtype"), _compiled(tree, None)
+    engine = settings == (pair.dtype, pair.compiled)
+    return Comparable(tokens=models and same, times=models and same and machine and engine)

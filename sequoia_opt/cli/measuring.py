@@ -8,6 +8,7 @@ import typer
 
 from sequoia_opt.cli.app import app
 from sequoia_opt.cli.options import (
+    Compile,
     DatasetOption,
     Device,
     Draft,
@@ -44,6 +45,7 @@ def profile(
         str, typer.Option(help="Whose share of a step is measured, sequoia,specinfer,topk.")
     ] = "sequoia",
     repeats: Annotated[int, typer.Option(min=5, help="Rounds that are timed.")] = 25,
+    compile: Compile = False,
     output: Output = None,
     as_json: Json = False,
 ) -> None:
@@ -53,13 +55,13 @@ def profile(
     sequences = integers("--batches", batches)
     check_output(output)
     from sequoia_opt import console, paths
+    from sequoia_opt.engine.models import ROLES
     from sequoia_opt.measure import profiler
     from sequoia_opt.measure.hardware import hardware
 
-    pair = load(target, draft, device, dtype)
-    slug = hardware(pair.device)["slug"]
-    path = output or paths.profile_path(slug, pair.target_name, pair.draft_name, pair.dtype)
-    check_output(path)
+    pair = load(target, draft, device, dtype, ROLES if compile else ())
+    names = hardware(pair.device)["slug"], pair.target_name, pair.draft_name, pair.dtype
+    check_output(output or paths.profile_path(*names))
     options = profiler.Options(
         tokens=counts,
         contexts=lengths,
@@ -69,6 +71,7 @@ def profile(
     )
     with console.progress("profiling") as advance:
         measured = profiler.profile(pair, options, advance)
+    path = output or paths.profile_path(*names, compiled=bool(pair.compiled))
     measured.save(path)
     if as_json:
         print_json(measured.document())

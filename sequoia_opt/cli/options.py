@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,6 +31,9 @@ Dtype = Annotated[
         show_default="bfloat16 on cuda, else float32",
     ),
 ]
+Compile = Annotated[
+    bool, typer.Option("--compile/--no-compile", help="Compile the forwards: takes a minute.")
+]
 Output = Annotated[
     Path | None, typer.Option("-o", "--output", help="File to write.", show_default="by name")
 ]
@@ -45,11 +49,22 @@ DatasetOption = Annotated[
 ]
 
 
-def load(target: str | None, draft: str | None, device: str | None, dtype: str | None) -> Pair:
-    """The pair of models that the options name."""
+def load(
+    target: str | None,
+    draft: str | None,
+    device: str | None,
+    dtype: str | None,
+    compiled: Collection[str] = (),
+) -> Pair:
+    """The pair of models that the options name, the forwards of these roles compiled."""
+    from sequoia_opt import console
     from sequoia_opt.engine.models import load_pair
 
-    return load_pair(target, draft, device, dtype)
+    pair = load_pair(target, draft, device, dtype)
+    for role in compiled:
+        with console.waiting(f"compiling the {role}'s forwards"):
+            pair.compile([role])
+    return pair
 
 
 def check_output(path: Path | None) -> None:

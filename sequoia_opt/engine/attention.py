@@ -71,9 +71,11 @@ class KVCache:
         self._stores = []
         for (heads, dim), members in lanes.items():
             # Zeros, since a slot that is masked but not yet written must still be finite.
-            store = torch.zeros(
-                len(members), batch, heads, capacity, dim, dtype=dtype, device=device
-            )
+            # Always of one kind: graphs tell inference tensors from others.
+            with torch.inference_mode():
+                store = torch.zeros(
+                    len(members), batch, heads, capacity, dim, dtype=dtype, device=device
+                )
             self._stores.append(store)
             for lane, (kind, index) in enumerate(members):
                 (self.keys if kind == "key" else self.values)[index] = store[lane]
@@ -98,13 +100,12 @@ class Attend:
 
     Attributes:
         slots: [tokens], where the new keys and values go.
-        used: slots that are read, from the first.
-        masks: for each sliding window that the model's layers have.
+        masks: for each sliding window that the model's layers have, as wide as the slots that
+            are read, from the first.
     """
 
     cache: KVCache
     slots: Tensor
-    used: int
     masks: Masks
 
 
@@ -202,11 +203,12 @@ def tree_attention(
     keys, values = tree.cache.keys[layer], tree.cache.values[layer]
     keys.index_copy_(2, tree.slots, key)
     values.index_copy_(2, tree.slots, value)
-    keys, values = keys[:, :, : tree.used], values[:, :, : tree.used]
+    mask = tree.masks[sliding_window]
+    used = mask.shape[-1]
+    keys, values = keys[:, :, :used], values[:, :, :used]
 
     batch, heads, tokens, dim = query.shape
     rows = query.reshape(batch, keys.shape[1], -1, dim)
-    mask = tree.masks[sliding_window]
     if softcap is None and s_aux is None:
         output = F.scaled_dot_product_attention(rows, keys, values, attn_mask=mask, scale=scaling)
     else:

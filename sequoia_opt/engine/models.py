@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
 )
 TOKENIZER_FILES = ("*token*", "vocab.*", "*.model")
+ROLES = ("target", "draft")
 IGNORED_CONFIG = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}
 
 
@@ -69,6 +71,21 @@ class Pair:
     def dtype(self) -> str:
         """The target's dtype, as in the files."""
         return str(self.target.dtype).removeprefix("torch.")
+
+    @property
+    def compiled(self) -> list[str]:
+        """The roles whose forwards in a step are compiled graphs."""
+        return [role for role in ROLES if getattr(self, role).compiled]
+
+    def compile(self, roles: Collection[str] = ROLES) -> None:
+        """Run the forwards of these roles as compiled graphs from now on: takes a minute, the
+        first time.
+
+        Raises:
+            SequoiaError: a model cannot be compiled.
+        """
+        for role in roles:
+            getattr(self, role).compile()
 
     def encode(self, text: str, beginning: bool = True) -> list[int]:
         """Token ids of a text.

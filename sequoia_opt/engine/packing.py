@@ -2,15 +2,16 @@
 
 A forward of a few tokens is bound by reading the weights. oneDNN reads them from blocks of its
 own layout at a cost that grows less from 1 token to 16 than from the plain layout, and a tree's
-extra nodes cost less. Packing replaces the weights, layer by layer, so it takes no more memory,
-but for weights that an embedding shares, which are then there twice; nothing is rounded. Knows
-nothing of attention or trees.
+extra nodes cost less. A layer keeps its place in the model and its packed weights replace the
+plain ones, layer by layer, so it takes no more memory, but for weights that an embedding shares,
+which are then there twice; nothing is rounded. Knows nothing of attention or trees.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from itertools import count
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -21,77 +22,90 @@ WORTH_PACKING = 2**17
 TYPICAL_ROWS = 8
 
 
-class PackedLinear(nn.Module):
+class PackedLinear(nn.Linear):
     """A linear layer without gradients, its weights packed for oneDNN.
+
+    Only `pack` makes one, of a plain layer, and `unpack` makes it plain again.
 
     Attributes:
         packed: the weights, in a layout that only oneDNN reads.
-        shared: the plain weights, where another layer (an embedding) uses them too.
+        weight: None, or the plain weights where another layer (an embedding) uses them too.
+        number: what a compiled graph knows the layer by: it cannot hold a packed tensor.
     """
 
-    def __init__(self, linear: nn.Linear, shared: bool) -> None:
-        super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), TYPICAL_ROWS)
-        self.shared = linear.weight if shared else None
-        self.bias = linear.bias
+    packed: Tensor
+    number: int
 
     def forward(self, rows: Tensor) -> Tensor:
         """Rows [..., in_features] to [..., out_features]."""
-        found: Tensor = torch.ops.mkldnn._linear_pointwise(
-            rows, self.packed, self.bias, "none", [], ""
-        )
+        found: Tensor
+        if torch.compiler.is_compiling():
+            found = torch.ops.sequoia_opt.packed_linear(
+                rows, self.bias, self.number, self.out_features
+            )
+        else:
+            found = torch.ops.mkldnn._linear_pointwise(rows, self.packed, self.bias, "none", [], "")
         return found
 
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
-        """What is saved is the layer as it was."""
-        self.plain()._save_to_state_dict(destination, prefix, keep_vars)
+        """What is saved is the layer as it was, to the last bit."""
+        if self.weight is None:
+            destination[prefix + "weight"] = self.packed.to_dense()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
 
-    def plain(self) -> nn.Linear:
-        """The layer as it was, to the last bit."""
-        with torch.device("meta"):
-            linear = nn.Linear(self.in_features, self.out_features, bias=False)
-        linear.weight = (
-            nn.Parameter(self.packed.to_dense(), requires_grad=False)
-            if self.shared is None
-            else self.shared
-        )
-        linear.bias = self.bias
-        return linear
+
+_layers: WeakValueDictionary[int, PackedLinear] = WeakValueDictionary()
+_numbers = count()
+
+
+def _packed_linear(rows: Tensor, bias: Tensor | None, number: int, features: int) -> Tensor:
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(
+        rows, _layers[number].packed, bias, "none", [], ""
+    )
+    return found
+
+
+def _packed_linear_shape(rows: Tensor, bias: Tensor | None, number: int, features: int) -> Tensor:
+    return rows.new_empty(*rows.shape[:-1], features)
+
+
+_library = torch.library.Library("sequoia_opt", "FRAGMENT")
+_library.define("packed_linear(Tensor rows, Tensor? bias, int number, int features) -> Tensor")
+_library.impl("packed_linear", _packed_linear, "CPU")
+torch.library.register_fake("sequoia_opt::packed_linear", _packed_linear_shape, lib=_library)
 
 
 def pack(model: nn.Module) -> None:
     """Pack the linear layers of a model where that pays; elsewhere nothing happens."""
+    modules = list(model.modules())
     holders: dict[int, int] = {}
-    for module in model.modules():
+    for module in modules:
         for parameter in module.parameters(recurse=False):
             holders[id(parameter)] = holders.get(id(parameter), 0) + 1
-    places = _places(model)
-    uses = Counter(id(getattr(parent, name)) for parent, name in places)
-    for parent, name in places:
-        module = getattr(parent, name)
-        if type(module) is nn.Linear and uses[id(module)] == 1 and _packable(module):
-            setattr(parent, name, PackedLinear(module, shared=holders[id(module.weight)] > 1))
+    for module in modules:
+        if type(module) is nn.Linear and _packable(module):
+            weight = module.weight
+            layer: Any = module
+            layer.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), TYPICAL_ROWS)
+            if holders[id(weight)] == 1:
+                layer.weight = None
+            if "number" not in vars(layer):  # packed again it is what it was: graphs stay valid
+                layer.number = next(_numbers)
+            layer.__class__ = PackedLinear
+            _layers[layer.number] = layer
 
 
 def unpack(model: nn.Module) -> None:
     """Undo `pack`."""
-    for parent, name in _places(model):
-        module = getattr(parent, name)
+    for module in model.modules():
         if isinstance(module, PackedLinear):
-            setattr(parent, name, module.plain())
-
-
-def _places(model: nn.Module) -> list[tuple[nn.Module, str]]:
-    """Where modules hang: each parent and the names there. Holds no layer alive."""
-    return [
-        (parent, name)
-        for parent in model.modules()
-        for name, module in parent._modules.items()
-        if module is not None
-    ]
+            layer: Any = module
+            if layer.weight is None:
+                layer.weight = nn.Parameter(layer.packed.to_dense(), requires_grad=False)
+            del layer.packed
+            layer.__class__ = nn.Linear
 
 
 def _packable(linear: nn.Linear) -> bool:

@@ -24,9 +24,11 @@ from sequoia_opt.engine.attention import (
     buffer_bytes,
     places,
 )
+from sequoia_opt.engine.compiling import Forward, compiled, vary_sizes
 from sequoia_opt.engine.memory import check_fits
 from sequoia_opt.engine.packing import pack, unpack
 from sequoia_opt.errors import SequoiaError
+from sequoia_opt.plan.files import one_line
 
 PREFILL_CHUNK = 512
 KEPT_TABLES = 8  # causal mask tables of that many chunk lengths stay prepared
@@ -52,6 +54,7 @@ class Runner:
         vocabulary: number of logits.
         positions: the most tokens that it can take.
         cache: the buffers; `reserve` makes them.
+        compiled: whether a step's forwards are compiled graphs; see `compile`.
     """
 
     def __init__(self, model: torch.nn.Module, name: str) -> None:
@@ -71,6 +74,8 @@ class Runner:
         self.cache: KVCache | None = None
         self._slots = torch.arange(0, device=self.device)
         self._chunks: dict[int, MaskTable] = {}
+        self.compiled = False
+        self._graphs: Forward | None = None
         pack(self.model)
         self._check_agreement(config)
 
@@ -144,13 +149,51 @@ class Runner:
         if count > 1:
             self.extend(tokens[:, : count // 2], 0)
         found = self.extend(tokens[:, count // 2 :], count // 2)[0, -1].double()
-        error = float((found - wanted).abs().max())
-        scale = float((wanted - wanted.mean()).abs().max())
-        if not error <= AGREEMENT[self.dtype] * max(scale, 1e-3):
+        if off := self._difference(found, wanted):
             raise SequoiaError(
                 f"{self.name}: architecture {kind!r} gives other logits on a tree than in the "
-                f"library's own forward (off by {error:.2g} of {scale:.2g}); it is not supported"
+                f"library's own forward ({off}); it is not supported"
             )
+
+    def _difference(self, found: Tensor, wanted: Tensor) -> str:
+        """How far logits are off; nothing where that is rounding."""
+        error = float((found - wanted).abs().max())
+        scale = float((wanted - wanted.mean()).abs().max())
+        agree = error <= AGREEMENT[self.dtype] * max(scale, 1e-3)
+        return "" if agree else f"off by {error:.2g} of {scale:.2g}"
+
+    @torch.inference_mode()
+    def compile(self) -> None:
+        """Run a step's forwards as compiled graphs from now on; takes seconds to minutes.
+
+        Raises:
+            SequoiaError: the model cannot be compiled, or its graphs compute something else.
+        """
+        length = min(CHECKED_TOKENS, self.positions - 2)
+        self.reserve(2 * length + 2)  # more than are read, as always
+        self.extend(torch.arange(length, device=self.device)[None] % self.vocabulary, 0)
+        place = torch.tensor([length], device=self.device)
+        self._graphs = compiled(self.model)
+        for count in (1, 2):
+            order = list(range(count))
+            table = self.mask_table(np.tri(count, dtype=np.bool_), order, order)
+            tokens = torch.arange(count, device=self.device)
+            masks = table.masks(self.places(place, length + count))
+            arguments = (tokens[None], (place + tokens)[None], place + tokens, masks)
+            wanted = self.forward(*arguments, keep=0)
+            assert self.cache is not None
+            vary_sizes(*arguments, self.cache)
+            try:
+                found = self._graphs(*arguments, self.cache)
+            except Exception as error:  # the compiler's own, of many kinds
+                raise SequoiaError(
+                    f"{self.name}: cannot be compiled ({one_line(error)[:200]}); use --no-compile"
+                ) from None
+            if off := self._difference(found[0, -1].double(), wanted[0, -1].double()):
+                raise SequoiaError(
+                    f"{self.name}: gives other logits when compiled ({off}); use --no-compile"
+                )
+        self.compiled = True
 
     @contextmanager
     def native(self) -> Iterator[torch.nn.Module]:
@@ -192,28 +235,37 @@ class Runner:
         return places(length, self._slots[:used])
 
     def forward(
-        self, tokens: Tensor, positions: Tensor, slots: Tensor, masks: Masks, used: int, keep: int
+        self, tokens: Tensor, positions: Tensor, slots: Tensor, masks: Masks, keep: int
     ) -> Tensor:
-        """One forward.
+        """One forward of a step.
 
         Args:
             tokens: [batch, tokens].
             positions: [batch or 1, tokens]; past the model's last they are cut to it.
             slots: [tokens], where keys and values go, the same for every sequence.
-            masks: what each token attends to.
-            used: slots that attention reads.
+            masks: what each token attends to, as wide as the slots that are read.
             keep: how many of the last tokens' logits are wanted; 0 for all.
 
         Returns:
             Logits [batch, keep or tokens, vocabulary].
         """
+        if self._graphs is None or not self.compiled:
+            return self._eager(tokens, positions, slots, masks, keep)
+        assert self.cache is not None
+        positions = positions.clamp(max=self.positions - 1)
+        return self._graphs(tokens, positions, slots, masks, self.cache)[:, -keep:]
+
+    def _eager(
+        self, tokens: Tensor, positions: Tensor, slots: Tensor, masks: Masks, keep: int
+    ) -> Tensor:
+        """What `forward` computes, for any number of tokens."""
         assert self.cache is not None
         output = self.model(
             input_ids=tokens,
             position_ids=positions.clamp(max=self.positions - 1),
             use_cache=False,
             logits_to_keep=keep,
-            tree=Attend(self.cache, slots, used, masks),
+            tree=Attend(self.cache, slots, masks),
         )
         logits: Tensor = output.logits
         return logits
@@ -265,7 +317,7 @@ class Runner:
                 window: mask.masked_fill(padded[:, None, None], torch.finfo(mask.dtype).min)
                 for window, mask in masks.items()
             }
-        return self.forward(tokens, positions, slots, masks, used, keep)
+        return self._eager(tokens, positions, slots, masks, keep)
 
 
 def _usable_positions(config: object) -> int:

@@ -144,7 +144,6 @@ class Step:
             place + level.depths,
             slots,
             level.mask.masks(self.draft.places(place, used)),
-            used,
             keep=1 if nodes == 1 else 0,
         )[0]
         return fit_vocabulary(at_least_float32(logits), self.target.vocabulary)
@@ -158,7 +157,6 @@ class Step:
             (place + self._depths)[None],
             place + self._nodes,
             masks,
-            used,
             keep=0,
         )[0]
         return at_least_float32(logits)

@@ -32,6 +32,7 @@ Point = tuple[str, int, int, int]
 """Role, sequences, cached tokens and query tokens of a forward."""
 
 DRAFT_SAMPLES = 5
+COMPILED_TOKENS = (1, 2, 8)  # of forwards that say whether compiled ones are faster
 # Sampling, and sampling from a cut distribution: what a step costs besides its forwards depends
 # on which of these it does, not on the numbers.
 TEMPERATURE, NUCLEI = 0.6, (1.0, 0.9)
@@ -84,12 +85,16 @@ def default_tokens(device: torch.device) -> list[int]:
     return sizes
 
 
+@torch.inference_mode()
 def profile(
     pair: Pair,
     options: Options | None = None,
     progress: Progress = lambda done, total: None,
 ) -> LatencyProfile:
     """Measure both models' forwards and the step's overhead.
+
+    Forwards of a compiled pair are measured both ways first; a model that compiling makes no
+    faster runs eagerly from then on, and the profile says so.
 
     Args:
         progress: called with rounds done and to do.
@@ -104,6 +109,9 @@ def profile(
     batches = sorted({1, *options.batches})
     # The overhead is not the context's: one in the middle is enough.
     context = contexts[len(contexts) // 2]
+    gains = _compile_gains(pair, context, options)
+    for role, gain in gains.items():
+        getattr(pair, role).compiled = gain > 1
     steps = _steps(pair, context, tokens[-1], options.verifiers)
     forwards: dict[Point, _Timed] = {}
     for number, batch in enumerate(batches):
@@ -133,7 +141,8 @@ def profile(
         engine={
             "dtype": pair.dtype,
             "graphs": False,
-            "compile": False,
+            "compile": pair.compiled or False,
+            "compile_gain": gains,
             "threads": torch.get_num_threads(),
             "offload": "none",
             "world_size": 1,
@@ -142,6 +151,37 @@ def profile(
         draft=models["draft"],
         overhead=_overhead(steps, forwards, tokens, context),
     )
+
+
+def _compile_gains(pair: Pair, context: int, options: Options) -> dict[str, float]:
+    """Eager time over compiled time of each compiled model's forwards."""
+    gains = {}
+    for role in pair.compiled:
+        runner: Runner = getattr(pair, role)
+        _fill(runner, context, max(COMPILED_TOKENS), 1)
+        ways = {
+            compiled: [
+                _timed(role, _one_way(runner, compiled, _forward(runner, context, count, 1)))
+                for count in COMPILED_TOKENS
+            ]
+            for compiled in (False, True)
+        }
+        _rounds([*ways[False], *ways[True]], pair.device, options)
+        eager, compiled = (
+            sum(float(np.median(item.times)) for item in ways[way]) for way in (False, True)
+        )
+        gains[role] = round(eager / compiled, 3)
+    return gains
+
+
+def _one_way(runner: Runner, compiled: bool, forward: Callable[[], object]) -> Callable[[], object]:
+    """A forward, compiled or not."""
+
+    def run() -> object:
+        runner.compiled = compiled
+        return forward()
+
+    return run
 
 
 def _part(progress: Progress, number: int, parts: int) -> Progress:
@@ -176,22 +216,25 @@ def _forwards(
 ) -> dict[Point, _Timed]:
     """Every forward of a batch to time."""
     return {
-        (role, batch, context, count): _Timed(
-            _forward(runner, context, count, batch),
-            warm=role == "draft",
-            samples=DRAFT_SAMPLES if role == "draft" else 1,
-        )
+        (role, batch, context, count): _timed(role, _forward(runner, context, count, batch))
         for role, runner in (("target", pair.target), ("draft", pair.draft))
         for context in contexts
         for count in tokens
     }
 
 
+def _timed(role: str, run: Callable[[], object]) -> _Timed:
+    """A forward of a model to time, as it comes in a step."""
+    draft = role == "draft"
+    return _Timed(run, warm=draft, samples=DRAFT_SAMPLES if draft else 1)
+
+
 def _fill(runner: Runner, context: int, room: int, batch: int) -> None:
     """Put `context` random tokens of each sequence into the buffers."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(runner.vocabulary, (batch, context), generator=generator)
-    runner.reserve(context + room, batch)
+    # Never read to the last slot, as in decoding: reading all of a buffer compiles anew.
+    runner.reserve(context + room + 1, batch)
     runner.prefill(tokens.to(runner.device))
 
 
@@ -206,14 +249,16 @@ def _forward(runner: Runner, context: int, count: int, batch: int) -> Callable[[
 
     def run() -> object:
         masks = table.masks(runner.places(place, used))
-        return runner.forward(tokens, (place + offsets)[None], place + offsets, masks, used, 0)
+        return runner.forward(tokens, (place + offsets)[None], place + offsets, masks, 0)
 
     return run
 
 
-@torch.inference_mode()
 def _rounds(
-    timed: Sequence[_Timed], device: torch.device, options: Options, progress: Progress
+    timed: Sequence[_Timed],
+    device: torch.device,
+    options: Options,
+    progress: Progress = lambda done, total: None,
 ) -> None:
     """Time everything once a round, in an order that changes, so that drift hits all alike."""
     order = list(timed)

@@ -85,10 +85,22 @@ def test_what_does_not_gain_stays_as_it_is() -> None:
     wrapped.forward = lambda rows: rows  # type: ignore[method-assign]
     quantised = nn.Linear(WIDTH, WIDTH)
     quantised.weight = OfItsOwnKind(torch.zeros(WIDTH, WIDTH))
-    twice = nn.Linear(WIDTH, WIDTH)
-    model = nn.Sequential(small, double, hooked, elsewhere, wrapped, quantised, twice, twice)
+    model = nn.Sequential(small, double, hooked, elsewhere, wrapped, quantised)
     pack(model)
     assert packed_parts(model) == []
+
+
+def test_a_layer_that_is_used_twice_is_packed_once() -> None:
+    if not supported(torch.float32):
+        pytest.skip("no kernels here")
+    twice = nn.Linear(WIDTH, WIDTH).requires_grad_(False)
+    model, rows = nn.Sequential(twice, twice), torch.randn(3, WIDTH)
+    wanted = model(rows)
+    pack(model)
+    assert packed_parts(model) == ["0"]
+    assert torch.allclose(model(rows), wanted, atol=1e-5)
+    unpack(model)
+    assert torch.equal(model(rows), wanted)
 
 
 class OfItsOwnKind(nn.Parameter):

@@ -41,7 +41,7 @@ def test_a_step_is_one_graph(verifier: str, make_pair: Callable[..., Any]) -> No
     pair = make_pair(dtype="float64")
     step = step_of(pair, verifier)
     uniforms = torch.rand(step.uniform_count, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
+    with torch.inference_mode():
         wanted, state = step(filled(pair), LENGTH, uniforms)
         compiled = torch.compile(step, fullgraph=True, backend="eager")
         found, after = compiled(filled(pair), LENGTH, uniforms)
@@ -72,10 +72,11 @@ def test_a_step_never_touches_the_host(verifier: str, make_model: Callable[..., 
         runner._slots = runner._slots.to(META)
         runner._chunks.clear()
     step = step_of(pair, verifier)
-    state = filled(pair)
     uniforms = torch.empty(step.uniform_count, device=META)
-    with torch.inference_mode(), OnMeta():
-        emitted, after = step(state, LENGTH, uniforms)
+    with torch.inference_mode():
+        state = filled(pair)
+        with OnMeta():
+            emitted, after = step(state, LENGTH, uniforms)
     assert emitted.shape == (TREE.depth + 2,)
     assert after.recent.shape == (2,)
 

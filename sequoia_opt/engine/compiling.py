@@ -1,0 +1,54 @@
+"""A model's forward as compiled graphs, for the few tokens of a step.
+
+One graph serves a single token, another any larger number; the slots that are read and those
+that there are may be as many as they like. Knows nothing of trees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sequoia_opt.engine.attention import Attend, KVCache, Masks
+
+Forward = Callable[[Tensor, Tensor, Tensor, Masks, KVCache], Tensor]
+"""Tokens and positions [1, tokens], slots [tokens], masks, buffers -> logits of all tokens."""
+
+
+def compiled(model: Any) -> Forward:
+    """The model's forward, compiled when it is first called, in inference mode."""
+
+    def forward(
+        tokens: Tensor, positions: Tensor, slots: Tensor, masks: Masks, cache: KVCache
+    ) -> Tensor:
+        output = model(
+            input_ids=tokens,
+            position_ids=positions,
+            use_cache=False,
+            tree=Attend(cache, slots, masks),
+        )
+        logits: Tensor = output.logits
+        return logits
+
+    # Graphs are kept, and their number is limited, by code object: each model has its own.
+    forward.__code__ = forward.__code__.replace()
+    return torch.compile(forward, fullgraph=True)
+
+
+def vary_sizes(
+    tokens: Tensor, positions: Tensor, slots: Tensor, masks: Masks, cache: KVCache
+) -> None:
+    """Have the graph that these arguments compile take any number of slots, read or there, and
+    if they are for more than one token any larger number of tokens."""
+    vary = torch._dynamo.mark_dynamic
+    if tokens.shape[1] > 1:
+        vary(tokens, 1)
+        vary(positions, 1)
+        vary(slots, 0)
+    for mask in masks.values():
+        vary(mask, [2, 3] if tokens.shape[1] > 1 else 3)
+    for store in (*cache.keys, *cache.values):
+        vary(store, 2)

@@ -1,0 +1,110 @@
+"""Compiled forwards: the same tokens, few graphs, and one line where there is no compiler."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sequoia_opt.engine import packing
+from sequoia_opt.engine.decoder import Decoder
+from sequoia_opt.engine.models import Pair, load_pair
+from sequoia_opt.errors import SequoiaError
+from sequoia_opt.plan import shapes
+from sequoia_opt.plan.tree import AUTOREGRESSIVE, TokenTree
+
+TREES = [
+    AUTOREGRESSIVE,
+    shapes.chain(2),
+    shapes.chain(6),
+    shapes.k_ary(3, 2),
+    TokenTree([-1, 0, 0, 0, 1, 1, 2, 4], [0, 1, 2, 3, 1, 2, 1, 1]),
+]
+COMPILER = os.environ.get("CXX") or next(filter(shutil.which, ("g++", "clang++")), None)
+
+
+@pytest.fixture(scope="module")
+def pairs(make_model: Callable[..., Path]) -> Iterator[dict[str, Pair]]:
+    """A pair as it is and the same compiled, with a sliding window and packed layers."""
+    if COMPILER is None:
+        pytest.skip("no C++ compiler here")
+    patch = pytest.MonkeyPatch()
+    patch.setattr(packing, "WORTH_PACKING", 1)
+    folders = (
+        make_model("gemma2", 0, num_hidden_layers=2),
+        make_model("llama", 1, num_hidden_layers=1),
+    )
+    found = {name: load_pair(*folders, "cpu", "float32") for name in ("eager", "compiled")}
+    patch.undo()
+    found["compiled"].compile()
+    yield found
+    torch.compiler.reset()
+
+
+def test_only_steps_are_compiled(pairs: dict[str, Pair]) -> None:
+    assert pairs["compiled"].compiled == ["target", "draft"]
+    assert pairs["eager"].compiled == []
+
+
+@pytest.mark.parametrize("tree", TREES, ids=lambda tree: f"{tree.size}-{tree.depth}")
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_the_same_tokens_from_the_same_graphs(
+    pairs: dict[str, Pair], tree: TokenTree, temperature: float
+) -> None:
+    """Whatever the tree, the prompt and the buffers, nothing is compiled again."""
+    for length, new in ((1, 20), (40, 30), (7, 240)):
+        prompt = [3 + i % 50 for i in range(length)]
+        with torch.compiler.set_stance("fail_on_recompile"):
+            found, wanted = (
+                Decoder(pairs[way], tree, temperature, seed=5).generate(
+                    prompt, new, ignore_eos=True
+                )
+                for way in ("compiled", "eager")
+            )
+        assert found.tokens == wanted.tokens
+
+
+def test_comparing_with_the_library_leaves_the_graphs_valid(
+    pairs: dict[str, Pair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "WORTH_PACKING", 1)
+    pair = pairs["compiled"]
+    decoder = Decoder(pair, TREES[-1])
+    before = decoder.generate([5, 6, 7], 20, ignore_eos=True)
+    with pair.target.native() as model:
+        assert model(torch.tensor([[5, 6, 7]])).logits.shape[1] == 3
+    with torch.compiler.set_stance("fail_on_recompile"):
+        after = decoder.generate([5, 6, 7], 20, ignore_eos=True)
+    assert after.tokens == before.tokens
+
+
+def test_a_graph_that_computes_something_else_is_refused(
+    make_pair: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = make_pair(dtype="float32")
+    wrong = lambda model: lambda tokens, *_: torch.ones(1, tokens.shape[1], 61)  # noqa: E731
+    monkeypatch.setattr("sequoia_opt.engine.runner.compiled", wrong)
+    with pytest.raises(SequoiaError, match=r"other logits when compiled.*--no-compile"):
+        pair.compile()
+    assert pair.compiled == []
+
+
+def test_without_a_compiler_one_line_says_so(
+    make_pair: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = make_pair(dtype="float32")
+
+    def broken(model: Any) -> Any:
+        def forward(*_: Any) -> Any:
+            raise RuntimeError("no C++\n   compiler")
+
+        return forward
+
+    monkeypatch.setattr("sequoia_opt.engine.runner.compiled", broken)
+    with pytest.raises(SequoiaError, match=r"cannot be compiled \(no C\+\+ compiler\)"):
+        pair.compile(["draft"])
