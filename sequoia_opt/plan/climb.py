@@ -1,8 +1,8 @@
 """The fastest tree for rates that rise with the rank somewhere.
 
-There the best nodes under caps are no tree, so single trees are changed step by step: siblings
-move, whole levels become narrower. Slower than search.py, and not exact either. Knows tokens
-and times, nothing of their evidence.
+There the best nodes under caps are no tree. Falling rates near the real ones say which widths
+are worth a start; from there single trees are changed step by step: siblings move, whole levels
+become narrower. Slower than search.py. Knows tokens and times, nothing of their evidence.
 """
 
 from __future__ import annotations
@@ -13,18 +13,71 @@ import numpy as np
 
 from sequoia_opt.plan.files import FloatArray
 from sequoia_opt.plan.objective import Objective
-from sequoia_opt.plan.search import SAME, BoolArray
+from sequoia_opt.plan.search import SAME, BoolArray, CapSearch
 from sequoia_opt.plan.tree import IntArray, TokenTree
 
+LARGEST_CLIMB = 128  # nodes; its time grows with their square
 TOGETHER = 4  # siblings that come or go at once
 NARROWED = 2  # of the trees that climbing ends at, those whose levels are narrowed
+
+
+def capped(
+    table: FloatArray, depths: Sequence[int], objective: Objective, allowed: BoolArray
+) -> list[TokenTree]:
+    """Trees that are fast if the rates `table` [max_depth, W] are taken for falling ones.
+
+    Pooled rates say how many children a node is worth, sorted ones what its best are worth.
+
+    Args:
+        depths: limits to start from, the most promising first.
+    """
+    return [
+        arranged(table, tree)
+        for falling in (pooled(table), -np.sort(-table, axis=1))
+        for tree in CapSearch(falling, objective, allowed).run(depths)
+    ]
+
+
+def pooled(table: FloatArray) -> FloatArray:
+    """Falling rates: ranks of `table` [depth, W] that pay only together get their mean.
+
+    Their sums over the first ranks are the least concave ones that are nowhere below the real.
+    """
+    found = np.empty_like(table)
+    for row, rates in enumerate(table):
+        start = 0
+        while start < len(rates):
+            means = np.cumsum(rates[start:]) / np.arange(1, len(rates) - start + 1)
+            end = start + int(means.argmax()) + 1
+            found[row, start:end] = means.max()
+            start = end
+    return found
+
+
+def arranged(table: FloatArray, tree: TokenTree) -> TokenTree:
+    """The best tree with the same numbers of children on each level, and so size and widths.
+
+    The most children go to the most valuable node. Exchanging two nodes' numbers of children so
+    lets none of the values one level down fall, taken in order, and hence none further down.
+    """
+    parents, ranks = [np.array([-1])], [np.array([0])]
+    values, first = np.ones(1), 0
+    for rates, level in zip(table, tree.levels[:-1], strict=False):
+        counts = np.zeros(len(level), np.int64)
+        counts[np.argsort(-values, kind="stable")] = -np.sort(-tree.child_counts[level])
+        above = np.repeat(np.arange(len(level)), counts)
+        own = np.arange(len(above)) - np.repeat(np.cumsum(counts) - counts, counts)
+        parents.append(first + above)
+        ranks.append(own + 1)
+        values, first = values[above] * rates[own], first + len(level)
+    return TokenTree(np.concatenate(parents).tolist(), np.concatenate(ranks).tolist())
 
 
 def climb_from(
     table: FloatArray, starts: Sequence[TokenTree], objective: Objective, allowed: BoolArray
 ) -> list[TokenTree]:
-    """Trees for any rates, from those of most tokens: climb, and from the best peaks narrow a
-    level and climb again, as long as that gains.
+    """Trees for any rates: climb from each start, and from the best peaks narrow a level and
+    climb again, as long as that gains. Trees that are too large to climb from stay as they are.
 
     Args:
         starts: trees that the profile can price.
@@ -43,7 +96,8 @@ def climb_from(
     def can_be(tree: TokenTree) -> bool:
         return bool(allowed[tree.size]) and np.isfinite(step_ms(tree))
 
-    peaks = [climb(table, start, objective, allowed) for start in starts]
+    small = [start for start in dict.fromkeys(starts) if start.size <= LARGEST_CLIMB]
+    peaks = [climb(table, start, objective, allowed) for start in small]
     for peak in sorted(dict.fromkeys(peaks), key=speed, reverse=True)[:NARROWED]:
         best, improved = peak, True
         while improved:
@@ -58,7 +112,7 @@ def climb_from(
             if improved:
                 best = better
                 peaks.append(best)
-    return peaks
+    return [*peaks, *(start for start in starts if start.size > LARGEST_CLIMB)]
 
 
 def narrow(table: FloatArray, tree: TokenTree, level: int, cap: int) -> TokenTree:

@@ -18,7 +18,7 @@ import numpy as np
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.acceptance import Acceptance
-from sequoia_opt.plan.climb import climb_from
+from sequoia_opt.plan.climb import capped, climb_from
 from sequoia_opt.plan.files import FloatArray, rounded
 from sequoia_opt.plan.latency import GREEDY, TOP_P, LatencyProfile
 from sequoia_opt.plan.objective import Objective
@@ -33,8 +33,7 @@ DEFAULT_MAX_DEPTH = 32
 DEFAULT_CONTEXT = 512
 FINALISTS = 32
 STARTS = 4  # depth limits that the search starts from
-LARGEST_CLIMB = 128  # nodes; its time grows with their square
-CLIMBS = 12  # trees of most tokens that the search starts from where rates rise with the rank
+CLIMBS = 4  # trees of most tokens to climb from, where rates rise with the rank
 SHOWN_RUNNERS_UP = 4
 SHAPES_JUDGED = 6  # trees of each shape that replay decides among
 GIVEN_UP = 0.01  # predicted speed that a smaller tree may cost, where the data cannot tell
@@ -348,12 +347,13 @@ def _searched(
         deepest = len(table)  # all there is to start from is deeper: the depth is fixed
     table, allowed = table[:deepest], allowed[: largest + 1]
     starts = _ranked(speed[: deepest + 1, : largest + 1])
+    # Where the profile can price none of the trees of most tokens, it may some narrower one.
+    limits = list(dict.fromkeys(depth for depth, _ in starts))[:STARTS] or [deepest]
     if isinstance(family, BestFirst):
-        limits = list(dict.fromkeys(depth for depth, _ in starts))[:STARTS]
-        # Where the profile can price none of the trees of most tokens, it may some narrower one.
-        return CapSearch(table, objective, allowed).run(limits or [deepest])
-    fullest = [family.tree(size, depth) for depth, size in starts[:CLIMBS] if size <= LARGEST_CLIMB]
-    return climb_from(table, fullest, objective, allowed)
+        return CapSearch(table, objective, allowed).run(limits)
+    fullest = [family.tree(size, depth) for depth, size in starts[:CLIMBS]]
+    narrower = capped(table, limits, objective, allowed)
+    return climb_from(table, [*fullest, *narrower], objective, allowed)
 
 
 def _of_shape(

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+from collections import defaultdict
+
 import numpy as np
 import pytest
-from brute_force import KINDS, random_profile, random_rates, speed
+from brute_force import KINDS, all_trees, random_profile, random_rates, speed
 from hypothesis import given
 from hypothesis import strategies as st
 from test_acceptance import rate_tables
 from test_tree import trees
 
 from sequoia_opt.plan.acceptance import Acceptance
-from sequoia_opt.plan.climb import climb, narrow
+from sequoia_opt.plan.climb import arranged, climb, narrow, pooled
 from sequoia_opt.plan.latency import Curve
 from sequoia_opt.plan.objective import Objective
 from sequoia_opt.plan.solver import solve
@@ -28,6 +30,64 @@ def test_nothing_near_is_faster(size: int) -> None:
         objective = Objective(profile, "greedy", {0.0: 1.0})
         climbed = climb(acceptance.table(size - 1), tree, objective, allowed)
         assert speed(climbed, acceptance, profile) <= speed(tree, acceptance, profile) * 1.005
+
+
+def child_counts(tree: TokenTree) -> tuple[tuple[int, ...], ...]:
+    """The numbers of children on each level, sorted."""
+    return tuple(tuple(sorted(tree.child_counts[level].tolist())) for level in tree.levels)
+
+
+@given(table=rate_tables(depth=6, width=6))
+def test_arranging_against_brute_force(table: np.ndarray) -> None:
+    acceptance = Acceptance(table[0], by_depth=table)
+    alike = defaultdict(list)
+    for tree in all_trees(7):
+        alike[child_counts(tree)].append(tree)
+    for counts, group in alike.items():
+        found = arranged(table, group[-1])
+        assert child_counts(found) == counts
+        best = max(acceptance.expected_tokens(tree) for tree in group)
+        assert acceptance.expected_tokens(found) == pytest.approx(best, abs=1e-12)
+
+
+def test_pooled_rates() -> None:
+    table = np.array([[0.1, 0.3, 0.2, 0.05, 0.15, 0.0], [0.5, 0.2, 0.1, 0.0, 0.0, 0.1]])
+    wanted = [[0.2, 0.2, 0.2, 0.1, 0.1, 0.0], [0.5, 0.2, 0.1, *[0.1 / 3] * 3]]
+    assert pooled(table) == pytest.approx(np.array(wanted))
+
+
+@given(table=rate_tables(depth=3, width=9))
+def test_pools_fall_and_promise_no_less(table: np.ndarray) -> None:
+    found = pooled(table)
+    assert (np.diff(found, axis=1) < 1e-12).all()
+    more = np.cumsum(found - table, axis=1)
+    assert more.min() > -1e-12
+    assert more[:, -1] == pytest.approx(0, abs=1e-12)
+
+
+def test_two_levels_narrow_at_once() -> None:
+    """Where one level alone is narrower, the nodes that go make the next one wider."""
+    profile = random_profile(np.random.default_rng(0), "stepped", 24)
+    draft = profile.draft.curves[0]
+    draft.median_ms[:] = 1.03 + 2.68 * (np.arange(1, 25) // 2)
+    draft.low_ms = draft.high_ms = draft.median_ms
+    profile.target.curves[0].median_ms[:] = 6.8
+    acceptance = Acceptance(np.array([0.172, 0.049, 0.038, 0.083, 0.06, 0.071, 0.064, 0.076]))
+    tree = solve(profile, acceptance, size=24, replicates=0).fastest.tree
+    assert tree.draft_widths == (2, 1, 1)
+
+
+def test_a_tree_too_large_to_climb_from_is_narrow_too() -> None:
+    """Three draft tokens cost twenty times two: 160 nodes have room under two on each level."""
+    profile = random_profile(np.random.default_rng(0), "monotone", 160)
+    draft = profile.draft.curves[0]
+    draft.median_ms[:] = [0.1, 0.1, *[2.0] * 158]
+    draft.low_ms = draft.high_ms = draft.median_ms
+    profile.target.curves[0].median_ms[:] = 5
+    acceptance = Acceptance(np.array([0.36, 0.18, 0.225, *[0.003] * 45]))
+    plan = solve(profile, acceptance, size=160, replicates=0)
+    assert max(plan.fastest.tree.draft_widths) == 2
+    assert plan.fastest.tokens_per_second[0] > 1.3 * np.nanmax(plan.speed)
 
 
 @given(tree=trees(max_size=14), table=rate_tables(depth=14, width=14), data=st.data())
