@@ -160,7 +160,8 @@ class DynamicProgramme(Family):
         G(0, k)    = 0
 
     Past the last depth at which the rates change, F does not depend on a: with one vector for
-    all depths that is one programme for all limits. O(n² W) for each F.
+    all depths that is one programme for all limits. Once a level more changes no F, none does:
+    the best trees need a few levels only. O(n² W) for each F.
     """
 
     def __init__(self, table: FloatArray, max_size: int) -> None:
@@ -169,6 +170,7 @@ class DynamicProgramme(Family):
         changes = np.flatnonzero((table[1:] != table[:-1]).any(axis=1))
         last = int(changes[-1]) + 1 if len(changes) else 0  # the first of the rows that repeat
         self._table, self._size, self._last = table, max_size, last
+        self._deepest = 0  # the limit past which nothing changes
         # By (a, b): what each G(m, k) chose, [W, m]; internal nodes on each level, [m, b].
         self._choices: dict[tuple[int, int], NDArray[np.int32]] = {}
         self._widths: dict[tuple[int, int], IntArray] = {}
@@ -181,37 +183,44 @@ class DynamicProgramme(Family):
         for below in range(1, max_depth + 1):
             # Depth a with `below` levels left is met only under a limit of a + below levels.
             depths = range(min(last, max_depth - below) + 1)
-            best = {a: self._solve(a, below, best[min(a + 1, last)]) for a in depths}
+            found = {a: self._solve(a, below, best[min(a + 1, last)]) for a in depths}
+            if all(np.array_equal(found[a], best[a]) for a in depths):
+                self.expected[below:] = best[0]
+                break
+            best = found
             self.expected[below] = best[0]
+            self._deepest = below
         self.expected[~np.isfinite(self.expected)] = np.nan
 
     def _solve(self, depth: int, below: int, child: FloatArray) -> FloatArray:
         """F(·, depth, below) from the children's F, both [max_size + 1]."""
-        size, rates = self._size, self._table[depth]
+        size, rates = self._size, self._table[depth, : self._size - 1]
         widths_of_child = self._widths[min(depth + 1, self._last), below - 1]
-        choice = np.zeros((len(rates), size + 1), np.int32)
+        choice = np.zeros((len(rates), size), np.int32)
         exists = np.isfinite(child[1:])
+        gains = np.where(exists, np.outer(rates, np.where(exists, child[1:], 0.0)), -np.inf)
         # Row m - 1 of `rest` is G(m - j) for j = 1, 2, …: a view of one reversed, padded copy.
         padded = np.full(2 * size, -np.inf)
         rest = sliding_window_view(padded, size)[size - 1 :: -1]
-        share = np.full(size + 1, -np.inf)  # G of the rank after
+        share = np.full(size, -np.inf)  # G of the rank after
         share[0] = 0.0
-        widths = np.zeros((size + 1, below - 1), np.int64)
-        sizes = np.arange(1, size + 1)
-        totals = np.empty((size, size))
+        widths = np.zeros((size, below - 1), np.int64)
+        buffer = np.empty(size * size)
         for rank in range(len(rates) - 1, -1, -1):
-            gain = np.multiply(child[1:], rates[rank], where=exists, out=child[1:].copy())
-            padded[:size] = share[size - 1 :: -1]
-            np.add(rest, gain, out=totals)
+            most = size - 1 - rank  # the root and the elder siblings take one node each
+            padded[size - most : size] = share[most - 1 :: -1]
+            totals = buffer[: most * most].reshape(most, most)
+            np.add(rest[:most, :most], gains[rank, :most], out=totals)
             best = totals.argmax(axis=1)
-            choice[rank, 1:] = given = best + 1
-            share[1:] = totals[sizes - 1, best]
-            widths[1:] = widths_of_child[given] + widths[np.maximum(sizes - given, 0)]
+            nodes = np.arange(most)
+            choice[rank, 1 : most + 1] = best + 1
+            share[1 : most + 1] = totals[nodes, best]
+            widths[1 : most + 1] = widths_of_child[best + 1] + widths[nodes - best]
         self._choices[depth, below] = choice
         found = np.full(size + 1, -np.inf)
-        found[1:] = 1.0 + share[:size]
+        found[1:] = 1.0 + share
         own = (np.arange(size + 1) > 1).astype(np.int64)
-        under = np.vstack((widths[:1], widths[:-1]))
+        under = np.vstack((widths[:1], widths))
         self._widths[depth, below] = np.column_stack((own, under))
         return found
 
@@ -220,24 +229,29 @@ class DynamicProgramme(Family):
         max_depth = len(self._table)
         widths = np.zeros((*self.expected.shape, max_depth), np.int64)
         for depth in range(1, max_depth + 1):
-            widths[depth, :, :depth] = self._widths[0, depth]
+            found = self._widths[0, min(depth, self._deepest)]
+            widths[depth, :, : found.shape[1]] = found
         return widths
 
     def tree(self, size: int, depth: int) -> TokenTree:
         """The best tree of `size` nodes and depth at most `depth`: the choices, walked down."""
         parents, ranks = [-1], [0]
-        waiting = [(0, size, 0, depth)]
-        while waiting:
-            node, nodes, above, below = waiting.pop()
-            left, rank = nodes - 1, 0
-            while left:
-                given = int(self._choices[min(above, self._last), below][rank, left])
-                rank += 1
-                parents.append(node)
-                ranks.append(rank)
-                waiting.append((len(parents) - 1, given, above + 1, below - 1))
-                left -= given
-        return TokenTree.from_any_order(parents, ranks)
+        level = [size]  # nodes of the subtree at each node of a depth
+        first = 0  # the first of them
+        for above, below in enumerate(range(min(depth, self._deepest), 0, -1)):
+            choices = self._choices[min(above, self._last), below]
+            under: list[int] = []
+            for node, nodes in enumerate(level, start=first):
+                left, rank = nodes - 1, 0
+                while left:
+                    under.append(choices.item(rank, left))
+                    left -= under[-1]
+                    rank += 1
+                    parents.append(node)
+                    ranks.append(rank)
+            first += len(level)
+            level = under
+        return TokenTree(parents, ranks)
 
 
 def best_trees(table: FloatArray, max_size: int) -> Family:

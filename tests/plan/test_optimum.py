@@ -121,3 +121,19 @@ def test_published_advantage_over_k_sequences(size: int, advantage: float) -> No
     tree = best_trees(table, size).expected[64, size]
     sequences = shapes.families(table, size)["k-sequences"].expected
     assert tree / np.nanmax(sequences) == pytest.approx(advantage, abs=0.01)
+
+
+@pytest.mark.parametrize("by_depth", [False, True])
+def test_the_programme_ends_where_depth_brings_nothing(by_depth: bool) -> None:
+    """Limits past the deepest of the best trees give that of any size all the same."""
+    rates = np.array([[0.1, 0.3, 0.2]] * 20)
+    if by_depth:
+        rates[2] = [0.0, 0.0, 0.9]
+    shallow, deep = DynamicProgramme(rates[:14], 24), DynamicProgramme(rates, 24)
+    assert (deep.expected[:15] == shallow.expected)[np.isfinite(shallow.expected)].all()
+    for depth in (14, 17, 20):
+        assert (deep.expected[depth, 1:] == deep.expected[14, 1:]).all()
+        assert (deep.widths()[depth] == deep.widths()[14]).all()
+        assert deep.tree(24, depth) == deep.tree(24, 14)
+    table = Acceptance(rates[0], by_depth=rates)
+    assert table.expected_tokens(deep.tree(24, 20)) == pytest.approx(deep.expected[20, 24])
