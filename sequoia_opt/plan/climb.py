@@ -60,17 +60,14 @@ def arranged(table: FloatArray, tree: TokenTree) -> TokenTree:
     The most children go to the most valuable node. Exchanging two nodes' numbers of children so
     lets none of the values one level down fall, taken in order, and hence none further down.
     """
-    parents, ranks = [np.array([-1])], [np.array([0])]
-    values, first = np.ones(1), 0
+    values, arranged_counts = np.ones(1), []
     for rates, level in zip(table, tree.levels[:-1], strict=False):
         counts = np.zeros(len(level), np.int64)
         counts[np.argsort(-values, kind="stable")] = -np.sort(-tree.child_counts[level])
-        above = np.repeat(np.arange(len(level)), counts)
-        own = np.arange(len(above)) - np.repeat(np.cumsum(counts) - counts, counts)
-        parents.append(first + above)
-        ranks.append(own + 1)
-        values, first = values[above] * rates[own], first + len(level)
-    return TokenTree(np.concatenate(parents).tolist(), np.concatenate(ranks).tolist())
+        arranged_counts.append(counts)
+        above, own = _children(counts)
+        values = values[above] * rates[own - 1]
+    return _tree_of(np.concatenate([*arranged_counts, np.zeros(len(values), np.int64)]))
 
 
 def climb_from(
@@ -183,12 +180,13 @@ def climb(
     max_depth, ranks = table.shape
     # Sums of rates from the first rank on; no child past the last depth.
     sums = np.pad(np.cumsum(table, axis=1), ((0, 1), (1, 0)))
-    sizes_allowed = np.append(allowed, False)
+    every = np.arange(len(allowed) + TOGETHER)
+    rest_ms = np.where(np.append(allowed, [False] * TOGETHER), objective.rest_ms(every), np.inf)
     together = np.arange(1, TOGETHER + 1)
+    counts = tree.child_counts.copy()
     while True:
-        size, depths, counts = tree.size, tree.depths, tree.child_counts
+        size, (depths, values) = len(counts), _depths_and_values(table, counts)
         end = 1 + np.cumsum(counts)  # behind each node's last child
-        values = _node_values(table, tree)
         # Options: a node, and how many of its last children go, or of its next ones come.
         leaves = counts[np.clip(end[:, None] - together, 0, size - 1)] == 0
         goes = np.logical_and.accumulate(leaves & (together <= counts[:, None]), axis=1)
@@ -212,37 +210,49 @@ def climb(
         levels = now.sum() + saved[:, None] + spent[None, :]
         same = depths[out][:, None] == depths[into][None, :]
         levels[emptied[:, None] & opened[None, :] & same] = now.sum()
-        speeds = expected / (objective.rest_ms(sizes) + levels)
-        speeds[~sizes_allowed[np.minimum(sizes, len(allowed))]] = -1.0
+        speeds = expected / (rest_ms[sizes] + levels)
         # What goes cannot have children come, nor its parent get the ranks that it leaves.
         first_gone, behind = (end[out] - fewer)[:, None], end[out][:, None]
         going = (first_gone <= into) & (into < behind) | (into == out[:, None])
         speeds[going & (fewer[:, None] > 0) & (more > 0)] = -1.0
         best = np.unravel_index(int(speeds.argmax()), speeds.shape)
         if speeds[best] <= speeds[-1, -1] * (1 + 1e-12):
-            return tree
-        left, right = int(best[0]), int(best[1])
-        tree = _edited(
-            tree, (int(out[left]), int(fewer[left])), (int(into[right]), int(more[right]))
-        )
+            return _tree_of(counts)
+        left, right = best
+        counts[out[left]] -= fewer[left]
+        counts[into[right]] += more[right]
+        counts[first_gone[left, 0] : end[out[left]]] = -1
+        counts = np.insert(counts, end[into[right]], np.zeros(more[right], np.int64))
+        counts = counts[counts >= 0]
+
+
+def _children(counts: IntArray) -> tuple[IntArray, IntArray]:
+    """Parents and ranks of the nodes that come, in breadth-first order, of child counts."""
+    parents = np.repeat(np.arange(len(counts)), counts)
+    return parents, np.arange(len(parents)) - (np.cumsum(counts) - counts)[parents] + 1
+
+
+def _tree_of(counts: IntArray) -> TokenTree:
+    """The tree with these numbers of children, in breadth-first order."""
+    parents, ranks = _children(counts)
+    return TokenTree([-1, *parents.tolist()], [0, *ranks.tolist()])
+
+
+def _depths_and_values(table: FloatArray, counts: IntArray) -> tuple[IntArray, FloatArray]:
+    """Depth and path probability of each node, from the numbers of children."""
+    depths, values = np.zeros(len(counts), np.int64), np.ones(len(counts))
+    parents, ranks = _children(counts)
+    first, end = 0, 1  # of a level
+    while (last := end + int(counts[first:end].sum())) > end:
+        level = slice(end, last)
+        above = slice(end - 1, last - 1)  # of the same nodes, the root left out
+        depths[level] = depths[first] + 1
+        values[level] = values[parents[above]] * table[depths[first], ranks[above] - 1]
+        first, end = end, last
+    return depths, values
 
 
 def _levels_ms(objective: Objective, widths: IntArray) -> FloatArray:
     """Median of each draft level, by its internal nodes."""
     first, others = np.maximum(widths[:1], 0), np.maximum(widths[1:], 0)
     return np.concatenate((objective.level_ms(first, True), objective.level_ms(others, False)))
-
-
-def _edited(tree: TokenTree, gone: tuple[int, int], come: tuple[int, int]) -> TokenTree:
-    """The tree with a node's last children removed and another's next children added."""
-    counts = tree.child_counts
-    dropped = {(gone[0], int(counts[gone[0]]) - i) for i in range(gone[1])}
-    paths: list[tuple[int, ...]] = [()]
-    kept: list[tuple[int, ...]] = [()]
-    for node in range(1, tree.size):
-        paths.append((*paths[tree.parents[node]], tree.ranks[node]))
-        if (tree.parents[node], tree.ranks[node]) not in dropped:
-            kept.append(paths[-1])
-    first = int(counts[come[0]]) + 1
-    kept += [(*paths[come[0]], first + i) for i in range(come[1])]
-    return TokenTree.from_paths(kept)
