@@ -7,7 +7,7 @@ become narrower. Slower than search.py. Knows tokens and times, nothing of their
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from sequoia_opt.plan.tree import IntArray, TokenTree
 
 LARGEST_CLIMB = 128  # nodes; its time grows with their square
 TOGETHER = 4  # siblings that come or go at once
+HOPE = 0.8  # of the best speed beside it a tree needs to be climbed from
 NARROWED = 2  # of the trees that climbing ends at, those whose levels are narrowed
 
 
@@ -83,18 +84,19 @@ def climb_from(
         The trees at the end of the ascents that gained.
     """
 
-    def step_ms(tree: TokenTree) -> float:
-        widths = np.bincount(tree.depths[tree.child_counts > 0], minlength=len(table) + 1)
-        return float(objective.rest_ms(np.array(tree.size)) + _levels_ms(objective, widths).sum())
-
     def speed(tree: TokenTree) -> float:
-        return float(_node_values(table, tree).sum() / step_ms(tree))
+        depths, values = _depths_and_values(table, tree.child_counts)
+        widths = np.bincount(depths[tree.child_counts > 0], minlength=len(table) + 1)
+        rest_ms = objective.rest_ms(np.array(tree.size))
+        return float(values.sum() / (rest_ms + _levels_ms(objective, widths).sum()))
 
-    def can_be(tree: TokenTree) -> bool:
-        return bool(allowed[tree.size]) and np.isfinite(step_ms(tree))
+    def climbed(trees: Iterable[TokenTree]) -> list[TokenTree]:
+        speeds = {tree: speed(tree) for tree in trees if allowed[tree.size]}
+        least = HOPE * max(speeds.values(), default=0.0)
+        close = [tree for tree, own in speeds.items() if own > least]
+        return [climb(table, tree, objective, allowed) for tree in close]
 
-    small = [start for start in dict.fromkeys(starts) if start.size <= LARGEST_CLIMB]
-    peaks = [climb(table, start, objective, allowed) for start in small]
+    peaks = climbed(start for start in starts if start.size <= LARGEST_CLIMB)
     for peak in sorted(dict.fromkeys(peaks), key=speed, reverse=True)[:NARROWED]:
         best, improved = peak, True
         while improved:
@@ -103,8 +105,7 @@ def climb_from(
                 for level, width in enumerate(best.draft_widths[1:], start=1)
                 for cap in (0, *objective.narrower(width))
             ]
-            others = [climb(table, t, objective, allowed) for t in narrowed if can_be(t)]
-            better = max(others, key=speed, default=best)
+            better = max(climbed(narrowed), key=speed, default=best)
             improved = speed(better) > speed(best) * (1 + SAME)
             if improved:
                 best = better
@@ -120,7 +121,7 @@ def narrow(table: FloatArray, tree: TokenTree, level: int, cap: int) -> TokenTre
     """
     ranks = table.shape[1]
     sums = np.pad(np.cumsum(table, axis=1), ((0, 1), (1, 0)))
-    values = _node_values(table, tree)
+    _, values = _depths_and_values(table, tree.child_counts)
     under = tree.ancestor_mask.T.astype(float) @ values - values  # what is under each node
     ordered = sorted(tree.internal_levels[level], key=lambda node: -under[node])
     gone: BoolArray = np.asarray(tree.ancestor_mask[:, ordered[cap:]].any(axis=1))
@@ -153,15 +154,6 @@ def narrow(table: FloatArray, tree: TokenTree, level: int, cap: int) -> TokenTre
             worth.append(worth[node] * table[depths[node], rank - 1])
         counts[node] += int(more) + 1
     return TokenTree.from_any_order(parents, own)
-
-
-def _node_values(table: FloatArray, tree: TokenTree) -> FloatArray:
-    """Path probability of each node."""
-    values = np.ones(tree.size)
-    for node in range(1, tree.size):
-        rate = table[tree.depths[node] - 1, tree.ranks[node] - 1]
-        values[node] = values[tree.parents[node]] * rate
-    return values
 
 
 def climb(
