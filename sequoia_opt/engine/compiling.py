@@ -35,7 +35,9 @@ def compiled(model: Any) -> Forward:
 
     # Graphs are kept, and their number is limited, by code object: each model has its own.
     forward.__code__ = forward.__code__.replace()
-    return torch.compile(forward, fullgraph=True)
+    # The weights never change, so no call needs to look at each module of the model again.
+    guards: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
+    return torch.compile(forward, fullgraph=True, options=guards)
 
 
 def vary_sizes(
