@@ -8,11 +8,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from sequoia_opt import __version__, cli, demo
+from sequoia_opt.engine.attention import Attend
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.latency import LatencyProfile
@@ -573,3 +575,53 @@ def test_an_unknown_verifier(run: Callable[..., Outcome], option: list[str]) -> 
     done = run(*option, "best")
     assert done.code == 1
     assert "verifier: found 'best', expected sequoia or specinfer or topk" in done.err
+
+
+def test_compiling_follows_the_profile_that_a_tree_was_solved_for(
+    run: Callable[..., Outcome], models: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the draft gains nothing its forwards stay eager, in the profile and in decoding."""
+    graphs_of: list[object] = []
+
+    def eager(model: Any) -> Callable[..., Any]:
+        graphs_of.append(model)
+
+        def forward(tokens: Any, positions: Any, slots: Any, masks: Any, cache: Any) -> Any:
+            tree = Attend(cache, slots, masks)
+            return model(input_ids=tokens, position_ids=positions, tree=tree).logits
+
+        return forward
+
+    monkeypatch.setattr("sequoia_opt.engine.runner.compiled", eager)
+    monkeypatch.setattr(
+        "sequoia_opt.measure.profiler._compile_gains", lambda *_: {"target": 1.4, "draft": 0.8}
+    )
+    done = run("profile", *models, *SMALL, "--compile")
+    assert done.code == 0, done.err
+    assert "target: compiled forwards are 1.40 × as fast; measured compiled" in done.out
+    assert "draft: compiled forwards are 0.80 × as fast; measured eager" in done.out
+    (path,) = Path("profiles").glob("*/*+compiled.yaml")
+    assert LatencyProfile.load(path).engine["compile"] == ["target"]
+    run("import", write("rates.csv", "0.7,0.1\n"), "-o", "a.yaml")
+    done = run("solve", "--profile", path, "--acceptance", "a.yaml", "-o", "t.json")
+    assert done.code == 0, done.err
+    for options, compiled in (
+        ([], 1),
+        (["--compile"], 1),
+        (["--no-compile"], 0),
+    ):
+        graphs_of.clear()
+        done = run("decode", "t.json", *models, "--max-new-tokens", 8, *options)
+        assert done.code == 0, done.err
+        assert len(graphs_of) == compiled
+    shapes.chain(3).save("chain.json")
+    graphs_of.clear()
+    assert run("decode", "chain.json", *models, "--max-new-tokens", 8, "--compile").code == 0
+    assert len(graphs_of) == 2
+
+
+def write(name: str, text: str) -> Path:
+    """A file in the working folder."""
+    path = Path(name)
+    path.write_text(text)
+    return path

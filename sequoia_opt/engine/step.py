@@ -123,8 +123,9 @@ class Step:
             return root, root.new_zeros(0, self.target.vocabulary, dtype=torch.float32)
         tokens, logits = [root], []
         inputs = state.recent
+        columns = self.draft.places(state.length, length + self.internal_count)
         for level in self._levels:
-            found = self.evaluate(level, inputs, state.length, length)
+            found = self.evaluate(level, inputs, state.length, columns)
             guesses = self.verifier.draft(found, level.ranks, level.nodes, self.index, uniforms)
             children = guesses.flatten().index_select(0, level.children)
             tokens.append(children)
@@ -134,16 +135,20 @@ class Step:
             return torch.cat(tokens), logits[0]
         return torch.cat(tokens), torch.cat(logits).index_select(0, self._verified)
 
-    def evaluate(self, level: _Level, inputs: Tensor, place: Tensor, length: int) -> Tensor:
-        """The draft's logits [nodes, vocabulary] at the internal nodes of one level."""
-        used = length + self.internal_count
-        slots = place + level.offsets
+    def evaluate(self, level: _Level, inputs: Tensor, place: Tensor, columns: Tensor) -> Tensor:
+        """The draft's logits [nodes, vocabulary] at the internal nodes of one level.
+
+        Args:
+            columns: of the slots that are read, in the levels' mask tables.
+        """
         nodes = level.nodes.stop - level.nodes.start
+        if self.draft.vocabulary < self.target.vocabulary:
+            inputs = inputs.clamp(max=self.draft.vocabulary - 1)
         logits = self.draft.forward(
-            inputs.clamp(max=self.draft.vocabulary - 1)[None],
+            inputs[None],
             place + level.depths,
-            slots,
-            level.mask.masks(self.draft.places(place, used)),
+            place + level.offsets,
+            level.mask.masks(columns),
             keep=1 if nodes == 1 else 0,
         )[0]
         return fit_vocabulary(at_least_float32(logits), self.target.vocabulary)

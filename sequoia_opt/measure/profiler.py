@@ -64,8 +64,8 @@ class _Timed:
     """Something to run again and again, and how long it took, in milliseconds.
 
     Attributes:
-        warm: run once before it is timed: in a step a draft forward follows another one, and
-            what the first costs more counts as overhead.
+        warm: run once before it is timed: a step follows one like it, and in a step a draft
+            forward follows another; what the first of them costs more counts as overhead.
         samples: runs of a round, of which the median counts; a short one needs more of them.
     """
 
@@ -351,7 +351,7 @@ def _steps(
         for tree in overhead_trees(largest):
             decoder = Decoder(pair, tree, temperature, top_p, verifier=verifier)
             name = decoder.verifier.name + (TOP_P if top_p < 1 else "")
-            steps.append((name, tree, _Timed(_whole_step(decoder, context))))
+            steps.append((name, tree, _Timed(_whole_step(decoder, context), warm=True)))
     return steps
 
 

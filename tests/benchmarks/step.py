@@ -85,15 +85,18 @@ def main(
     count: Annotated[int, typer.Option(help="Prompts.")] = 8,
     new_tokens: Annotated[int, typer.Option(help="Tokens of each.")] = 128,
     temperature: Annotated[float, typer.Option(help="Of the sampling verifiers.")] = 0.6,
+    compiled: Annotated[bool, typer.Option("--compile", help="Compile the forwards.")] = False,
 ) -> None:
     """Print the table: milliseconds, and the share of a step that is no forward."""
     pair = load_pair()
+    if compiled:
+        pair.compile()
     prompts = [pair.encode(text) for text in demo.prompts()[:count]]
     print("| verifier | " + " | ".join((*PARTS, "loop", "step")) + " | no forward |")
     print("| --- |" + " ---: |" * (len(PARTS) + 3))
     for name in ("greedy", *VERIFIERS):
         own = 0.0 if name == "greedy" else temperature
-        tree = TokenTree.load(paths.bundled_tree(own))
+        tree = TokenTree.load(paths.bundled_tree(own, compiled))
         verifier = VERIFIERS[0] if name == "greedy" else name
         decoder = Decoder(pair, tree, own, verifier=verifier)
         times = parts_of_a_step(decoder, prompts, new_tokens)

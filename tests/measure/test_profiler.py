@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from sequoia_opt.engine.attention import Attend
+from sequoia_opt.engine.models import load_pair
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure.profiler import (
     Options,
@@ -125,3 +129,32 @@ def test_refuses_what_cannot_be_measured(
 ) -> None:
     with pytest.raises(SequoiaError, match=complaint):
         profile(make_pair(), options)
+
+
+def test_a_model_that_compiling_makes_slower_runs_eagerly(
+    make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The draft's graphs stand for slow ones, the target's for ones that take no time."""
+    pair = load_pair(make_model("llama", 0), make_model("llama", 1), "cpu", "float32")
+
+    def graphs(model: Any) -> Callable[..., torch.Tensor]:
+        kept: dict[int, torch.Tensor] = {}
+
+        def forward(tokens: Any, positions: Any, slots: Any, masks: Any, cache: Any) -> Any:
+            if model is pair.draft.model:
+                time.sleep(0.02)
+            elif tokens.shape[1] in kept:
+                return kept[tokens.shape[1]]
+            kept[tokens.shape[1]] = model(
+                input_ids=tokens, position_ids=positions, tree=Attend(cache, slots, masks)
+            ).logits
+            return kept[tokens.shape[1]]
+
+        return forward
+
+    monkeypatch.setattr("sequoia_opt.engine.runner.compiled", graphs)
+    pair.compile()
+    assert pair.compiled == ["target", "draft"]
+    found = profile(pair, Options(tokens=[1, 2, 8], contexts=[16], repeats=5, warm_up=0))
+    assert found.engine["compile"] == pair.compiled == ["target"]
+    assert found.engine["compile_gain"]["target"] > 1 > found.engine["compile_gain"]["draft"]
