@@ -22,6 +22,7 @@ from sequoia_opt.cli.options import (
     print_json,
 )
 from sequoia_opt.errors import SequoiaError
+from sequoia_opt.plan.acceptance import Sampling
 
 if TYPE_CHECKING:
     from sequoia_opt.engine.models import Pair
@@ -287,15 +288,6 @@ def bench(
     if "tree" in wanted and comparable.tokens:
         times = comparable.times and wanted[0] == "plain"
         console.prediction_lines(results[wanted.index("tree")], loaded, times)
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are chosen."""
-
-    temperature: float
-    top_p: float
-    verifier: str
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -16,13 +17,15 @@ from sequoia_opt.cli.options import (
     Json,
     Output,
     Target,
-    Temperature,
     TopP,
     check_output,
     integers,
     load,
+    names,
+    numbers,
     print_json,
 )
+from sequoia_opt.plan.acceptance import Sampling
 
 
 @app.command(epilog="Example: sequoia-opt profile --contexts 128,1024 --tokens 1,2,4,8,16,32")
@@ -60,18 +63,18 @@ def profile(
     from sequoia_opt.measure.hardware import hardware
 
     pair = load(target, draft, device, dtype, ROLES if compile else ())
-    names = hardware(pair.device)["slug"], pair.target_name, pair.draft_name, pair.dtype
-    check_output(output or paths.profile_path(*names))
+    parts = hardware(pair.device)["slug"], pair.target_name, pair.draft_name, pair.dtype
+    check_output(output or paths.profile_path(*parts))
     options = profiler.Options(
         tokens=counts,
         contexts=lengths,
         batches=sequences,
-        verifiers=[name.strip() for name in verifiers.split(",") if name.strip()],
+        verifiers=names(verifiers),
         repeats=repeats,
     )
     with console.progress("profiling") as advance:
         measured = profiler.profile(pair, options, advance)
-    path = output or paths.profile_path(*names, compiled=bool(pair.compiled))
+    path = output or paths.profile_path(*parts, compiled=bool(pair.compiled))
     measured.save(path)
     if as_json:
         print_json(measured.document())
@@ -85,16 +88,21 @@ def estimate(
     target: Target = None,
     draft: Draft = None,
     dataset: DatasetOption = None,
-    temperature: Temperature = 0.0,
+    temperature: Annotated[str, typer.Option(help="0 for greedy; several: 0,0.6,1.")] = "0",
     top_p: TopP = 1.0,
     verifier: Annotated[
-        str, typer.Option(help="Above temperature 0: sequoia, specinfer or topk.")
+        str, typer.Option(help="Above temperature 0: some of sequoia,specinfer,topk.")
     ] = "sequoia",
     width: Annotated[int, typer.Option(min=1, help="Ranks to sample.")] = 32,
+    depths: Annotated[
+        int, typer.Option(min=1, help="Depths with rates of their own; 1: the same for all.")
+    ] = 1,
     teacher_forced: Annotated[
         bool,
         typer.Option(
-            "--teacher-forced", help="On the dataset's text, not the target's continuations."
+            "--teacher-forced",
+            help="On the dataset's text, all temperatures and verifiers in one pass; not on the "
+            "target's continuations.",
         ),
     ] = False,
     limit: Annotated[
@@ -109,26 +117,44 @@ def estimate(
     as_json: Json = False,
 ) -> None:
     """Sample how often the target accepts the draft's 1st, 2nd, 3rd … guess."""
+    samplings = [
+        Sampling(warm, top_p, name)
+        for warm in numbers("--temperature", temperature)
+        for name in (names(verifier) if warm else names(verifier)[:1])
+    ]
+    if output is not None and len(samplings) > 1:
+        raise typer.BadParameter(
+            f"names one file, but {len(samplings)} are to be written", param_hint="--output"
+        )
     check_output(output)
     from sequoia_opt import console, paths
     from sequoia_opt.engine.decoder import check_sampling
+    from sequoia_opt.engine.verify import Greedy
     from sequoia_opt.measure import estimator
     from sequoia_opt.measure.dataset import load_dataset
 
-    check_sampling(temperature, top_p, verifier)
+    for sampling in samplings:
+        check_sampling(**asdict(sampling))
     name, documents = load_dataset(dataset)
     pair = load(target, draft, device, dtype)
-    used = "greedy" if temperature == 0 else verifier
     sampled = f"{name}-teacher-forced" if teacher_forced else name
-    path = output or paths.acceptance_path(
-        pair.target_name, pair.draft_name, sampled, used, temperature, top_p
-    )
-    check_output(path)
+    files = [
+        output
+        or paths.acceptance_path(
+            pair.target_name,
+            pair.draft_name,
+            sampled,
+            sampling.verifier if sampling.temperature else Greedy.name,
+            sampling.temperature,
+            top_p,
+        )
+        for sampling in samplings
+    ]
+    for path in files:
+        check_output(path)
     options = estimator.Options(
-        temperature=temperature,
-        top_p=top_p,
-        verifier=verifier,
         width=width,
+        depths=depths,
         max_new_tokens=max_new_tokens,
         limit=limit,
         batch=batch,
@@ -136,10 +162,13 @@ def estimate(
         seed=seed,
     )
     with console.progress("sampling") as advance:
-        acceptance = estimator.estimate(pair, documents, sampled, options, advance)
-    acceptance.save(path)
+        found = estimator.estimate(pair, documents, sampled, samplings, options, advance)
+    for path, acceptance in zip(files, found, strict=True):
+        acceptance.save(path)
     if as_json:
-        print_json(acceptance.document())
-    else:
-        console.acceptance_summary(acceptance)
-    console.written(path)
+        entries = [acceptance.document() for acceptance in found]
+        print_json(entries[0] if len(entries) == 1 else {"estimates": entries})
+    for path, acceptance in zip(files, found, strict=True):
+        if not as_json:
+            console.acceptance_summary(acceptance)
+        console.written(path)

@@ -85,6 +85,21 @@ def integers(option: str, text: str) -> list[int]:
         ) from None
 
 
+def numbers(option: str, text: str) -> list[float]:
+    """The numbers of an option like 0,0.6,1, each once."""
+    try:
+        return list(dict.fromkeys(float(part) for part in text.split(",")))
+    except ValueError:
+        raise typer.BadParameter(
+            f"found {text!r}, expected numbers with commas between them", param_hint=option
+        ) from None
+
+
+def names(text: str) -> list[str]:
+    """The names of an option like a,b, each once."""
+    return list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+
+
 def any_tree(path: Path) -> TokenTree:
     """A tree file of this program's or of any engine that `export` knows."""
     from sequoia_opt.plan import export, tree

@@ -1,13 +1,14 @@
 """The estimator: how often the target accepts the draft's 1st, 2nd, 3rd … guess on a dataset.
 
 By default on the target's own continuations of the dataset's prompts, which is what decoding
-will meet; or teacher-forced on the dataset's text. Knows nothing of trees or time.
+will meet; or teacher-forced on the dataset's text, where one pass of the models serves several
+temperatures and verifiers. Knows nothing of trees or time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
@@ -20,8 +21,10 @@ from sequoia_opt.engine.step import at_least_float32, fit_vocabulary
 from sequoia_opt.engine.verify import Traversal, Trial, Verifier, make_verifier
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure.dataset import Document, spread_over
-from sequoia_opt.plan.acceptance import Acceptance, bootstrap_rates, fit_monotone
+from sequoia_opt.plan.acceptance import Acceptance, Sampling, bootstrap_rates, fit_monotone
+from sequoia_opt.plan.files import FloatArray
 
+FEWEST_POSITIONS = 100  # that a depth needs for rates of its own
 LOGITS_BUDGET = 2**24  # logits held at once: 64 MB in float32
 
 Progress = Callable[[int, int], None]
@@ -33,6 +36,7 @@ class Options:
 
     Attributes:
         width: ranks, W.
+        depths: how many have rates of their own; 1 for one vector for all.
         max_new_tokens: tokens sampled of each document, at most.
         max_prompt_tokens: a longer prompt keeps its end; of a document without a prompt, the
             first half serves as one, up to this many tokens.
@@ -41,10 +45,8 @@ class Options:
         teacher_forced: on the dataset's text instead of the target's continuations.
     """
 
-    temperature: float = 0.0
-    top_p: float = 1.0
-    verifier: str = "sequoia"
     width: int = 32
+    depths: int = 1
     max_new_tokens: int = 128
     max_prompt_tokens: int = 512
     limit: int | None = None
@@ -53,19 +55,37 @@ class Options:
     seed: int = 0
 
 
-@dataclass
-class _Sample:
-    """A document's tokens and what has been sampled of it."""
+@dataclass(frozen=True)
+class _Text:
+    """A document's tokens."""
 
     prompt: list[int]
     text: list[int]
-    sums: np.ndarray
+
+
+@dataclass
+class _Tally:
+    """What has been sampled of a document, in one way.
+
+    Attributes:
+        sums: acceptance by rank, of positions after 0, 1, … accepted ones in a row, the last
+            row those after as many and more: [depths, W].
+        counts: the positions of each, [depths].
+        run: accepted ones in a row before the next position.
+    """
+
+    sums: FloatArray
+    counts: FloatArray
     trace: list[int] = field(default_factory=list)
     context: float = 0.0
+    run: int = 0
 
-    def record(self, chances: np.ndarray, rank: int, context: int) -> None:
+    def record(self, chances: FloatArray, rank: int, context: int) -> None:
         """Add one position."""
-        self.sums += chances
+        row = min(self.run, len(self.counts) - 1)
+        self.sums[row] += chances
+        self.counts[row] += 1
+        self.run = self.run + 1 if rank else 0
         self.trace.append(rank)
         self.context += context
 
@@ -74,10 +94,13 @@ def estimate(
     pair: Pair,
     documents: Sequence[Document],
     dataset: str,
+    samplings: Sequence[Sampling] = (Sampling(),),
     options: Options | None = None,
     progress: Progress = lambda done, total: None,
-) -> Acceptance:
-    """Sample acceptance by rank, with rank traces.
+) -> list[Acceptance]:
+    """Sample acceptance by rank, with rank traces, for each way to sample.
+
+    What is found for one does not depend on the others.
 
     Args:
         dataset: its name, for the file.
@@ -87,41 +110,63 @@ def estimate(
         SequoiaError: options out of range, or nothing to sample.
     """
     options = options or Options()
-    check_sampling(options.temperature, options.top_p, options.verifier)
-    if options.verifier == Traversal.name:
+    for sampling in samplings:
+        check_sampling(**asdict(sampling))
+    if any(sampling.verifier == Traversal.name for sampling in samplings):
         raise SequoiaError(
             "verifier: traversal decides on whole paths and has no acceptance by rank; estimate "
             "with sequoia, which drafts as it does, and decode with --verifier traversal"
         )
-    for name in ("width", "max_new_tokens", "max_prompt_tokens", "batch"):
+    for name in ("width", "depths", "max_new_tokens", "max_prompt_tokens", "batch"):
         if getattr(options, name) < 1:
             raise SequoiaError(
                 f"{name.replace('_', '-')}: found {getattr(options, name)}, expected at least 1"
             )
-    verifier = make_verifier(options.verifier, options.temperature, options.top_p)
     width = min(options.width, pair.target.vocabulary, pair.draft.vocabulary)
     documents = spread_over(documents, options.limit or len(documents))
-    samples = _prepare(pair, documents, options, width)
-    torch.manual_seed(options.seed)
+    texts = _prepare(pair, documents, options)
+    ways = [
+        _Way(
+            make_verifier(sampling.verifier, sampling.temperature, sampling.top_p),
+            [_Tally(np.zeros((options.depths, width)), np.zeros(options.depths)) for _ in texts],
+        )
+        for sampling in samplings
+    ]
+    # Of similar length together, so that little is padded.
+    order = sorted(range(len(texts)), key=lambda place: len(texts[place].prompt))
+    batches = [
+        order[start : start + options.batch] for start in range(0, len(order), options.batch)
+    ]
+    passes = [ways] if options.teacher_forced else [[way] for way in ways]
+    total, done = sum(len(t.text) for t in texts) * len(passes), 0
     run = _teacher_forced if options.teacher_forced else _continuations
-    total, done = sum(len(s.text) for s in samples), 0
     with torch.inference_mode():
-        # Of similar length together, so that little is padded.
-        ordered = sorted(samples, key=lambda s: len(s.prompt))
-        for start in range(0, len(ordered), options.batch):
-            batch = ordered[start : start + options.batch]
-            for count in run(pair, verifier, batch, width):
-                done += count
-                progress(min(done, total), total)
+        for together in passes:
+            torch.manual_seed(options.seed)
+            for places in batches:
+                batch = [texts[place] for place in places]
+                tallies = [_Way(w.verifier, [w.tallies[p] for p in places]) for w in together]
+                for count in run(pair, tallies, batch, width):
+                    done += count
+                    progress(min(done, total), total)
     progress(total, total)
-    return _summary(pair, samples, dataset, options, verifier)
+    return [
+        _summary(pair, way, dataset, sampling, options)
+        for sampling, way in zip(samplings, ways, strict=True)
+    ]
 
 
-def _prepare(
-    pair: Pair, documents: Sequence[Document], options: Options, width: int
-) -> list[_Sample]:
+@dataclass(frozen=True)
+class _Way:
+    """One way to sample, and what it found of each document."""
+
+    verifier: Verifier
+    tallies: list[_Tally]
+
+
+def _prepare(pair: Pair, documents: Sequence[Document], options: Options) -> list[_Text]:
     """Tokens of each document: a prompt, and the text that follows or room for it."""
-    samples = []
+    texts = []
     positions = pair.target.positions
     for document in documents:
         prompt = pair.encode(document.prompt) if document.prompt else []
@@ -143,22 +188,24 @@ def _prepare(
         if not options.teacher_forced:
             text = [0] * options.max_new_tokens
         text = text[: options.max_new_tokens]
-        samples.append(_Sample(prompt, text, np.zeros(width)))
-    if not samples:
+        texts.append(_Text(prompt, text))
+    if not texts:
         missing = "texts to be teacher-forced on" if options.teacher_forced else "prompts"
         raise SequoiaError(f"the dataset has no {missing}")
-    return samples
+    return texts
 
 
-def _continuations(
-    pair: Pair, verifier: Verifier, batch: list[_Sample], width: int
-) -> Iterator[int]:
+def _continuations(pair: Pair, ways: list[_Way], batch: list[_Text], width: int) -> Iterator[int]:
     """Sample along the target's own continuations; yields tokens done as it goes.
 
     Each position is verified once at full width, and the text goes on with the token that this
     verification emitted. The first token is not counted: decoding takes it from the prompt's own
     forward, and its first step starts after it.
+
+    Args:
+        ways: one, since the text depends on it.
     """
+    (way,) = ways
     longest = max(len(s.prompt) for s in batch)
     room = 1 + max(len(s.text) for s in batch)
     pad = torch.tensor([longest - len(s.prompt) for s in batch], device=pair.device)
@@ -170,9 +217,11 @@ def _continuations(
         logits.append(_own(runner.prefill(_known(tokens, runner), pad), pair))
     alive = np.ones(len(batch), dtype=np.bool_)
     for position in range(room):
-        trial = verifier.trial(logits[0], logits[1], width)
+        trial = way.verifier.trial(logits[0], logits[1], width)
         if position:
-            _record(trial, batch, alive, position)
+            chances, ranks = _on_host(trial)
+            for i in np.flatnonzero(alive):
+                way.tallies[i].record(chances[i], ranks[i], len(batch[i].prompt) + position)
             yield int(alive.sum())
         alive &= ~np.isin(trial.token.cpu().numpy(), list(pair.end_tokens))
         if not alive.any() or position + 1 == room:
@@ -185,9 +234,7 @@ def _continuations(
         ]
 
 
-def _teacher_forced(
-    pair: Pair, verifier: Verifier, batch: list[_Sample], width: int
-) -> Iterator[int]:
+def _teacher_forced(pair: Pair, ways: list[_Way], batch: list[_Text], width: int) -> Iterator[int]:
     """Sample along the dataset's text, in chunks whose logits fit the budget."""
     rows = [s.prompt + s.text for s in batch]
     longest = max(map(len, rows))
@@ -208,19 +255,21 @@ def _teacher_forced(
         ]
         if wanted:
             row, place = (torch.tensor(i, device=pair.device) for i in zip(*wanted, strict=True))
-            trial = verifier.trial(
-                _own(target[row, place], pair), _own(draft[row, place], pair), width
-            )
-            chances, ranks = trial.chances.cpu().numpy(), trial.rank.tolist()
-            for i, (which, offset) in enumerate(wanted):
-                batch[which].record(chances[i], ranks[i], start + offset)
+            logits = [_own(each[row, place], pair) for each in (target, draft)]
+            seed = int(torch.randint(2**62, ()))  # the same for each, whatever others draw
+            for way in ways:
+                torch.manual_seed(seed)
+                chances, ranks = _on_host(way.verifier.trial(logits[0], logits[1], width))
+                for i, (which, offset) in enumerate(wanted):
+                    way.tallies[which].record(chances[i], ranks[i], start + offset)
+            torch.manual_seed(seed + 1)
             yield len(wanted)
 
 
-def _record(trial: Trial, batch: list[_Sample], alive: np.ndarray, position: int) -> None:
-    chances, ranks = trial.chances.cpu().numpy(), trial.rank.tolist()
-    for i in np.flatnonzero(alive):
-        batch[i].record(chances[i], ranks[i], len(batch[i].prompt) + position)
+def _on_host(trial: Trial) -> tuple[FloatArray, list[int]]:
+    """A trial's chances and ranks."""
+    ranks: list[int] = trial.rank.tolist()
+    return trial.chances.cpu().numpy(), ranks
 
 
 def _known(tokens: Tensor, runner: Runner) -> Tensor:
@@ -234,35 +283,49 @@ def _own(logits: Tensor, pair: Pair) -> Tensor:
 
 
 def _summary(
-    pair: Pair, samples: list[_Sample], dataset: str, options: Options, verifier: Verifier
+    pair: Pair, way: _Way, dataset: str, sampling: Sampling, options: Options
 ) -> Acceptance:
-    sums = np.stack([s.sums for s in samples])
-    counts = [len(s.trace) for s in samples]
-    positions = sum(counts)
+    sums = np.stack([tally.sums for tally in way.tallies])
+    counts = np.stack([tally.counts for tally in way.tallies])
+    positions = int(counts.sum())
     if not positions:
         raise SequoiaError(f"{dataset}: the target ended every document with its first token")
-    measured = sums.sum(axis=0) / positions
-    low, high = bootstrap_rates(sums, counts)
-    rates, fit = fit_monotone(measured, low, high, positions)
+    # Depth d is met after d - 1 accepted ones, wherever these began.
+    sums, counts = (each[:, ::-1].cumsum(axis=1)[:, ::-1] for each in (sums, counts))
+    enough = int((counts.sum(axis=0) >= FEWEST_POSITIONS).sum())
+    by_depth = [_fitted(sums[:, d], counts[:, d]) for d in range(max(1, enough))]
+    rates, fit, measured, low, high = by_depth[0]
     return Acceptance(
         rates=rates,
         low=low,
         high=high,
-        traces=[s.trace for s in samples],
+        by_depth=np.stack([row[0] for row in by_depth]) if options.depths > 1 else None,
+        traces=[tally.trace for tally in way.tallies],
         positions=positions,
         target=pair.target_name,
         draft=pair.draft_name,
         dataset=dataset,
-        temperature=options.temperature,
-        top_p=options.top_p,
-        verifier=verifier.name,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        verifier=way.verifier.name,
         fit=fit,
         measured=None if fit == "raw" else measured,
-        context=sum(s.context for s in samples) / positions,
+        context=sum(tally.context for tally in way.tallies) / positions,
         extra={
             "mode": "teacher-forced" if options.teacher_forced else "continuations",
-            "documents": len(samples),
+            "documents": len(way.tallies),
             "seed": options.seed,
             "fingerprints": pair.fingerprints,
         },
     )
+
+
+def _fitted(
+    sums: FloatArray, counts: FloatArray
+) -> tuple[FloatArray, str, FloatArray, FloatArray, FloatArray]:
+    """Rates to plan with, which fit they are, the measurement and its 95 % interval."""
+    positions = int(counts.sum())
+    measured = sums.sum(axis=0) / positions
+    low, high = bootstrap_rates(sums, counts)
+    rates, fit = fit_monotone(measured, low, high, positions)
+    return rates, fit, measured, low, high

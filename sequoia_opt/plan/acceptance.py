@@ -14,7 +14,7 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan.files import Fields, FloatArray, read_document, rounded, write_document
@@ -23,6 +23,15 @@ from sequoia_opt.plan.tree import TokenTree
 
 FORMAT, VERSION = "sequoia-opt/acceptance", 1
 SLACK = 1e-6  # a published vector in single precision may sum to a little more than 1
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen: temperature 0 is greedy, whatever the verifier."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    verifier: str = "sequoia"
 
 
 @dataclass
@@ -315,7 +324,7 @@ def fit_monotone(
 
 
 def bootstrap_rates(
-    sums: FloatArray, counts: Sequence[int], resamples: int = 1000, seed: int = 0
+    sums: FloatArray, counts: ArrayLike, resamples: int = 1000, seed: int = 0
 ) -> tuple[FloatArray, FloatArray]:
     """95 % intervals of the rates, whole documents resampled.
 
@@ -327,7 +336,7 @@ def bootstrap_rates(
         low, high: [W].
     """
     weights = np.random.default_rng(seed).multinomial(
-        len(counts), np.full(len(counts), 1 / len(counts)), size=resamples
+        len(sums), np.full(len(sums), 1 / len(sums)), size=resamples
     )
     totals = np.maximum(weights @ np.asarray(counts, dtype=np.float64), 1)
     low, high = np.quantile((weights @ sums) / totals[:, None], [0.025, 0.975], axis=0)

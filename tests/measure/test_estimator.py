@@ -10,10 +10,12 @@ from conftest import VOCABULARY
 from transformers import AutoModelForCausalLM
 
 from sequoia_opt.engine.decoder import Decoder
+from sequoia_opt.engine.runner import Runner
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure.dataset import Document
 from sequoia_opt.measure.estimator import Options, estimate
 from sequoia_opt.plan import shapes
+from sequoia_opt.plan.acceptance import Sampling
 
 
 class Numbers:
@@ -52,7 +54,8 @@ def ids(text: str) -> list[int]:
 def test_greedy_ranks_are_the_full_forwards_own(pair: Any, make_model: Callable[..., Any]) -> None:
     """Along the target's continuation, the rank of its token among the draft's."""
     given = documents(4)
-    found = estimate(pair, given, "numbers", Options(max_new_tokens=20, width=10, batch=3))
+    options = Options(max_new_tokens=20, width=10, batch=3)
+    (found,) = estimate(pair, given, "numbers", options=options)
     target = AutoModelForCausalLM.from_pretrained(make_model("llama"), dtype=torch.float64)
     with torch.no_grad(), pair.draft.native() as draft:
         for document, trace in zip(given, found.traces, strict=True):
@@ -78,7 +81,8 @@ def test_greedy_ranks_are_the_full_forwards_own(pair: Any, make_model: Callable[
 def test_replay_is_what_decoding_does(pair: Any) -> None:
     """Greedy: tokens and steps of each document, exactly, but for the cut at the end."""
     given = documents(3)
-    found = estimate(pair, given, "numbers", Options(max_new_tokens=60, width=12))
+    options = Options(max_new_tokens=60, width=12)
+    (found,) = estimate(pair, given, "numbers", options=options)
     for tree in (shapes.chain(4), shapes.k_ary(3, 2), shapes.k_sequences(4, 3)):
         (tokens,), (steps,) = found.replay([tree])
         decoder = Decoder(pair, tree)
@@ -100,10 +104,8 @@ def test_replay_is_what_decoding_does(pair: Any) -> None:
 @pytest.mark.parametrize("teacher_forced", [False, True])
 def test_sampled_chances_agree_with_sampled_ranks(pair: Any, teacher_forced: bool) -> None:
     given = documents(12, text=80)
-    options = Options(
-        temperature=0.8, top_p=0.95, max_new_tokens=80, width=8, teacher_forced=teacher_forced
-    )
-    found = estimate(pair, given, "numbers", options)
+    options = Options(max_new_tokens=80, width=8, teacher_forced=teacher_forced)
+    (found,) = estimate(pair, given, "numbers", [Sampling(0.8, 0.95)], options)
     counted = np.bincount([r for t in found.traces for r in t], minlength=9)[1:]
     measured = found.rates if found.measured is None else found.measured
     spread = np.sqrt(measured * (1 - measured) / found.positions)
@@ -119,9 +121,9 @@ def test_teacher_forced_ranks_follow_the_text(pair: Any, monkeypatch: pytest.Mon
     """Each position's rank of the target's choice, and chunks do not matter."""
     given = documents(3, text=50)
     options = Options(max_new_tokens=50, width=6, teacher_forced=True)
-    whole = estimate(pair, given, "numbers", options)
+    (whole,) = estimate(pair, given, "numbers", options=options)
     monkeypatch.setattr("sequoia_opt.measure.estimator.LOGITS_BUDGET", 7 * 3 * VOCABULARY)
-    pieces = estimate(pair, given, "numbers", options)
+    (pieces,) = estimate(pair, given, "numbers", options=options)
     assert whole.traces == pieces.traces
     assert [len(trace) for trace in whole.traces] == [50] * 3
     tokens = torch.tensor([ids(given[1].prompt) + ids(given[1].text)])
@@ -140,8 +142,8 @@ def test_teacher_forced_ranks_follow_the_text(pair: Any, monkeypatch: pytest.Mon
 def test_progress_ends_at_its_total(pair: Any) -> None:
     seen: list[tuple[int, int]] = []
     estimate(
-        pair, documents(5), "numbers", Options(max_new_tokens=8, batch=2),
-        lambda done, total: seen.append((done, total)),
+        pair, documents(5), "numbers", options=Options(max_new_tokens=8, batch=2),
+        progress=lambda done, total: seen.append((done, total)),
     )  # fmt: skip
     assert seen[-1] == (40, 40)
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
@@ -155,11 +157,81 @@ def test_progress_ends_at_its_total(pair: Any) -> None:
         ([Document("5", "")], Options(width=0), "width: found 0"),
         ([Document("5", "")], Options(max_new_tokens=0), "max-new-tokens: found 0"),
         ([Document("5", "")], Options(max_new_tokens=300), "only 256 positions"),
-        ([Document("5", "")], Options(temperature=-1), "temperature: found -1"),
+        ([Document("5", "")], Options(depths=0), "depths: found 0"),
     ],
 )
 def test_refuses_what_cannot_be_sampled(
     pair: Any, given: list[Document], options: Options, complaint: str
 ) -> None:
     with pytest.raises(SequoiaError, match=complaint):
-        estimate(pair, given, "numbers", options)
+        estimate(pair, given, "numbers", options=options)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "complaint"),
+    [
+        (Sampling(-1), "temperature: found -1"),
+        (Sampling(0.5, 0), "top-p: found 0"),
+        (Sampling(0.5, 1, "best"), "verifier: found 'best'"),
+        (Sampling(0.5, 1, "traversal"), "no acceptance by rank"),
+    ],
+)
+def test_refuses_a_way_to_sample(pair: Any, sampling: Sampling, complaint: str) -> None:
+    with pytest.raises(SequoiaError, match=complaint):
+        estimate(pair, [Document("5", "")], "numbers", [Sampling(), sampling])
+
+
+@pytest.mark.parametrize("teacher_forced", [False, True])
+def test_ways_to_sample_do_not_disturb_one_another(
+    pair: Any, monkeypatch: pytest.MonkeyPatch, teacher_forced: bool
+) -> None:
+    """What one finds is what it finds alone; teacher-forced, each text is read once for all."""
+    given = documents(5, text=30)
+    options = Options(max_new_tokens=30, width=6, batch=2, teacher_forced=teacher_forced)
+    ways = [Sampling(), Sampling(0.7), Sampling(0.7, 0.9, "specinfer"), Sampling(1.2, 1, "topk")]
+    alone = [estimate(pair, given, "numbers", [way], options)[0] for way in ways]
+    forwards = 0
+    extend = Runner.extend
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        nonlocal forwards
+        forwards += 1
+        return extend(*arguments, **named)
+
+    monkeypatch.setattr(Runner, "extend", counted)
+    together = estimate(pair, given, "numbers", ways, options)
+    if teacher_forced:
+        assert forwards == 2 * 3  # both models, three batches
+    assert [found.document() for found in together] == [found.document() for found in alone]
+    names = [found.verifier for found in together]
+    assert names == ["greedy", "sequoia", "specinfer", "topk"]
+    assert len({str(found.traces) for found in together}) == 4
+
+
+def test_rates_by_depth_are_those_after_as_many_accepted(pair: Any) -> None:
+    """Counted again from the traces; greedy, where a chance is 0 or 1."""
+    given = documents(10, text=90)
+    options = Options(max_new_tokens=90, width=5, depths=4, teacher_forced=True)
+    (found,) = estimate(pair, given, "numbers", options=options)
+    assert found.by_depth is not None
+    assert len(found.by_depth) == 4
+    for depth, rates in enumerate(found.by_depth):
+        ranks = [
+            rank
+            for trace in found.traces
+            for place, rank in enumerate(trace)
+            if place >= depth and all(trace[place - depth : place])
+        ]
+        counted = np.bincount(ranks, minlength=6)[1:] / len(ranks)
+        # Those of the isotonic fit keep their sum.
+        assert rates.sum() == pytest.approx(counted.sum(), abs=0.02)
+        assert np.abs(rates - counted).max() < 0.1
+    assert (found.by_depth[0] == found.rates).all()
+    assert found.document()["by_depth"][0] == found.document()["acceptance"]
+
+
+def test_no_depth_without_positions_enough(pair: Any) -> None:
+    options = Options(max_new_tokens=8, width=5, depths=64, teacher_forced=True)
+    (found,) = estimate(pair, documents(20, text=9), "numbers", options=options)
+    assert found.by_depth is not None
+    assert 1 <= len(found.by_depth) <= 8

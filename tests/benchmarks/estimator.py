@@ -1,0 +1,96 @@
+"""What teacher-forced estimation costs: `python tests/benchmarks/estimator.py`.
+
+Beside the two models' own batched forwards over the same tokens, in turn with them; for one way
+to sample, and for several from one pass. Then what a tree's yield is by one vector of rates, by
+rates for each depth, and by replay.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+
+from sequoia_opt import load_pair
+from sequoia_opt.engine.models import Pair
+from sequoia_opt.measure.dataset import load_dataset
+from sequoia_opt.measure.estimator import Options, estimate
+from sequoia_opt.plan import shapes
+from sequoia_opt.plan.acceptance import Sampling
+from sequoia_opt.plan.tree import TokenTree
+
+WAYS = {
+    "greedy": [Sampling()],
+    "sequoia at 0.6": [Sampling(0.6)],
+    "greedy, three temperatures, two verifiers": [
+        Sampling(),
+        *(Sampling(warm, 1.0, name) for warm in (0.3, 0.6, 1.0) for name in ("sequoia", "topk")),
+    ],
+}
+TREES: dict[str, TokenTree] = {
+    "chain of 6": shapes.chain(6),
+    "binary, 3 deep": shapes.k_ary(2, 3),
+    "4 sequences of 8": shapes.k_sequences(4, 8),
+}
+
+
+@torch.inference_mode()
+def forwards(pair: Pair, texts: list[list[int]], batch: int) -> None:
+    """Both models over the same texts, in the same batches and chunks."""
+    ordered = sorted(texts, key=len)
+    for start in range(0, len(ordered), batch):
+        rows = ordered[start : start + batch]
+        longest = max(map(len, rows))
+        tokens = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+        for runner in (pair.target, pair.draft):
+            runner.reserve(longest, len(rows))
+            for _ in runner.read(tokens.to(pair.device), keep=0):
+                pass
+
+
+def main(
+    repeats: Annotated[int, typer.Option(help="Rounds; medians count.")] = 5,
+    new_tokens: Annotated[int, typer.Option(help="Tokens of each document.")] = 256,
+) -> None:
+    """Print both tables."""
+    pair = load_pair()
+    name, documents = load_dataset(None)
+    options = Options(max_new_tokens=new_tokens, teacher_forced=True, depths=8)
+    texts = [pair.encode(document.text)[: new_tokens + 1] for document in documents]
+    runs: dict[str, Callable[[], object]] = {
+        "forwards alone": lambda: forwards(pair, texts, options.batch)
+    }
+    for label, ways in WAYS.items():
+        runs[label] = lambda ways=ways: estimate(pair, documents, name, ways, options)  # type: ignore[misc]
+    times: dict[str, list[float]] = {label: [] for label in runs}
+    for number in range(repeats + 1):
+        for label, run in runs.items():
+            started = time.perf_counter()
+            run()
+            if number:
+                times[label].append(time.perf_counter() - started)
+    print(f"{sum(map(len, texts))} tokens of {len(texts)} documents\n")
+    print("| teacher-forced | seconds | ratio |\n| --- | ---: | ---: |")
+    alone = float(np.median(times["forwards alone"]))
+    for label, found in times.items():
+        print(f"| {label} | {np.median(found):.2f} | {np.median(found) / alone:.2f} |")
+
+    (measured,) = estimate(pair, documents, name, [Sampling()], options)
+    by_depth, measured.by_depth = measured.by_depth, None
+    print("\n| tokens a step | one vector | by depth | replayed |\n| --- | ---: | ---: | ---: |")
+    for label, tree in TREES.items():
+        one = measured.expected_tokens(tree)
+        measured.by_depth = by_depth
+        print(
+            f"| {label} | {one:.3f} | {measured.expected_tokens(tree):.3f} "
+            f"| {measured.replayed_tokens(tree):.3f} |"
+        )
+        measured.by_depth = None
+
+
+if __name__ == "__main__":
+    typer.run(main)
