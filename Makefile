@@ -6,7 +6,7 @@ BIN := .venv/bin
 DEMO := build/demo
 DATA ?=
 
-.PHONY: demo test lint bench bench-solver bench-step trees check-trees train clean
+.PHONY: demo test lint bench bench-solver bench-step bench-estimator trees check-trees train clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -28,11 +28,11 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The README's tables, greedy, with this machine's committed tree: methods side by side, and the
-# tree against the best chain on more prompts.
+# The README's tables, greedy, compiled, with this machine's committed tree: methods side by side,
+# and the tree against the best chain on more prompts.
 bench: .venv/installed
-	$(BIN)/sequoia-opt bench --limit 16 --repeats 3 --markdown
-	$(BIN)/sequoia-opt bench --methods chain,tree --limit 32 --repeats 5 --markdown
+	$(BIN)/sequoia-opt bench --compile --limit 16 --repeats 3 --markdown
+	$(BIN)/sequoia-opt bench --compile --methods chain,tree --limit 53 --repeats 3 --markdown
 
 # The solver's tables: how its time grows, how often it finds the fastest tree of all.
 bench-solver: .venv/installed
@@ -42,7 +42,12 @@ bench-solver: .venv/installed
 # decoding, in float64, on every prompt of DATA.
 bench-step: .venv/installed
 	$(BIN)/python tests/benchmarks/step.py
+	$(BIN)/python tests/benchmarks/step.py --compile
 	$(if $(DATA),$(BIN)/python tests/benchmarks/greedy.py $(DATA))
+
+# What teacher-forced estimation costs beside the models' own forwards.
+bench-estimator: .venv/installed
+	$(BIN)/python tests/benchmarks/estimator.py
 
 # Measure this machine anew and solve the bundled pair's trees: what CI does for each kind of
 # GPU. DATA=prompts.jsonl takes another dataset than the bundled one.

@@ -255,15 +255,23 @@ def _teacher_forced(pair: Pair, ways: list[_Way], batch: list[_Text], width: int
         ]
         if wanted:
             row, place = (torch.tensor(i, device=pair.device) for i in zip(*wanted, strict=True))
-            logits = [_own(each[row, place], pair) for each in (target, draft)]
             seed = int(torch.randint(2**62, ()))  # the same for each, whatever others draw
+            size = max(1, _trial_logits(pair.device) // pair.target.vocabulary)
+            blocks = [slice(i, i + size) for i in range(0, len(wanted), size)]
             for way in ways:
                 torch.manual_seed(seed)
-                chances, ranks = _on_host(way.verifier.trial(logits[0], logits[1], width))
-                for i, (which, offset) in enumerate(wanted):
-                    way.tallies[which].record(chances[i], ranks[i], start + offset)
+                for block in blocks:
+                    logits = [_own(e[row[block], place[block]], pair) for e in (target, draft)]
+                    chances, ranks = _on_host(way.verifier.trial(logits[0], logits[1], width))
+                    for i, (which, offset) in enumerate(wanted[block]):
+                        way.tallies[which].record(chances[i], ranks[i], start + offset)
             torch.manual_seed(seed + 1)
             yield len(wanted)
+
+
+def _trial_logits(device: torch.device) -> int:
+    """Logits of one trial: its many passes over them should stay in a CPU's cache."""
+    return 2**18 if device.type == "cpu" else LOGITS_BUDGET
 
 
 def _on_host(trial: Trial) -> tuple[FloatArray, list[int]]:

@@ -19,6 +19,7 @@ from sequoia_opt import load_pair
 from sequoia_opt.engine.models import Pair
 from sequoia_opt.measure.dataset import load_dataset
 from sequoia_opt.measure.estimator import Options, estimate
+from sequoia_opt.measure.estimator import _prepare as prepare
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.acceptance import Sampling
 from sequoia_opt.plan.tree import TokenTree
@@ -39,11 +40,9 @@ TREES: dict[str, TokenTree] = {
 
 
 @torch.inference_mode()
-def forwards(pair: Pair, texts: list[list[int]], batch: int) -> None:
+def forwards(pair: Pair, batches: list[list[list[int]]]) -> None:
     """Both models over the same texts, in the same batches and chunks."""
-    ordered = sorted(texts, key=len)
-    for start in range(0, len(ordered), batch):
-        rows = ordered[start : start + batch]
+    for rows in batches:
         longest = max(map(len, rows))
         tokens = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
         for runner in (pair.target, pair.draft):
@@ -60,10 +59,10 @@ def main(
     pair = load_pair()
     name, documents = load_dataset(None)
     options = Options(max_new_tokens=new_tokens, teacher_forced=True, depths=8)
-    texts = [pair.encode(document.text)[: new_tokens + 1] for document in documents]
-    runs: dict[str, Callable[[], object]] = {
-        "forwards alone": lambda: forwards(pair, texts, options.batch)
-    }
+    texts = sorted(prepare(pair, documents, options), key=lambda text: len(text.prompt))
+    rows = [text.prompt + text.text for text in texts]
+    batches = [rows[i : i + options.batch] for i in range(0, len(rows), options.batch)]
+    runs: dict[str, Callable[[], object]] = {"forwards alone": lambda: forwards(pair, batches)}
     for label, ways in WAYS.items():
         runs[label] = lambda ways=ways: estimate(pair, documents, name, ways, options)  # type: ignore[misc]
     times: dict[str, list[float]] = {label: [] for label in runs}
@@ -73,7 +72,7 @@ def main(
             run()
             if number:
                 times[label].append(time.perf_counter() - started)
-    print(f"{sum(map(len, texts))} tokens of {len(texts)} documents\n")
+    print(f"{sum(map(len, rows))} tokens of {len(rows)} documents\n")
     print("| teacher-forced | seconds | ratio |\n| --- | ---: | ---: |")
     alone = float(np.median(times["forwards alone"]))
     for label, found in times.items():

@@ -177,7 +177,7 @@ def residual_tests(
     left = draft.clone()  # Q on the tokens not yet drawn
     for rank, count in enumerate(reach):
         drawn = tokens[:count, rank : rank + 1]
-        rest = (target[:count] - scale[:count] * draft[:count]).clamp_min(0)
+        rest = _rest(target[:count], scale[:count], draft[:count])
         mass = rest.sum(dim=-1, keepdim=True)
         undrawn = left[:count].sum(dim=-1, keepdim=True)
         chance = left[:count].gather(1, drawn)  # 0 for a void draw
@@ -188,14 +188,19 @@ def residual_tests(
         tested = (chance > 0) & (reached > 0)
         scale[:count] += torch.where(tested, mass / (reached * undrawn), 0)
         if own is not None:
-            after = (target[:count] - scale[:count] * draft[:count]).clamp_min(0)
-            more = torch.where(mass > 0, reached * after.sum(dim=-1, keepdim=True) / mass, 0)
+            after = _rest(target[:count], scale[:count], draft[:count]).sum(dim=-1, keepdim=True)
+            more = torch.where(mass > 0, reached * after / mass, 0)
             fails = 1 - reached
             share = torch.where(more + fails > 0, more / (more + fails), 1)
             passing[:count] = torch.where(tested, share, reached)
         if not replaced:
             left[:count].scatter_(1, drawn, 0)
     return Tests(passes, scale.squeeze(1), passing.squeeze(1))
+
+
+def _rest(target: Tensor, scale: Tensor, draft: Tensor) -> Tensor:
+    """max(P - c Q, 0), in as few passes over the vocabulary as there can be."""
+    return torch.addcmul(target, scale, draft, value=-1).clamp_min_(0)
 
 
 def what_is_left(
