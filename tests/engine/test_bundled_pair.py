@@ -62,7 +62,8 @@ def test_sampled_text_is_distributed_as_plain_sampling(pair: Any) -> None:
 def test_the_draft_is_worth_its_place(pair: Any) -> None:
     """Greedy acceptance of the first rank on held-out code, teacher-forced, is 0.70."""
     name, documents = load_dataset()
-    acceptance = estimate(pair, documents, name, Options(teacher_forced=True, max_new_tokens=256))
+    options = Options(teacher_forced=True, max_new_tokens=256)
+    (acceptance,) = estimate(pair, documents, name, options=options)
     assert acceptance.positions > 13_000
     assert acceptance.rates[0] >= 0.70
     # The training's record is over all of the held-out modules, this over excerpts of them.
