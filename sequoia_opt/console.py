@@ -108,7 +108,8 @@ def profile_summary(profile: LatencyProfile) -> None:
         out.print(
             f"rest of a step, {verifier}: {overhead.constant_ms:.2f} ms, "
             f"{1000 * overhead.per_token_ms:+.0f} µs a token, "
-            f"{1000 * overhead.per_level_ms:+.0f} µs a level",
+            f"{1000 * overhead.per_level_ms:+.0f} µs a level, "
+            f"{overhead.drafting_ms:+.2f} ms for drafting at all",
             markup=False,
         )
 

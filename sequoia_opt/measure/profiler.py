@@ -393,7 +393,8 @@ def _whole_step(decoder: Decoder, context: int) -> Callable[[], object]:
 
 
 def fit_overhead(rows: Sequence[tuple[TokenTree, float, float]]) -> Overhead:
-    """Least squares of constant, per token and per level, relative to each step's time.
+    """Least squares of constant, per token, per level and for drafting at all, relative to each
+    step's time.
 
     Plain decoding is what every speed-up is measured against, so the fit passes through the
     one-node tree; the rest share out what larger trees add to it, none of it negative.
@@ -407,7 +408,7 @@ def fit_overhead(rows: Sequence[tuple[TokenTree, float, float]]) -> Overhead:
     if not others:
         return Overhead(base, 0.0, 0.0)
     weights = np.array([1 / step for _, _, step in others])
-    features = np.array([[tree.size - 1, len(tree.draft_widths)] for tree, _, _ in others])
+    features = np.array([[tree.size - 1, len(tree.draft_widths), 1] for tree, _, _ in others])
     wanted = np.array([extra - base for _, extra, _ in others])
-    (per_token, per_level), _ = nnls(features * weights[:, None], wanted * weights)
-    return Overhead(base - float(per_token), float(per_token), float(per_level))
+    (per_token, per_level, drafting), _ = nnls(features * weights[:, None], wanted * weights)
+    return Overhead(base - float(per_token), float(per_token), float(per_level), float(drafting))

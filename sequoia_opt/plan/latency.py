@@ -129,16 +129,20 @@ class Overhead:
         constant_ms: every step, also one of the one-node tree.
         per_token_ms: for each node of the tree.
         per_level_ms: for each draft forward.
+        drafting_ms: every step that drafts at all. After a target forward the draft's weights
+            have left the cache, and its first forwards take longer than they do by themselves.
     """
 
     constant_ms: float
     per_token_ms: float
     per_level_ms: float
+    drafting_ms: float = 0.0
     extra: dict[str, Any] = field(default_factory=dict, compare=False)
 
     def at(self, size: int, levels: int) -> float:
         """Milliseconds for a tree of `size` nodes that takes `levels` draft forwards."""
-        return self.constant_ms + self.per_token_ms * size + self.per_level_ms * levels
+        drafting = self.drafting_ms + self.per_level_ms * levels if levels else 0.0
+        return self.constant_ms + self.per_token_ms * size + drafting
 
 
 @dataclass
@@ -233,6 +237,7 @@ class LatencyProfile:
                     "constant_ms": rounded(o.constant_ms),
                     "per_token_ms": rounded(o.per_token_ms),
                     "per_level_ms": rounded(o.per_level_ms),
+                    "drafting_ms": rounded(o.drafting_ms),
                     **o.extra,
                 }
                 for name, o in self.overhead.items()
@@ -327,7 +332,8 @@ def _read_overhead(fields: Fields) -> Overhead:
         constant_ms=fields.number("constant_ms"),
         per_token_ms=fields.number("per_token_ms"),
         per_level_ms=fields.number("per_level_ms"),
-        extra=_unknown(fields, "constant_ms", "per_token_ms", "per_level_ms"),
+        drafting_ms=fields.number("drafting_ms", default=0.0),
+        extra=_unknown(fields, "constant_ms", "per_token_ms", "per_level_ms", "drafting_ms"),
     )
 
 

@@ -136,11 +136,13 @@ class Objective:
     def level_ms(self, widths: IntArray, first: bool) -> FloatArray:
         """Median of a draft level by its internal nodes, nothing where there are none.
 
-        The first draft forward has the fixed width 2 (see TokenTree.draft_widths).
+        The first draft forward has the fixed width 2 (see TokenTree.draft_widths), and with it
+        comes what drafting costs at all.
         """
         table = self._level_ms
         if first:
-            return np.where(widths > 0, table[min(2, len(table) - 1)], 0.0)
+            cost = table[min(2, len(table) - 1)] + self.overhead.drafting_ms
+            return np.where(widths > 0, cost, 0.0)
         return table[np.minimum(widths, len(table) - 1)]
 
     def narrower(self, width: int) -> list[int]:

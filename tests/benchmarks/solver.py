@@ -159,7 +159,8 @@ def anneal(
     generator = np.random.default_rng(seed)
     rates = [*acceptance.rates, 0.0]
     drafts = [0.0, *profile.draft.at(list(range(1, size + 1)), 0)]
-    fixed = float(profile.target.at([size], 0)[0]) + profile.overhead["greedy"].constant_ms
+    overhead = profile.overhead["greedy"]
+    fixed = float(profile.target.at([size], 0)[0]) + overhead.constant_ms + overhead.drafting_ms
     # A chain to start from: parent, depth, value and number of children of each node.
     parent, depth = list(range(-1, size - 1)), list(range(size))
     value, children = [1.0], [1] * (size - 1) + [0]

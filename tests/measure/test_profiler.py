@@ -79,13 +79,20 @@ def test_drift_is_no_spread() -> None:
 def test_overhead_fit_finds_its_parts() -> None:
     trees = overhead_trees(64)
     rows = [
-        (tree, 0.4 + 0.01 * tree.size + 0.05 * len(tree.draft_widths), 10.0 + tree.size)
+        (
+            tree,
+            0.4 + 0.01 * tree.size + 0.05 * len(tree.draft_widths) + 0.7 * (tree.size > 1),
+            10.0 + tree.size,
+        )
         for tree in trees
     ]
     found = fit_overhead(rows)
     assert found.constant_ms == pytest.approx(0.4)
     assert found.per_token_ms == pytest.approx(0.01)
     assert found.per_level_ms == pytest.approx(0.05)
+    assert found.drafting_ms == pytest.approx(0.7)
+    for tree, wanted, _ in rows:
+        assert found.at(tree.size, len(tree.draft_widths)) == pytest.approx(wanted)
 
 
 def test_overhead_fit_passes_through_plain_decoding() -> None:

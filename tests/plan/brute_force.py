@@ -55,7 +55,7 @@ def fastest(
 ) -> tuple[TokenTree, float]:
     """The fastest of all trees of at most `max_size` nodes, and its speed.
 
-    For acceptance without depth and overhead that is one constant.
+    For acceptance without depth and overhead by neither tokens nor levels.
     """
     trees, (parents, own, present, widths) = _tables(max_size, acceptance.width)
     rates = np.append(acceptance.rates, 0.0)  # rank 0, the root's, reads the last
@@ -68,8 +68,9 @@ def fastest(
         np.insert(model.at(np.arange(1, max_size + 1), 0), 0, 0.0)
         for model in (profile.target, profile.draft)
     ]
-    time = forwards[0][present.sum(axis=1).astype(int)] + forwards[1][widths].sum(axis=1)
-    speeds = tokens / (time + profile.overhead["greedy"].constant_ms)
+    sizes, overhead = present.sum(axis=1).astype(int), profile.overhead["greedy"]
+    time = forwards[0][sizes] + forwards[1][widths].sum(axis=1) + overhead.constant_ms
+    speeds = tokens / (time + overhead.drafting_ms * (sizes > 1))
     best = int(speeds.argmax())
     return trees[best], float(speeds[best])
 
@@ -103,4 +104,5 @@ def random_profile(generator: np.random.Generator, kind: str, points: int) -> La
     def model(times: FloatArray) -> ModelLatency:
         return ModelLatency("m", "", [Curve(1, 0, list(range(1, points + 1)), times, times, times)])
 
-    return LatencyProfile({}, {}, {}, model(target), model(draft), {"greedy": Overhead(0.1, 0, 0)})
+    overhead = {"greedy": Overhead(0.1, 0, 0, drafting_ms=float(draft[0]))}
+    return LatencyProfile({}, {}, {}, model(target), model(draft), overhead)

@@ -32,8 +32,8 @@ def make_profile(
         target=ModelLatency("target", "f0", target),
         draft=ModelLatency("draft", "f1", draft),
         overhead={
-            "greedy": Overhead(overhead, 0.01, 0.02),
-            "sequoia": Overhead(2 * overhead, 0.01, 0.02),
+            "greedy": Overhead(overhead, 0.01, 0.02, 0.3),
+            "sequoia": Overhead(2 * overhead, 0.01, 0.02, 0.3),
         },
     )
 
@@ -67,7 +67,7 @@ def test_step_is_the_sum_of_its_parts() -> None:
     profile = make_profile()
     tree = shapes.k_sequences(3, 4)
     assert profile.step_ms(tree, "greedy", 128) == pytest.approx(
-        (10 + 0.5 * 13) + 4 * 1.0 + (0.5 + 0.01 * 13 + 0.02 * 4)
+        (10 + 0.5 * 13) + 4 * 1.0 + (0.5 + 0.01 * 13 + 0.02 * 4 + 0.3)
     )
     assert profile.step_ms(shapes.chain(1), "sequoia", 128) == pytest.approx(10.5 + 1.01)
     with pytest.raises(SequoiaError, match="no overhead for verifier 'topk'"):
