@@ -32,7 +32,7 @@ lint: .venv/installed
 # and the tree against the best chain on more prompts.
 bench: .venv/installed
 	$(BIN)/sequoia-opt bench --compile --limit 16 --repeats 3 --markdown
-	$(BIN)/sequoia-opt bench --compile --methods chain,tree --limit 53 --repeats 3 --markdown
+	$(BIN)/sequoia-opt bench --compile --methods chain,tree --limit 32 --repeats 3 --markdown
 
 # The solver's tables: how its time grows, how often it finds the fastest tree of all.
 bench-solver: .venv/installed
