@@ -397,13 +397,15 @@ def fit_overhead(rows: Sequence[tuple[TokenTree, float, float]]) -> Overhead:
     step's time.
 
     Plain decoding is what every speed-up is measured against, so the fit passes through the
-    one-node tree; the rest share out what larger trees add to it, none of it negative.
+    one-node tree; the rest share out what larger trees add to it. None of it is negative.
 
     Args:
         rows: for each measured step its tree, what no forward accounts for, and its time.
     """
     plain = [extra for tree, extra, _ in rows if tree.size == 1]
-    base = float(np.mean(plain))
+    # On a loaded machine a forward timed between others can take longer than a whole step; that
+    # must not leave plain decoding no time.
+    base = max(float(np.mean(plain)), 0.0)
     others = [row for row in rows if row[0].size > 1]
     if not others:
         return Overhead(base, 0.0, 0.0)

@@ -103,6 +103,7 @@ def test_overhead_fit_passes_through_plain_decoding() -> None:
     assert found.per_token_ms >= 0
     assert found.per_level_ms >= 0
     assert fit_overhead([(shapes.chain(1), 0.3, 5.0)]).at(1, 0) == pytest.approx(0.3)
+    assert fit_overhead([(shapes.chain(1), -4.7, 1.0)]).at(1, 0) == 0
 
 
 def test_interval_of_the_median_covers_it() -> None:
