@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sequoia_opt import demo, paths
@@ -14,7 +15,7 @@ def test_of_files_of_one_age_those_of_the_plain_engine_count(
 ) -> None:
     """As in a fresh checkout; but what was made last comes first."""
     monkeypatch.chdir(tmp_path)
-    rates = Acceptance([0.5], dataset=demo.DATASET_NAME, verifier="greedy")  # type: ignore[arg-type]
+    rates = Acceptance(np.array([0.5]), dataset=demo.DATASET_NAME, verifier="greedy")
     names = "here", demo.TARGET_NAME, demo.DRAFT_NAME, "float32"
     profiles = [paths.profile_path(*names, compiled=compiled) for compiled in (True, False)]
     trees = [paths.tree_path("here", profile, rates) for profile in profiles]

@@ -28,7 +28,6 @@ from sequoia_opt.engine.compiling import Forward, compiled, vary_sizes
 from sequoia_opt.engine.memory import check_fits
 from sequoia_opt.engine.packing import pack, unpack
 from sequoia_opt.errors import SequoiaError
-from sequoia_opt.plan.files import one_line
 
 PREFILL_CHUNK = 512
 KEPT_TABLES = 8  # causal mask tables of that many chunk lengths stay prepared
@@ -186,8 +185,10 @@ class Runner:
             try:
                 found = self._graphs(*arguments, self.cache)
             except Exception as error:  # the compiler's own, of many kinds
+                # After an empty line it says how to debug the compiler.
+                reason = " ".join(str(error).partition("\n\n")[0].split())[:200]
                 raise SequoiaError(
-                    f"{self.name}: cannot be compiled ({one_line(error)[:200]}); use --no-compile"
+                    f"{self.name}: cannot be compiled ({reason}); use --no-compile"
                 ) from None
             if off := self._difference(found[0, -1].double(), wanted[0, -1].double()):
                 raise SequoiaError(

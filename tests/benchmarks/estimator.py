@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated
 
 import numpy as np
@@ -64,7 +65,7 @@ def main(
     batches = [rows[i : i + options.batch] for i in range(0, len(rows), options.batch)]
     runs: dict[str, Callable[[], object]] = {"forwards alone": lambda: forwards(pair, batches)}
     for label, ways in WAYS.items():
-        runs[label] = lambda ways=ways: estimate(pair, documents, name, ways, options)  # type: ignore[misc]
+        runs[label] = partial(estimate, pair, documents, name, ways, options)
     times: dict[str, list[float]] = {label: [] for label in runs}
     for number in range(repeats + 1):
         for label, run in runs.items():

@@ -87,7 +87,10 @@ def test_a_graph_that_computes_something_else_is_refused(
     make_pair: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pair = make_pair(dtype="float32")
-    wrong = lambda model: lambda tokens, *_: torch.ones(1, tokens.shape[1], 61)  # noqa: E731
+
+    def wrong(model: Any) -> Any:
+        return lambda tokens, *_: torch.ones(1, tokens.shape[1], 61)
+
     monkeypatch.setattr("sequoia_opt.engine.runner.compiled", wrong)
     with pytest.raises(SequoiaError, match=r"other logits when compiled.*--no-compile"):
         pair.compile()
