@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -26,6 +26,8 @@ class TreeIndex:
 
     Attributes:
         internal: the internal nodes in that order.
+        child: [internal, ranks], their children, 0 where there are fewer.
+        exist: the same shape, where there are children.
         reach: how many of them have at least 1, 2, … children.
         levels: the same for each depth.
         post_order: all nodes, each after what is under it.
@@ -49,6 +51,7 @@ class TreeIndex:
         # For each node its row among the internal ones; a leaf's is one past them.
         self.row = indices([row.get(v, len(order)) for v in range(tree.size)], device)
         self.child = indices(children, device)
+        self.exist = self.child > 0
         self.parent = indices([0, *tree.parents[1:]], device)
         # Where a node's own test stands in the flattened [internal, rank] table.
         self.test = indices(
@@ -89,6 +92,7 @@ class Level:
         nodes: [internal], the nodes.
         rows: [internal], their places among all internal ones.
         children: [internal, ranks], their children, 0 where there are fewer.
+        exist: the same shape, where there are children.
         reach: how many of them have at least 1, 2, … children.
     """
 
@@ -96,6 +100,10 @@ class Level:
     rows: Tensor
     children: Tensor
     reach: list[int]
+    exist: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "exist", self.children > 0)
 
 
 def post_order(tree: TokenTree) -> list[int]:

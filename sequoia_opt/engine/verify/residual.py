@@ -20,6 +20,7 @@ from sequoia_opt.engine.sampling import (
     tempered,
     warp,
 )
+from sequoia_opt.engine.verify import fused
 from sequoia_opt.engine.verify.interface import (
     TreeIndex,
     Trial,
@@ -78,9 +79,7 @@ class Sequoia:
         tests = residual_tests(
             target.index_select(0, index.internal_nodes),
             draft,
-            tokens[index.child],
-            index.reach,
-            self.replaced,
+            Draws(tokens[index.child], index.exist, index.reach, self.replaced),
         )
         before = self.draft_uniforms(index, vocabulary)
         own = uniforms[before : before + index.size - 1]
@@ -96,7 +95,9 @@ class Sequoia:
         whole = warp(target_logits, self.temperature, self.top_p)
         draft = warp(draft_logits, self.temperature)
         drawn = self._drawn(draft_logits, width)
-        tests = residual_tests(whole, draft, drawn, [len(drawn)] * width, self.replaced)
+        every = torch.ones_like(drawn, dtype=torch.bool)
+        draws = Draws(drawn, every, [len(drawn)] * width, self.replaced)
+        tests = residual_tests(whole, draft, draws)
         failed = (1 - tests.passes).cumprod(dim=1)
         chances = tests.passes * torch.cat([torch.ones_like(failed[:, :1]), failed[:, :-1]], dim=1)
         rank = first_rank(torch.rand_like(tests.passes) < tests.passes)
@@ -138,6 +139,24 @@ def _of_nodes(uniforms: Tensor, nodes: slice, each: int) -> Tensor:
 
 
 @dataclass
+class Draws:
+    """What some nodes' tests are about.
+
+    Attributes:
+        tokens: [nodes, ranks]. Void ones (of probability 0 in the draft, its support being
+            exhausted) never pass and change nothing.
+        exist: [nodes, ranks], which of them there are; the first of each node always.
+        reach: how many of the nodes, from the first, have at least 1, 2, … draws.
+        replaced: whether a token can be drawn again.
+    """
+
+    tokens: Tensor
+    exist: Tensor
+    reach: list[int]
+    replaced: bool
+
+
+@dataclass
 class Tests:
     """The tests of some nodes' draws, each given that all before it failed.
 
@@ -152,49 +171,70 @@ class Tests:
     own: Tensor
 
 
-def residual_tests(
-    target: Tensor,
-    draft: Tensor,
-    tokens: Tensor,
-    reach: list[int],
-    replaced: bool = False,
-    own: Tensor | None = None,
-) -> Tests:
-    """The tests of the draws at each node.
+def residual_tests(target: Tensor, draft: Tensor, draws: Draws, own: Tensor | None = None) -> Tests:
+    """The tests of the draws at each node; one kernel for all of them where it runs on CUDA.
 
     Args:
         target, draft: [nodes, vocabulary], P and Q.
-        tokens: [nodes, ranks], the draws; void ones (of probability 0 in the draft, its support
-            being exhausted) never pass and change nothing.
-        reach: how many of the nodes, from the first, have at least 1, 2, … draws.
-        replaced: whether a token can be drawn again.
         own: [nodes], chance that the path to each node passes, where whole paths are tested
             (see Traversal); by default it has passed.
     """
-    passes = target.new_zeros(tokens.shape)
+    kept = target.gather(1, draws.tokens)
+    chances = draft.gather(1, draws.tokens) * draws.exist
+    undrawn = undrawn_mass(draft, draws, chances)
+    if fused.available(target):
+        counts = draws.exist.sum(dim=1)
+        return Tests(*fused.residual_tests(target, draft, kept, chances, undrawn, counts, own))
+    return tests_by_rank(target, draft, draws.reach, kept, chances, undrawn, own)
+
+
+def undrawn_mass(draft: Tensor, draws: Draws, chances: Tensor) -> Tensor:
+    """M before each draw [nodes, ranks]: of the tokens that are never drawn and of the draws
+    still to come. Sums alone: what is left of nearly nothing would not survive a difference."""
+    if draws.replaced:
+        return draft.sum(dim=-1, keepdim=True).expand_as(chances)
+    drawn = torch.where(draws.exist, draws.tokens, draws.tokens[:, :1])
+    never = draft.scatter(1, drawn, 0).sum(dim=-1, keepdim=True)
+    return never + chances.flip(1).cumsum(dim=1).flip(1)
+
+
+def tests_by_rank(
+    target: Tensor,
+    draft: Tensor,
+    reach: list[int],
+    kept: Tensor,
+    chances: Tensor,
+    undrawn: Tensor,
+    own: Tensor | None,
+) -> Tests:
+    """`residual_tests`, all nodes' draws of a rank at once.
+
+    Args:
+        kept, chances: [nodes, ranks], P and Q at the draws; Q is 0 at void ones.
+        undrawn: [nodes, ranks], M before each.
+    """
+    passes = torch.zeros_like(chances)
     scale = target.new_zeros(len(target), 1)
     passing = torch.ones_like(scale) if own is None else own[:, None].clone()
-    left = draft.clone()  # Q on the tokens not yet drawn
+    masses = target.sum(dim=-1, keepdim=True)  # S, of what is left of the target
     for rank, count in enumerate(reach):
-        drawn = tokens[:count, rank : rank + 1]
-        rest = _rest(target[:count], scale[:count], draft[:count])
-        mass = rest.sum(dim=-1, keepdim=True)
-        undrawn = left[:count].sum(dim=-1, keepdim=True)
-        chance = left[:count].gather(1, drawn)  # 0 for a void draw
-        reached = passing[:count]
+        here = slice(rank, rank + 1)
+        chance, mass, reached = chances[:count, here], masses[:count], passing[:count]
+        rest = (kept[:count, here] - scale[:count] * chance).clamp_min(0)
         limit = mass * chance
-        ratio = reached * rest.gather(1, drawn) * undrawn / limit
-        passes[:count, rank : rank + 1] = torch.where(limit > 0, ratio, 0).clamp(max=1)
+        ratio = reached * rest * undrawn[:count, here] / limit
+        passes[:count, here] = torch.where(limit > 0, ratio, 0).clamp(max=1)
         tested = (chance > 0) & (reached > 0)
-        scale[:count] += torch.where(tested, mass / (reached * undrawn), 0)
+        scale[:count] += torch.where(tested, mass / (reached * undrawn[:count, here]), 0)
+        # Summed again only for those who ask: the next rank's tests, or the nodes' own.
+        asked = count if own is not None else sum(reach[rank + 1 : rank + 2])
+        after = _rest(target[:asked], scale[:asked], draft[:asked]).sum(dim=-1, keepdim=True)
         if own is not None:
-            after = _rest(target[:count], scale[:count], draft[:count]).sum(dim=-1, keepdim=True)
             more = torch.where(mass > 0, reached * after / mass, 0)
             fails = 1 - reached
             share = torch.where(more + fails > 0, more / (more + fails), 1)
             passing[:count] = torch.where(tested, share, reached)
-        if not replaced:
-            left[:count].scatter_(1, drawn, 0)
+        masses[:asked] = after
     return Tests(passes, scale.squeeze(1), passing.squeeze(1))
 
 

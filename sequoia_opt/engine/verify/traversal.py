@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sequoia_opt.engine.sampling import draw, warp
 from sequoia_opt.engine.verify.interface import TreeIndex, Verdict
-from sequoia_opt.engine.verify.residual import Sequoia, residual_tests, what_is_left
+from sequoia_opt.engine.verify.residual import Draws, Sequoia, residual_tests, what_is_left
 
 
 class Traversal(Sequoia):
@@ -43,9 +43,8 @@ class Traversal(Sequoia):
             tests = residual_tests(
                 target.index_select(0, level.nodes),
                 draft.index_select(0, level.rows),
-                tokens[level.children],
-                level.reach,
-                own=own.index_select(0, level.nodes),
+                Draws(tokens[level.children], level.exist, level.reach, self.replaced),
+                own.index_select(0, level.nodes),
             )
             # A place without a child writes to the root, which passes whatever stands there.
             own = own.scatter(0, level.children.flatten(), tests.passes.flatten())

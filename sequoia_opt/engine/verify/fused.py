@@ -1,0 +1,129 @@
+"""The residual tests as one Triton kernel, for CUDA.
+
+Tensor by tensor they take a dozen launches for each rank; here each node has a program that
+walks its draws, and only sums over the vocabulary. The formulas are residual.py's.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # torch brings it along where there is CUDA
+    triton = None
+
+LARGEST_BLOCK = 8192  # tokens of the vocabulary that a program reads at once
+
+
+def available(tensor: Tensor) -> bool:
+    """Whether the kernel can run on the tensor's device."""
+    return triton is not None and tensor.is_cuda
+
+
+def residual_tests(
+    target: Tensor,
+    draft: Tensor,
+    kept: Tensor,
+    chances: Tensor,
+    undrawn: Tensor,
+    counts: Tensor,
+    own: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What `residual.tests_by_rank` computes: the parts of its Tests.
+
+    Args:
+        target, draft: [nodes, vocabulary], P and Q.
+        kept, chances: [nodes, ranks], P and Q at the draws; Q is 0 at void ones.
+        undrawn: [nodes, ranks], M before each.
+        counts: [nodes], draws of each.
+        own: [nodes], chance that the path to each passes, if whole paths are tested.
+    """
+    nodes, vocabulary = target.shape
+    passes = torch.zeros_like(chances)
+    scale, passing = target.new_empty(nodes), target.new_empty(nodes)
+    device = torch.cuda.device(target.device) if target.is_cuda else nullcontext()
+    with device:
+        _walk_draws[(nodes,)](
+            target.contiguous(),
+            draft.contiguous(),
+            kept.contiguous(),
+            chances.contiguous(),
+            undrawn.contiguous(),
+            counts,
+            target if own is None else own.contiguous(),
+            passes,
+            scale,
+            passing,
+            vocabulary,
+            chances.shape[1],
+            PATHS=own is not None,
+            BLOCK=min(LARGEST_BLOCK, triton.next_power_of_2(vocabulary)),
+            num_warps=8,
+        )
+    return passes, scale, passing
+
+
+if triton is not None:
+
+    @triton.jit
+    def _mass_left(target, draft, scale, vocabulary, BLOCK: tl.constexpr):
+        """S = Σ max(P - c Q, 0) of one node."""
+        sums = tl.zeros((BLOCK,), dtype=target.dtype.element_ty)
+        for start in range(0, vocabulary, BLOCK):
+            tokens = start + tl.arange(0, BLOCK)
+            inside = tokens < vocabulary
+            p = tl.load(target + tokens, mask=inside, other=0.0)
+            q = tl.load(draft + tokens, mask=inside, other=0.0)
+            sums += tl.maximum(p - scale * q, 0.0)
+        return tl.sum(sums, axis=0)
+
+    @triton.jit
+    def _walk_draws(
+        target,
+        draft,
+        kept,
+        chances,
+        undrawn,
+        counts,
+        own,
+        passes,
+        scales,
+        passings,
+        vocabulary,
+        ranks,
+        PATHS: tl.constexpr,
+        BLOCK: tl.constexpr,
+    ):
+        """One node's draws, each tested given that those before it failed."""
+        node = tl.program_id(0)
+        row = node.to(tl.int64) * vocabulary
+        target += row
+        draft += row
+        mass = _mass_left(target, draft, 0.0, vocabulary, BLOCK)
+        scale = mass * 0.0  # of the tensors' own precision
+        passing = scale + 1.0
+        if PATHS:
+            passing = tl.load(own + node)
+        first = node * ranks
+        for draw in range(first, first + tl.load(counts + node)):
+            chance, left = tl.load(chances + draw), tl.load(undrawn + draw)
+            rest = tl.maximum(tl.load(kept + draw) - scale * chance, 0.0)
+            limit = mass * chance
+            ratio = tl.where(limit > 0, passing * rest * left / limit, 0.0)
+            tl.store(passes + draw, tl.minimum(ratio, 1.0))
+            tested = (chance > 0) & (passing > 0)
+            scale += tl.where(tested, mass / (passing * left), 0.0)
+            after = _mass_left(target, draft, scale, vocabulary, BLOCK)
+            if PATHS:
+                more = tl.where(mass > 0, passing * after / mass, 0.0)
+                fails = 1.0 - passing
+                share = tl.where(more + fails > 0, more / (more + fails), 1.0)
+                passing = tl.where(tested, share, passing)
+            mass = after
+        tl.store(scales + node, scale)
+        tl.store(passings + node, passing)

@@ -1,0 +1,69 @@
+"""The kernel beside the tensor version: on CUDA, or in Triton's interpreter, which needs none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sequoia_opt.engine.verify import fused, residual
+from sequoia_opt.engine.verify.residual import Draws
+
+pytest.importorskip("triton", reason="triton comes for Linux alone")
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of numpy, for what is not taken
+@given(
+    reach=st.lists(st.integers(1, 4), min_size=1, max_size=5).map(lambda r: sorted(r)[::-1]),
+    vocabulary=st.sampled_from([6, 61, 64, 9000, 128256]),
+    spread=st.sampled_from([0.3, 3.0, 30.0]),
+    replaced=st.booleans(),
+    paths=st.booleans(),
+    double=st.booleans(),
+    seed=st.integers(0, 2**20),
+)
+def test_the_kernel_gives_the_tensors_numbers(
+    reach: list[int],
+    vocabulary: int,
+    spread: float,
+    replaced: bool,
+    paths: bool,
+    double: bool,
+    seed: int,
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    options: dict[str, Any] = {
+        "dtype": torch.float64 if double else torch.float32,
+        "generator": generator,
+    }
+    nodes, ranks = reach[0], len(reach)
+    target, draft = (
+        (spread * torch.randn(nodes, vocabulary, **options)).softmax(dim=-1) for _ in range(2)
+    )
+    draft[:, :3] = 0  # so that some draws are void
+    draft /= draft.sum(dim=-1, keepdim=True)
+    tokens = torch.stack([torch.randperm(vocabulary, generator=generator) for _ in range(nodes)])
+    tokens[-1, :ranks] = torch.arange(ranks)
+    exist = torch.tensor([[row < count for count in reach] for row in range(nodes)])
+    draws = Draws(tokens[:, :ranks].to(DEVICE), exist.to(DEVICE), reach, replaced)
+    own = torch.rand(nodes, **options).to(DEVICE) if paths else None
+    if own is not None:
+        own[0] = seed % 2  # a path that surely passes, or cannot
+    target, draft = target.to(DEVICE), draft.to(DEVICE)
+    results = []
+    for kernel in (False, True):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(fused, "available", lambda _, kernel=kernel: kernel)
+            results.append(residual.residual_tests(target, draft, draws, own))
+    wanted, found = results
+    tolerance = 1e-9 if double else 1e-3
+    for part in ("passes", "scale", "own"):
+        torch.testing.assert_close(
+            getattr(found, part), getattr(wanted, part), rtol=tolerance, atol=tolerance
+        )
