@@ -6,7 +6,7 @@ BIN := .venv/bin
 DEMO := build/demo
 DATA ?=
 
-.PHONY: demo test lint bench bench-solver bench-step bench-estimator trees check-trees train clean
+.PHONY: demo test test-gpu lint bench bench-solver bench-step bench-estimator trees check-trees train clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -22,6 +22,10 @@ demo: .venv/installed
 
 test: .venv/installed
 	$(BIN)/python -m pytest -n 2
+
+# The tests that need an NVIDIA GPU; without one they are skipped, and say so.
+test-gpu: .venv/installed
+	$(BIN)/python -m pytest -m gpu -rs
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -16,6 +16,7 @@ from sequoia_opt.cli.options import (
     Device,
     Draft,
     Dtype,
+    Graphs,
     Json,
     Target,
     load,
@@ -83,6 +84,7 @@ def decode(
         int, typer.Option(min=1, help="Repetitions of each prompt with --compare.")
     ] = 3,
     compile: TreeCompile = None,
+    graphs: Graphs = None,
     device: Device = None,
     dtype: Dtype = None,
     as_json: Json = False,
@@ -100,7 +102,7 @@ def decode(
     from sequoia_opt.engine.decoder import Decoder, check_sampling
 
     check_sampling(**asdict(sampling))
-    pair = load(target, draft, device, dtype, _compiled(loaded, compile))
+    pair = load(target, draft, device, dtype, _compiled(loaded, compile), graphs)
     texts = [prompt] if prompt is not None else demo.prompts()
     prompts = [pair.encode(text) for text in texts]
     decoder = Decoder(pair, loaded, **asdict(sampling), seed=seed)
@@ -207,6 +209,7 @@ def bench(
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
     compile: TreeCompile = None,
+    graphs: Graphs = None,
     device: Device = None,
     dtype: Dtype = None,
     as_json: Json = False,
@@ -248,7 +251,7 @@ def bench(
     check_sampling(**asdict(sampling))
     name, documents = load_dataset(dataset)
     models = _models_of(loaded, target, draft)
-    pair = load(*models, device, dtype, _compiled(loaded, compile))
+    pair = load(*models, device, dtype, _compiled(loaded, compile), graphs)
     spread = spread_over(documents, limit)
     prompts = [pair.encode(d.prompt or d.text[: len(d.text) // 2]) for d in spread]
     for prompt in prompts:
@@ -372,4 +375,5 @@ def _comparable(tree: TokenTree, pair: Pair, sampling: Sampling) -> Comparable:
     machine = own.get("hardware", {}).get("slug") == hardware(pair.device)["slug"]
     settings = own.get("engine", {}).get("dtype"), _compiled(tree, None)
     engine = settings == (pair.dtype, pair.compiled)
+    engine = engine and own.get("engine", {}).get("graphs", pair.graphs) == pair.graphs
     return Comparable(tokens=models and same, times=models and same and machine and engine)

@@ -14,6 +14,7 @@ from sequoia_opt.cli.options import (
     Device,
     Draft,
     Dtype,
+    Graphs,
     Json,
     Output,
     Target,
@@ -49,6 +50,7 @@ def profile(
     ] = "sequoia",
     repeats: Annotated[int, typer.Option(min=5, help="Rounds that are timed.")] = 25,
     compile: Compile = False,
+    graphs: Graphs = None,
     output: Output = None,
     as_json: Json = False,
 ) -> None:
@@ -62,7 +64,7 @@ def profile(
     from sequoia_opt.measure import profiler
     from sequoia_opt.measure.hardware import hardware
 
-    pair = load(target, draft, device, dtype, ROLES if compile else ())
+    pair = load(target, draft, device, dtype, ROLES if compile else (), graphs)
     parts = hardware(pair.device)["slug"], pair.target_name, pair.draft_name, pair.dtype
     check_output(output or paths.profile_path(*parts))
     options = profiler.Options(

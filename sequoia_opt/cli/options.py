@@ -34,6 +34,14 @@ Dtype = Annotated[
 Compile = Annotated[
     bool, typer.Option("--compile/--no-compile", help="Compile the forwards: takes a minute.")
 ]
+Graphs = Annotated[
+    bool | None,
+    typer.Option(
+        "--graphs/--no-graphs",
+        help="Record steps as CUDA graphs.",
+        show_default="on cuda",
+    ),
+]
 Output = Annotated[
     Path | None, typer.Option("-o", "--output", help="File to write.", show_default="by name")
 ]
@@ -55,12 +63,13 @@ def load(
     device: str | None,
     dtype: str | None,
     compiled: Collection[str] = (),
+    graphs: bool | None = None,
 ) -> Pair:
     """The pair of models that the options name, the forwards of these roles compiled."""
     from sequoia_opt import console
     from sequoia_opt.engine.models import load_pair
 
-    pair = load_pair(target, draft, device, dtype)
+    pair = load_pair(target, draft, device, dtype, graphs)
     for role in compiled:
         with console.waiting(f"compiling the {role}'s forwards"):
             pair.compile([role])

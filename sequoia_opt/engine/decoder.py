@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from sequoia_opt.engine.cuda import ReadBack, RecordedStep
 from sequoia_opt.engine.models import Pair
 from sequoia_opt.engine.step import State, Step, at_least_float32
 from sequoia_opt.engine.verify import VERIFIERS, make_verifier
@@ -86,7 +87,9 @@ class Decoder:
             )
         self.pair, self.tree = pair, tree
         self.verifier = make_verifier(verifier, temperature, top_p)
-        self._step = Step(pair.target, pair.draft, tree, self.verifier)
+        step = Step(pair.target, pair.draft, tree, self.verifier)
+        self._step = RecordedStep(step) if pair.graphs else step
+        self._read = ReadBack(tree.depth + 2, pair.device)
         self._first = Step(pair.target, pair.draft, AUTOREGRESSIVE, self.verifier)
         self._random = torch.Generator(pair.device).manual_seed(seed)
 
@@ -166,10 +169,10 @@ class Decoder:
                 "a second pair"
             )
         emitted, state = self._step(state, length, self.uniforms(self._step))
-        *tokens, count = emitted.tolist()  # the step's one read-back
+        *tokens, count = self._read(emitted)  # the step's only one
         return tokens[:count], state
 
-    def uniforms(self, step: Step) -> Tensor:
+    def uniforms(self, step: Step | RecordedStep) -> Tensor:
         """The next random numbers in [0, 1) for a step."""
         return torch.rand(step.uniform_count, generator=self._random, device=self.pair.device)
 

@@ -50,6 +50,7 @@ class Pair:
         fingerprints: of both, by "target" and "draft".
         tokenizer: None where the models' folders have none.
         end_tokens: tokens that end a text.
+        graphs: whether steps are recorded as CUDA graphs and replayed.
         user: whose text the buffers hold: a pair runs one generation at a time.
     """
 
@@ -60,6 +61,7 @@ class Pair:
     fingerprints: dict[str, str]
     tokenizer: PreTrainedTokenizerBase | None
     end_tokens: frozenset[int]
+    graphs: bool = False
     user: object = None
 
     @property
@@ -120,18 +122,22 @@ def load_pair(
     draft: str | Path | None = None,
     device: str | None = None,
     dtype: str | None = None,
+    graphs: bool | None = None,
 ) -> Pair:
     """Load two models by hub id or local folder; by default the bundled pair.
 
     Args:
         device: "cpu", "cuda", "cuda:1", …; by default CUDA where there is one.
         dtype: a name in DTYPES; by default bfloat16 on CUDA and float32 elsewhere.
+        graphs: whether to record steps as CUDA graphs; by default on CUDA.
 
     Raises:
         SequoiaError: a model cannot be loaded or run, or the two do not fit together.
     """
     target, draft = str(target or demo.TARGET_NAME), str(draft or demo.DRAFT_NAME)
     where = _device(device)
+    if graphs and where.type != "cuda":
+        raise SequoiaError(f"graphs: steps on {where.type} cannot be recorded, only on cuda")
     if dtype is not None and dtype not in DTYPES:
         raise SequoiaError(f"dtype: found {dtype!r}, expected one of {', '.join(DTYPES)}")
     kind = DTYPES[dtype or ("bfloat16" if where.type == "cuda" else "float32")]
@@ -157,6 +163,7 @@ def load_pair(
         fingerprints={role: fingerprint(sources[role], configs[role]) for role in sources},
         tokenizer=tokenizers["target"] or tokenizers["draft"],
         end_tokens=_end_tokens(runners["target"].model, tokenizers["target"]),
+        graphs=where.type == "cuda" if graphs is None else graphs,
     )
 
 

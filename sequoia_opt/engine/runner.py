@@ -32,6 +32,8 @@ from sequoia_opt.errors import SequoiaError
 PREFILL_CHUNK = 512
 KEPT_TABLES = 8  # causal mask tables of that many chunk lengths stay prepared
 CHECKED_TOKENS = 16
+# On CUDA: attention kernels copy a mask whose rows do not begin at a multiple of this.
+ALIGNED_SLOTS = 8
 # How far logits may be off, relative to their spread, before an architecture is refused: well
 # above rounding, well below what a wrong position or mask does.
 AGREEMENT = {
@@ -232,8 +234,15 @@ class Runner:
         return MaskTable(attends, query_depths, depths, self.layers, self.dtype, self.device)
 
     def places(self, length: Tensor, used: int) -> Tensor:
-        """Columns in a mask table of the first `used` slots, for a tree at `length`."""
-        return places(length, self._slots[:used])
+        """Columns in a mask table of the first slots, `used` at least, for a tree at `length`."""
+        return places(length, self._read_slots(used))
+
+    def _read_slots(self, used: int) -> Tensor:
+        """The slots that a forward reads if it needs the first `used`."""
+        if self.device.type == "cuda":
+            assert self.cache is not None
+            used = min(used + -used % ALIGNED_SLOTS, self.cache.capacity)
+        return self._slots[:used]
 
     def forward(
         self, tokens: Tensor, positions: Tensor, slots: Tensor, masks: Masks, keep: int
@@ -313,7 +322,7 @@ class Runner:
         positions = slots[None]
         if pad is not None:
             positions = (positions - pad[:, None]).clamp(min=0)
-            padded = self._slots[:used] < pad[:, None]
+            padded = self._read_slots(used) < pad[:, None]
             masks = {
                 window: mask.masked_fill(padded[:, None, None], torch.finfo(mask.dtype).min)
                 for window, mask in masks.items()

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from scipy.optimize import nnls
 
+from sequoia_opt.engine import cuda
 from sequoia_opt.engine.decoder import Decoder, check_sampling
-from sequoia_opt.engine.models import Pair
+from sequoia_opt.engine.models import ROLES, Pair
 from sequoia_opt.engine.runner import Runner
 from sequoia_opt.engine.step import State
 from sequoia_opt.engine.verify import VERIFIERS
@@ -67,12 +68,25 @@ class _Timed:
         warm: run once before it is timed: a step follows one like it, and in a step a draft
             forward follows another; what the first of them costs more counts as overhead.
         samples: runs of a round, of which the median counts; a short one needs more of them.
+        queued: timed as the device sees it that does one piece of work behind another, and not
+            from outside, where each takes a while to be issued and waited for.
     """
 
     run: Callable[[], object]
     warm: bool = False
     samples: int = 1
+    queued: bool = False
     times: list[float] = field(default_factory=list)
+
+    def sample_ms(self, device: torch.device) -> float:
+        """Run it once; milliseconds."""
+        if self.queued:
+            return cuda.elapsed_ms(self.run, device)
+        _synchronize(device)
+        started = time.perf_counter()
+        self.run()
+        _synchronize(device)
+        return 1000 * (time.perf_counter() - started)
 
 
 def default_tokens(device: torch.device) -> list[int]:
@@ -140,7 +154,7 @@ def profile(
         software=software(pair.device),
         engine={
             "dtype": pair.dtype,
-            "graphs": False,
+            "graphs": pair.graphs,
             "compile": pair.compiled or False,
             "compile_gain": gains,
             "threads": torch.get_num_threads(),
@@ -160,10 +174,7 @@ def _compile_gains(pair: Pair, context: int, options: Options) -> dict[str, floa
         runner: Runner = getattr(pair, role)
         _fill(runner, context, max(COMPILED_TOKENS), 1)
         ways = {
-            compiled: [
-                _timed(role, _one_way(runner, compiled, _forward(runner, context, count, 1)))
-                for count in COMPILED_TOKENS
-            ]
+            compiled: [_timed(pair, role, context, count, 1, compiled) for count in COMPILED_TOKENS]
             for compiled in (False, True)
         }
         _rounds([*ways[False], *ways[True]], pair.device, options)
@@ -172,16 +183,6 @@ def _compile_gains(pair: Pair, context: int, options: Options) -> dict[str, floa
         )
         gains[role] = round(eager / compiled, 3)
     return gains
-
-
-def _one_way(runner: Runner, compiled: bool, forward: Callable[[], object]) -> Callable[[], object]:
-    """A forward, compiled or not."""
-
-    def run() -> object:
-        runner.compiled = compiled
-        return forward()
-
-    return run
 
 
 def _part(progress: Progress, number: int, parts: int) -> Progress:
@@ -216,17 +217,37 @@ def _forwards(
 ) -> dict[Point, _Timed]:
     """Every forward of a batch to time."""
     return {
-        (role, batch, context, count): _timed(role, _forward(runner, context, count, batch))
-        for role, runner in (("target", pair.target), ("draft", pair.draft))
+        (role, batch, context, count): _timed(pair, role, context, count, batch)
+        for role in ROLES
         for context in contexts
         for count in tokens
     }
 
 
-def _timed(role: str, run: Callable[[], object]) -> _Timed:
-    """A forward of a model to time, as it comes in a step."""
+def _timed(
+    pair: Pair, role: str, context: int, count: int, batch: int, compiled: bool | None = None
+) -> _Timed:
+    """A forward of a model to time, as it comes in a step.
+
+    Args:
+        compiled: whether it is to be, whatever the model's other forwards are.
+    """
+    runner: Runner = getattr(pair, role)
+    length = cuda.bucketed(context) if pair.graphs else context
+    forward = _forward(runner, context, count, batch, length)
+
+    def run() -> object:
+        if compiled is not None:
+            runner.compiled = compiled
+        return forward()
+
     draft = role == "draft"
-    return _Timed(run, warm=draft, samples=DRAFT_SAMPLES if draft else 1)
+    return _Timed(
+        cuda.recorded(run, pair.device) if pair.graphs else run,
+        warm=draft,
+        samples=DRAFT_SAMPLES if draft else 1,
+        queued=pair.device.type == "cuda",
+    )
 
 
 def _fill(runner: Runner, context: int, room: int, batch: int) -> None:
@@ -234,18 +255,24 @@ def _fill(runner: Runner, context: int, room: int, batch: int) -> None:
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(runner.vocabulary, (batch, context), generator=generator)
     # Never read to the last slot, as in decoding: reading all of a buffer compiles anew.
-    runner.reserve(context + room + 1, batch)
+    runner.reserve(cuda.bucketed(context) + room + 1, batch)
     runner.prefill(tokens.to(runner.device))
 
 
-def _forward(runner: Runner, context: int, count: int, batch: int) -> Callable[[], object]:
-    """One forward of `count` tokens a sequence as a step runs it, mask and slots included."""
+def _forward(
+    runner: Runner, context: int, count: int, batch: int, length: int
+) -> Callable[[], object]:
+    """One forward of `count` tokens a sequence as a step runs it, mask and slots included.
+
+    Args:
+        length: bound on the cached tokens that the step knows.
+    """
     order = list(range(count))
     table = runner.mask_table(np.tri(count, dtype=np.bool_), order, order)
     place = torch.tensor([context], device=runner.device)
     offsets = torch.arange(count, device=runner.device)
     tokens = torch.zeros(batch, count, dtype=torch.long, device=runner.device)
-    used = context + count
+    used = length + count
 
     def run() -> object:
         masks = table.masks(runner.places(place, used))
@@ -269,13 +296,7 @@ def _rounds(
         for item in order:
             if item.warm:
                 item.run()
-            samples = []
-            for _ in range(item.samples):
-                _synchronize(device)
-                started = time.perf_counter()
-                item.run()
-                _synchronize(device)
-                samples.append(1000 * (time.perf_counter() - started))
+            samples = [item.sample_ms(device) for _ in range(item.samples)]
             if number >= options.warm_up:
                 item.times.append(float(np.median(samples)))
         progress(number + 1, total)

@@ -1,0 +1,157 @@
+"""What CUDA does in its own way: work recorded as a graph, read-backs, and the time of work.
+
+A step is hundreds of launches, each slower to issue than the kernel is to run. Recorded once,
+on tensors that stay where they are, they are replayed with one. Knows nothing of text.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sequoia_opt.engine.attention import KVCache
+from sequoia_opt.engine.step import State, Step
+from sequoia_opt.errors import SequoiaError
+
+BUCKET = 256  # cached tokens: each graph serves so many lengths
+WARM_UPS = 3  # runs before recording: libraries choose and compile their kernels in them
+
+Work = Callable[[], object]
+Record = Callable[[Work, torch.device], Callable[[], object]]
+
+
+def bucketed(length: int) -> int:
+    """The length that a recorded step reads, for a text of so many tokens."""
+    return length + -length % BUCKET
+
+
+def record(work: Work, device: torch.device) -> Callable[[], object]:
+    """Work as a CUDA graph: what is returned does it again, on the same tensors.
+
+    Args:
+        work: can be done again and again, and changes only tensors that outlive it.
+
+    Raises:
+        SequoiaError: it does something that no graph can hold.
+    """
+    with torch.cuda.device(device):
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(WARM_UPS):
+                work()
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, pool=_pool(device)):
+                work()
+        except RuntimeError as error:
+            reason = " ".join(str(error).partition("\n")[0].split())[:200]
+            raise SequoiaError(
+                f"a step cannot be recorded as a CUDA graph ({reason}); use --no-graphs"
+            ) from None
+    return graph.replay
+
+
+_pools: dict[torch.device, Any] = {}
+
+
+def _pool(device: torch.device) -> Any:
+    """One memory pool for all graphs: none leaves a result in it that is read later."""
+    if device not in _pools:
+        _pools[device] = torch.cuda.graph_pool_handle()
+    return _pools[device]
+
+
+def recorded(work: Work, device: torch.device) -> Callable[[], object]:
+    """The work, recorded when it is first done."""
+    replay: Callable[[], object] | None = None
+
+    def run() -> object:
+        nonlocal replay
+        if replay is None:
+            replay = record(work, device)
+        return replay()
+
+    return run
+
+
+class RecordedStep:
+    """A step that is recorded, once for each bucket of lengths, and replayed.
+
+    Called as the step itself. The state that it returns stands in tensors of its own, which the
+    next call changes.
+    """
+
+    def __init__(self, step: Step, record: Record = record) -> None:
+        self.step, self._record = step, record
+        self._device = step.target.device
+        self.uniform_count = step.uniform_count
+        self._uniforms = torch.zeros(step.uniform_count, device=self._device)
+        self._before, self._after = (
+            State(*(torch.zeros(n, dtype=torch.long, device=self._device) for n in (1, 2)))
+            for _ in range(2)
+        )
+        self._emitted = torch.zeros(step.tree.depth + 2, dtype=torch.long, device=self._device)
+        self._replays: dict[int, Callable[[], object]] = {}
+        self._buffers: list[weakref.ref[KVCache]] = []
+
+    def __call__(self, state: State, length: int, uniforms: Tensor) -> tuple[Tensor, State]:
+        """Run one step; see Step."""
+        target = self.step.target.cache
+        assert target is not None
+        buffers = [cache for cache in (target, self.step.draft.cache) if cache is not None]
+        if [buffer() for buffer in self._buffers] != buffers:
+            self._replays.clear()  # they read buffers that are no more
+            self._buffers = [weakref.ref(buffer) for buffer in buffers]
+        self._before.length.copy_(state.length)
+        self._before.recent.copy_(state.recent)
+        self._uniforms.copy_(uniforms)
+        used = min(bucketed(length), target.capacity - self.step.tree.size)
+        if used not in self._replays:
+            self._replays[used] = self._record(lambda: self._work(used), self._device)
+        self._replays[used]()
+        return self._emitted, self._after
+
+    def _work(self, length: int) -> None:
+        emitted, state = self.step(self._before, length, self._uniforms)
+        self._emitted.copy_(emitted)
+        self._after.length.copy_(state.length)
+        self._after.recent.copy_(state.recent)
+
+
+class ReadBack:
+    """Reads small tensors of whole numbers: into pinned memory where they come from CUDA."""
+
+    def __init__(self, count: int, device: torch.device) -> None:
+        self._host = None
+        if device.type == "cuda":
+            self._host = torch.empty(count, dtype=torch.long, pin_memory=True)
+            self._device = device
+
+    def __call__(self, values: Tensor) -> list[int]:
+        """The values [count]; waits for what computes them, and for nothing else."""
+        if self._host is None:
+            return list(values.tolist())
+        self._host.copy_(values, non_blocking=True)
+        done = torch.cuda.Event()
+        done.record(torch.cuda.current_stream(self._device))
+        done.synchronize()
+        return list(self._host.tolist())
+
+
+def elapsed_ms(work: Work, device: torch.device) -> float:
+    """Time of the work on the device, done right behind itself as in a step: what it takes to
+    issue it counts only where the device has to wait for it."""
+    started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    with torch.cuda.device(device):
+        work()
+        started.record()
+        work()
+        ended.record()
+        ended.synchronize()
+    return float(started.elapsed_time(ended))

@@ -1,0 +1,154 @@
+"""What a step costs by context, measured and predicted: `python tests/benchmarks/contexts.py`.
+
+Profiles a pair, then runs whole steps with trees that the profile has not seen, and prints their
+time beside the profile's, how much of it is no forward, and how fast plain decoding reads the
+target's weights beside what the memory gives. The pair is the bundled one or, with `--shape 7b`,
+a random one of the size that people serve; latency does not depend on the weights.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Annotated
+
+import torch
+import typer
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from sequoia_opt import load_pair
+from sequoia_opt.engine import cuda
+from sequoia_opt.engine.decoder import Decoder
+from sequoia_opt.engine.models import DTYPES, Pair
+from sequoia_opt.engine.runner import Runner
+from sequoia_opt.engine.step import State
+from sequoia_opt.measure import profiler
+from sequoia_opt.plan import shapes
+from sequoia_opt.plan.latency import LatencyProfile
+from sequoia_opt.plan.objective import Objective
+from sequoia_opt.plan.tree import AUTOREGRESSIVE, TokenTree
+
+SHAPES = {
+    "7b": (
+        dict(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32),
+        dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=2, num_attention_heads=12),
+    ),
+}
+TREES = {
+    "plain": AUTOREGRESSIVE,
+    "chain, 6": shapes.chain(6),
+    "4 × 5": shapes.k_sequences(4, 5),
+    "binary, 5 deep": shapes.k_ary(2, 5),
+}
+COPIED = 2**30  # bytes, to see what the memory gives
+
+
+def random_pair(shape: str, device: str, dtype: str) -> Pair:
+    """A pair of Llama models with random weights."""
+    where = torch.device(device)
+    torch.manual_seed(0)
+    runners = []
+    for role, sizes in zip(("target", "draft"), SHAPES[shape], strict=True):
+        config = LlamaConfig(vocab_size=32000, max_position_embeddings=8192, **sizes)
+        with where:
+            model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype])
+        runners.append(Runner(model, f"{shape} {role}"))
+    return Pair(
+        *runners,
+        target_name=f"{shape}-target",
+        draft_name=f"{shape}-draft",
+        fingerprints={"target": "random", "draft": "random"},
+        tokenizer=None,
+        end_tokens=frozenset(),
+        graphs=where.type == "cuda",
+    )
+
+
+@torch.inference_mode()
+def step_times(pair: Pair, context: int, temperature: float, repeats: int) -> dict[str, float]:
+    """Milliseconds of a whole step with each tree, read-back included: medians, interleaved."""
+    for runner in (pair.target, pair.draft):
+        profiler._fill(runner, context, 64, 1)
+    runs: dict[str, Callable[[], object]] = {}
+    for name, tree in TREES.items():
+        decoder = Decoder(pair, tree, temperature)
+        state = State(
+            torch.tensor([context], device=pair.device),
+            torch.zeros(2, dtype=torch.long, device=pair.device),
+        )
+        runs[name] = lambda d=decoder, s=state: d.advance(s, context, d.pair.user)  # type: ignore[misc]
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(repeats + 2):
+        for name, run in runs.items():
+            run()
+            started = time.perf_counter()
+            run()
+            if number >= 2:
+                times[name].append(1000 * (time.perf_counter() - started))
+    return {name: sorted(own)[len(own) // 2] for name, own in times.items()}
+
+
+def print_steps(
+    pair: Pair, profile: LatencyProfile, contexts: list[int], temperature: float, repeats: int
+) -> None:
+    """A row for each tree and context."""
+    work = "greedy" if temperature == 0 else "sequoia"
+    print("| temperature | cached | tree | measured, ms | predicted, ms | | no forward |")
+    print("| ---: | ---: | --- | ---: | ---: | ---: | ---: |")
+    for context in contexts:
+        objective = Objective(profile, work, {context: 1})
+        for name, measured in step_times(pair, context, temperature, repeats).items():
+            tree: TokenTree = TREES[name]
+            predicted = objective.step_ms(tree)[0]
+            forwards = objective.target_ms[0, tree.size]
+            forwards += objective.draft_ms[0, list(tree.draft_widths)].sum()
+            off, rest = 100 * (measured / predicted - 1), 100 * (1 - forwards / measured)
+            print(
+                f"| {temperature:g} | {context} | {name} | {measured:.2f} | {predicted:.2f} | "
+                f"{off:+.1f} % | {rest:.1f} % |"
+            )
+
+
+def print_bandwidth(pair: Pair, profile: LatencyProfile) -> None:
+    """How fast a plain step reads the target's weights, beside a copy of memory to memory."""
+    model = pair.target.model
+    table = model.get_input_embeddings().weight  # type: ignore[operator]
+    tied = table is model.get_output_embeddings().weight  # type: ignore[operator]
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    weights -= 0 if tied else table.numel() * table.element_size()
+    source = torch.zeros(COPIED, dtype=torch.uint8, device=pair.device)
+    goal = torch.empty_like(source)
+    copies = sorted(cuda.elapsed_ms(lambda: goal.copy_(source), pair.device) for _ in range(9))
+    memory = 2 * COPIED / copies[4] / 1e6
+    context = profile.target.curves[0].context
+    reading = weights / Objective(profile, "greedy", {context: 1}).plain_ms[0] / 1e6
+    print(
+        f"plain decoding reads {weights / 1e9:.2f} GB of weights a token at {reading:.0f} GB/s, "
+        f"{100 * reading / memory:.0f} % of the {memory:.0f} GB/s that a copy reaches"
+    )
+
+
+def main(
+    shape: Annotated[str, typer.Option(help="bundled or 7b.")] = "bundled",
+    contexts: Annotated[str, typer.Option(help="Cached tokens.")] = "128,1024,4096",
+    repeats: Annotated[int, typer.Option(help="Steps of each kind.")] = 15,
+    compiled: Annotated[bool, typer.Option("--compile", help="Compile the forwards.")] = False,
+) -> None:
+    """Print the tables."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    pair = load_pair() if shape == "bundled" else random_pair(shape, device, "bfloat16")
+    if compiled:
+        pair.compile()
+    lengths = [int(length) for length in contexts.split(",")]
+    sizes = [1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64]
+    options = profiler.Options(tokens=sizes, contexts=lengths, repeats=repeats)
+    profile = profiler.profile(pair, options)
+    for temperature in (0.0, 0.6):
+        print_steps(pair, profile, lengths, temperature, repeats)
+        print()
+    if pair.device.type == "cuda":
+        print_bandwidth(pair, profile)
+
+
+if __name__ == "__main__":
+    typer.run(main)
