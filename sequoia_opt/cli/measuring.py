@@ -65,6 +65,9 @@ def profile(
     from sequoia_opt.measure.hardware import hardware
 
     pair = load(target, draft, device, dtype, ROLES if compile else (), graphs)
+    if compile and max(sequences) > 1:
+        with console.waiting("compiling the forwards of several sequences"):
+            pair.compile(batch=max(sequences))
     parts = hardware(pair.device)["slug"], pair.target_name, pair.draft_name, pair.dtype
     check_output(output or paths.profile_path(*parts))
     options = profiler.Options(
@@ -75,7 +78,7 @@ def profile(
         repeats=repeats,
     )
     with console.progress("profiling") as advance:
-        measured = profiler.profile(pair, options, advance)
+        measured = profiler.profile(pair, options, advance, console.note)
     path = output or paths.profile_path(*parts, compiled=bool(pair.compiled))
     measured.save(path)
     if as_json:

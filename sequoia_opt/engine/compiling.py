@@ -1,7 +1,7 @@
 """A model's forward as compiled graphs, for the few tokens of a step.
 
-One graph serves a single token, another any larger number; the slots that are read and those
-that there are may be as many as they like. Knows nothing of trees.
+One graph serves a single token, another any larger number, and two more several sequences; the
+slots that are read and those that there are may be as many as they like. Knows nothing of trees.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from torch import Tensor
 from sequoia_opt.engine.attention import Attend, KVCache, Masks
 
 Forward = Callable[[Tensor, Tensor, Tensor, Masks, KVCache], Tensor]
-"""Tokens and positions [1, tokens], slots [tokens], masks, buffers -> logits of all tokens."""
+"""Tokens [batch, tokens], positions [1, tokens], slots [tokens], masks and buffers -> logits of
+all tokens."""
 
 
 def compiled(model: Any) -> Forward:
@@ -44,8 +45,10 @@ def vary_sizes(
     tokens: Tensor, positions: Tensor, slots: Tensor, masks: Masks, cache: KVCache
 ) -> None:
     """Have the graph that these arguments compile take any number of slots, read or there, and
-    if they are for more than one token any larger number of tokens."""
+    if they are for more than one token, or sequence, any larger number of these."""
     vary = torch._dynamo.mark_dynamic
+    if cache.batch > 1:
+        vary(tokens, 0)
     if tokens.shape[1] > 1:
         vary(tokens, 1)
         vary(positions, 1)
@@ -53,4 +56,4 @@ def vary_sizes(
     for mask in masks.values():
         vary(mask, [2, 3] if tokens.shape[1] > 1 else 3)
     for store in (*cache.keys, *cache.values):
-        vary(store, 2)
+        vary(store, [0, 2] if cache.batch > 1 else 2)

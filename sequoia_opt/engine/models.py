@@ -79,15 +79,18 @@ class Pair:
         """The roles whose forwards in a step are compiled graphs."""
         return [role for role in ROLES if getattr(self, role).compiled]
 
-    def compile(self, roles: Collection[str] = ROLES) -> None:
+    def compile(self, roles: Collection[str] = ROLES, batch: int = 1) -> None:
         """Run the forwards of these roles as compiled graphs from now on: takes a minute, the
         first time.
+
+        Args:
+            batch: sequences of a forward: graphs are for one, or for any larger number.
 
         Raises:
             SequoiaError: a model cannot be compiled.
         """
         for role in roles:
-            getattr(self, role).compile()
+            getattr(self, role).compile(batch)
 
     def encode(self, text: str, beginning: bool = True) -> list[int]:
         """Token ids of a text.

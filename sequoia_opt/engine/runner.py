@@ -164,24 +164,29 @@ class Runner:
         return "" if agree else f"off by {error:.2g} of {scale:.2g}"
 
     @torch.inference_mode()
-    def compile(self) -> None:
+    def compile(self, batch: int = 1) -> None:
         """Run a step's forwards as compiled graphs from now on; takes seconds to minutes.
+
+        Args:
+            batch: of what graphs are for: one sequence, or any larger number.
 
         Raises:
             SequoiaError: the model cannot be compiled, or its graphs compute something else.
         """
         length = min(CHECKED_TOKENS, self.positions - 2)
-        self.reserve(2 * length + 2)  # more than are read, as always
-        self.extend(torch.arange(length, device=self.device)[None] % self.vocabulary, 0)
+        self.reserve(2 * length + 2, batch)  # more than are read, as always
+        text = torch.arange(length, device=self.device)[None] % self.vocabulary
+        self.extend(text.expand(batch, -1), 0)
         place = torch.tensor([length], device=self.device)
-        self._graphs = compiled(self.model)
+        self._graphs = self._graphs or compiled(self.model)
         for count in (1, 2):
             order = list(range(count))
             table = self.mask_table(np.tri(count, dtype=np.bool_), order, order)
             tokens = torch.arange(count, device=self.device)
             masks = table.masks(self.places(place, length + count))
-            arguments = (tokens[None], (place + tokens)[None], place + tokens, masks)
-            wanted = self.forward(*arguments, keep=0)
+            inputs = tokens.repeat(batch, 1)
+            arguments = (inputs, (place + tokens)[None], place + tokens, masks)
+            wanted = self._eager(*arguments, keep=0)
             assert self.cache is not None
             vary_sizes(*arguments, self.cache)
             try:

@@ -17,6 +17,7 @@ from scipy.optimize import nnls
 
 from sequoia_opt.engine import cuda
 from sequoia_opt.engine.decoder import Decoder, check_sampling
+from sequoia_opt.engine.memory import check_fits
 from sequoia_opt.engine.models import ROLES, Pair
 from sequoia_opt.engine.runner import Runner
 from sequoia_opt.engine.step import State
@@ -24,7 +25,7 @@ from sequoia_opt.engine.verify import VERIFIERS
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure.hardware import hardware, software
 from sequoia_opt.plan import shapes
-from sequoia_opt.plan.files import FloatArray
+from sequoia_opt.plan.files import FloatArray, one_line
 from sequoia_opt.plan.latency import TOP_P, Curve, LatencyProfile, ModelLatency, Overhead
 from sequoia_opt.plan.tree import TokenTree
 
@@ -33,6 +34,7 @@ Point = tuple[str, int, int, int]
 """Role, sequences, cached tokens and query tokens of a forward."""
 
 DRAFT_SAMPLES = 5
+LOGIT_COPIES = 4  # of a step's logits, in float32: themselves, warped, sorted, what is left
 COMPILED_TOKENS = (1, 2, 8)  # of forwards that say whether compiled ones are faster
 # Sampling, and sampling from a cut distribution: what a step costs besides its forwards depends
 # on which of these it does, not on the numbers.
@@ -104,6 +106,7 @@ def profile(
     pair: Pair,
     options: Options | None = None,
     progress: Progress = lambda done, total: None,
+    note: Callable[[str], None] = lambda message: None,
 ) -> LatencyProfile:
     """Measure both models' forwards and the step's overhead.
 
@@ -112,9 +115,10 @@ def profile(
 
     Args:
         progress: called with rounds done and to do.
+        note: called with what was left out because it does not fit into memory.
 
     Raises:
-        SequoiaError: options out of range, or a context that does not fit the models.
+        SequoiaError: options out of range, or a context that does not fit the models or memory.
     """
     options = options or Options()
     tokens = sorted(set(options.tokens or default_tokens(pair.device)))
@@ -126,15 +130,20 @@ def profile(
     gains = _compile_gains(pair, context, options)
     for role, gain in gains.items():
         getattr(pair, role).compiled = gain > 1
-    steps = _steps(pair, context, tokens[-1], options.verifiers)
+    steps: list[tuple[str, TokenTree, _Timed]] = []
+    measured: dict[int, list[int]] = {}  # tokens of each batch
     forwards: dict[Point, _Timed] = {}
     for number, batch in enumerate(batches):
-        points = _forwards(pair, tokens_of_batch(tokens, batch), contexts, batch)
+        counts = _that_fit(pair, tokens_of_batch(tokens, batch), contexts[-1], batch, note)
+        if not counts:
+            continue
+        measured[batch] = counts
+        points = _forwards(pair, counts, contexts, batch)
         forwards |= points
-        for runner in (pair.target, pair.draft):
-            _fill(runner, contexts[-1], tokens[-1], batch)
-        # Sequences are decoded one at a time, so only a batch of 1 has steps to time.
-        timed = [*points.values(), *(step for _, _, step in steps if batch == 1)]
+        timed = list(points.values())
+        if batch == 1:  # sequences are decoded one at a time
+            steps = _steps(pair, context, counts[-1], options.verifiers)
+            timed += [step for _, _, step in steps]
         _rounds(timed, pair.device, options, _part(progress, number, len(batches)))
     models = {
         role: ModelLatency(
@@ -142,9 +151,8 @@ def profile(
             pair.fingerprints[role],
             [
                 _curve(batch, c, counts, [forwards[role, batch, c, n].times for n in counts])
-                for batch in batches
+                for batch, counts in measured.items()
                 for c in contexts
-                for counts in [tokens_of_batch(tokens, batch)]
             ],
         )
         for role, name in (("target", pair.target_name), ("draft", pair.draft_name))
@@ -163,7 +171,7 @@ def profile(
         },
         target=models["target"],
         draft=models["draft"],
-        overhead=_overhead(steps, forwards, tokens, context),
+        overhead=_overhead(steps, forwards, measured[1], context),
     )
 
 
@@ -248,6 +256,38 @@ def _timed(
         samples=DRAFT_SAMPLES if draft else 1,
         queued=pair.device.type == "cuda",
     )
+
+
+def _that_fit(
+    pair: Pair, tokens: list[int], context: int, batch: int, note: Callable[[str], None]
+) -> list[int]:
+    """Fill both models' buffers and try the forwards, the smallest first: those that fit.
+
+    Raises:
+        SequoiaError: not even plain decoding fits.
+    """
+    fitting: list[int] = []
+    try:
+        for runner in (pair.target, pair.draft):
+            _fill(runner, context, tokens[-1], batch)
+        for count in tokens:
+            for runner in (pair.target, pair.draft):
+                what = f"logits of {batch} × {count} tokens of {runner.name}"
+                each = runner.dtype.itemsize + LOGIT_COPIES * torch.float32.itemsize
+                check_fits(
+                    batch * count * runner.vocabulary * each,
+                    pair.device,
+                    what,
+                    "measure fewer --tokens, or free memory",
+                )
+                _forward(runner, context, count, batch, context)()
+            fitting.append(count)
+    except (SequoiaError, torch.OutOfMemoryError) as error:
+        if batch == 1 and not fitting:
+            raise SequoiaError(f"{one_line(error)}; profile shorter --contexts") from None
+        kept = f"measured to {fitting[-1]} tokens" if fitting else "left out"
+        note(f"batch {batch}: {kept}, more do not fit into memory ({one_line(error)[:200]})")
+    return fitting
 
 
 def _fill(runner: Runner, context: int, room: int, batch: int) -> None:

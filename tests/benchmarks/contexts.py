@@ -1,17 +1,17 @@
 """What a step costs by context, measured and predicted: `python tests/benchmarks/contexts.py`.
 
-Profiles a pair, then runs whole steps with trees that the profile has not seen, and prints their
-time beside the profile's, how much of it is no forward, and how fast plain decoding reads the
-target's weights beside what the memory gives. The pair is the bundled one or, with `--shape 7b`,
-a random one of the size that people serve; latency does not depend on the weights.
+Profiles a pair for the overhead, then times whole steps with other trees in turn with the
+forwards that they are made of. Prints both, how much of a step is no forward, and on CUDA how
+fast plain decoding reads the target's weights beside what the memory gives. The pair is the
+bundled one or, with `--shape 7b`, a random one of the size that people serve; latency does not
+depend on the weights.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from typing import Annotated
 
+import numpy as np
 import torch
 import typer
 from transformers import AutoModelForCausalLM, LlamaConfig
@@ -21,12 +21,11 @@ from sequoia_opt.engine import cuda
 from sequoia_opt.engine.decoder import Decoder
 from sequoia_opt.engine.models import DTYPES, Pair
 from sequoia_opt.engine.runner import Runner
-from sequoia_opt.engine.step import State
 from sequoia_opt.measure import profiler
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.latency import LatencyProfile
 from sequoia_opt.plan.objective import Objective
-from sequoia_opt.plan.tree import AUTOREGRESSIVE, TokenTree
+from sequoia_opt.plan.tree import AUTOREGRESSIVE
 
 SHAPES = {
     "7b": (
@@ -40,6 +39,7 @@ TREES = {
     "4 × 5": shapes.k_sequences(4, 5),
     "binary, 5 deep": shapes.k_ary(2, 5),
 }
+TEMPERATURES = (0.0, 0.6)
 COPIED = 2**30  # bytes, to see what the memory gives
 
 
@@ -65,48 +65,33 @@ def random_pair(shape: str, device: str, dtype: str) -> Pair:
 
 
 @torch.inference_mode()
-def step_times(pair: Pair, context: int, temperature: float, repeats: int) -> dict[str, float]:
-    """Milliseconds of a whole step with each tree, read-back included: medians, interleaved."""
+def print_steps(pair: Pair, profile: LatencyProfile, context: int, repeats: int) -> None:
+    """A row for each tree: whole steps, timed in turn with the forwards that they are made of."""
+    sizes = sorted({n for tree in TREES.values() for n in (tree.size, *tree.draft_widths)})
     for runner in (pair.target, pair.draft):
-        profiler._fill(runner, context, 64, 1)
-    runs: dict[str, Callable[[], object]] = {}
-    for name, tree in TREES.items():
-        decoder = Decoder(pair, tree, temperature)
-        state = State(
-            torch.tensor([context], device=pair.device),
-            torch.zeros(2, dtype=torch.long, device=pair.device),
+        profiler._fill(runner, context, sizes[-1], 1)
+    forwards = profiler._forwards(pair, sizes, [context], 1)
+    steps = {
+        (temperature, name): profiler._Timed(
+            profiler._whole_step(Decoder(pair, tree, temperature), context), warm=True
         )
-        runs[name] = lambda d=decoder, s=state: d.advance(s, context, d.pair.user)  # type: ignore[misc]
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for number in range(repeats + 2):
-        for name, run in runs.items():
-            run()
-            started = time.perf_counter()
-            run()
-            if number >= 2:
-                times[name].append(1000 * (time.perf_counter() - started))
-    return {name: sorted(own)[len(own) // 2] for name, own in times.items()}
-
-
-def print_steps(
-    pair: Pair, profile: LatencyProfile, contexts: list[int], temperature: float, repeats: int
-) -> None:
-    """A row for each tree and context."""
-    work = "greedy" if temperature == 0 else "sequoia"
-    print("| temperature | cached | tree | measured, ms | predicted, ms | | no forward |")
-    print("| ---: | ---: | --- | ---: | ---: | ---: | ---: |")
-    for context in contexts:
-        objective = Objective(profile, work, {context: 1})
-        for name, measured in step_times(pair, context, temperature, repeats).items():
-            tree: TokenTree = TREES[name]
-            predicted = objective.step_ms(tree)[0]
-            forwards = objective.target_ms[0, tree.size]
-            forwards += objective.draft_ms[0, list(tree.draft_widths)].sum()
-            off, rest = 100 * (measured / predicted - 1), 100 * (1 - forwards / measured)
-            print(
-                f"| {temperature:g} | {context} | {name} | {measured:.2f} | {predicted:.2f} | "
-                f"{off:+.1f} % | {rest:.1f} % |"
-            )
+        for temperature in TEMPERATURES
+        for name, tree in TREES.items()
+    }
+    options = profiler.Options(repeats=repeats)
+    profiler._rounds([*forwards.values(), *steps.values()], pair.device, options)
+    took = {point: float(np.median(timed.times)) for point, timed in forwards.items()}
+    for (temperature, name), timed in steps.items():
+        tree = TREES[name]
+        measured = float(np.median(timed.times))
+        parts = took["target", 1, context, tree.size]
+        parts += sum(took["draft", 1, context, width] for width in tree.draft_widths)
+        overhead = profile.overhead_for("greedy" if temperature == 0 else "sequoia")
+        predicted = parts + overhead.at(tree.size, len(tree.draft_widths))
+        print(
+            f"| {context} | {temperature:g} | {name} | {measured:.2f} | {predicted:.2f} | "
+            f"{100 * (predicted / measured - 1):+.1f} % | {100 * (1 - parts / measured):.1f} % |"
+        )
 
 
 def print_bandwidth(pair: Pair, profile: LatencyProfile) -> None:
@@ -143,9 +128,10 @@ def main(
     sizes = [1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64]
     options = profiler.Options(tokens=sizes, contexts=lengths, repeats=repeats)
     profile = profiler.profile(pair, options)
-    for temperature in (0.0, 0.6):
-        print_steps(pair, profile, lengths, temperature, repeats)
-        print()
+    print("| cached | temperature | tree | measured, ms | predicted, ms | off by | no forward |")
+    print("| ---: | ---: | --- | ---: | ---: | ---: | ---: |")
+    for context in lengths:
+        print_steps(pair, profile, context, repeats)
     if pair.device.type == "cuda":
         print_bandwidth(pair, profile)
 

@@ -15,6 +15,7 @@ from sequoia_opt.engine import packing
 from sequoia_opt.engine.decoder import Decoder
 from sequoia_opt.engine.models import Pair, load_pair
 from sequoia_opt.errors import SequoiaError
+from sequoia_opt.measure.profiler import _fill, _forward
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.tree import AUTOREGRESSIVE, TokenTree
 
@@ -81,6 +82,19 @@ def test_comparing_with_the_library_leaves_the_graphs_valid(
     with torch.compiler.set_stance("fail_on_recompile"):
         after = decoder.generate([5, 6, 7], 20, ignore_eos=True)
     assert after.tokens == before.tokens
+
+
+def test_any_number_of_sequences_takes_the_same_graphs(pairs: dict[str, Pair]) -> None:
+    pairs["compiled"].compile(["draft"], batch=3)
+    logits = {}
+    for way, pair in pairs.items():
+        runner, logits[way] = pair.draft, []
+        for batch, count in ((1, 1), (2, 1), (2, 5), (5, 1), (5, 3)):
+            with torch.inference_mode(), torch.compiler.set_stance("fail_on_recompile"):
+                _fill(runner, 20, count, batch)
+                logits[way].append(_forward(runner, 20, count, batch, 20)())
+    for found, wanted in zip(logits["compiled"], logits["eager"], strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
 
 
 def test_a_graph_that_computes_something_else_is_refused(

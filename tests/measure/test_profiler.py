@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from sequoia_opt.engine import memory
 from sequoia_opt.engine.attention import Attend
 from sequoia_opt.engine.models import load_pair
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure.profiler import (
+    LOGIT_COPIES,
     Options,
     default_tokens,
     fit_overhead,
@@ -137,6 +139,49 @@ def test_refuses_what_cannot_be_measured(
 ) -> None:
     with pytest.raises(SequoiaError, match=complaint):
         profile(make_pair(), options)
+
+
+def test_stops_at_what_fits_into_memory(
+    make_pair: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is room for the logits of ten tokens: eight of one sequence, twice four, no 16."""
+    pair, notes = make_pair(dtype="float32"), []
+    each = pair.target.vocabulary * (4 + 4 * LOGIT_COPIES)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 10 * each)
+    monkeypatch.setattr("sequoia_opt.engine.runner.check_fits", lambda *_: None)
+    options = Options(
+        tokens=[1, 2, 4, 8, 16], contexts=[16], batches=[1, 4, 16], repeats=5, warm_up=0
+    )
+    found = profile(pair, options, note=notes.append)
+    for model in (found.target, found.draft):
+        assert [(c.batch, c.tokens) for c in model.curves] == [(1, [1, 2, 4, 8]), (4, [1, 2])]
+    assert [note.partition(",")[0] for note in notes] == [
+        "batch 1: measured to 8 tokens", "batch 4: measured to 2 tokens", "batch 16: left out"
+    ]  # fmt: skip
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 0)
+    with pytest.raises(SequoiaError, match="shorter --contexts"):
+        profile(pair, options)
+
+
+def test_stops_where_the_device_runs_out_of_memory(
+    make_pair: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair, notes = make_pair(dtype="float32"), []
+    forward = pair.target.forward
+
+    def of_few(tokens: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
+        if tokens.shape[1] > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB.")
+        return forward(tokens, *arguments, **options)
+
+    monkeypatch.setattr(pair.target, "forward", of_few)
+    options = Options(tokens=[1, 2, 4, 8], contexts=[16], repeats=5, warm_up=0)
+    found = profile(pair, options, note=notes.append)
+    assert found.target.largest() == found.draft.largest() == 4
+    assert notes == [
+        "batch 1: measured to 4 tokens, more do not fit into memory (CUDA out of memory. Tried "
+        "to allocate 2 GiB.)"
+    ]
 
 
 def test_a_model_that_compiling_makes_slower_runs_eagerly(
