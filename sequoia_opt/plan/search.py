@@ -203,8 +203,11 @@ class CapSearch:
         return list(trees)
 
     def _starts(self, caps: Iterable[tuple[int, ...]]) -> list[Found]:
-        """What is found under these caps, the fastest first; the same tree once."""
-        found = self._evaluate(caps, range(1, self._size + 1))
+        """What is found under these caps, the fastest first; the same tree once.
+
+        Plain decoding is no start: where speculation pays little, nothing near it is faster.
+        """
+        found = self._evaluate(caps, range(min(2, self._size), self._size + 1))
         distinct = {(f.size, f.widths): f for f in reversed(found)}
         return sorted(distinct.values(), key=lambda f: -f.speed)
 
@@ -226,7 +229,8 @@ class CapSearch:
         return best
 
     def _moves(self, widths: Sequence[int], base: Sequence[int]) -> Iterator[tuple[int, ...]]:
-        """The base as caps but for one level, those below it held too, or free."""
+        """The base as caps, but for one level or none, those below it held too, or free."""
+        yield tuple(base)
         for level, width in enumerate(widths[1:], start=1):
             none = (0,) * (len(widths) - level)
             if width:

@@ -1,8 +1,9 @@
 """How fast and how good the solver is: `python tests/benchmarks/solver.py`.
 
-Prints five tables: the time of E*(n, D) by size, depth and width; that of a whole answer; that of
-the command from start to end; how often the tree found is the fastest of all trees of up to 9
-nodes on random machines; how far it is from the best that long annealing finds at 16 to 32 nodes.
+Prints six tables: the time of E*(n, D) by size, depth and width; that of a whole answer, for
+rates that were measured and for any; that of the command from start to end; how often the tree
+found is the fastest of all trees of up to 9 nodes on random machines; how far it is from the best
+that long annealing finds at 16 to 32 nodes.
 """
 
 from __future__ import annotations
@@ -87,6 +88,28 @@ def answer_times() -> None:
             acceptance = Acceptance(rates, traces=traces)
             times = [timed(lambda a=acceptance, p=m: solve(p, a), 3) for m in machines]
             print(f"| {size} | {name} | {times[0]:.0f} | {times[1]:.0f} |")
+
+
+def fleet_times(cases: int = 24) -> None:
+    """Whole answers on one core for random machines: rates that fall, that come as they like, and
+    that peak at some rank, as a draft that shuns the target's first choice gives them."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    print("| nodes | rates | trees a second | slowest, ms |")
+    print("| ---: | --- | ---: | ---: |")
+    for size in (32, 64, 128):
+        for name in ("falling", "random", "peaked"):
+            generator, times = np.random.default_rng(6), []
+            for case in range(cases):
+                profile = random_profile(generator, KINDS[case % len(KINDS)], size)
+                rates = random_rates(generator, 32, name == "falling")
+                if name == "peaked":
+                    away = np.arange(32) - generator.integers(1, 8)
+                    rates = np.exp(-0.5 * (away / generator.uniform(1, 4)) ** 2)
+                    rates *= 0.95 / rates.sum()
+                times.append(timed(lambda p=profile, r=rates: solve(p, Acceptance(r)), 1))
+            print(f"| {size} | {name} | {1000 / np.mean(times):.0f} | {max(times):.0f} |")
+    os.sched_setaffinity(0, cores)
 
 
 def process_times(repeats: int = 15) -> None:
@@ -238,6 +261,8 @@ def main(
     surface_times()
     print()
     answer_times()
+    print()
+    fleet_times()
     print()
     process_times()
     print()

@@ -84,9 +84,9 @@ def test_untied_rates_fall_and_stay_what_they_were(rates: list[float]) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_fastest_tree_against_brute_force(kind: str, falling: bool) -> None:
     """Of all trees of up to 9 nodes: the optimum 99 times of 100, never more than 1 % away."""
-    generator = np.random.default_rng(1)
+    generator = np.random.default_rng(2)
     shares = []
-    for _ in range(100):
+    for _ in range(150):
         acceptance = Acceptance(random_rates(generator, 4, falling))
         profile = random_profile(generator, kind, 9)
         found = speed(solve(profile, acceptance).fastest.tree, acceptance, profile)
