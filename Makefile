@@ -42,11 +42,13 @@ bench: .venv/installed
 bench-solver: .venv/installed
 	$(BIN)/python tests/benchmarks/solver.py
 
-# Where a step's time goes, for each verifier; and greedy decoding with trees against plain
-# decoding, in float64, on every prompt of DATA.
+# Where a step's time goes, for each verifier, and what it costs by context, beside its
+# prediction; and greedy decoding with trees against plain decoding, in float64, on every prompt
+# of DATA.
 bench-step: .venv/installed
 	$(BIN)/python tests/benchmarks/step.py
 	$(BIN)/python tests/benchmarks/step.py --compile
+	$(BIN)/python tests/benchmarks/contexts.py --compile
 	$(if $(DATA),$(BIN)/python tests/benchmarks/greedy.py $(DATA))
 
 # What teacher-forced estimation costs beside the models' own forwards.
