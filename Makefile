@@ -35,8 +35,8 @@ lint: .venv/installed
 # The README's tables, greedy, compiled, with this machine's committed tree: methods side by side,
 # and the tree against the best chain on more prompts.
 bench: .venv/installed
-	$(BIN)/sequoia-opt bench --compile --limit 16 --repeats 3 --markdown
-	$(BIN)/sequoia-opt bench --compile --methods chain,tree --limit 32 --repeats 3 --markdown
+	$(BIN)/sequoia-opt bench --compile --limit 16 --repeats 3 --format md
+	$(BIN)/sequoia-opt bench --compile --methods chain,tree --limit 32 --repeats 3 --format md
 
 # The solver's tables: how its time grows, how often it finds the fastest tree of all.
 bench-solver: .venv/installed

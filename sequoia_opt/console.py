@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from csv import DictWriter
+from dataclasses import asdict
 from math import log10
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.box import SIMPLE
@@ -316,39 +318,75 @@ def race_table(results: Sequence[Result], title: str, greedy: bool) -> None:
         title=title, title_justify="left", box=SIMPLE, collapse_padding=True, pad_edge=False
     )
     table.add_column("method")
-    ratio = _ratio_title(results)
-    for column in ("tokens/step", "tokens/s", "ms/token", ratio, *["same\ntext"] * greedy):
+    for column in _race_columns(results, greedy):
         table.add_column(column, justify="right", no_wrap=True)
     for result in results:
-        table.add_row(
-            result.name,
-            f"{result.tokens_per_step:.2f}",
-            f"{result.tokens_per_second:.1f}",
-            f"{result.ms_per_token:.2f}",
-            f"{result.speedup:.2f} × ({result.speedup_low:.2f} – {result.speedup_high:.2f})",
-            *[f"{100 * result.agreement:.0f} %"] * greedy,
-        )
+        table.add_row(result.name, *_race_cells(result, greedy))
     out.print(table)
 
 
-def _ratio_title(results: Sequence[Result]) -> str:
-    """What the speeds are ratios to, plain decoding if nothing is said."""
-    first = results[0].name
-    return "speed-up (95 %)" if first == "plain" else "× the first (95 %)"
-
-
-def race_markdown(results: Sequence[Result]) -> None:
+def race_markdown(results: Sequence[Result], title: str, greedy: bool) -> None:
     """Methods side by side, for a README."""
-    ratio = _ratio_title(results)
-    out.print(f"| method | tokens/step | tokens/s | ms/token | {ratio} |", markup=False)
-    out.print("| --- | ---: | ---: | ---: | ---: |", markup=False)
-    for r in results:
-        out.print(
-            f"| {r.name} | {r.tokens_per_step:.2f} | {r.tokens_per_second:.1f} | "
-            f"{r.ms_per_token:.2f} | "
-            f"{r.speedup:.2f} × ({r.speedup_low:.2f} – {r.speedup_high:.2f}) |",
-            markup=False,
-        )
+    columns = [column.replace("\n", " ") for column in _race_columns(results, greedy)]
+    lines = [
+        f"| method | {' | '.join(columns)} |",
+        f"| --- |{' ---: |' * len(columns)}",
+        *(f"| {r.name} | {' | '.join(_race_cells(r, greedy))} |" for r in results),
+        "",
+        title,
+    ]
+    out.print("\n".join(lines), markup=False, soft_wrap=True)
+
+
+def race_csv(results: Sequence[Result], settings: Mapping[str, object]) -> None:
+    """Methods side by side, one a row, each with all that was set: rows of several runs add up."""
+    shared = {key: value for key, value in settings.items() if not isinstance(value, Mapping)}
+    for part in ("hardware", "software"):
+        own = settings[part]
+        assert isinstance(own, Mapping)
+        shared |= {f"{part}_{key}": value for key, value in own.items()}
+    rows = [{**asdict(result), **shared} for result in results]
+    writer = DictWriter(sys.stdout, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+
+
+def _race_columns(results: Sequence[Result], greedy: bool) -> list[str]:
+    first = results[0].name
+    ratio = "speed-up (95 %)" if first == "plain" else "× the first (95 %)"
+    return ["tokens/step", "tokens/s", "ms/token", ratio, *["same\ntext"] * greedy, "repeated"]
+
+
+def _race_cells(result: Result, greedy: bool) -> list[str]:
+    return [
+        f"{result.tokens_per_step:.2f}",
+        f"{result.tokens_per_second:.1f}",
+        f"{result.ms_per_token:.2f}",
+        f"{result.speedup:.2f} × ({result.speedup_low:.2f} – {result.speedup_high:.2f})",
+        *[f"{100 * result.agreement:.0f} %"] * greedy,
+        f"{100 * result.repeated:.0f} %",
+    ]
+
+
+def settings_line(settings: Mapping[str, Any]) -> str:
+    """What a comparison was run with, in a line."""
+    hardware, software = settings["hardware"], settings["software"]
+    threads = f", {hardware['threads']} threads" if "threads" in hardware else ""
+    ways = [
+        name
+        for name, used in (("compiled", settings["compile"]), ("graphs", settings["graphs"]))
+        if used
+    ]
+    engine = " ".join([settings["dtype"], *ways])
+    warmth = f"temperature {settings['temperature']:g}"
+    if settings["temperature"] > 0:
+        warmth += f", top-p {settings['top_p']:g}" * (settings["top_p"] < 1)
+    versions = ", ".join(f"{key} {software[key]}" for key in ("torch", "transformers"))
+    return (
+        f"{settings['dataset']}: {settings['prompts']} prompts of {settings['max_new_tokens']} new "
+        f"tokens, {warmth}; {settings['target']} with {settings['draft']}, {engine}; "
+        f"{hardware['name']}{threads}; {versions}"
+    )
 
 
 def prediction_lines(result: Result, tree: TokenTree, times: bool) -> None:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from brute_force import random_profile
 
 from sequoia_opt import __version__, cli, demo
 from sequoia_opt.engine.attention import Attend
@@ -218,30 +223,66 @@ def test_the_text_that_is_shown_is_the_text(run: Callable[..., Outcome], models:
 def test_bench_puts_methods_side_by_side(
     run: Callable[..., Outcome], models: list[str], dataset: Path
 ) -> None:
-    shapes.k_ary(2, 2).save("k.json")
-    document = json.loads(
-        run(
-            "bench",
-            "k.json",
-            *models,
-            "--dataset",
-            dataset,
-            "--chain",
-            3,
-            "--repeats",
-            1,
-            "--max-new-tokens",
-            8,
-            "--json",
-        ).out
-    )
+    """Every method there is, at a temperature at which all of them differ."""
+    rates = Acceptance(np.array([0.6, 0.2, 0.1]), temperature=0.7, verifier="sequoia")
+    rates.save("rates.yaml")
+    latencies = random_profile(np.random.default_rng(0), "monotone", 16)
+    latencies.overhead["sequoia"] = latencies.overhead["greedy"]
+    latencies.save("profile.yaml")
+    solved = ["--profile", "profile.yaml", "--acceptance", "rates.yaml"]
+    assert run("solve", *solved, "--size", 7, "-o", "tree.json").code == 0
+    arguments = ["bench", "tree.json", *models, *solved, "--dataset", dataset, "--repeats", 1]
+    done = run(*arguments, "--max-new-tokens", 8, "--limit", 2, "--json")
+    document = json.loads(done.out)
     names = [result["name"] for result in document["results"]]
-    assert names == [
-        "plain",
-        "transformers generate",
-        "best chain (3 nodes)",
+    assert names[:3] == ["plain", "transformers generate", "assisted generation"]
+    assert re.fullmatch(r"assisted, \d+ guesses", names[3])
+    assert names[4] == "prompt lookup"
+    assert re.fullmatch(r"best chain \(\d+ nodes\)", names[5])
+    assert re.fullmatch(r"best k sequences \(\d+ nodes\)", names[6])
+    assert names[7:] == [
+        "most tokens (64 nodes)",
+        "most tokens (128 nodes)",
         "solved tree (7 nodes)",
+        "solved tree, topk (7 nodes)",
+        "solved tree, traversal (7 nodes)",
     ]
+    assert document["prompts"] == 2
+    assert document["hardware"]["device"] == "cpu"
+    assert "2 prompts are few" in done.err
+
+
+def test_bench_prints_what_can_be_compared_later(
+    run: Callable[..., Outcome], models: list[str], dataset: Path
+) -> None:
+    shapes.k_ary(2, 2).save("k.json")
+    arguments = ["bench", "k.json", *models, "--dataset", dataset, "--methods", "plain,tree"]
+    arguments += ["--repeats", 1, "--max-new-tokens", 8, "--format"]
+    rows = list(csv.DictReader(io.StringIO(run(*arguments, "csv").out)))
+    assert [row["name"] for row in rows] == ["plain", "solved tree (7 nodes)"]
+    assert all(float(row["tokens_per_second"]) > 0 for row in rows)
+    assert {row["hardware_device"] for row in rows} == {"cpu"}
+    assert json.loads(run(*arguments, "json").out)["software"]["torch"]
+    lines = run(*arguments, "md").out.splitlines()
+    assert lines[1].startswith("| --- | ---: |")
+    assert [line.count("|") for line in lines[:4]] == [8] * 4
+
+
+def test_bench_leaves_out_prompts_that_do_not_fit(
+    run: Callable[..., Outcome], models: list[str]
+) -> None:
+    long = json.dumps({"prompt": "x = 1\n" * 400})
+    Path("d.jsonl").write_text(f'{{"prompt": "def f"}}\n{long}\n')
+    shapes.k_ary(2, 2).save("k.json")
+    arguments = ["bench", "k.json", *models, "--dataset", "d.jsonl", "--methods", "plain"]
+    arguments += ["--repeats", 1, "--max-new-tokens", 8]
+    done = run(*arguments)
+    assert done.code == 0
+    assert "1 of 2 prompts left out: a prompt of" in done.err
+    Path("d.jsonl").write_text(f"{long}\n")
+    done = run(*arguments)
+    assert done.code == 1
+    assert "no prompt is usable" in done.err
 
 
 def test_bench_sets_the_methods_beside_the_first(
@@ -357,7 +398,7 @@ def test_bad_input_gets_one_line(
         ["profile", "--tokens", "a"],
         ["profile", "--repeats", "many"],
         ["bench", "--methods", "plain,fast"],
-        ["bench", "--methods", "plain,plain"],
+        ["bench", "--methods", ","],
         ["bench", "--methods", "plain,tree", "--chain", "3"],
         ["solve", "--sweep", "size"],
     ],

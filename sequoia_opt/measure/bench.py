@@ -1,55 +1,22 @@
 """Methods side by side: the same prompts, interleaved, each counted in the same way.
 
-Tokens per second are those after the first, the prompt apart. Knows how to run other ways of
-decoding for comparison. Knows nothing of how results are shown.
+Tokens per second are those after the first, the prompt apart. Knows nothing of how methods
+decode, nor of how results are shown.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from transformers import GenerationConfig
-from transformers.generation.streamers import BaseStreamer
 
-from sequoia_opt.engine.decoder import Decoder
 from sequoia_opt.engine.models import Pair
-from sequoia_opt.plan.tree import TokenTree
+from sequoia_opt.measure.methods import Method, Run
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Run:
-    """One prompt decoded once.
-
-    Attributes:
-        tokens: the new ones.
-        steps, seconds: target forwards and time after the first token.
-        verified: tokens that these steps yielded, those past the wanted length included.
-    """
-
-    tokens: list[int]
-    steps: int
-    verified: int
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Method:
-    """A way to decode.
-
-    Attributes:
-        run: prompt ids and number of new tokens -> Run.
-    """
-
-    name: str
-    run: Callable[[list[int], int], Run]
+REPEATED = 4  # tokens of the runs of which the repeated ones are counted
 
 
 @dataclass(frozen=True)
@@ -62,6 +29,8 @@ class Result:
         speedup: ratio to the first method's time, its tokens being as many.
         speedup_low, speedup_high: 95 % interval of the ratio, prompts resampled.
         agreement: share of prompts whose tokens are the first method's.
+        repeated: share of the new texts' runs of 4 tokens that came before in the same text: a
+            text that loops flatters every draft.
     """
 
     name: str
@@ -72,68 +41,7 @@ class Result:
     speedup_low: float
     speedup_high: float
     agreement: float
-
-
-def with_tree(pair: Pair, name: str, tree: TokenTree, **options: Any) -> Method:
-    """Decoding with this program's engine."""
-    decoder = Decoder(pair, tree, **options)
-
-    def run(prompt: list[int], new_tokens: int) -> Run:
-        generation = decoder.generate(prompt, new_tokens, ignore_eos=True)
-        return Run(generation.tokens, generation.steps, generation.verified, generation.seconds)
-
-    return Method(name, run)
-
-
-class _Clock(BaseStreamer):
-    """Notes when the first new token and the last one came."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    def put(self, value: torch.Tensor) -> None:
-        self.times.append(time.perf_counter())
-
-    def end(self) -> None:
-        pass
-
-
-def with_generate(
-    pair: Pair, name: str = "transformers generate", temperature: float = 0.0, top_p: float = 1.0
-) -> Method:
-    """Decoding with transformers' own `generate`, on the target as the library loads it."""
-    sampling: dict[str, Any] = {"do_sample": False}
-    if temperature > 0:
-        sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
-
-    def run(prompt: list[int], new_tokens: int) -> Run:
-        tokens = torch.tensor([prompt], device=pair.device)
-        clock = _Clock()
-        with pair.target.native() as model, _plain_generation(model):
-            output = model.generate(  # type: ignore[operator]
-                tokens,
-                attention_mask=torch.ones_like(tokens),
-                max_new_tokens=new_tokens,
-                pad_token_id=0,
-                streamer=clock,
-                **sampling,
-            )
-        # The streamer is given the prompt first, then each token.
-        new = output[0, len(prompt) :].tolist()
-        return Run(new, len(new) - 1, len(new) - 1, clock.times[-1] - clock.times[1])
-
-    return Method(name, run)
-
-
-@contextmanager
-def _plain_generation(model: Any) -> Iterator[None]:
-    """No penalties of the model's own, and on past end-of-text tokens, as every method here."""
-    kept = model.generation_config
-    model.generation_config = GenerationConfig()
-    try:
-        yield
-    finally:
-        model.generation_config = kept
+    repeated: float
 
 
 def race(
@@ -179,11 +87,11 @@ def _median(runs: list[Run]) -> Run:
 
 
 def _result(name: str, runs: list[Run], reference: list[Run]) -> Result:
-    tokens = np.array([len(run.tokens) - 1 for run in runs], dtype=np.float64)
+    tokens = np.array([run.timed for run in runs], dtype=np.float64)
     steps = np.array([run.steps for run in runs], dtype=np.float64)
     verified = np.array([run.verified for run in runs], dtype=np.float64)
     seconds = np.array([run.seconds for run in runs])
-    reference_tokens = np.array([len(run.tokens) - 1 for run in reference], dtype=np.float64)
+    reference_tokens = np.array([run.timed for run in reference], dtype=np.float64)
     reference_seconds = np.array([run.seconds for run in reference])
 
     def ratio(rows: np.ndarray) -> np.ndarray:
@@ -206,7 +114,17 @@ def _result(name: str, runs: list[Run], reference: list[Run]) -> Result:
                 [run.tokens == other.tokens for run, other in zip(runs, reference, strict=True)]
             )
         ),
+        repeated=repeated([run.tokens for run in runs]),
     )
+
+
+def repeated(texts: Sequence[Sequence[int]], length: int = REPEATED) -> float:
+    """Share of all runs of `length` tokens that came before in their text."""
+    total = distinct = 0
+    for text in texts:
+        runs = [tuple(text[i : i + length]) for i in range(len(text) - length + 1)]
+        total, distinct = total + len(runs), distinct + len(set(runs))
+    return 1 - distinct / total if total else 0.0
 
 
 @dataclass(frozen=True)

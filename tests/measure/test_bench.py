@@ -5,19 +5,19 @@ from typing import Any
 
 import pytest
 
-from sequoia_opt.measure import bench
-from sequoia_opt.measure.bench import Method, Run
+from sequoia_opt.measure import bench, methods
+from sequoia_opt.measure.methods import Method, Run
 from sequoia_opt.plan import shapes
 
 
 def test_all_methods_decode_the_same_greedy_tokens(make_pair: Callable[..., Any]) -> None:
     pair = make_pair()
-    methods = [
-        bench.with_tree(pair, "plain", shapes.chain(1)),
-        bench.with_generate(pair),
-        bench.with_tree(pair, "tree", shapes.k_ary(2, 2)),
+    racing = [
+        methods.with_tree(pair, "plain", shapes.chain(1)),
+        methods.with_generate(pair),
+        methods.with_tree(pair, "tree", shapes.k_ary(2, 2)),
     ]
-    results = bench.race(methods, [[5, 6, 7], [9, 8]], new_tokens=12, repeats=2)
+    results = bench.race(racing, [[5, 6, 7], [9, 8]], new_tokens=12, repeats=2)
     assert [r.agreement for r in results] == [1, 1, 1]
     assert results[0].tokens_per_step == results[1].tokens_per_step == 1
     assert results[2].tokens_per_step > 1
@@ -28,7 +28,9 @@ def test_all_methods_decode_the_same_greedy_tokens(make_pair: Callable[..., Any]
 def test_ratios_are_of_median_runs() -> None:
     def timed(name: str, seconds: list[float]) -> Method:
         waiting = [*seconds[:1], *seconds]  # the first is the warm-up
-        return Method(name, lambda prompt, count: Run([1] * count, 5, 10, waiting.pop(0)))
+        return Method(
+            name, lambda prompt, count: Run([1] * count, 5, 10, waiting.pop(0), count - 1)
+        )
 
     first, second = bench.race(
         [timed("a", [9.0, 2.0, 1.0]), timed("b", [1.0, 1.0, 50.0])], [[1]], 11, repeats=3
@@ -39,15 +41,25 @@ def test_ratios_are_of_median_runs() -> None:
     assert second.tokens_per_step == pytest.approx(2)
 
 
-def test_sampling_by_generate_runs(make_pair: Callable[..., Any]) -> None:
-    run = bench.with_generate(make_pair(), temperature=0.8, top_p=0.9).run([4, 5], 6)
-    assert len(run.tokens) == 6
-    assert run.steps == 5
+def test_repeated_runs_of_tokens_are_counted() -> None:
+    assert bench.repeated([[1, 2, 3, 4, 5]]) == 0
+    assert bench.repeated([[1, 2, 3, 4, 1, 2, 3, 4]]) == pytest.approx(1 / 5)
+    assert bench.repeated([[7] * 9, [1, 2, 3, 4]]) == pytest.approx(5 / 7)
+    assert bench.repeated([[1, 2, 3], []]) == 0
+
+
+def test_ratios_count_the_tokens_that_were_timed() -> None:
+    """A method whose first forward yields four of its eleven tokens has timed seven."""
+    plain = Method("plain", lambda prompt, count: Run([1] * count, 10, 10, 10.0, 10))
+    other = Method("other", lambda prompt, count: Run([1] * count, 3, 7, 3.5, 7))
+    _, found = bench.race([plain, other], [[1]], 11, repeats=1)
+    assert found.speedup == pytest.approx(2)
+    assert found.tokens_per_step == pytest.approx(7 / 3)
 
 
 def test_divergence_names_the_place_and_the_gap(make_pair: Callable[..., Any]) -> None:
     pair = make_pair()
-    first = bench.with_tree(pair, "plain", shapes.chain(1)).run([5, 6, 7], 10).tokens
+    first = methods.with_tree(pair, "plain", shapes.chain(1)).run([5, 6, 7], 10).tokens
     assert bench.divergence(pair, [5, 6, 7], first, first) is None
     other = [*first[:4], first[4] + 1, *first[5:]]
     found = bench.divergence(pair, [5, 6, 7], first, other)

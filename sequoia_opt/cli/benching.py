@@ -1,0 +1,273 @@
+"""The command that sets ways to decode side by side: bench."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sequoia_opt.cli.app import app
+from sequoia_opt.cli.options import (
+    DatasetOption,
+    Device,
+    Draft,
+    Dtype,
+    Graphs,
+    Json,
+    Target,
+    load,
+    names,
+    print_json,
+)
+from sequoia_opt.cli.running import (
+    Tree,
+    TreeCompile,
+    TreeTemperature,
+    TreeTopP,
+    TreeVerifier,
+    comparable,
+    compiled_roles,
+    models_of,
+    sampling_of,
+)
+from sequoia_opt.errors import SequoiaError
+
+if TYPE_CHECKING:
+    from sequoia_opt.engine.models import Pair
+    from sequoia_opt.measure.methods import Method
+    from sequoia_opt.plan.acceptance import Sampling
+    from sequoia_opt.plan.tree import TokenTree
+
+BLIND = {"blind-64": 64, "blind-128": 128}
+SAMPLED = ("topk", "traversal")  # at temperature 0 they are the tree again
+PLANNED = ("chain", "k-sequences", *BLIND)  # trees that are solved for here
+METHODS = (
+    "plain", "generate", "assisted", "assisted-best", "lookup", *PLANNED, "tree", *SAMPLED
+)  # fmt: skip
+FEW_PROMPTS = 5  # an interval over fewer says little
+TUNED = 2  # prompts that assisted generation's best number of guesses is found on
+
+
+class Format(StrEnum):
+    """How results are printed."""
+
+    table = "table"
+    json = "json"
+    csv = "csv"
+    md = "md"
+
+
+@app.command(epilog="Example: sequoia-opt bench tree.json --dataset prompts.jsonl --limit 16")
+def bench(
+    tree: Tree = None,
+    dataset: DatasetOption = None,
+    target: Target = None,
+    draft: Draft = None,
+    max_new_tokens: Annotated[int, typer.Option(min=2, help="Tokens of each prompt.")] = 128,
+    temperature: TreeTemperature = None,
+    top_p: TreeTopP = None,
+    verifier: TreeVerifier = None,
+    limit: Annotated[int, typer.Option(min=1, help="Prompts to use.")] = 8,
+    repeats: Annotated[int, typer.Option(min=1, help="Repetitions of each prompt.")] = 3,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            help=f"What to run, of {','.join(METHODS)}; the others are set beside the first.",
+            show_default="all that differ",
+        ),
+    ] = None,
+    chain: Annotated[
+        int | None,
+        typer.Option(min=2, help="Nodes of the chain.", show_default="the best by prediction"),
+    ] = None,
+    profile: Annotated[
+        Path | None, typer.Option(help="Profile to plan rivals by.", show_default="the tree's")
+    ] = None,
+    acceptance: Annotated[
+        Path | None, typer.Option(help="Acceptance file, likewise.", show_default="the tree's")
+    ] = None,
+    form: Annotated[
+        Format, typer.Option("--format", help="How to print the results.")
+    ] = Format.table,
+    compile: TreeCompile = None,
+    graphs: Graphs = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: Json = False,
+) -> None:
+    """Plain decoding, transformers' ways, other trees and the solved one, side by side."""
+    from sequoia_opt import console, paths
+    from sequoia_opt.plan import shapes
+    from sequoia_opt.plan.tree import AUTOREGRESSIVE, TokenTree
+
+    wanted = list(METHODS) if methods is None else names(methods)
+    if not wanted or not set(wanted) <= set(METHODS):
+        raise typer.BadParameter(
+            f"found {methods!r}, expected some of {','.join(METHODS)}", param_hint="--methods"
+        )
+    if chain and "chain" not in wanted:
+        raise typer.BadParameter("has no chain, which --chain is for", param_hint="--methods")
+    if (profile or acceptance) and not set(wanted) & set(PLANNED):
+        raise typer.BadParameter(
+            f"has none of {', '.join(PLANNED)}, which --profile and --acceptance are for",
+            param_hint="--methods",
+        )
+    path = tree or paths.bundled_tree(temperature or 0.0, bool(compile))
+    loaded = TokenTree.load(path)
+    sampling = sampling_of(loaded, temperature, top_p, verifier)
+    if methods is None and sampling.temperature == 0:
+        wanted = [name for name in wanted if name not in SAMPLED]
+    trees = {"plain": AUTOREGRESSIVE, "tree": loaded}
+    if chain:
+        trees["chain"] = shapes.chain(chain)
+    if planned := [name for name in wanted if name in PLANNED and name not in trees]:
+        trees |= _rivals(loaded, planned, profile, acceptance)
+
+    from sequoia_opt.engine.decoder import check_sampling
+    from sequoia_opt.measure import bench as benchmark
+    from sequoia_opt.measure.dataset import load_dataset, spread_over
+    from sequoia_opt.measure.hardware import hardware, software
+
+    check_sampling(**asdict(sampling))
+    name, documents = load_dataset(dataset)
+    models = models_of(loaded, target, draft)
+    pair = load(*models, device, dtype, compiled_roles(loaded, compile), graphs)
+    texts = [d.prompt or d.text[: len(d.text) // 2] for d in spread_over(documents, limit)]
+    prompts = _usable(pair, texts, max_new_tokens)
+    _warn(pair, len(prompts))
+    racing = [_method(each, pair, trees, sampling, prompts, max_new_tokens) for each in wanted]
+    with console.progress("decoding") as advance:
+        results = benchmark.race(racing, prompts, max_new_tokens, repeats, advance)
+    settings: dict[str, Any] = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "hardware": hardware(pair.device),
+        "software": software(pair.device),
+        "target": pair.target_name,
+        "draft": pair.draft_name,
+        "dtype": pair.dtype,
+        "compile": pair.compiled,
+        "graphs": pair.graphs,
+        "dataset": name,
+        "prompts": len(prompts),
+        "max_new_tokens": max_new_tokens,
+        "repeats": repeats,
+        "tree": str(path),
+        **asdict(sampling),
+    }
+    if as_json or form is Format.json:
+        print_json({"results": [asdict(result) for result in results], **settings})
+        return
+    if form is Format.csv:
+        console.race_csv(results, settings)
+        return
+    show = console.race_markdown if form is Format.md else console.race_table
+    show(results, console.settings_line(settings), greedy=sampling.temperature == 0)
+    fitting = comparable(loaded, pair, sampling)
+    if "tree" in wanted and fitting.tokens:
+        times = fitting.times and wanted[0] == "plain"
+        console.prediction_lines(results[wanted.index("tree")], loaded, times)
+
+
+def _rivals(
+    tree: TokenTree, wanted: Sequence[str], profile: Path | None, acceptance: Path | None
+) -> dict[str, TokenTree]:
+    """The trees that the solved one is set beside, each at its best by prediction; the blind
+    ones have the most tokens for their size, whatever a step takes."""
+    from sequoia_opt import paths
+    from sequoia_opt.plan import shapes, solver
+    from sequoia_opt.plan.acceptance import Acceptance
+    from sequoia_opt.plan.latency import LatencyProfile
+    from sequoia_opt.plan.optimum import best_trees
+
+    if profile is None or acceptance is None:
+        profile, acceptance = paths.inputs_of(tree)
+    rates = Acceptance.load(acceptance)
+    plan = solver.solve(LatencyProfile.load(profile), rates)
+    # Where the profile prices no other, the smallest.
+    found = {"chain": shapes.chain(2), "k-sequences": shapes.k_sequences(2, 1)}
+    found |= {candidate.name: candidate.tree for candidate in plan.baselines}
+    depth = solver.DEFAULT_MAX_DEPTH
+    for name in wanted:
+        if name in BLIND:
+            found[name] = best_trees(rates.table(depth), BLIND[name]).tree(BLIND[name], depth)
+    return {name: found[name] for name in wanted}
+
+
+def _method(
+    name: str,
+    pair: Pair,
+    trees: dict[str, TokenTree],
+    sampling: Sampling,
+    prompts: Sequence[list[int]],
+    new_tokens: int,
+) -> Method:
+    """The method of that name."""
+    from sequoia_opt import console
+    from sequoia_opt.measure import methods
+
+    warm: dict[str, Any] = {"temperature": sampling.temperature, "top_p": sampling.top_p}
+    if name == "generate":
+        return methods.with_generate(pair, **warm)
+    if name == "lookup":
+        return methods.with_prompt_lookup(pair, **warm)
+    if name == "assisted":
+        return methods.with_assistant(pair, **warm)
+    if name == "assisted-best":
+        with console.waiting("finding assisted generation's best number of guesses"):
+            guesses = methods.best_guesses(pair, prompts[:TUNED], new_tokens, **warm)
+        return methods.with_assistant(pair, f"assisted, {guesses} guesses", **warm, guesses=guesses)
+    own = asdict(sampling)
+    if name in (*SAMPLED, "k-sequences"):
+        own["verifier"] = "specinfer" if name == "k-sequences" else name
+    shape = trees.get(name, trees["tree"])
+    nodes = "" if name == "plain" else f" ({shape.size} nodes)"
+    labels = {
+        "plain": "plain",
+        "chain": "best chain",
+        "k-sequences": "best k sequences",
+        "tree": "solved tree",
+        **dict.fromkeys(BLIND, "most tokens"),
+        **{each: f"solved tree, {each}" for each in SAMPLED},
+    }
+    return methods.with_tree(pair, labels[name] + nodes, shape, **own)
+
+
+def _usable(pair: Pair, texts: Sequence[str], new_tokens: int) -> list[list[int]]:
+    """The prompts that the models can go on from; the others are left out, and it says so.
+
+    Raises:
+        SequoiaError: none is.
+    """
+    from sequoia_opt import console
+    from sequoia_opt.engine.decoder import check_prompt
+
+    usable, reason = [], ""
+    for text in texts:
+        prompt = pair.encode(text)
+        try:
+            check_prompt(pair, prompt, new_tokens)
+        except SequoiaError as error:
+            reason = str(error)
+        else:
+            usable.append(prompt)
+    if not usable:
+        raise SequoiaError(f"no prompt is usable: {reason}")
+    if reason:
+        console.note(f"{len(texts) - len(usable)} of {len(texts)} prompts left out: {reason}")
+    return usable
+
+
+def _warn(pair: Pair, prompts: int) -> None:
+    """Say what makes the results less than they seem."""
+    from sequoia_opt import console
+
+    if prompts < FEW_PROMPTS:
+        console.note(f"{prompts} prompts are few: their intervals say little; raise --limit")
+    sizes = [sum(p.numel() for p in r.model.parameters()) for r in (pair.target, pair.draft)]
+    if sizes[1] >= sizes[0]:
+        console.note("the draft is no smaller than the target: speculation can hardly pay")

@@ -1,0 +1,114 @@
+"""What a tree file says about how to run it, unless the options say otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sequoia_opt.errors import SequoiaError
+from sequoia_opt.plan.acceptance import Sampling
+
+if TYPE_CHECKING:
+    from sequoia_opt.engine.models import Pair
+    from sequoia_opt.plan.tree import TokenTree
+
+Tree = Annotated[Path | None, typer.Argument(help="Tree file.", show_default="of the bundled pair")]
+TreeTemperature = Annotated[
+    float | None, typer.Option(help="0 for greedy.", show_default="the tree's")
+]
+TreeTopP = Annotated[
+    float | None,
+    typer.Option("--top-p", help="Nucleus of the target.", show_default="the tree's"),
+]
+TreeVerifier = Annotated[
+    str | None,
+    typer.Option(
+        help="Above temperature 0: sequoia, specinfer, topk or traversal.",
+        show_default="the tree's",
+    ),
+]
+TreeCompile = Annotated[
+    bool | None,
+    typer.Option(
+        "--compile/--no-compile",
+        help="Compile the forwards: takes a minute.",
+        show_default="as the tree was solved for",
+    ),
+]
+GREEDY, DEFAULT_VERIFIER = "greedy", "sequoia"
+
+
+@dataclass(frozen=True)
+class Comparable:
+    """Whether a tree's predicted tokens, and its predicted times, are for what is run."""
+
+    tokens: bool
+    times: bool
+
+
+def sampling_of(
+    tree: TokenTree, temperature: float | None, top_p: float | None, verifier: str | None
+) -> Sampling:
+    """The tree's temperature, top-p and verifier, unless others are asked for.
+
+    Raises:
+        SequoiaError: the tree was solved for another verifier, whose guesses are accepted at
+            other rates.
+    """
+    own = tree.metadata
+    warm = float(own.get("temperature", 0.0) if temperature is None else temperature)
+    nucleus = float(own.get("top_p", 1.0) if top_p is None else top_p)
+    planned = own.get("verifier", GREEDY)
+    chosen = verifier or (DEFAULT_VERIFIER if planned == GREEDY else planned)
+    # Traversal has no acceptance of its own: it is planned with that of its drafting.
+    fitting = (GREEDY, chosen, *([DEFAULT_VERIFIER] if chosen == "traversal" else []))
+    if warm > 0 and planned not in fitting:
+        raise SequoiaError(
+            f"the tree was solved for verifier {planned}, found --verifier {chosen}; solve with "
+            "an acceptance estimated for it, or drop the option"
+        )
+    return Sampling(warm, nucleus, chosen)
+
+
+def models_of(
+    tree: TokenTree, target: str | None, draft: str | None
+) -> tuple[str | None, str | None]:
+    """The models to run: those named; else the bundled pair, if the tree is not for others."""
+    from sequoia_opt import demo
+
+    for role, given, bundled in (
+        ("target", target, demo.TARGET_NAME), ("draft", draft, demo.DRAFT_NAME)
+    ):  # fmt: skip
+        own = tree.metadata.get(role, bundled)
+        if given is None and own != bundled:
+            raise SequoiaError(f"the tree was solved for {role} {own}; name it with --{role}")
+    return target, draft
+
+
+def compiled_roles(tree: TokenTree, wanted: bool | None) -> Collection[str]:
+    """The roles to compile: by default those that were when the tree's profile was measured."""
+    from sequoia_opt.engine.models import ROLES
+
+    own = tree.metadata.get("engine", {}).get("compile")
+    roles = [role for role in ROLES if own is True or (isinstance(own, list) and role in own)]
+    return [] if wanted is False else roles or (ROLES if wanted else [])
+
+
+def comparable(tree: TokenTree, pair: Pair, sampling: Sampling) -> Comparable:
+    """Which of the tree's predictions are for what is run here."""
+    from sequoia_opt.measure.hardware import hardware
+
+    own = tree.metadata
+    models = (own.get("target"), own.get("draft")) == (pair.target_name, pair.draft_name)
+    verifier = GREEDY if sampling.temperature == 0 else sampling.verifier
+    wanted = (sampling.temperature, sampling.top_p, verifier)
+    same = (own.get("temperature"), own.get("top_p"), own.get("verifier", verifier)) == wanted
+    machine = own.get("hardware", {}).get("slug") == hardware(pair.device)["slug"]
+    settings = own.get("engine", {}).get("dtype"), compiled_roles(tree, None)
+    engine = settings == (pair.dtype, pair.compiled)
+    engine = engine and own.get("engine", {}).get("graphs", pair.graphs) == pair.graphs
+    return Comparable(tokens=models and same, times=models and same and machine and engine)

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from sequoia_opt.measure import methods
+from sequoia_opt.plan import shapes
+
+PROMPTS = [[5, 6, 7], [9, 8, 9, 8, 9, 8, 9]]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda pair: methods.with_tree(pair, "tree", shapes.k_ary(2, 2)),
+        methods.with_generate,
+        methods.with_prompt_lookup,
+        methods.with_assistant,
+        lambda pair: methods.with_assistant(pair, guesses=4),
+    ],
+    ids=["tree", "generate", "lookup", "assistant", "four-guesses"],
+)
+@pytest.mark.parametrize("prompt", PROMPTS, ids=["short", "repeating"])
+def test_every_method_decodes_the_targets_greedy_tokens(
+    make: Callable[..., methods.Method], prompt: list[int], make_pair: Callable[..., Any]
+) -> None:
+    pair = make_pair()
+    wanted = methods.with_tree(pair, "plain", shapes.chain(1)).run(prompt, 24)
+    found = make(pair).run(prompt, 24)
+    assert found.tokens == wanted.tokens
+    assert found.seconds > 0
+    # No step yields less than a token, and what the prompt's forward yields is not timed.
+    assert 1 <= found.steps <= found.timed <= 23
+    assert found.verified >= found.timed
+
+
+def test_only_speculation_yields_more_than_a_token_a_step(make_pair: Callable[..., Any]) -> None:
+    pair = make_pair()
+    plain = methods.with_generate(pair).run(PROMPTS[0], 24)
+    assert plain.steps == plain.timed == 23
+    assisted = methods.with_assistant(pair, guesses=6).run(PROMPTS[0], 24)
+    assert assisted.steps < assisted.timed
+
+
+def test_the_models_are_left_as_they_were(make_pair: Callable[..., Any]) -> None:
+    pair = make_pair()
+    configs = [runner.model.generation_config for runner in (pair.target, pair.draft)]
+    first = methods.with_tree(pair, "tree", shapes.k_ary(2, 2))
+    before = first.run(PROMPTS[0], 20).tokens
+    methods.with_assistant(pair).run(PROMPTS[0], 20)
+    assert [runner.model.generation_config for runner in (pair.target, pair.draft)] == configs
+    assert not pair.target.model._forward_pre_hooks
+    assert first.run(PROMPTS[0], 20).tokens == before
+
+
+@pytest.mark.parametrize("way", [methods.with_generate, methods.with_assistant])
+def test_sampling_by_the_library_runs(
+    way: Callable[..., methods.Method], make_pair: Callable[..., Any]
+) -> None:
+    run = way(make_pair(), temperature=0.8, top_p=0.9).run([4, 5], 6)
+    assert len(run.tokens) == 6
+    assert 1 <= run.steps <= 5
+
+
+def test_the_best_number_of_guesses_is_the_fastest(
+    make_pair: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of(pair: object, guesses: int) -> methods.Method:
+        seconds = abs(guesses - 5) + 1.0
+        return methods.Method(
+            "m", lambda prompt, count: methods.Run([1] * count, 3, 9, seconds, count - 1)
+        )
+
+    monkeypatch.setattr(methods, "with_assistant", of)
+    assert methods.best_guesses(make_pair(), PROMPTS, 10) == 5
