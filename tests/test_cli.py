@@ -495,12 +495,12 @@ from sequoia_opt.measure import profiler
 
 profile = profiler.profile
 
-def interrupted(pair, options, progress):
+def interrupted(pair, options, progress, note):
     def advance(done, total):
         progress(done, total)
         if done == 2:
             os.kill(os.getpid(), signal.SIGINT)
-    return profile(pair, options, advance)
+    return profile(pair, options, advance, note)
 
 profiler.profile = interrupted
 cli.main()
