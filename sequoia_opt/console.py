@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from csv import DictWriter
+from csv import DictWriter, writer
 from dataclasses import asdict
 from math import log10
 from pathlib import Path
@@ -22,6 +22,7 @@ from sequoia_opt.plan.spread import interval
 if TYPE_CHECKING:
     from sequoia_opt.engine.decoder import Generation
     from sequoia_opt.measure.bench import Divergence, Result
+    from sequoia_opt.measure.calibration import Checked
     from sequoia_opt.plan.acceptance import Acceptance
     from sequoia_opt.plan.latency import LatencyProfile
     from sequoia_opt.plan.scaling import Scaling
@@ -346,9 +347,60 @@ def race_csv(results: Sequence[Result], settings: Mapping[str, object]) -> None:
         assert isinstance(own, Mapping)
         shared |= {f"{part}_{key}": value for key, value in own.items()}
     rows = [{**asdict(result), **shared} for result in results]
-    writer = DictWriter(sys.stdout, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    sheet = DictWriter(sys.stdout, rows[0], lineterminator="\n")
+    sheet.writeheader()
+    sheet.writerows(rows)
+
+
+def calibration(found: Sequence[Checked], title: str, form: str) -> None:
+    """Predicted and measured, tree by tree; then how far off, and whether the choice was right.
+
+    Args:
+        form: "table", "md" or "csv".
+    """
+    kinds = ("tokens/step", "plain steps", "speed-up")
+    columns = ["nodes", "depth"]
+    for kind in kinds:
+        columns += [f"{kind},\npredicted", "measured", "off by"]
+    columns.append("× the chosen\n(95 %)")
+    rows = []
+    for each in found:
+        cells = [each.name, str(each.tree.size), str(each.tree.depth)]
+        for number in (each.tokens, each.step, each.speedup):
+            cells += [f"{number.predicted:.2f}", f"{number.measured:.2f}"]
+            cells.append(f"{100 * number.error:+.1f} %")
+        beside, low, high = each.beside_chosen
+        rows.append([*cells, f"{beside:.2f} ({low:.2f} – {high:.2f})"])
+    if form == "csv":
+        writer(sys.stdout, lineterminator="\n").writerows([
+            ["tree", *(column.replace("\n", " ") for column in columns)], *rows
+        ])  # fmt: skip
+        return
+    if form == "md":
+        lines = [["tree", *(column.replace("\n", " ") for column in columns)]]
+        lines += [["---", *["---:"] * len(columns)], *rows]
+        out.print("\n".join(f"| {' | '.join(line)} |" for line in lines), markup=False)
+        out.print(title, markup=False)
+    else:
+        table = Table(title=title, title_justify="left", box=SIMPLE, pad_edge=False)
+        table.add_column("tree")
+        for column in columns:
+            table.add_column(column, justify="right", no_wrap=True)
+        for row in rows:
+            table.add_row(*row)
+        out.print(table)
+    for kind, name in zip(kinds, ("tokens", "step", "speedup"), strict=True):
+        errors = [abs(getattr(each, name).error) for each in found]
+        middle, most = 100 * float(np.median(errors)), 100 * max(errors)
+        out.print(f"{kind}: off by {middle:.1f} % (median), {most:.1f} % at most", markup=False)
+    best = max(found, key=lambda each: each.beside_chosen[0])
+    beside, low, high = best.beside_chosen
+    out.print(
+        "the chosen tree is the fastest of them"
+        if best is found[0]
+        else f"the fastest is {best.name}, {beside:.2f} × ({low:.2f} – {high:.2f}) the chosen one",
+        markup=False,
+    )
 
 
 def _race_columns(results: Sequence[Result], greedy: bool) -> list[str]:

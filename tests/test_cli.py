@@ -268,6 +268,24 @@ def test_bench_prints_what_can_be_compared_later(
     assert [line.count("|") for line in lines[:4]] == [8] * 4
 
 
+def test_bench_calibrates(run: Callable[..., Outcome], models: list[str], dataset: Path) -> None:
+    shapes.k_ary(2, 2).save("k.json")
+    latencies = random_profile(np.random.default_rng(0), "monotone", 16)
+    latencies.overhead["sequoia"] = latencies.overhead["greedy"]
+    latencies.save("profile.yaml")
+    arguments = ["bench", "k.json", *models, "--profile", "profile.yaml", "--dataset", dataset]
+    arguments += ["--repeats", 1, "--max-new-tokens", 8, "--calibrate"]
+    document = json.loads(run(*arguments, "--json").out)
+    assert [part["temperature"] for part in document["calibration"]] == [0, 0.6]
+    assert document["prompts"] == 1  # of three documents two are estimated from
+    for part in document["calibration"]:
+        assert part["trees"][0]["name"] == "chosen"
+        assert len(part["trees"]) >= 5
+    shown = run(*arguments, "--temperature", 0, "--format", "md").out
+    assert "speed-up: off by" in shown
+    assert "takes neither --methods" in run(*arguments, "--methods", "plain").err
+
+
 def test_bench_leaves_out_prompts_that_do_not_fit(
     run: Callable[..., Outcome], models: list[str]
 ) -> None:

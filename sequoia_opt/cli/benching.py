@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -39,6 +39,7 @@ from sequoia_opt.errors import SequoiaError
 
 if TYPE_CHECKING:
     from sequoia_opt.engine.models import Pair
+    from sequoia_opt.measure.dataset import Document
     from sequoia_opt.measure.methods import Method
     from sequoia_opt.plan.acceptance import Sampling
     from sequoia_opt.plan.tree import TokenTree
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 BLIND = {"blind-64": 64, "blind-128": 128}
 SAMPLED = ("topk", "traversal")  # at temperature 0 they are the tree again
 PLANNED = ("chain", "k-sequences", *BLIND)  # trees that are solved for here
+CALIBRATED = (0.0, 0.6)  # temperatures
 METHODS = (
     "plain", "generate", "assisted", "assisted-best", "lookup", *PLANNED, "tree", *SAMPLED
 )  # fmt: skip
@@ -77,7 +79,7 @@ def bench(
     methods: Annotated[
         str | None,
         typer.Option(
-            help=f"What to run, of {','.join(METHODS)}; the others are set beside the first.",
+            help=f"What to run, of {', '.join(METHODS)}; the others are set beside the first.",
             show_default="all that differ",
         ),
     ] = None,
@@ -91,6 +93,14 @@ def bench(
     acceptance: Annotated[
         Path | None, typer.Option(help="Acceptance file, likewise.", show_default="the tree's")
     ] = None,
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate",
+            help="Set predictions beside measurements, for trees of many sizes: half of the "
+            "dataset's documents are estimated from, the others decoded.",
+        ),
+    ] = False,
     form: Annotated[
         Format, typer.Option("--format", help="How to print the results.")
     ] = Format.table,
@@ -105,18 +115,11 @@ def bench(
     from sequoia_opt.plan import shapes
     from sequoia_opt.plan.tree import AUTOREGRESSIVE, TokenTree
 
-    wanted = list(METHODS) if methods is None else names(methods)
-    if not wanted or not set(wanted) <= set(METHODS):
+    if calibrate and (methods or chain or acceptance):
         raise typer.BadParameter(
-            f"found {methods!r}, expected some of {','.join(METHODS)}", param_hint="--methods"
+            "takes neither --methods nor --chain nor --acceptance", param_hint="--calibrate"
         )
-    if chain and "chain" not in wanted:
-        raise typer.BadParameter("has no chain, which --chain is for", param_hint="--methods")
-    if (profile or acceptance) and not set(wanted) & set(PLANNED):
-        raise typer.BadParameter(
-            f"has none of {', '.join(PLANNED)}, which --profile and --acceptance are for",
-            param_hint="--methods",
-        )
+    wanted = _wanted(methods, bool(chain), not calibrate and bool(profile or acceptance))
     path = tree or paths.bundled_tree(temperature or 0.0, bool(compile))
     loaded = TokenTree.load(path)
     sampling = sampling_of(loaded, temperature, top_p, verifier)
@@ -125,7 +128,8 @@ def bench(
     trees = {"plain": AUTOREGRESSIVE, "tree": loaded}
     if chain:
         trees["chain"] = shapes.chain(chain)
-    if planned := [name for name in wanted if name in PLANNED and name not in trees]:
+    planned = [name for name in wanted if name in PLANNED and name not in trees]
+    if planned and not calibrate:
         trees |= _rivals(loaded, planned, profile, acceptance)
 
     from sequoia_opt.engine.decoder import check_sampling
@@ -137,12 +141,10 @@ def bench(
     name, documents = load_dataset(dataset)
     models = models_of(loaded, target, draft)
     pair = load(*models, device, dtype, compiled_roles(loaded, compile), graphs)
-    texts = [d.prompt or d.text[: len(d.text) // 2] for d in spread_over(documents, limit)]
+    unseen = documents[1::2] if calibrate else documents
+    texts = [d.prompt or d.text[: len(d.text) // 2] for d in spread_over(unseen, limit)]
     prompts = _usable(pair, texts, max_new_tokens)
     _warn(pair, len(prompts))
-    racing = [_method(each, pair, trees, sampling, prompts, max_new_tokens) for each in wanted]
-    with console.progress("decoding") as advance:
-        results = benchmark.race(racing, prompts, max_new_tokens, repeats, advance)
     settings: dict[str, Any] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "hardware": hardware(pair.device),
@@ -159,6 +161,16 @@ def bench(
         "tree": str(path),
         **asdict(sampling),
     }
+    if calibrate:
+        profile = profile or paths.inputs_of(loaded)[0]
+        warmths = CALIBRATED if temperature is None else (temperature,)
+        samplings = [replace(sampling, temperature=warmth) for warmth in warmths]
+        printed = Format.json if as_json else form
+        _calibrate(pair, profile, documents[::2], prompts, samplings, settings, printed)
+        return
+    racing = [_method(each, pair, trees, sampling, prompts, max_new_tokens) for each in wanted]
+    with console.progress("decoding") as advance:
+        results = benchmark.race(racing, prompts, max_new_tokens, repeats, advance)
     if as_json or form is Format.json:
         print_json({"results": [asdict(result) for result in results], **settings})
         return
@@ -171,6 +183,70 @@ def bench(
     if "tree" in wanted and fitting.tokens:
         times = fitting.times and wanted[0] == "plain"
         console.prediction_lines(results[wanted.index("tree")], loaded, times)
+
+
+def _wanted(methods: str | None, chain: bool, planned: bool) -> list[str]:
+    """The methods that are named, or all.
+
+    Args:
+        chain: whether a chain was given.
+        planned: whether something to plan trees by was.
+    """
+    wanted = list(METHODS) if methods is None else names(methods)
+    problem = ""
+    if not wanted or not set(wanted) <= set(METHODS):
+        problem = f"found {methods!r}, expected some of {', '.join(METHODS)}"
+    elif chain and "chain" not in wanted:
+        problem = "has no chain, which --chain is for"
+    elif planned and not set(wanted) & set(PLANNED):
+        problem = f"has none of {', '.join(PLANNED)}, which --profile and --acceptance are for"
+    if problem:
+        raise typer.BadParameter(problem, param_hint="--methods")
+    return wanted
+
+
+def _calibrate(
+    pair: Pair,
+    profile: Path,
+    seen: Sequence[Document],
+    prompts: Sequence[list[int]],
+    samplings: Sequence[Sampling],
+    settings: dict[str, Any],
+    form: Format,
+) -> None:
+    """Estimate from the documents that may be seen, decode the prompts, and print both."""
+    from sequoia_opt import console
+    from sequoia_opt.measure import calibration
+    from sequoia_opt.measure.estimator import Options, estimate
+    from sequoia_opt.plan.latency import LatencyProfile
+
+    latencies = LatencyProfile.load(profile)
+    options = Options(max_new_tokens=settings["max_new_tokens"])
+    found = []
+    for sampling in samplings:
+        with console.progress("estimating") as advance:
+            (rates,) = estimate(pair, seen, settings["dataset"], [sampling], options, advance)
+        with console.progress("decoding") as advance:
+            checked = calibration.calibrate(
+                pair,
+                latencies,
+                rates,
+                prompts,
+                settings["max_new_tokens"],
+                settings["repeats"],
+                advance,
+            )
+        found.append((sampling, checked))
+    if form is Format.json:
+        rows = [
+            {**asdict(sampling), "trees": [each.document() for each in checked]}
+            for sampling, checked in found
+        ]
+        print_json({"calibration": rows, **settings})
+        return
+    for sampling, checked in found:
+        line = console.settings_line(settings | asdict(sampling))
+        console.calibration(checked, line, form.value)
 
 
 def _rivals(

@@ -24,8 +24,8 @@ class Result:
     """What a method did over all prompts.
 
     Attributes:
-        tokens_per_step, tokens_per_second, ms_per_token: over all prompts, of the median
-            repetition of each.
+        tokens_per_step, tokens_per_second, ms_per_token, ms_per_step: over all prompts, of the
+            median repetition of each.
         speedup: ratio to the first method's time, its tokens being as many.
         speedup_low, speedup_high: 95 % interval of the ratio, prompts resampled.
         agreement: share of prompts whose tokens are the first method's.
@@ -37,6 +37,7 @@ class Result:
     tokens_per_step: float
     tokens_per_second: float
     ms_per_token: float
+    ms_per_step: float
     speedup: float
     speedup_low: float
     speedup_high: float
@@ -106,6 +107,7 @@ def _result(name: str, runs: list[Run], reference: list[Run]) -> Result:
         tokens_per_step=float(verified.sum() / steps.sum()),
         tokens_per_second=float(tokens.sum() / seconds.sum()),
         ms_per_token=float(1000 * seconds.sum() / tokens.sum()),
+        ms_per_step=float(1000 * seconds.sum() / steps.sum()),
         speedup=float(ratio(np.arange(len(runs)))),
         speedup_low=float(low),
         speedup_high=float(high),

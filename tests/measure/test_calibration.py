@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from brute_force import random_profile
+
+from sequoia_opt.measure import calibration
+from sequoia_opt.measure.bench import Result
+from sequoia_opt.measure.calibration import Compared, calibrate, trees_around
+from sequoia_opt.measure.methods import Method
+from sequoia_opt.plan import shapes
+from sequoia_opt.plan.acceptance import Acceptance
+from sequoia_opt.plan.solver import solve
+from sequoia_opt.plan.tree import AUTOREGRESSIVE
+
+RATES = Acceptance(np.array([0.6, 0.2, 0.1]), traces=[[1, 1, 2, 0], [1, 0, 3, 1, 1, 1]])
+
+
+@pytest.mark.parametrize("size", [1, 5, 9, 20])
+def test_trees_from_two_nodes_to_twice_the_chosen_size(size: int) -> None:
+    chosen = shapes.chain(size)
+    found = trees_around(chosen, RATES, 64)
+    assert next(iter(found.values())) == chosen
+    assert len(set(found.values())) == len(found) >= 8
+    sizes = {tree.size for tree in found.values()}
+    assert {2, 2 * max(size, calibration.LEAST)} <= sizes
+    depths = {tree.depth for tree in found.values() if tree.size == max(sizes)}
+    assert len(depths) > 1  # shallow and deep
+    assert max(tree.size for tree in trees_around(chosen, RATES, max(size, 6)).values()) <= max(
+        size, 6
+    )
+
+
+def test_errors_are_shares_of_what_was_measured() -> None:
+    assert Compared(predicted=3.3, measured=3.0).error == pytest.approx(0.1)
+
+
+def test_predictions_are_the_solvers_and_times_are_in_plain_steps(
+    make_pair: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A race in which a step takes twice a plain one, and yields three tokens."""
+    raced: list[str] = []
+
+    def race(methods: list[Method], *_: object) -> list[Result]:
+        raced.extend(method.name for method in methods)
+        plain = Result("plain", 1.0, 100.0, 10.0, 10.0, 0.5, 0.5, 0.5, 1.0, 0.0)
+        other = Result("tree", 3.0, 150.0, 6.7, 20.0, 0.9, 0.8, 1.1, 1.0, 0.0)
+        return [*[other] * (len(methods) - 1), plain]
+
+    monkeypatch.setattr(calibration, "race", race)
+    profile = random_profile(np.random.default_rng(3), "monotone", 16)
+    found = calibrate(make_pair(), profile, RATES, [[1, 2, 3]] * 2, 8)
+    assert raced[-1] == "plain"
+    assert [each.name for each in found] == raced[:-1]
+    chosen = solve(profile, RATES, context=0).choice
+    assert found[0].tree == chosen.tree
+    assert found[0].tokens.predicted == pytest.approx(chosen.tokens[0])
+    assert found[0].step.predicted == pytest.approx(chosen.step_ms[0] / chosen.plain_ms[0])
+    assert found[0].speedup.predicted == pytest.approx(chosen.speedup[0])
+    for each in found:
+        assert each.tokens.measured == 3
+        assert each.step.measured == pytest.approx(2)
+        assert each.speedup.measured == pytest.approx(1.8)
+        assert each.beside_chosen == (0.9, 0.8, 1.1)
+        assert each.document()["step"]["measured"] == pytest.approx(2)
+    assert AUTOREGRESSIVE not in [each.tree for each in found[1:]]
