@@ -85,6 +85,8 @@ def profile_summary(profile: LatencyProfile) -> None:
     pair = f"{profile.target.model} and {profile.draft.model}"
     setting = f"{name}, {engine.get('dtype')}, {engine.get('threads')} threads"
     out.print(f"{pair} on {setting}", markup=False)
+    if engine.get("random_weights"):
+        out.print("measured with random weights: latency does not depend on them")
     for role, gain in engine.get("compile_gain", {}).items():
         used = "compiled" if role in (engine.get("compile") or []) else "eager, for that reason"
         out.print(f"{role}: compiled forwards are {gain:.2f} × as fast; measured {used}")
@@ -434,6 +436,10 @@ def settings_line(settings: Mapping[str, Any]) -> str:
     if settings["temperature"] > 0:
         warmth += f", top-p {settings['top_p']:g}" * (settings["top_p"] < 1)
     versions = ", ".join(f"{key} {software[key]}" for key in ("torch", "transformers"))
+    if "synthetic_acceptance" in settings:
+        engine += f", acceptance SYNTHETIC from {settings['synthetic_acceptance']}"
+    if settings.get("random_weights"):
+        engine += ", random weights"
     return (
         f"{settings['dataset']}: {settings['prompts']} prompts of {settings['max_new_tokens']} new "
         f"tokens, {warmth}; {settings['target']} with {settings['draft']}, {engine}; "

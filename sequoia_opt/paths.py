@@ -13,6 +13,7 @@ from sequoia_opt.plan.tree import TokenTree
 ACCEPTANCE = "acceptance"  # folder beside the hardware's
 # Sorts before what follows a file without it: of files of one age those of the plain engine count.
 COMPILED = "+compiled"
+RANDOM = "+random"  # weights
 PACKAGE = Path(__file__).parent
 
 
@@ -22,10 +23,15 @@ def roots() -> list[Path]:
 
 
 def profile_path(
-    hardware: str, target: str, draft: str, dtype: str, compiled: bool = False
+    hardware: str,
+    target: str,
+    draft: str,
+    dtype: str,
+    compiled: bool = False,
+    random_weights: bool = False,
 ) -> Path:
     """Default file of a latency profile."""
-    setting = safe_name(dtype) + COMPILED * compiled
+    setting = safe_name(dtype) + COMPILED * compiled + RANDOM * random_weights
     name = f"{safe_name(target)}--{safe_name(draft)}--{setting}.yaml"
     return Path("profiles") / safe_name(hardware) / name
 

@@ -286,6 +286,36 @@ def test_bench_calibrates(run: Callable[..., Outcome], models: list[str], datase
     assert "takes neither --methods" in run(*arguments, "--methods", "plain").err
 
 
+def test_speed_without_weights(run: Callable[..., Outcome], models: list[str]) -> None:
+    """From two config.json alone to a race, marked as what it is everywhere."""
+    for folder in (Path(models[1]), Path(models[3])):
+        for path in folder.iterdir():
+            if path.name != "config.json":
+                path.unlink()
+    assert "no weights" in run("profile", *models, *SMALL).err
+    done = run("profile", *models, *SMALL, "--random-weights")
+    assert "measured with random weights" in done.out
+    (profile,) = Path("profiles").glob("*/small-target--small-draft--float32+random.yaml")
+    Acceptance(np.array([0.7, 0.1])).save("rates.yaml")
+    solved = ["--profile", profile, "--acceptance", "rates.yaml", "-o", "tree.json"]
+    assert run("solve", *solved, "--size", 4).code == 0
+    arguments = ["bench", "tree.json", *models, "--repeats", 1, "--max-new-tokens", 24]
+    arguments += ["--limit", 6, "--methods", "plain,generate,tree"]
+    arguments += ["--random-weights"]
+    assert "add --synthetic-acceptance" in run(*arguments).err
+    arguments += ["--synthetic-acceptance", "rates.yaml"]
+    done = run(*arguments)
+    assert done.code == 0, done.err
+    assert "acceptance SYNTHETIC from rates.yaml, random weights" in done.out.replace("\n", " ")
+    assert "tokens a step: predicted" in done.out
+    document = json.loads(run(*arguments, "--json").out)
+    assert document["results"][-1]["name"] == "solved tree (4 nodes), synthetic"
+    assert document["synthetic_acceptance"] == "rates.yaml"
+    assert document["random_weights"] is True
+    assert document["dataset"] == "random tokens"
+    assert "at given rates expected" in run(*arguments, "--methods", "plain,assisted").err
+
+
 def test_bench_leaves_out_prompts_that_do_not_fit(
     run: Callable[..., Outcome], models: list[str]
 ) -> None:

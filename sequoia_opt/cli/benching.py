@@ -19,6 +19,7 @@ from sequoia_opt.cli.options import (
     Dtype,
     Graphs,
     Json,
+    RandomWeights,
     Target,
     load,
     names,
@@ -51,6 +52,8 @@ CALIBRATED = (0.0, 0.6)  # temperatures
 METHODS = (
     "plain", "generate", "assisted", "assisted-best", "lookup", *PLANNED, "tree", *SAMPLED
 )  # fmt: skip
+SYNTHETIC = ("plain", "generate", *PLANNED, "tree")  # methods that make sense at given rates
+RANDOM_PROMPT = 128  # tokens, where there is no tokenizer
 FEW_PROMPTS = 5  # an interval over fewer says little
 TUNED = 2  # prompts that assisted generation's best number of guesses is found on
 
@@ -101,6 +104,15 @@ def bench(
             "dataset's documents are estimated from, the others decoded.",
         ),
     ] = False,
+    synthetic: Annotated[
+        Path | None,
+        typer.Option(
+            "--synthetic-acceptance",
+            help="Acceptance file to draw from what is accepted, whatever the models say: for "
+            "speed alone.",
+        ),
+    ] = None,
+    random_weights: RandomWeights = False,
     form: Annotated[
         Format, typer.Option("--format", help="How to print the results.")
     ] = Format.table,
@@ -113,18 +125,34 @@ def bench(
     """Plain decoding, transformers' ways, other trees and the solved one, side by side."""
     from sequoia_opt import console, paths
     from sequoia_opt.plan import shapes
+    from sequoia_opt.plan.acceptance import Acceptance
     from sequoia_opt.plan.tree import AUTOREGRESSIVE, TokenTree
 
     if calibrate and (methods or chain or acceptance):
         raise typer.BadParameter(
             "takes neither --methods nor --chain nor --acceptance", param_hint="--calibrate"
         )
+    if random_weights and not synthetic:
+        raise typer.BadParameter(
+            "models of random weights agree on nothing; add --synthetic-acceptance",
+            param_hint="--random-weights",
+        )
+    if synthetic and calibrate:
+        raise typer.BadParameter("takes no --synthetic-acceptance", param_hint="--calibrate")
     wanted = _wanted(methods, bool(chain), not calibrate and bool(profile or acceptance))
+    if synthetic and methods and not set(wanted) <= set(SYNTHETIC):
+        raise typer.BadParameter(
+            f"found {methods!r}, at given rates expected some of {', '.join(SYNTHETIC)}",
+            param_hint="--methods",
+        )
     path = tree or paths.bundled_tree(temperature or 0.0, bool(compile))
     loaded = TokenTree.load(path)
     sampling = sampling_of(loaded, temperature, top_p, verifier)
     if methods is None and sampling.temperature == 0:
         wanted = [name for name in wanted if name not in SAMPLED]
+    if synthetic:
+        wanted = [name for name in wanted if name in SYNTHETIC]
+        acceptance = acceptance or synthetic
     trees = {"plain": AUTOREGRESSIVE, "tree": loaded}
     if chain:
         trees["chain"] = shapes.chain(chain)
@@ -140,11 +168,18 @@ def bench(
     check_sampling(**asdict(sampling))
     name, documents = load_dataset(dataset)
     models = models_of(loaded, target, draft)
-    pair = load(*models, device, dtype, compiled_roles(loaded, compile), graphs)
+    pair = load(*models, device, dtype, compiled_roles(loaded, compile), graphs, random_weights)
     unseen = documents[1::2] if calibrate else documents
     texts = [d.prompt or d.text[: len(d.text) // 2] for d in spread_over(unseen, limit)]
-    prompts = _usable(pair, texts, max_new_tokens)
+    if pair.tokenizer is None and random_weights:
+        prompts, name = _random_prompts(pair, limit), "random tokens"
+    else:
+        prompts = _usable(pair, texts, max_new_tokens)
     _warn(pair, len(prompts))
+    options = asdict(sampling)
+    if synthetic:
+        deepest = 1 + max(tree.depth for tree in trees.values())
+        options["rates"] = Acceptance.load(synthetic).table(deepest)
     settings: dict[str, Any] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "hardware": hardware(pair.device),
@@ -159,6 +194,8 @@ def bench(
         "max_new_tokens": max_new_tokens,
         "repeats": repeats,
         "tree": str(path),
+        **({"synthetic_acceptance": str(synthetic)} if synthetic else {}),
+        **({"random_weights": True} if random_weights else {}),
         **asdict(sampling),
     }
     if calibrate:
@@ -168,7 +205,7 @@ def bench(
         printed = Format.json if as_json else form
         _calibrate(pair, profile, documents[::2], prompts, samplings, settings, printed)
         return
-    racing = [_method(each, pair, trees, sampling, prompts, max_new_tokens) for each in wanted]
+    racing = [_method(each, pair, trees, options, prompts, max_new_tokens) for each in wanted]
     with console.progress("decoding") as advance:
         results = benchmark.race(racing, prompts, max_new_tokens, repeats, advance)
     if as_json or form is Format.json:
@@ -178,9 +215,10 @@ def bench(
         console.race_csv(results, settings)
         return
     show = console.race_markdown if form is Format.md else console.race_table
-    show(results, console.settings_line(settings), greedy=sampling.temperature == 0)
+    compared = sampling.temperature == 0 and not synthetic
+    show(results, console.settings_line(settings), greedy=compared)
     fitting = comparable(loaded, pair, sampling)
-    if "tree" in wanted and fitting.tokens:
+    if "tree" in wanted and fitting.tokens and _predicts(loaded, synthetic):
         times = fitting.times and wanted[0] == "plain"
         console.prediction_lines(results[wanted.index("tree")], loaded, times)
 
@@ -278,15 +316,19 @@ def _method(
     name: str,
     pair: Pair,
     trees: dict[str, TokenTree],
-    sampling: Sampling,
+    options: dict[str, Any],
     prompts: Sequence[list[int]],
     new_tokens: int,
 ) -> Method:
-    """The method of that name."""
+    """The method of that name.
+
+    Args:
+        options: of the decoder.
+    """
     from sequoia_opt import console
     from sequoia_opt.measure import methods
 
-    warm: dict[str, Any] = {"temperature": sampling.temperature, "top_p": sampling.top_p}
+    warm = {key: options[key] for key in ("temperature", "top_p")}
     if name == "generate":
         return methods.with_generate(pair, **warm)
     if name == "lookup":
@@ -297,7 +339,7 @@ def _method(
         with console.waiting("finding assisted generation's best number of guesses"):
             guesses = methods.best_guesses(pair, prompts[:TUNED], new_tokens, **warm)
         return methods.with_assistant(pair, f"assisted, {guesses} guesses", **warm, guesses=guesses)
-    own = asdict(sampling)
+    own = dict(options)
     if name in (*SAMPLED, "k-sequences"):
         own["verifier"] = "specinfer" if name == "k-sequences" else name
     shape = trees.get(name, trees["tree"])
@@ -310,7 +352,32 @@ def _method(
         **dict.fromkeys(BLIND, "most tokens"),
         **{each: f"solved tree, {each}" for each in SAMPLED},
     }
-    return methods.with_tree(pair, labels[name] + nodes, shape, **own)
+    marked = ", synthetic" if "rates" in options and name != "plain" else ""
+    return methods.with_tree(pair, labels[name] + nodes + marked, shape, **own)
+
+
+def _predicts(tree: TokenTree, synthetic: Path | None) -> bool:
+    """Whether the tree's predictions are for what is accepted here: drawn at given rates, nothing
+    depends on what came before, as replay does."""
+    from sequoia_opt.plan.files import content_fingerprint
+
+    if synthetic is None:
+        return True
+    source = tree.metadata.get("provenance", {}).get("acceptance", {})
+    same = source.get("fingerprint") == content_fingerprint(synthetic)
+    return same and "replayed_tokens" not in tree.metadata
+
+
+def _random_prompts(pair: Pair, count: int) -> list[list[int]]:
+    """Token ids, the same every time."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    shape = (count, min(RANDOM_PROMPT, pair.target.positions // 2))
+    prompts: list[list[int]] = torch.randint(
+        pair.target.vocabulary, shape, generator=generator
+    ).tolist()
+    return prompts
 
 
 def _usable(pair: Pair, texts: Sequence[str], new_tokens: int) -> list[list[int]]:

@@ -17,6 +17,7 @@ from sequoia_opt.cli.options import (
     Graphs,
     Json,
     Output,
+    RandomWeights,
     Target,
     TopP,
     check_output,
@@ -51,6 +52,7 @@ def profile(
     repeats: Annotated[int, typer.Option(min=5, help="Rounds that are timed.")] = 25,
     compile: Compile = False,
     graphs: Graphs = None,
+    random_weights: RandomWeights = False,
     output: Output = None,
     as_json: Json = False,
 ) -> None:
@@ -64,7 +66,7 @@ def profile(
     from sequoia_opt.measure import profiler
     from sequoia_opt.measure.hardware import hardware
 
-    pair = load(target, draft, device, dtype, ROLES if compile else (), graphs)
+    pair = load(target, draft, device, dtype, ROLES if compile else (), graphs, random_weights)
     if compile and max(sequences) > 1:
         with console.waiting("compiling the forwards of several sequences"):
             pair.compile(batch=max(sequences))
@@ -79,7 +81,7 @@ def profile(
     )
     with console.progress("profiling") as advance:
         measured = profiler.profile(pair, options, advance, console.note)
-    path = output or paths.profile_path(*parts, compiled=bool(pair.compiled))
+    path = output or paths.profile_path(*parts, bool(pair.compiled), random_weights)
     measured.save(path)
     if as_json:
         print_json(measured.document())

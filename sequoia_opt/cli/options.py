@@ -42,6 +42,12 @@ Graphs = Annotated[
         show_default="on cuda",
     ),
 ]
+RandomWeights = Annotated[
+    bool,
+    typer.Option(
+        "--random-weights", help="Make the models up from their config.json: they are as fast."
+    ),
+]
 Output = Annotated[
     Path | None, typer.Option("-o", "--output", help="File to write.", show_default="by name")
 ]
@@ -64,12 +70,13 @@ def load(
     dtype: str | None,
     compiled: Collection[str] = (),
     graphs: bool | None = None,
+    random_weights: bool = False,
 ) -> Pair:
     """The pair of models that the options name, the forwards of these roles compiled."""
     from sequoia_opt import console
     from sequoia_opt.engine.models import load_pair
 
-    pair = load_pair(target, draft, device, dtype, graphs)
+    pair = load_pair(target, draft, device, dtype, graphs, random_weights)
     for role in compiled:
         with console.waiting(f"compiling the {role}'s forwards"):
             pair.compile([role])

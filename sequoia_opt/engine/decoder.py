@@ -15,8 +15,9 @@ from torch import Tensor
 from sequoia_opt.engine.cuda import ReadBack, RecordedStep
 from sequoia_opt.engine.models import Pair
 from sequoia_opt.engine.step import State, Step, at_least_float32
-from sequoia_opt.engine.verify import VERIFIERS, make_verifier
+from sequoia_opt.engine.verify import VERIFIERS, Synthetic, make_verifier
 from sequoia_opt.errors import SequoiaError
+from sequoia_opt.plan.files import FloatArray
 from sequoia_opt.plan.tree import AUTOREGRESSIVE, TokenTree
 
 CAPACITY_ROUNDING = 256  # slots; generations of similar length share their buffers
@@ -64,6 +65,8 @@ class Decoder:
         top_p: in (0, 1].
         seed: of everything random.
         verifier: for temperatures above 0.
+        rates: [depth, ranks], to draw from what is accepted, whatever the models say: for speed
+            alone, the text means nothing.
 
     Raises:
         SequoiaError: an option out of range.
@@ -77,6 +80,7 @@ class Decoder:
         top_p: float = 1.0,
         seed: int = 0,
         verifier: str = "sequoia",
+        rates: FloatArray | None = None,
     ) -> None:
         check_sampling(temperature, top_p, verifier)
         widest = int(tree.child_counts.max(initial=0))
@@ -87,6 +91,8 @@ class Decoder:
             )
         self.pair, self.tree = pair, tree
         self.verifier = make_verifier(verifier, temperature, top_p)
+        if rates is not None:
+            self.verifier = Synthetic(self.verifier, rates).to(pair.device)
         step = Step(pair.target, pair.draft, tree, self.verifier)
         self._step = RecordedStep(step) if pair.graphs else step
         self._read = ReadBack(tree.depth + 2, pair.device)

@@ -37,6 +37,7 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
 )
 TOKENIZER_FILES = ("*token*", "vocab.*", "*.model")
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 ROLES = ("target", "draft")
 IGNORED_CONFIG = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}
 
@@ -51,6 +52,7 @@ class Pair:
         tokenizer: None where the models' folders have none.
         end_tokens: tokens that end a text.
         graphs: whether steps are recorded as CUDA graphs and replayed.
+        random_weights: whether the models came without their weights, for their speed alone.
         user: whose text the buffers hold: a pair runs one generation at a time.
     """
 
@@ -62,6 +64,7 @@ class Pair:
     tokenizer: PreTrainedTokenizerBase | None
     end_tokens: frozenset[int]
     graphs: bool = False
+    random_weights: bool = False
     user: object = None
 
     @property
@@ -126,6 +129,7 @@ def load_pair(
     device: str | None = None,
     dtype: str | None = None,
     graphs: bool | None = None,
+    random_weights: bool = False,
 ) -> Pair:
     """Load two models by hub id or local folder; by default the bundled pair.
 
@@ -133,6 +137,7 @@ def load_pair(
         device: "cpu", "cuda", "cuda:1", …; by default CUDA where there is one.
         dtype: a name in DTYPES; by default bfloat16 on CUDA and float32 elsewhere.
         graphs: whether to record steps as CUDA graphs; by default on CUDA.
+        random_weights: make the models up from their config.json alone: they are as fast.
 
     Raises:
         SequoiaError: a model cannot be loaded or run, or the two do not fit together.
@@ -155,9 +160,13 @@ def load_pair(
         f"the weights of {target} and {draft}",
         "use a smaller dtype, another device or smaller models",
     )
-    runners = {
-        role: Runner(_load_model(source, where, kind), source) for role, source in sources.items()
-    }
+    runners = {}
+    for role, source in sources.items():
+        if random_weights:
+            model = _random_model(source, configs[role], where, kind)
+        else:
+            model = _load_model(source, where, kind)
+        runners[role] = Runner(model, source)
     return Pair(
         target=runners["target"],
         draft=runners["draft"],
@@ -167,6 +176,7 @@ def load_pair(
         tokenizer=tokenizers["target"] or tokenizers["draft"],
         end_tokens=_end_tokens(runners["target"].model, tokenizers["target"]),
         graphs=where.type == "cuda" if graphs is None else graphs,
+        random_weights=random_weights,
     )
 
 
@@ -271,6 +281,25 @@ def _load_model(source: str, device: torch.device, dtype: torch.dtype) -> torch.
         if type(error).__module__.startswith("safetensors") or "safetensor" in str(type(error)):
             raise SequoiaError(f"{source}: damaged weights ({one_line(error)[:200]})") from None
         raise
+
+
+def _random_model(
+    source: str, config: Any, device: torch.device, dtype: torch.dtype
+) -> torch.nn.Module:
+    """A model of that architecture, the same every time."""
+    text = config.get_text_config()
+    experts = max(int(getattr(text, name, None) or 0) for name in EXPERTS)
+    if experts > 1:
+        raise SequoiaError(
+            f"{source}: what a mixture of {experts} experts takes depends on its weights, which "
+            "route the tokens; load them"
+        )
+    kept = torch.random.get_rng_state()
+    torch.manual_seed(0)
+    with device:
+        model: torch.nn.Module = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    torch.random.set_rng_state(kept)
+    return model
 
 
 def _end_tokens(

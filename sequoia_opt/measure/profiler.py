@@ -168,6 +168,7 @@ def profile(
             "threads": torch.get_num_threads(),
             "offload": "none",
             "world_size": 1,
+            **({"random_weights": True} if pair.random_weights else {}),
         },
         target=models["target"],
         draft=models["draft"],

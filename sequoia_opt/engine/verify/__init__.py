@@ -12,6 +12,7 @@ from collections.abc import Callable
 from sequoia_opt.engine.verify.interface import TreeIndex, Trial, Verdict, Verifier, indices
 from sequoia_opt.engine.verify.matching import Greedy, TopK
 from sequoia_opt.engine.verify.residual import Sequoia, SpecInfer
+from sequoia_opt.engine.verify.synthetic import Synthetic
 from sequoia_opt.engine.verify.traversal import Traversal
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Greedy",
     "Sequoia",
     "SpecInfer",
+    "Synthetic",
     "TopK",
     "Traversal",
     "TreeIndex",

@@ -31,6 +31,7 @@ class TreeIndex:
         reach: how many of them have at least 1, 2, … children.
         levels: the same for each depth.
         post_order: all nodes, each after what is under it.
+        parent, ranks, depths: [size], of each node; the root is its own parent.
         paths: [size, depth + 1], the nodes from the root to each; past it, the tree's size.
     """
 
@@ -53,6 +54,7 @@ class TreeIndex:
         self.child = indices(children, device)
         self.exist = self.child > 0
         self.parent = indices([0, *tree.parents[1:]], device)
+        self.ranks = indices(tree.ranks, device)
         # Where a node's own test stands in the flattened [internal, rank] table.
         self.test = indices(
             [

@@ -1,0 +1,69 @@
+"""Acceptance drawn from given rates, whatever the models say: for speed alone.
+
+A step runs in full, as its verifier would run it; then rates decide which path was accepted. So
+a pair is timed before its weights are there, or at rates that somebody else measured. The text
+that comes of it means nothing.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sequoia_opt.engine.verify.interface import TreeIndex, Trial, Verdict, Verifier, follow
+from sequoia_opt.errors import SequoiaError
+from sequoia_opt.plan.files import FloatArray
+
+
+class Synthetic:
+    """A verifier whose decisions are replaced by draws.
+
+    Args:
+        verifier: what drafts, and whose work is done.
+        table: rates by depth, [depth, ranks]: at least as deep as the trees.
+    """
+
+    def __init__(self, verifier: Verifier, table: FloatArray) -> None:
+        self.verifier = verifier
+        self.name, self.reads_draft = verifier.name, verifier.reads_draft
+        self._sums = torch.from_numpy(np.cumsum(table, axis=1))
+
+    def uniform_count(self, index: TreeIndex, vocabulary: int) -> int:
+        """The verifier's own, and one for each node."""
+        return self.verifier.uniform_count(index, vocabulary) + index.size
+
+    def draft(
+        self, logits: Tensor, ranks: int, nodes: slice, index: TreeIndex, uniforms: Tensor
+    ) -> Tensor:
+        """The verifier's guesses."""
+        return self.verifier.draft(logits, ranks, nodes, index, self._own(index, uniforms))
+
+    def verify(
+        self,
+        index: TreeIndex,
+        tokens: Tensor,
+        target_logits: Tensor,
+        draft_logits: Tensor,
+        uniforms: Tensor,
+    ) -> Verdict:
+        """The verifier's work, its next token, and a path drawn from the rates."""
+        own = self._own(index, uniforms)
+        verdict = self.verifier.verify(index, tokens, target_logits, draft_logits, own)
+        sums = self._sums.index_select(0, index.depths)  # of each node's children
+        drawn = (uniforms[-index.size :, None] >= sums).sum(dim=1) + 1
+        accepted = drawn.index_select(0, index.parent)[1:] == index.ranks[1:]
+        path, count, last = follow(index, accepted)
+        return Verdict(path, count, last, verdict.next)
+
+    def trial(self, target_logits: Tensor, draft_logits: Tensor, width: int) -> Trial:
+        """Nothing to sample: the rates are given."""
+        raise SequoiaError("synthetic acceptance cannot be estimated: it is what was given")
+
+    def to(self, device: torch.device) -> Synthetic:
+        """Itself, its rates on that device."""
+        self._sums = self._sums.to(device)
+        return self
+
+    def _own(self, index: TreeIndex, uniforms: Tensor) -> Tensor:
+        return uniforms[: len(uniforms) - index.size]
