@@ -6,14 +6,17 @@ on tensors that stay where they are, they are replayed with one. Knows nothing o
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sequoia_opt.engine.attention import KVCache
+from sequoia_opt.engine.runner import ALIGNED_SLOTS
 from sequoia_opt.engine.step import State, Step
 from sequoia_opt.errors import SequoiaError
 
@@ -29,6 +32,12 @@ def bucketed(length: int) -> int:
     return length + -length % BUCKET
 
 
+def room(length: int) -> int:
+    """Slots to reserve besides a tree's, for steps to read whole buckets and never all there is:
+    that would be another shape to compiled forwards."""
+    return bucketed(length) + ALIGNED_SLOTS + 1
+
+
 def record(work: Work, device: torch.device) -> Callable[[], object]:
     """Work as a CUDA graph: what is returned does it again, on the same tensors.
 
@@ -39,32 +48,55 @@ def record(work: Work, device: torch.device) -> Callable[[], object]:
         SequoiaError: it does something that no graph can hold.
     """
     with torch.cuda.device(device):
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
+        own = _own(torch.cuda.current_device())
+        current = torch.cuda.current_stream()
+        own.aside.wait_stream(current)
+        with torch.cuda.stream(own.aside):
             for _ in range(WARM_UPS):
                 work()
-        torch.cuda.current_stream().wait_stream(aside)
+        current.wait_stream(own.aside)
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, pool=_pool(device)):
+            # A capture that fails leaves its stream the current one: the outer context does not.
+            with (
+                torch.cuda.stream(current),
+                torch.cuda.graph(graph, pool=own.pool(), stream=own.capture),
+            ):
                 work()
         except RuntimeError as error:
-            reason = " ".join(str(error).partition("\n")[0].split())[:200]
+            cause = error.__context__ or error  # ending the capture raises an error of its own
+            reason = " ".join(str(cause).partition("\n")[0].split())[:200]
             raise SequoiaError(
                 f"a step cannot be recorded as a CUDA graph ({reason}); use --no-graphs"
             ) from None
+        own.alive.add(graph)
     return graph.replay
 
 
-_pools: dict[torch.device, Any] = {}
+class _Own:
+    """What a device's graphs share.
+
+    Streams are kept, since libraries keep a workspace for each; and two, since what is recorded
+    must not meet the workspace of the warm-up. One memory pool serves all graphs, as none leaves
+    a result in it that is read later; but a pool whose graphs have all gone takes no new one.
+    """
+
+    def __init__(self) -> None:
+        self.aside, self.capture = torch.cuda.Stream(), torch.cuda.Stream()
+        self.alive: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
+        self._pool: Any = None
+
+    def pool(self) -> Any:
+        """The pool for the next graph."""
+        if not self.alive:
+            self._pool = torch.cuda.graph_pool_handle()
+        return self._pool
 
 
-def _pool(device: torch.device) -> Any:
-    """One memory pool for all graphs: none leaves a result in it that is read later."""
-    if device not in _pools:
-        _pools[device] = torch.cuda.graph_pool_handle()
-    return _pools[device]
+@cache
+def _own(index: int) -> _Own:
+    """What the graphs of the current device, of this number, share."""
+    return _Own()
 
 
 def recorded(work: Work, device: torch.device) -> Callable[[], object]:
@@ -85,18 +117,25 @@ class RecordedStep:
 
     Called as the step itself. The state that it returns stands in tensors of its own, which the
     next call changes.
+
+    Attributes:
+        recording_seconds: what recording has taken so far; no part of decoding.
     """
 
     def __init__(self, step: Step, record: Record = record) -> None:
         self.step, self._record = step, record
         self._device = step.target.device
         self.uniform_count = step.uniform_count
-        self._uniforms = torch.zeros(step.uniform_count, device=self._device)
-        self._before, self._after = (
-            State(*(torch.zeros(n, dtype=torch.long, device=self._device) for n in (1, 2)))
-            for _ in range(2)
-        )
-        self._emitted = torch.zeros(step.tree.depth + 2, dtype=torch.long, device=self._device)
+        self.recording_seconds = 0.0
+        # Of one kind, whoever calls: compiled forwards tell inference tensors from others.
+        with torch.inference_mode():
+            self._uniforms = torch.zeros(step.uniform_count, device=self._device)
+            self._before, self._after = (
+                State(*(torch.zeros(n, dtype=torch.long, device=self._device) for n in (1, 2)))
+                for _ in range(2)
+            )
+            count = step.tree.depth + 2
+            self._emitted = torch.zeros(count, dtype=torch.long, device=self._device)
         self._replays: dict[int, Callable[[], object]] = {}
         self._buffers: list[weakref.ref[KVCache]] = []
 
@@ -104,17 +143,20 @@ class RecordedStep:
         """Run one step; see Step."""
         target = self.step.target.cache
         assert target is not None
-        buffers = [cache for cache in (target, self.step.draft.cache) if cache is not None]
+        used = [target, self.step.draft.cache][: 1 + (self.step.tree.size > 1)]
+        buffers = [cache for cache in used if cache is not None]
         if [buffer() for buffer in self._buffers] != buffers:
             self._replays.clear()  # they read buffers that are no more
             self._buffers = [weakref.ref(buffer) for buffer in buffers]
         self._before.length.copy_(state.length)
         self._before.recent.copy_(state.recent)
         self._uniforms.copy_(uniforms)
-        used = min(bucketed(length), target.capacity - self.step.tree.size)
-        if used not in self._replays:
-            self._replays[used] = self._record(lambda: self._work(used), self._device)
-        self._replays[used]()
+        bucket = min(bucketed(length), target.capacity - self.step.tree.size)
+        if bucket not in self._replays:
+            started = time.perf_counter()
+            self._replays[bucket] = self._record(lambda: self._work(bucket), self._device)
+            self.recording_seconds += time.perf_counter() - started
+        self._replays[bucket]()
         return self._emitted, self._after
 
     def _work(self, length: int) -> None:

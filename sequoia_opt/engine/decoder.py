@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from sequoia_opt.engine.cuda import ReadBack, RecordedStep
+from sequoia_opt.engine.cuda import ReadBack, RecordedStep, room
 from sequoia_opt.engine.models import Pair
 from sequoia_opt.engine.step import State, Step, at_least_float32
 from sequoia_opt.engine.verify import VERIFIERS, Synthetic, make_verifier
@@ -143,7 +143,8 @@ class Decoder:
         """
         self.pair.user = user
         target, draft, tree = self.pair.target, self.pair.draft, self.tree
-        capacity = len(prompt) + max_new_tokens + tree.size
+        length = len(prompt) + max_new_tokens
+        capacity = (room(length) if self.pair.graphs else length) + tree.size
         capacity += -capacity % CAPACITY_ROUNDING
         tokens = torch.tensor([prompt], device=self.pair.device)
         target.reserve(capacity)
@@ -158,8 +159,8 @@ class Decoder:
             logits.new_zeros(0, target.vocabulary),
             self.uniforms(self._first),
         )
-        length = torch.tensor([len(prompt)], device=self.pair.device)
-        state = State(length, torch.cat([tokens[0, -1:], verdict.next]))
+        place = torch.tensor([len(prompt)], device=self.pair.device)
+        state = State(place, torch.cat([tokens[0, -1:], verdict.next]))
         return int(verdict.next), state
 
     @torch.inference_mode()
@@ -177,6 +178,11 @@ class Decoder:
         emitted, state = self._step(state, length, self.uniforms(self._step))
         *tokens, count = self._read(emitted)  # the step's only one
         return tokens[:count], state
+
+    @property
+    def recording_seconds(self) -> float:
+        """What recording steps has taken so far."""
+        return self._step.recording_seconds if isinstance(self._step, RecordedStep) else 0.0
 
     def uniforms(self, step: Step | RecordedStep) -> Tensor:
         """The next random numbers in [0, 1) for a step."""
@@ -223,9 +229,10 @@ class Stream:
             yield new[: len(new) - self._surplus]
             if done:
                 break
-            started = time.perf_counter()
+            started, recording = time.perf_counter(), decoder.recording_seconds
             new, state = decoder.advance(state, length, self)
-            generation.seconds += time.perf_counter() - started
+            recording = decoder.recording_seconds - recording
+            generation.seconds += time.perf_counter() - started - recording
             generation.steps += 1
             generation.verified += len(new)
             length += len(new)

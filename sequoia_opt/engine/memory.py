@@ -21,7 +21,13 @@ def free_bytes(device: torch.device) -> int | None:
     """Memory that can still be had on a device; None where nobody says."""
     if device.type == "cuda":
         free: int = torch.cuda.mem_get_info(device)[0]
-        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        index = torch.cuda.current_device() if device.index is None else device.index
+        # What graphs hold is theirs alone.
+        held = sum(
+            segment["total_size"] - segment["allocated_size"]
+            for segment in torch.cuda.memory_snapshot()
+            if segment["device"] == index and segment.get("segment_pool_id", (0, 0)) == (0, 0)
+        )
         return free + held
     if device.type != "cpu":
         return None

@@ -148,6 +148,10 @@ def load_pair(
         raise SequoiaError(f"graphs: steps on {where.type} cannot be recorded, only on cuda")
     if dtype is not None and dtype not in DTYPES:
         raise SequoiaError(f"dtype: found {dtype!r}, expected one of {', '.join(DTYPES)}")
+    if where.type == "cuda":
+        # Where cuDNN is preferred for attention (from torch 2.11 on, on Hopper and later), it
+        # plans anew for every shape, which a tree's change with the text's length.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     kind = DTYPES[dtype or ("bfloat16" if where.type == "cuda" else "float32")]
     sources = {"target": demo.resolve(target), "draft": demo.resolve(draft)}
     configs = {role: _load_config(source) for role, source in sources.items()}

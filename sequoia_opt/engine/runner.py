@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,6 +70,7 @@ class Runner:
         config = model.config.get_text_config()  # type: ignore[union-attr, operator]
         self.vocabulary = int(config.vocab_size)
         self.positions = _usable_positions(config)
+        _keep_rope(model)
         parameter = next(model.parameters())
         self.device, self.dtype = parameter.device, _activation_dtype(model)
         self.layers = self._probe(config)
@@ -333,6 +335,18 @@ class Runner:
                 for window, mask in masks.items()
             }
         return self._eager(tokens, positions, slots, masks, keep)
+
+
+def _keep_rope(model: torch.nn.Module) -> None:
+    """Rotary embeddings that would look at each position, whether to change: within the usable
+    positions they never do, and looking waits for the device."""
+    for module in model.modules():
+        own: Any = getattr(module, "rope_type", None)
+        if isinstance(own, dict):
+            kept = {key: "default" if kind in VARYING_ROPE else kind for key, kind in own.items()}
+            module.rope_type = kept  # type: ignore[assignment]
+        elif own in VARYING_ROPE:
+            module.rope_type = "default"  # type: ignore[assignment]
 
 
 def _usable_positions(config: object) -> int:

@@ -34,6 +34,7 @@ Point = tuple[str, int, int, int]
 """Role, sequences, cached tokens and query tokens of a forward."""
 
 DRAFT_SAMPLES = 5
+GRAPHED = 4  # forwards in a graph that is timed, as levels follow one another in a step's
 LOGIT_COPIES = 4  # of a step's logits, in float32: themselves, warped, sorted, what is left
 COMPILED_TOKENS = (1, 2, 8)  # of forwards that say whether compiled ones are faster
 # Sampling, and sampling from a cut distribution: what a step costs besides its forwards depends
@@ -70,6 +71,7 @@ class _Timed:
         warm: run once before it is timed: a step follows one like it, and in a step a draft
             forward follows another; what the first of them costs more counts as overhead.
         samples: runs of a round, of which the median counts; a short one needs more of them.
+        parts: how many of them one run is: a graph's beginning takes a while of its own.
         queued: timed as the device sees it that does one piece of work behind another, and not
             from outside, where each takes a while to be issued and waited for.
     """
@@ -77,13 +79,14 @@ class _Timed:
     run: Callable[[], object]
     warm: bool = False
     samples: int = 1
+    parts: int = 1
     queued: bool = False
     times: list[float] = field(default_factory=list)
 
     def sample_ms(self, device: torch.device) -> float:
         """Run it once; milliseconds."""
         if self.queued:
-            return cuda.elapsed_ms(self.run, device)
+            return cuda.elapsed_ms(self.run, device) / self.parts
         _synchronize(device)
         started = time.perf_counter()
         self.run()
@@ -145,6 +148,8 @@ def profile(
             steps = _steps(pair, context, counts[-1], options.verifiers)
             timed += [step for _, _, step in steps]
         _rounds(timed, pair.device, options, _part(progress, number, len(batches)))
+        for item in timed:
+            item.run = _done  # graphs hold memory, and this batch's buffers are gone
     models = {
         role: ModelLatency(
             name,
@@ -192,6 +197,10 @@ def _compile_gains(pair: Pair, context: int, options: Options) -> dict[str, floa
         )
         gains[role] = round(eager / compiled, 3)
     return gains
+
+
+def _done() -> None:
+    """What is left to run of what has been timed."""
 
 
 def _part(progress: Progress, number: int, parts: int) -> Progress:
@@ -250,11 +259,16 @@ def _timed(
             runner.compiled = compiled
         return forward()
 
+    def several() -> None:
+        for _ in range(GRAPHED):
+            run()
+
     draft = role == "draft"
     return _Timed(
-        cuda.recorded(run, pair.device) if pair.graphs else run,
+        cuda.recorded(several, pair.device) if pair.graphs else run,
         warm=draft,
         samples=DRAFT_SAMPLES if draft else 1,
+        parts=GRAPHED if pair.graphs else 1,
         queued=pair.device.type == "cuda",
     )
 
@@ -296,7 +310,7 @@ def _fill(runner: Runner, context: int, room: int, batch: int) -> None:
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(runner.vocabulary, (batch, context), generator=generator)
     # Never read to the last slot, as in decoding: reading all of a buffer compiles anew.
-    runner.reserve(cuda.bucketed(context) + room + 1, batch)
+    runner.reserve(cuda.room(context) + room, batch)
     runner.prefill(tokens.to(runner.device))
 
 

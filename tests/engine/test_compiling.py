@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from recorder import recorded
 
 from sequoia_opt.engine import packing
 from sequoia_opt.engine.decoder import Decoder
@@ -68,6 +69,26 @@ def test_the_same_tokens_from_the_same_graphs(
                 for way in ("compiled", "eager")
             )
         assert found.tokens == wanted.tokens
+
+
+@pytest.mark.parametrize("tree", [TREES[0], TREES[-1]], ids=["plain", "tree"])
+def test_recorded_steps_take_the_same_graphs(
+    pairs: dict[str, Pair], tree: TokenTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole buckets are read, but never a whole buffer; nothing is compiled again for that."""
+    pair = pairs["compiled"]
+    decoder = Decoder(pair, tree)
+    recorder = recorded(decoder)
+    monkeypatch.setattr(pair, "graphs", True)  # as the buffers are then reserved
+    for length, new in ((40, 30), (3, 240), (200, 56)):
+        prompt = [3 + i % 50 for i in range(length)]
+        for runner in (pair.target, pair.draft):
+            runner.cache = None
+        with torch.compiler.set_stance("fail_on_recompile"):
+            found = decoder.generate(prompt, new, ignore_eos=True).tokens
+        assert found == Decoder(pairs["eager"], tree).generate(prompt, new, ignore_eos=True).tokens
+    assert recorder.recorded >= 3
+    assert decoder.recording_seconds > 0
 
 
 def test_comparing_with_the_library_leaves_the_graphs_valid(

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from recorder import recorded
 
 from sequoia_opt.engine import cuda
-from sequoia_opt.engine.cuda import BUCKET, RecordedStep, Work
+from sequoia_opt.engine.cuda import BUCKET, RecordedStep
 from sequoia_opt.engine.decoder import Decoder
 from sequoia_opt.engine.models import load_pair
-from sequoia_opt.engine.step import Step
 from sequoia_opt.engine.verify import VERIFIERS
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure import profiler
@@ -24,27 +24,6 @@ PROMPT = list(range(3, 40))
 
 gpu = pytest.mark.gpu
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
-
-
-class Recorder:
-    """Stands for CUDA graphs: does the work as recording does, then again at each replay."""
-
-    def __init__(self) -> None:
-        self.recorded = 0
-
-    def __call__(self, work: Work, device: torch.device) -> Callable[[], object]:
-        self.recorded += 1
-        for _ in range(cuda.WARM_UPS):
-            work()
-        return work
-
-
-def recorded(decoder: Decoder) -> Recorder:
-    """Have a decoder's steps recorded by a stand-in."""
-    assert isinstance(decoder._step, Step)
-    recorder = Recorder()
-    decoder._step = RecordedStep(decoder._step, recorder)
-    return recorder
 
 
 @pytest.mark.parametrize("tree", [AUTOREGRESSIVE, TREE], ids=["plain", "tree"])
@@ -135,6 +114,20 @@ def test_graphs_give_the_same_tokens(verifier: str, cuda_pair: Callable[..., Any
 
 @gpu
 @needs_gpu
+def test_graphs_come_and_go(cuda_pair: Callable[..., Any]) -> None:
+    """A pool whose graphs have gone, buffers that grow, the default dtype."""
+    pair = cuda_pair("bfloat16")
+    for length in (20, 120, 20):
+        prompt = [3 + i % 50 for i in range(length)]
+        decoder = Decoder(pair, TREE)
+        first = decoder.generate(prompt, 30, ignore_eos=True).tokens
+        pair.target.cache = pair.draft.cache = None
+        assert decoder.generate(prompt, 30, ignore_eos=True).tokens == first
+        del decoder
+
+
+@gpu
+@needs_gpu
 def test_compiled_forwards_are_recorded(cuda_pair: Callable[..., Any]) -> None:
     pair = cuda_pair("float32")
     expected = Decoder(pair, TREE).generate(PROMPT, 60, ignore_eos=True).tokens
@@ -153,7 +146,8 @@ def test_a_step_waits_for_its_read_back_alone(cuda_pair: Callable[..., Any]) -> 
     torch.cuda.set_sync_debug_mode("error")
     try:
         with torch.inference_mode():
-            decoder._step(state, len(PROMPT) + len(new), decoder.uniforms(decoder._step))
+            for step in (decoder._step, decoder._step.step):
+                step(state, len(PROMPT) + len(new), decoder.uniforms(decoder._step))
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

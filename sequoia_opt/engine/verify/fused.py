@@ -6,7 +6,9 @@ walks its draws, and only sums over the vocabulary. The formulas are residual.py
 
 from __future__ import annotations
 
+import warnings
 from contextlib import nullcontext
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -22,7 +24,25 @@ LARGEST_BLOCK = 8192  # tokens of the vocabulary that a program reads at once
 
 def available(tensor: Tensor) -> bool:
     """Whether the kernel can run on the tensor's device."""
-    return triton is not None and tensor.is_cuda
+    return triton is not None and tensor.is_cuda and _works(tensor.device)
+
+
+@cache
+def _works(device: torch.device) -> bool:
+    """Whether a kernel can be compiled: that takes a C compiler, which not every machine has."""
+    one = torch.ones(1, 1, device=device)
+    try:
+        residual_tests(
+            one, one, one, one, one, torch.ones(1, dtype=torch.long, device=device), None
+        )
+    except Exception as error:  # Triton's own, the compiler's, the driver's
+        reason = " ".join(str(error).partition("\n")[0].split())[:200]
+        warnings.warn(
+            f"verification takes more launches than it might: Triton does not work ({reason})",
+            stacklevel=2,
+        )
+        return False
+    return True
 
 
 def residual_tests(
@@ -110,7 +130,8 @@ if triton is not None:
         if PATHS:
             passing = tl.load(own + node)
         first = node * ranks
-        for draw in range(first, first + tl.load(counts + node)):
+        end = first + tl.load(counts + node)
+        for draw in range(first, end):
             chance, left = tl.load(chances + draw), tl.load(undrawn + draw)
             rest = tl.maximum(tl.load(kept + draw) - scale * chance, 0.0)
             limit = mass * chance
@@ -118,12 +139,15 @@ if triton is not None:
             tl.store(passes + draw, tl.minimum(ratio, 1.0))
             tested = (chance > 0) & (passing > 0)
             scale += tl.where(tested, mass / (passing * left), 0.0)
-            after = _mass_left(target, draft, scale, vocabulary, BLOCK)
             if PATHS:
+                after = _mass_left(target, draft, scale, vocabulary, BLOCK)
                 more = tl.where(mass > 0, passing * after / mass, 0.0)
                 fails = 1.0 - passing
                 share = tl.where(more + fails > 0, more / (more + fails), 1.0)
                 passing = tl.where(tested, share, passing)
-            mass = after
+                mass = after
+            else:
+                if draw + 1 < end:  # summed again only for the next draw's test
+                    mass = _mass_left(target, draft, scale, vocabulary, BLOCK)
         tl.store(scales + node, scale)
         tl.store(passings + node, passing)

@@ -1,0 +1,33 @@
+"""A stand-in for CUDA graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from sequoia_opt.engine import cuda
+from sequoia_opt.engine.cuda import RecordedStep, Work
+from sequoia_opt.engine.decoder import Decoder
+from sequoia_opt.engine.step import Step
+
+
+class Recorder:
+    """Stands for CUDA graphs: does the work as recording does, then again at each replay."""
+
+    def __init__(self) -> None:
+        self.recorded = 0
+
+    def __call__(self, work: Work, device: torch.device) -> Callable[[], object]:
+        self.recorded += 1
+        for _ in range(cuda.WARM_UPS):
+            work()
+        return work
+
+
+def recorded(decoder: Decoder) -> Recorder:
+    """Have a decoder's steps recorded by a stand-in."""
+    assert isinstance(decoder._step, Step)
+    recorder = Recorder()
+    decoder._step = RecordedStep(decoder._step, recorder)
+    return recorder
