@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sequoia_opt.engine.decoder import Generation
     from sequoia_opt.measure.bench import Divergence, Result
     from sequoia_opt.measure.calibration import Checked
+    from sequoia_opt.measure.drafts import Judged
     from sequoia_opt.plan.acceptance import Acceptance
     from sequoia_opt.plan.latency import LatencyProfile
     from sequoia_opt.plan.scaling import Scaling
@@ -403,6 +404,36 @@ def calibration(found: Sequence[Checked], title: str, form: str) -> None:
         else f"the fastest is {best.name}, {beside:.2f} × ({low:.2f} – {high:.2f}) the chosen one",
         markup=False,
     )
+
+
+def drafts_table(judged: Sequence[Judged]) -> None:
+    """Drafts by predicted speed."""
+    table = Table(title=f"drafts for {judged[0].profile.target.model}", title_justify="left")
+    table.add_column("draft")
+    for column in ("parameters", "1st guess", "cost", "tree", "tokens/step", "speed-up (95 %)"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for each in judged:
+        choice = each.choice
+        low, high = interval(choice.speedup[1:])
+        table.add_row(
+            each.draft,
+            f"{each.parameters / 1e6:,.1f} M",
+            f"{each.acceptance.rates[0]:.2f}",
+            f"{100 * each.relative_cost:.0f} %",
+            f"{choice.tree.size} nodes, {choice.tree.depth} deep",
+            f"{choice.tokens[0]:.2f}",
+            f"{choice.speedup[0]:.2f} × ({low:.2f} – {high:.2f})",
+        )
+    out.print(table)
+    out.print("cost: a forward of the draft over one of the target", markup=False)
+    if len(judged) > 1:
+        first, second = (each.choice.speedup[1:] for each in judged[:2])
+        surer = float((first[:, None] > second[None, :]).mean())
+        out.print(
+            f"{judged[0].draft} is the fastest, ahead of {judged[1].draft} in {100 * surer:.0f} % "
+            "of resamplings",
+            markup=False,
+        )
 
 
 def _race_columns(results: Sequence[Result], greedy: bool) -> list[str]:

@@ -411,6 +411,5 @@ def _warn(pair: Pair, prompts: int) -> None:
 
     if prompts < FEW_PROMPTS:
         console.note(f"{prompts} prompts are few: their intervals say little; raise --limit")
-    sizes = [sum(p.numel() for p in r.model.parameters()) for r in (pair.target, pair.draft)]
-    if sizes[1] >= sizes[0]:
+    if pair.draft.parameters >= pair.target.parameters:
         console.note("the draft is no smaller than the target: speculation can hardly pay")

@@ -52,6 +52,7 @@ class Runner:
 
     Attributes:
         model: the transformers model, its attention set to this program's, its weights packed.
+        parameters: how many it has.
         layers: what its attention layers store.
         vocabulary: number of logits.
         positions: the most tokens that it can take.
@@ -69,6 +70,7 @@ class Runner:
         self.name = name
         config = model.config.get_text_config()  # type: ignore[union-attr, operator]
         self.vocabulary = int(config.vocab_size)
+        self.parameters = sum(p.numel() for p in model.parameters())  # packed ones are gone
         self.positions = _usable_positions(config)
         _keep_rope(model)
         parameter = next(model.parameters())

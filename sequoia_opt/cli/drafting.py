@@ -1,0 +1,111 @@
+"""The command that says which draft decodes fastest: compare-drafts."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from sequoia_opt.cli.app import app
+from sequoia_opt.cli.options import (
+    DatasetOption,
+    Device,
+    Dtype,
+    Graphs,
+    Json,
+    Target,
+    Temperature,
+    TopP,
+    integers,
+    load,
+    print_json,
+)
+from sequoia_opt.errors import SequoiaError
+from sequoia_opt.plan.acceptance import Sampling
+
+
+@app.command(
+    name="compare-drafts", epilog="Example: sequoia-opt compare-drafts --draft small --draft tiny"
+)
+def compare_drafts(
+    target: Target = None,
+    draft: Annotated[
+        list[str] | None,
+        typer.Option(help="A draft model, a hub id or a folder; give several, one by one."),
+    ] = None,
+    dataset: DatasetOption = None,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    verifier: Annotated[
+        str, typer.Option(help="Above temperature 0: sequoia, specinfer or topk.")
+    ] = "sequoia",
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Documents to sample.", show_default="all")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each document.")] = 128,
+    contexts: Annotated[str, typer.Option(help="Cached tokens.")] = "128,512,1024",
+    repeats: Annotated[int, typer.Option(min=5, help="Rounds that are timed.")] = 25,
+    graphs: Graphs = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: Json = False,
+) -> None:
+    """Profile, sample and solve for each draft with one target: which decodes fastest, and how
+    sure that is. Writes the profile, the acceptance and the tree of each where they belong."""
+    names = list(dict.fromkeys(draft or []))
+    if len(names) < 2:
+        raise typer.BadParameter(
+            f"found {len(names)}, expected two or more to compare", param_hint="--draft"
+        )
+    lengths = integers("--contexts", contexts)
+    sampling = Sampling(temperature, top_p, verifier)
+    from sequoia_opt import console, fleet, paths
+    from sequoia_opt.engine.decoder import check_sampling
+    from sequoia_opt.engine.models import short_name
+    from sequoia_opt.measure import drafts, estimator, profiler
+    from sequoia_opt.measure.dataset import load_dataset
+
+    check_sampling(**asdict(sampling))
+    if len({short_name(name) for name in names}) < len(names):
+        raise SequoiaError(
+            "two drafts' folders have the same name, and so would their files; rename one"
+        )
+    source, documents = load_dataset(dataset)
+    measuring = profiler.Options(
+        contexts=lengths,
+        repeats=repeats,
+        verifiers=[sampling.verifier],
+    )
+    estimating = estimator.Options(max_new_tokens=max_new_tokens, limit=limit)
+    judged = []
+    for name in names:
+        try:
+            pair = load(target, name, device, dtype, graphs=graphs)
+            found = drafts.judge(
+                pair, documents, source, sampling, measuring, estimating, console.progress
+            )
+        except SequoiaError as error:
+            console.note(f"left out: {error}")
+            continue
+        slug = str(found.profile.hardware["slug"])
+        own = pair.target_name, pair.draft_name
+        rates = found.acceptance
+        profile = paths.profile_path(slug, *own, pair.dtype)
+        acceptance = paths.acceptance_path(
+            *own, source, rates.verifier, rates.temperature, rates.top_p
+        )
+        found.profile.save(profile)
+        rates.save(acceptance)
+        tree = fleet.planned_tree(found.plan, fleet.Source(profile, acceptance), {})
+        path = paths.tree_path(slug, profile, rates)
+        tree.save(path)
+        console.written(path)
+        judged.append(found)
+    if not judged:
+        raise SequoiaError("no draft could be measured")
+    judged = drafts.ranked(judged)
+    if as_json:
+        print_json({"drafts": [each.document() for each in judged], **asdict(sampling)})
+    else:
+        console.drafts_table(judged)
