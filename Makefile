@@ -6,7 +6,7 @@ BIN := .venv/bin
 DEMO := build/demo
 DATA ?=
 
-.PHONY: demo test test-gpu lint bench bench-solver bench-step bench-estimator trees check-trees train clean
+.PHONY: demo test test-gpu lint bench bench-solver bench-step bench-gpu bench-estimator trees check-trees train clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -50,6 +50,11 @@ bench-step: .venv/installed
 	$(BIN)/python tests/benchmarks/step.py --compile
 	$(BIN)/python tests/benchmarks/contexts.py --compile
 	$(if $(DATA),$(BIN)/python tests/benchmarks/greedy.py $(DATA))
+
+# The same of a 7B-shaped pair with random weights, for a machine with a GPU that holds it.
+bench-gpu: .venv/installed
+	$(BIN)/python tests/benchmarks/contexts.py --shape 7b
+	$(BIN)/python tests/benchmarks/contexts.py --shape 7b --compile
 
 # What teacher-forced estimation costs beside the models' own forwards.
 bench-estimator: .venv/installed

@@ -9,18 +9,19 @@ depend on the weights.
 
 from __future__ import annotations
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import numpy as np
 import torch
 import typer
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import LlamaConfig
 
 from sequoia_opt import load_pair
 from sequoia_opt.engine import cuda
 from sequoia_opt.engine.decoder import Decoder
-from sequoia_opt.engine.models import DTYPES, Pair
-from sequoia_opt.engine.runner import Runner
+from sequoia_opt.engine.models import ROLES, Pair
 from sequoia_opt.measure import profiler
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.latency import LatencyProfile
@@ -43,25 +44,15 @@ TEMPERATURES = (0.0, 0.6)
 COPIED = 2**30  # bytes, to see what the memory gives
 
 
-def random_pair(shape: str, device: str, dtype: str) -> Pair:
-    """A pair of Llama models with random weights."""
-    where = torch.device(device)
-    torch.manual_seed(0)
-    runners = []
-    for role, sizes in zip(("target", "draft"), SHAPES[shape], strict=True):
-        config = LlamaConfig(vocab_size=32000, max_position_embeddings=8192, **sizes)
-        with where:
-            model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype])
-        runners.append(Runner(model, f"{shape} {role}"))
-    return Pair(
-        *runners,
-        target_name=f"{shape}-target",
-        draft_name=f"{shape}-draft",
-        fingerprints={"target": "random", "draft": "random"},
-        tokenizer=None,
-        end_tokens=frozenset(),
-        graphs=where.type == "cuda",
-    )
+def random_pair(shape: str) -> Pair:
+    """A pair of Llama models with random weights, in bfloat16."""
+    with TemporaryDirectory() as folder:
+        for role, sizes in zip(ROLES, SHAPES[shape], strict=True):
+            config = LlamaConfig(vocab_size=32000, max_position_embeddings=8192, **sizes)
+            config.architectures = ["LlamaForCausalLM"]
+            config.save_pretrained(Path(folder) / role)
+        folders = (Path(folder) / role for role in ROLES)
+        return load_pair(*folders, dtype="bfloat16", random_weights=True)
 
 
 @torch.inference_mode()
@@ -120,8 +111,7 @@ def main(
     compiled: Annotated[bool, typer.Option("--compile", help="Compile the forwards.")] = False,
 ) -> None:
     """Print the tables."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    pair = load_pair() if shape == "bundled" else random_pair(shape, device, "bfloat16")
+    pair = load_pair() if shape == "bundled" else random_pair(shape)
     if compiled:
         pair.compile()
     lengths = [int(length) for length in contexts.split(",")]

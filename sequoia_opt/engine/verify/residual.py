@@ -191,7 +191,7 @@ def residual_tests(target: Tensor, draft: Tensor, draws: Draws, own: Tensor | No
 def undrawn_mass(draft: Tensor, draws: Draws, chances: Tensor) -> Tensor:
     """M before each draw [nodes, ranks]: of the tokens that are never drawn and of the draws
     still to come. Sums alone: what is left of nearly nothing would not survive a difference."""
-    if draws.replaced:
+    if draws.replaced or chances.shape[1] == 1:
         return draft.sum(dim=-1, keepdim=True).expand_as(chances)
     drawn = torch.where(draws.exist, draws.tokens, draws.tokens[:, :1])
     never = draft.scatter(1, drawn, 0).sum(dim=-1, keepdim=True)
