@@ -342,13 +342,13 @@ class Runner:
 def _keep_rope(model: torch.nn.Module) -> None:
     """Rotary embeddings that would look at each position, whether to change: within the usable
     positions they never do, and looking waits for the device."""
-    for module in model.modules():
-        own: Any = getattr(module, "rope_type", None)
+    rotary: Any
+    for rotary in model.modules():
+        own = getattr(rotary, "rope_type", None)
         if isinstance(own, dict):
-            kept = {key: "default" if kind in VARYING_ROPE else kind for key, kind in own.items()}
-            module.rope_type = kept  # type: ignore[assignment]
+            rotary.rope_type = {k: "default" if v in VARYING_ROPE else v for k, v in own.items()}
         elif own in VARYING_ROPE:
-            module.rope_type = "default"  # type: ignore[assignment]
+            rotary.rope_type = "default"
 
 
 def _usable_positions(config: object) -> int:

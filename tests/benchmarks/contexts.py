@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -87,9 +87,9 @@ def print_steps(pair: Pair, profile: LatencyProfile, context: int, repeats: int)
 
 def print_bandwidth(pair: Pair, profile: LatencyProfile) -> None:
     """How fast a plain step reads the target's weights, beside a copy of memory to memory."""
-    model = pair.target.model
-    table = model.get_input_embeddings().weight  # type: ignore[operator]
-    tied = table is model.get_output_embeddings().weight  # type: ignore[operator]
+    model: Any = pair.target.model
+    table = model.get_input_embeddings().weight
+    tied = table is model.get_output_embeddings().weight
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     weights -= 0 if tied else table.numel() * table.element_size()
     source = torch.zeros(COPIED, dtype=torch.uint8, device=pair.device)
