@@ -53,8 +53,12 @@ def exponential_race(log_weights: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def draw(weights: Tensor, uniforms: Tensor) -> Tensor:
-    """One draw [...] from weights [..., vocabulary], not necessarily normalised."""
-    return exponential_race(weights.log(), uniforms).argmax(dim=-1)
+    """One draw [...] from weights [..., vocabulary], not necessarily normalised.
+
+    Args:
+        uniforms: [...], in [0, 1).
+    """
+    return draw_with_replacement(weights, uniforms[..., None])[..., 0]
 
 
 def draw_without_replacement(logits: Tensor, count: int, uniforms: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sequoia_opt.engine.verify import fused, residual
-from sequoia_opt.engine.verify.residual import Draws
 
 triton = pytest.importorskip("triton", reason="triton comes for Linux alone")
 
@@ -54,16 +53,17 @@ def test_the_kernel_gives_the_tensors_numbers(
     tokens = torch.stack([torch.randperm(vocabulary, generator=generator) for _ in range(nodes)])
     tokens[-1, :ranks] = torch.arange(ranks)
     exist = torch.tensor([[row < count for count in reach] for row in range(nodes)])
-    draws = Draws(tokens[:, :ranks].to(DEVICE), exist.to(DEVICE), reach, replaced)
     own = torch.rand(nodes, **options).to(DEVICE) if paths else None
     if own is not None:
         own[0] = seed % 2  # a path that surely passes, or cannot
     target, draft = target.to(DEVICE), draft.to(DEVICE)
+    drawn = torch.where(exist, tokens[:, :ranks], tokens[:, :1]).to(DEVICE)
+    draws = residual.look_up(target, draft, drawn, exist.to(DEVICE), replaced)
     results = []
     for kernel in (False, True):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(fused, "available", lambda _, kernel=kernel: kernel)
-            results.append(residual.residual_tests(target, draft, draws, own))
+            results.append(residual.residual_tests(target, draft, draws, reach, own))
     wanted, found = results
     tolerance = 1e-9 if double else 1e-3
     for part in ("passes", "scale", "own"):

@@ -16,6 +16,7 @@ from sequoia_opt.engine.verify import (
     Greedy,
     Sequoia,
     TopK,
+    Traversal,
     TreeIndex,
     Verifier,
     make_verifier,
@@ -248,11 +249,12 @@ def given_uniforms(
     """A step's uniforms with the decided nodes' in their places."""
     count = verifier.uniform_count(index, vocabulary)
     uniforms = torch.full((count,), 0.5).double()
-    # Those of the tests come before the last token's race; without drafting there are no others.
-    first = 0 if isinstance(verifier, TopK) else count - vocabulary - index.size
-    for node, value in decided.items():
-        if node or isinstance(verifier, TopK):
-            uniforms[first + node] = value
+    tested: list[int] = list(range(index.size))
+    if not isinstance(verifier, TopK):  # no test of the root; the last is the last token's
+        tested = index.posted.tolist()[:-1] if isinstance(verifier, Traversal) else tested[1:]
+        tested.append(0)
+    for place, node in enumerate(tested, start=count - index.size):
+        uniforms[place] = decided.get(node, 0.5)
     return uniforms
 
 
@@ -410,3 +412,29 @@ def test_rates_of_a_small_case_by_hand() -> None:
     p, q = torch.tensor([[0.1, 0.9]]).log(), torch.tensor([[0.9, 0.1]]).log()
     trial = Sequoia(1.0).trial(p.expand(20000, 2).double(), q.expand(20000, 2).double(), 2)
     assert trial.chances.mean(dim=0).tolist() == pytest.approx([0.2, 0.8], abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["sequoia", "specinfer", "traversal"])
+def test_draws_that_float32_hardly_knows_are_decided(name: str) -> None:
+    """Probabilities that underflow, what is left of almost nothing: nothing is ever not a number,
+    and what comes next is never impossible."""
+    generator = torch.Generator().manual_seed(0)
+    tree, vocabulary = shapes.k_ary(3, 2), 6
+    index, verifier = TreeIndex(tree, CPU), make_verifier(name, 0.2)
+    for _ in range(300):
+        size = tree.size + len(index.internal)
+        logits = 15 * torch.randn(size, vocabulary, generator=generator)
+        target, draft = logits[: tree.size], logits[tree.size :]
+        uniforms = torch.rand(verifier.uniform_count(index, vocabulary), generator=generator)
+        nodes = slice(0, len(index.internal))
+        guesses = verifier.draft(draft, 3, nodes, index, uniforms)
+        tokens = torch.zeros(tree.size, dtype=torch.long)
+        tokens[index.families.children] = guesses
+        whole, q = warp(target, 0.2)[index.families.nodes], warp(draft, 0.2)
+        draws = residual.look_up(whole, q, guesses, None, name == "specinfer")
+        for own in (None, torch.rand(len(q), generator=generator).round(decimals=1)):
+            tests = residual.residual_tests(whole, q, draws, index.families.reach, own)
+            for part in (tests.passes, tests.scale, tests.own):
+                assert part.isfinite().all()
+        verdict = verifier.verify(index, tokens, target, draft, uniforms)
+        assert warp(target, 0.2)[verdict.last, verdict.next] > 0

@@ -32,9 +32,7 @@ def _works(device: torch.device) -> bool:
     """Whether a kernel can be compiled: that takes a C compiler, which not every machine has."""
     one = torch.ones(1, 1, device=device)
     try:
-        residual_tests(
-            one, one, one, one, one, torch.ones(1, dtype=torch.long, device=device), None
-        )
+        residual_tests(one, one, one, one, one, one, None)
     except Exception as error:  # Triton's own, the compiler's, the driver's
         reason = " ".join(str(error).partition("\n")[0].split())[:200]
         warnings.warn(
@@ -51,21 +49,19 @@ def residual_tests(
     kept: Tensor,
     chances: Tensor,
     undrawn: Tensor,
-    counts: Tensor,
-    own: Tensor | None,
+    gain: Tensor,
+    lacking: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What `residual.tests_by_rank` computes: the parts of its Tests.
 
     Args:
         target, draft: [nodes, vocabulary], P and Q.
-        kept, chances: [nodes, ranks], P and Q at the draws; Q is 0 at void ones.
-        undrawn: [nodes, ranks], M before each.
-        counts: [nodes], draws of each.
-        own: [nodes], chance that the path to each passes, if whole paths are tested.
+        kept, chances, undrawn, gain: [nodes, ranks], see residual.Draws.
+        lacking: [nodes], W, if whole paths are tested.
     """
     nodes, vocabulary = target.shape
     passes = torch.zeros_like(chances)
-    scale, passing = target.new_empty(nodes), target.new_empty(nodes)
+    scale, own = target.new_empty(nodes), target.new_empty(nodes)
     device = torch.cuda.device(target.device) if target.is_cuda else nullcontext()
     with device:
         _walk_draws[(nodes,)](
@@ -74,18 +70,20 @@ def residual_tests(
             kept.contiguous(),
             chances.contiguous(),
             undrawn.contiguous(),
-            counts,
-            target if own is None else own.contiguous(),
+            gain.contiguous(),
+            target if lacking is None else lacking,
             passes,
             scale,
-            passing,
+            own,
             vocabulary,
             chances.shape[1],
-            PATHS=own is not None,
+            LARGEST=torch.finfo(target.dtype).max,
+            TINY=torch.finfo(target.dtype).tiny,
+            PATHS=lacking is not None,
             BLOCK=min(LARGEST_BLOCK, triton.next_power_of_2(vocabulary)),
             num_warps=8,
         )
-    return passes, scale, passing
+    return passes, scale, own
 
 
 if triton is not None:
@@ -109,13 +107,15 @@ if triton is not None:
         kept,
         chances,
         undrawn,
-        counts,
-        own,
+        gain,
+        lacking,
         passes,
         scales,
-        passings,
+        owns,
         vocabulary,
         ranks,
+        LARGEST: tl.constexpr,
+        TINY: tl.constexpr,
         PATHS: tl.constexpr,
         BLOCK: tl.constexpr,
     ):
@@ -126,28 +126,20 @@ if triton is not None:
         draft += row
         mass = _mass_left(target, draft, 0.0, vocabulary, BLOCK)
         scale = mass * 0.0  # of the tensors' own precision
-        passing = scale + 1.0
+        missing = scale
         if PATHS:
-            passing = tl.load(own + node)
+            missing = tl.load(lacking + node)
         first = node * ranks
-        end = first + tl.load(counts + node)
+        end = first + ranks
         for draw in range(first, end):
-            chance, left = tl.load(chances + draw), tl.load(undrawn + draw)
-            rest = tl.maximum(tl.load(kept + draw) - scale * chance, 0.0)
-            limit = mass * chance
-            ratio = tl.where(limit > 0, passing * rest * left / limit, 0.0)
-            tl.store(passes + draw, tl.minimum(ratio, 1.0))
-            tested = (chance > 0) & (passing > 0)
-            scale += tl.where(tested, mass / (passing * left), 0.0)
-            if PATHS:
-                after = _mass_left(target, draft, scale, vocabulary, BLOCK)
-                more = tl.where(mass > 0, passing * after / mass, 0.0)
-                fails = 1.0 - passing
-                share = tl.where(more + fails > 0, more / (more + fails), 1.0)
-                passing = tl.where(tested, share, passing)
-                mass = after
-            else:
-                if draw + 1 < end:  # summed again only for the next draw's test
+            chance = tl.load(chances + draw)
+            if chance > 0:
+                total = mass + missing
+                rest = tl.maximum(tl.load(kept + draw) - scale * chance, 0.0)
+                ratio = rest * tl.load(gain + draw) / tl.maximum(total, TINY)
+                tl.store(passes + draw, tl.minimum(ratio, 1.0))
+                scale = tl.minimum(scale + total / tl.load(undrawn + draw), LARGEST)
+                if PATHS or draw + 1 < end:  # otherwise nobody asks for the sum
                     mass = _mass_left(target, draft, scale, vocabulary, BLOCK)
         tl.store(scales + node, scale)
-        tl.store(passings + node, passing)
+        tl.store(owns + node, mass / tl.maximum(mass + missing, TINY))

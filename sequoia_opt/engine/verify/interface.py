@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -21,98 +22,129 @@ def indices(values: ArrayLike, device: torch.device) -> Tensor:
 class TreeIndex:
     """A tree's structure as tensors, prepared once.
 
-    Internal nodes are kept in the order of falling child count, so that those with at least k
-    children are the first few: each rank's test is then a slice.
-
     Attributes:
-        internal: the internal nodes in that order.
-        child: [internal, ranks], their children, 0 where there are fewer.
-        exist: the same shape, where there are children.
-        reach: how many of them have at least 1, 2, … children.
-        levels: the same for each depth.
-        post_order: all nodes, each after what is under it.
+        families: all internal nodes and their children.
+        row: [size], each node's place among the internal ones; a leaf's is one past them.
+        levels: the same depth by depth.
         parent, ranks, depths: [size], of each node; the root is its own parent.
+        needed, barred: [size, size], which nodes have to pass, and which must not, for each to be
+            reached: those on the path to it, and their elder siblings.
+        tested: [size - 1], where each node but the root stands among the families' children.
+        posted: [size], the nodes, each after those under it.
+        posted_tested: [size - 1], where these but the last, the root, stand among all levels'
+            children, one level after the other, with the levels' internal nodes behind them.
         paths: [size, depth + 1], the nodes from the root to each; past it, the tree's size.
+        counts: [size], how many these are.
     """
 
     def __init__(self, tree: TokenTree, device: torch.device) -> None:
         self.size, self.depth = tree.size, tree.depth
-        counts: list[int] = tree.child_counts.tolist()
-        order = sorted((v for v in range(tree.size) if counts[v]), key=lambda v: -counts[v])
-        self.internal = order
-        self.reach = [
-            sum(counts[v] >= rank for v in order) for rank in range(1, max(counts, default=0) + 1)
-        ]
-        row = {node: i for i, node in enumerate(order)}
-        children = np.zeros((len(order), len(self.reach)), dtype=np.int64)
+        children: list[list[int]] = [[] for _ in range(tree.size)]
         for node in range(1, tree.size):
-            children[row[tree.parents[node]], tree.ranks[node] - 1] = node
+            children[tree.parents[node]].append(node)
+        every = [node for node in range(tree.size) if children[node]]
+        self.families = Families(every, children, device)
+        self.internal = self.families.internal
+        row = {node: i for i, node in enumerate(self.internal)}
+        self.row = indices([row.get(v, len(row)) for v in range(tree.size)], device)
+        self.tested = indices([self.families.place[v] for v in range(1, tree.size)], device)
 
-        self.internal_nodes = indices(order, device)
-        # For each node its row among the internal ones; a leaf's is one past them.
-        self.row = indices([row.get(v, len(order)) for v in range(tree.size)], device)
-        self.child = indices(children, device)
-        self.exist = self.child > 0
-        self.parent = indices([0, *tree.parents[1:]], device)
-        self.ranks = indices(tree.ranks, device)
-        # Where a node's own test stands in the flattened [internal, rank] table.
-        self.test = indices(
+        self.levels: list[Level] = []
+        above, tests = {0: 0}, 0
+        places: dict[int, int] = {}
+        for nodes in tree.internal_levels:
+            families = Families(nodes, children, device)
+            rows = [row[v] for v in families.internal]
+            own = indices([above[v] for v in families.internal], device)
+            self.levels.append(Level(families, _selection(rows, device), own))
+            above = families.place
+            places |= {child: tests + place for child, place in above.items()}
+            tests += families.children.numel()
+        in_levels = [v for level in self.levels for v in level.families.internal]
+        places |= {node: tests + place for place, node in enumerate(in_levels)}
+        posted = post_order(children)
+        self.posted = indices(posted, device)
+        self.posted_tested = indices([places[v] for v in posted[:-1]], device)
+
+        above_or_self = tree.ancestor_mask
+        elder = np.zeros_like(above_or_self)
+        for siblings in children:
+            for place, node in enumerate(siblings):
+                elder[node, siblings[:place]] = True
+        self.needed = torch.as_tensor(above_or_self, device=device)
+        self.barred = torch.as_tensor((above_or_self.astype(int) @ elder) > 0, device=device)
+        self.paths = indices(
             [
-                row[tree.parents[v]] * len(self.reach) + tree.ranks[v] - 1
-                for v in range(1, tree.size)
+                (np.flatnonzero(row).tolist() + [tree.size] * (tree.depth + 1))[: tree.depth + 1]
+                for row in above_or_self
             ],
             device,
         )
-        self.levels = [
-            Level(
-                nodes=indices(nodes, device),
-                rows=indices([row[v] for v in nodes], device),
-                children=indices(children[[row[v] for v in nodes]][:, : counts[nodes[0]]], device),
-                reach=[sum(counts[v] > rank for v in nodes) for rank in range(counts[nodes[0]])],
-            )
-            for level in tree.internal_levels
-            for nodes in [sorted(level, key=lambda v: -counts[v])]
-        ]
-        self.post_order = indices(post_order(tree), device)
-        mask = tree.ancestor_mask
-        paths = [
-            [*np.flatnonzero(mask[v]), *[tree.size] * (tree.depth + 1)] for v in range(tree.size)
-        ]
-        self.paths = indices([path[: tree.depth + 1] for path in paths], device)
+        self.parent = indices([0, *tree.parents[1:]], device)
+        self.ranks = indices(tree.ranks, device)
         self.depths = indices(tree.depths, device)
-        self.ancestors = torch.as_tensor(tree.ancestor_mask, device=device)
+        self.counts = self.depths + 1
         self.nodes = torch.arange(tree.size, device=device)
-        self.steps = torch.arange(tree.depth + 1, device=device)
         self.root = torch.ones(1, dtype=torch.bool, device=device)
+
+
+class Families:
+    """Some internal nodes and their children.
+
+    Those with most children come first: the nodes with at least k children are the first few, and
+    each rank's test is a slice.
+
+    Attributes:
+        internal: the nodes.
+        nodes: [internal], the same.
+        children: [internal, ranks]; the first again where there are fewer.
+        exist: the same shape, where there are children.
+        reach: how many of the nodes have at least 1, 2, … children.
+        place: of each child in the flattened table.
+    """
+
+    def __init__(
+        self, internal: Sequence[int], children: list[list[int]], device: torch.device
+    ) -> None:
+        self.internal = sorted(internal, key=lambda v: -len(children[v]))
+        counts = [len(children[v]) for v in self.internal]
+        ranks = max(counts, default=0)
+        self.reach = [sum(count > rank for count in counts) for rank in range(ranks)]
+        table = [children[v] + children[v][:1] * (ranks - len(children[v])) for v in self.internal]
+        self.nodes = indices(self.internal, device)
+        self.children = indices(table, device).view(len(table), ranks)
+        self.exist = indices(counts, device)[:, None] > torch.arange(ranks, device=device)
+        self.place = {
+            child: row * ranks + rank
+            for row, node in enumerate(self.internal)
+            for rank, child in enumerate(children[node])
+        }
 
 
 @dataclass(frozen=True)
 class Level:
-    """The internal nodes of one depth, those with most children first.
+    """The internal nodes of one depth.
 
     Attributes:
-        nodes: [internal], the nodes.
-        rows: [internal], their places among all internal ones.
-        children: [internal, ranks], their children, 0 where there are fewer.
-        exist: the same shape, where there are children.
-        reach: how many of them have at least 1, 2, … children.
+        families: they and their children.
+        rows: their places among all internal ones, as an index: neighbours need no gathering.
+        own: [internal], their places among the children of the level above; the root's is 0.
     """
 
-    nodes: Tensor
-    rows: Tensor
-    children: Tensor
-    reach: list[int]
-    exist: Tensor = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "exist", self.children > 0)
+    families: Families
+    rows: slice | Tensor
+    own: Tensor
 
 
-def post_order(tree: TokenTree) -> list[int]:
+def _selection(rows: list[int], device: torch.device) -> slice | Tensor:
+    """Rows as a slice if they are neighbours in order, else as a tensor."""
+    if rows == list(range(rows[0], rows[0] + len(rows))):
+        return slice(rows[0], rows[0] + len(rows))
+    return indices(rows, device)
+
+
+def post_order(children: list[list[int]]) -> list[int]:
     """The nodes, each after those under it, elder siblings with what is under them first."""
-    children: list[list[int]] = [[] for _ in range(tree.size)]
-    for node in range(1, tree.size):
-        children[tree.parents[node]].append(node)
     # The other way round it is the root, then its children from the youngest, and so on.
     order, waiting = [], [0]
     while waiting:
@@ -206,20 +238,22 @@ class Trial:
     token: Tensor
 
 
-def follow(index: TreeIndex, accepted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The accepted path: from `accepted` [size - 1], whether each node but the root is the one
-    child of its parent that passed.
+def verdict_at(index: TreeIndex, last: Tensor, token: Tensor) -> Verdict:
+    """The path to the node `last` [1] is kept, and `token` [1] follows it."""
+    path = index.paths.index_select(0, last)[0]
+    return Verdict(path, index.counts.gather(0, last), last, token)
 
-    Returns:
-        path [depth + 1], count [1] and last [1], as in Verdict.
+
+def last_reached(index: TreeIndex, passed: Tensor) -> Tensor:
+    """The last node [1] of the path on which all passed, and none of their elder siblings.
+
+    Args:
+        passed: [size - 1], whether each node but the root did.
     """
-    rejected = torch.cat([index.root, accepted]).logical_not()
-    reached = (index.ancestors & rejected).any(dim=1).logical_not()
-    # Breadth-first order is depth order along a path, so sorting the reached nodes gives it.
-    nodes = torch.where(reached, index.nodes, index.size)
-    path = nodes.sort().values[: index.depth + 1]
-    count = reached.sum(dim=0, keepdim=True)
-    return path, count, path.gather(0, count - 1)
+    passed = torch.cat([index.root, passed])
+    stopped = torch.where(passed, index.barred, index.needed).any(dim=1)
+    # Breadth-first order is depth order along a path: the last is the one with most before it.
+    return index.nodes.masked_fill(stopped, 0).amax(dim=0, keepdim=True)
 
 
 def first_rank(passed: Tensor) -> Tensor:

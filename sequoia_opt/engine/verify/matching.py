@@ -14,7 +14,8 @@ from sequoia_opt.engine.verify.interface import (
     Trial,
     Verdict,
     first_rank,
-    follow,
+    last_reached,
+    verdict_at,
 )
 
 
@@ -101,6 +102,5 @@ def _most_likely(logits: Tensor, ranks: int) -> Tensor:
 
 def _matched(index: TreeIndex, tokens: Tensor, wanted: Tensor) -> Verdict:
     """The path of nodes whose tokens are the `wanted` [size] ones after their parents."""
-    accepted = tokens[1:] == wanted.index_select(0, index.parent)[1:]
-    path, count, last = follow(index, accepted)
-    return Verdict(path, count, last, wanted.gather(0, last))
+    last = last_reached(index, tokens[1:] == wanted.index_select(0, index.parent)[1:])
+    return verdict_at(index, last, wanted.gather(0, last))

@@ -4,6 +4,12 @@ Sequoia (arXiv 2402.12374, algorithm 2) and SpecInfer (arXiv 2305.09781) in clos
 the k-th test of a node the residual is R ∝ max(P - c Q, 0) with one scalar c, S its sum, and M
 the draft's mass that is not yet drawn (with replacement: 1). The draw s passes with probability
 min(1, (P[s] - c Q[s]) M / (S Q[s])); if it fails, c grows by S / M.
+
+Where whole paths are tested (arXiv 2505.12398) and the one to the node passes with chance A, the
+draw passes with probability min(1, A R[s] M / (S Q[s])), and if it fails A becomes
+A S' / (A S' + S (1 - A)) with the new sum S'. What A lacks, W = S (1 - A) / A, is then the same
+before and after: with S + W in the place of S, all of the above holds for paths too, and at the
+end A is S / (S + W).
 """
 
 from __future__ import annotations
@@ -26,7 +32,8 @@ from sequoia_opt.engine.verify.interface import (
     Trial,
     Verdict,
     first_rank,
-    follow,
+    last_reached,
+    verdict_at,
 )
 
 
@@ -50,8 +57,8 @@ class Sequoia:
         return len(index.internal) * vocabulary
 
     def uniform_count(self, index: TreeIndex, vocabulary: int) -> int:
-        """Those of drafting, a number for each child, and a race for the last token."""
-        return self.draft_uniforms(index, vocabulary) + index.size - 1 + vocabulary
+        """Those of drafting, one for each child's test, and one for the last token."""
+        return self.draft_uniforms(index, vocabulary) + index.size
 
     def draft(
         self, logits: Tensor, ranks: int, nodes: slice, index: TreeIndex, uniforms: Tensor
@@ -69,39 +76,30 @@ class Sequoia:
         uniforms: Tensor,
     ) -> Verdict:
         """All internal nodes' tests at once, then the path that passed, then its next token."""
-        vocabulary = target_logits.shape[-1]
         target = warp(target_logits, self.temperature, self.top_p)
         if not index.internal:
-            path, count, last = follow(index, index.root[1:])
-            return Verdict(path, count, last, draw(target, uniforms[-vocabulary:][None]))
-
+            return verdict_at(index, index.nodes, draw(target, uniforms))
         draft = warp(draft_logits, self.temperature)
-        tests = residual_tests(
-            target.index_select(0, index.internal_nodes),
-            draft,
-            Draws(tokens[index.child], index.exist, index.reach, self.replaced),
-        )
-        before = self.draft_uniforms(index, vocabulary)
-        own = uniforms[before : before + index.size - 1]
-        passed = torch.zeros_like(tests.passes, dtype=torch.bool)
-        passed.view(-1)[index.test] = own < tests.passes.flatten().index_select(0, index.test)
-        first = passed & (passed.cumsum(dim=1) == 1)
-        path, count, last = follow(index, first.flatten().index_select(0, index.test))
+        families = index.families
+        whole = target.index_select(0, families.nodes)
+        draws = look_up(whole, draft, tokens.take(families.children), families.exist, self.replaced)
+        tests = residual_tests(whole, draft, draws, families.reach)
+        passes = tests.passes.flatten().index_select(0, index.tested)
+        last = last_reached(index, uniforms[-index.size : -1] < passes)
         rest = what_is_left(index, last, target, draft, tests.scale)
-        return Verdict(path, count, last, draw(rest, uniforms[-vocabulary:][None]))
+        return verdict_at(index, last, draw(rest, uniforms[-1:]))
 
     def trial(self, target_logits: Tensor, draft_logits: Tensor, width: int) -> Trial:
         """Draws, their tests, and the token that comes of it; chances are exact given the draws."""
         whole = warp(target_logits, self.temperature, self.top_p)
         draft = warp(draft_logits, self.temperature)
         drawn = self._drawn(draft_logits, width)
-        every = torch.ones_like(drawn, dtype=torch.bool)
-        draws = Draws(drawn, every, [len(drawn)] * width, self.replaced)
-        tests = residual_tests(whole, draft, draws)
+        draws = look_up(whole, draft, drawn, None, self.replaced)
+        tests = residual_tests(whole, draft, draws, [len(drawn)] * width)
         failed = (1 - tests.passes).cumprod(dim=1)
         chances = tests.passes * torch.cat([torch.ones_like(failed[:, :1]), failed[:, :-1]], dim=1)
         rank = first_rank(torch.rand_like(tests.passes) < tests.passes)
-        rest = draw(residual(whole - tests.scale[:, None] * draft, whole), torch.rand_like(whole))
+        rest = draw(residual(whole, tests.scale, draft), torch.rand_like(whole[:, 0]))
         accepted = drawn.gather(1, (rank - 1).clamp_min(0)[:, None]).squeeze(1)
         return Trial(chances, rank, torch.where(rank > 0, accepted, rest))
 
@@ -119,13 +117,13 @@ class SpecInfer(Sequoia):
 
     def draft_uniforms(self, index: TreeIndex, vocabulary: int) -> int:
         """How many uniforms drafting takes: one for each draw."""
-        return len(index.internal) * len(index.reach)
+        return len(index.internal) * len(index.families.reach)
 
     def draft(
         self, logits: Tensor, ranks: int, nodes: slice, index: TreeIndex, uniforms: Tensor
     ) -> Tensor:
         """Draws with replacement from the draft at the temperature."""
-        own = _of_nodes(uniforms, nodes, len(index.reach))
+        own = _of_nodes(uniforms, nodes, len(index.families.reach))
         return draw_with_replacement(warp(logits, self.temperature), own[:, :ranks])
 
     def _drawn(self, logits: Tensor, width: int) -> Tensor:
@@ -140,20 +138,24 @@ def _of_nodes(uniforms: Tensor, nodes: slice, each: int) -> Tensor:
 
 @dataclass
 class Draws:
-    """What some nodes' tests are about.
+    """What the models give to the draws at some nodes.
 
     Attributes:
-        tokens: [nodes, ranks]. Void ones (of probability 0 in the draft, its support being
-            exhausted) never pass and change nothing.
-        exist: [nodes, ranks], which of them there are; the first of each node always.
-        reach: how many of the nodes, from the first, have at least 1, 2, … draws.
-        replaced: whether a token can be drawn again.
+        kept, chances: [nodes, ranks], P and Q of each. Q is 0 where there is no draw, and at void
+            ones (the draft's support being exhausted): these never pass and change nothing.
+        undrawn: [nodes, ranks], M before each.
+        gain: [nodes, ranks], M / Q; 0 where Q is.
     """
 
-    tokens: Tensor
-    exist: Tensor
-    reach: list[int]
-    replaced: bool
+    kept: Tensor
+    chances: Tensor
+    undrawn: Tensor
+    gain: Tensor
+
+    def at(self, rows: slice | Tensor, ranks: int) -> Draws:
+        """The first `ranks` draws at some of the nodes."""
+        parts = (self.kept, self.chances, self.undrawn, self.gain)
+        return Draws(*(part[rows, :ranks] for part in parts))
 
 
 @dataclass
@@ -163,7 +165,7 @@ class Tests:
     Attributes:
         passes: [nodes, ranks], chance that a draw passes; 0 past a node's last.
         scale: [nodes], c after the last: what is left of the target is max(P - c Q, 0).
-        own: [nodes], chance that the node itself passes, if it is tested after them.
+        own: [nodes], chance that the path to the node passes, if it is tested after them.
     """
 
     passes: Tensor
@@ -171,74 +173,83 @@ class Tests:
     own: Tensor
 
 
-def residual_tests(target: Tensor, draft: Tensor, draws: Draws, own: Tensor | None = None) -> Tests:
+def look_up(
+    target: Tensor, draft: Tensor, tokens: Tensor, exist: Tensor | None, replaced: bool
+) -> Draws:
+    """What is to be known of the draws.
+
+    Args:
+        target, draft: [nodes, vocabulary], P and Q.
+        tokens: [nodes, ranks]; the first again where there is no draw.
+        exist: the same shape, where there are draws; by default everywhere.
+        replaced: whether a token can be drawn again.
+    """
+    kept, chances = target.gather(1, tokens), draft.gather(1, tokens)
+    if exist is not None:
+        chances = chances * exist
+    if replaced or tokens.shape[1] == 1:
+        undrawn = draft.sum(dim=-1, keepdim=True).expand_as(chances)
+    else:
+        # Of the tokens that are never drawn and of the draws still to come. Sums alone: what is
+        # left of nearly nothing would not survive a difference.
+        never = draft.scatter(1, tokens, 0).sum(dim=-1, keepdim=True)
+        undrawn = never + chances.flip(1).cumsum(dim=1).flip(1)
+    gain = (undrawn / chances).clamp(max=torch.finfo(draft.dtype).max)
+    return Draws(kept, chances, undrawn, torch.where(chances > 0, gain, 0))
+
+
+def residual_tests(
+    target: Tensor, draft: Tensor, draws: Draws, reach: list[int], own: Tensor | None = None
+) -> Tests:
     """The tests of the draws at each node; one kernel for all of them where it runs on CUDA.
 
     Args:
         target, draft: [nodes, vocabulary], P and Q.
-        own: [nodes], chance that the path to each node passes, where whole paths are tested
-            (see Traversal); by default it has passed.
+        reach: how many of the nodes, from the first, have at least 1, 2, … draws.
+        own: [nodes], chance that the path to each node passes, where whole paths are tested; by
+            default it has passed.
     """
-    kept = target.gather(1, draws.tokens)
-    chances = draft.gather(1, draws.tokens) * draws.exist
-    undrawn = undrawn_mass(draft, draws, chances)
+    lacking = None if own is None else (1 - own) / own
     if fused.available(target):
-        counts = draws.exist.sum(dim=1)
-        return Tests(*fused.residual_tests(target, draft, kept, chances, undrawn, counts, own))
-    return tests_by_rank(target, draft, draws.reach, kept, chances, undrawn, own)
-
-
-def undrawn_mass(draft: Tensor, draws: Draws, chances: Tensor) -> Tensor:
-    """M before each draw [nodes, ranks]: of the tokens that are never drawn and of the draws
-    still to come. Sums alone: what is left of nearly nothing would not survive a difference."""
-    if draws.replaced or chances.shape[1] == 1:
-        return draft.sum(dim=-1, keepdim=True).expand_as(chances)
-    drawn = torch.where(draws.exist, draws.tokens, draws.tokens[:, :1])
-    never = draft.scatter(1, drawn, 0).sum(dim=-1, keepdim=True)
-    return never + chances.flip(1).cumsum(dim=1).flip(1)
+        parts = (draws.kept, draws.chances, draws.undrawn, draws.gain)
+        return Tests(*fused.residual_tests(target, draft, *parts, lacking))
+    return tests_by_rank(target, draft, draws, reach, lacking)
 
 
 def tests_by_rank(
-    target: Tensor,
-    draft: Tensor,
-    reach: list[int],
-    kept: Tensor,
-    chances: Tensor,
-    undrawn: Tensor,
-    own: Tensor | None,
+    target: Tensor, draft: Tensor, draws: Draws, reach: list[int], lacking: Tensor | None
 ) -> Tests:
     """`residual_tests`, all nodes' draws of a rank at once.
 
     Args:
-        kept, chances: [nodes, ranks], P and Q at the draws; Q is 0 at void ones.
-        undrawn: [nodes, ranks], M before each.
+        lacking: [nodes], W, infinite where the path to the node cannot pass; by default 0.
     """
-    passes = torch.zeros_like(chances)
-    scale = target.new_zeros(len(target), 1)
-    passing = torch.ones_like(scale) if own is None else own[:, None].clone()
-    masses = target.sum(dim=-1, keepdim=True)  # S, of what is left of the target
-    for rank, count in enumerate(reach):
-        here = slice(rank, rank + 1)
-        chance, mass, reached = chances[:count, here], masses[:count], passing[:count]
-        rest = (kept[:count, here] - scale[:count] * chance).clamp_min(0)
-        limit = mass * chance
-        ratio = reached * rest * undrawn[:count, here] / limit
-        passes[:count, here] = torch.where(limit > 0, ratio, 0).clamp(max=1)
-        tested = (chance > 0) & (reached > 0)
-        scale[:count] += torch.where(tested, mass / (reached * undrawn[:count, here]), 0)
+    largest = torch.finfo(target.dtype).max
+    there, undrawn = draws.gain > 0, draws.undrawn
+    mass = target.sum(dim=-1, keepdim=True)  # S, of what is left of the target
+    missing = None if lacking is None else lacking[:, None]
+    scales = [torch.zeros_like(mass)]
+    totals = [mass if missing is None else mass + missing]
+    for rank in range(len(reach)):
+        here, scale = slice(rank, rank + 1), scales[-1]
+        grown = torch.addcdiv(scale, totals[-1], undrawn[:, here]).clamp_(max=largest)
+        scale = torch.where(there[:, here], grown, scale)
+        scales.append(scale)
         # Summed again only for those who ask: the next rank's tests, or the nodes' own.
-        asked = count if own is not None else sum(reach[rank + 1 : rank + 2])
-        after = _rest(target[:asked], scale[:asked], draft[:asked]).sum(dim=-1, keepdim=True)
-        if own is not None:
-            more = torch.where(mass > 0, reached * after / mass, 0)
-            fails = 1 - reached
-            share = torch.where(more + fails > 0, more / (more + fails), 1)
-            passing[:count] = torch.where(tested, share, reached)
-        masses[:asked] = after
-    return Tests(passes, scale.squeeze(1), passing.squeeze(1))
+        asked = sum(reach[rank + 1 : rank + 2]) if missing is None else reach[rank]
+        if asked:
+            rest = positive_difference(target[:asked], scale[:asked], draft[:asked])
+            left = rest.sum(dim=-1, keepdim=True)
+            mass = left if asked == len(mass) else torch.cat([left, mass[asked:]])
+            totals.append(mass if missing is None else mass + missing)
+    tiny = torch.finfo(target.dtype).tiny  # for where nothing at all is left
+    total = torch.cat(totals, dim=1).clamp_min(tiny)
+    rest = positive_difference(draws.kept, torch.cat(scales[:-1], dim=1), draws.chances)
+    passes = (rest * draws.gain / total[:, : len(reach)]).clamp_(max=1)
+    return Tests(passes, scales[-1].squeeze(1), mass.squeeze(1) / total[:, -1])
 
 
-def _rest(target: Tensor, scale: Tensor, draft: Tensor) -> Tensor:
+def positive_difference(target: Tensor, scale: Tensor, draft: Tensor) -> Tensor:
     """max(P - c Q, 0), in as few passes over the vocabulary as there can be."""
     return torch.addcmul(target, scale, draft, value=-1).clamp_min_(0)
 
@@ -254,13 +265,13 @@ def what_is_left(
         scale: [internal], see Tests.
     """
     row = index.row.gather(0, last)
-    taken = torch.cat([scale, scale.new_zeros(1)]).gather(0, row)
-    inside = row.clamp(max=len(index.internal) - 1)  # a leaf's scale is 0
-    whole = target.index_select(0, last)
-    return residual(whole - taken[:, None] * draft.index_select(0, inside), whole)
+    taken = torch.cat([scale, scale.new_zeros(1)]).gather(0, row)  # a leaf's is 0
+    inside = row.clamp(max=len(index.internal) - 1)
+    return residual(target.index_select(0, last), taken, draft.index_select(0, inside))
 
 
-def residual(rest: Tensor, whole: Tensor) -> Tensor:
-    """max(`rest`, 0), and `whole` where that vanishes: rounding alone can lead there."""
-    positive = rest.clamp_min(0)
-    return torch.where(positive.sum(dim=-1, keepdim=True) > 0, positive, whole)
+def residual(target: Tensor, scale: Tensor, draft: Tensor) -> Tensor:
+    """max(P - c Q, 0) [nodes, vocabulary] for c [nodes], and P where that vanishes: rounding alone
+    can lead there."""
+    rest = positive_difference(target, scale[:, None], draft)
+    return torch.where(rest.sum(dim=-1, keepdim=True) > 0, rest, target)

@@ -11,7 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sequoia_opt.engine.verify.interface import TreeIndex, Trial, Verdict, Verifier, follow
+from sequoia_opt.engine.verify.interface import (
+    TreeIndex,
+    Trial,
+    Verdict,
+    Verifier,
+    last_reached,
+    verdict_at,
+)
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan.files import FloatArray
 
@@ -53,8 +60,7 @@ class Synthetic:
         sums = self._sums.index_select(0, index.depths)  # of each node's children
         drawn = (uniforms[-index.size :, None] >= sums).sum(dim=1) + 1
         accepted = drawn.index_select(0, index.parent)[1:] == index.ranks[1:]
-        path, count, last = follow(index, accepted)
-        return Verdict(path, count, last, verdict.next)
+        return verdict_at(index, last_reached(index, accepted), verdict.next)
 
     def trial(self, target_logits: Tensor, draft_logits: Tensor, width: int) -> Trial:
         """Nothing to sample: the rates are given."""

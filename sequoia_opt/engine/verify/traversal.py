@@ -12,8 +12,13 @@ import torch
 from torch import Tensor
 
 from sequoia_opt.engine.sampling import draw, warp
-from sequoia_opt.engine.verify.interface import TreeIndex, Verdict
-from sequoia_opt.engine.verify.residual import Draws, Sequoia, residual_tests, what_is_left
+from sequoia_opt.engine.verify.interface import TreeIndex, Verdict, verdict_at
+from sequoia_opt.engine.verify.residual import (
+    Sequoia,
+    look_up,
+    residual_tests,
+    what_is_left,
+)
 
 
 class Traversal(Sequoia):
@@ -34,30 +39,28 @@ class Traversal(Sequoia):
         the root; then the first in that order that passes."""
         if not index.internal:
             return super().verify(index, tokens, target_logits, draft_logits, uniforms)
-        vocabulary = target_logits.shape[-1]
         target = warp(target_logits, self.temperature, self.top_p)
         draft = warp(draft_logits, self.temperature)
-        own = target.new_ones(index.size)
+        families = index.families
+        whole = target.index_select(0, families.nodes)
+        draws = look_up(whole, draft, tokens.take(families.children), families.exist, self.replaced)
+        passes, own = [target.new_ones(1)], []
         scale = target.new_zeros(len(index.internal))
         for level in index.levels:
+            reach = level.families.reach
             tests = residual_tests(
-                target.index_select(0, level.nodes),
-                draft.index_select(0, level.rows),
-                Draws(tokens[level.children], level.exist, level.reach, self.replaced),
-                own.index_select(0, level.nodes),
+                whole[level.rows],
+                draft[level.rows],
+                draws.at(level.rows, len(reach)),
+                reach,
+                passes[-1].index_select(0, level.own),
             )
-            # A place without a child writes to the root, which passes whatever stands there.
-            own = own.scatter(0, level.children.flatten(), tests.passes.flatten())
-            own = own.scatter(0, level.nodes, tests.own)
-            scale = scale.scatter(0, level.rows, tests.scale)
-        before = self.draft_uniforms(index, vocabulary)
-        passed = uniforms[before : before + index.size - 1] < own[1:]
-        in_order = torch.cat([index.root, passed]).index_select(0, index.post_order)
-        last = index.post_order.gather(0, in_order.int().argmax(dim=0, keepdim=True))
+            scale[level.rows] = tests.scale
+            passes.append(tests.passes.flatten())
+            own.append(tests.own)
+        chances = torch.cat([*passes[1:], *own]).index_select(0, index.posted_tested)
+        # The root passes whatever it draws.
+        passed = torch.cat([uniforms[-index.size : -1] < chances, index.root])
+        last = index.posted.gather(0, passed.int().argmax(dim=0, keepdim=True))
         rest = what_is_left(index, last, target, draft, scale)
-        return Verdict(
-            path=index.paths.index_select(0, last)[0],
-            count=index.depths.gather(0, last) + 1,
-            last=last,
-            next=draw(rest, uniforms[-vocabulary:][None]),
-        )
+        return verdict_at(index, last, draw(rest, uniforms[-1:]))
