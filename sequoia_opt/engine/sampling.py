@@ -9,10 +9,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+LOW = 0.05  # temperatures below it divide what has been made small first
+
 
 def tempered(logits: Tensor, temperature: float) -> Tensor:
-    """Logits at a temperature, the largest 0: no temperature is too low to divide by."""
-    return (logits - logits.amax(dim=-1, keepdim=True)) / temperature
+    """Logits at a temperature; no temperature is too low to divide by."""
+    if temperature < LOW:  # the largest becomes 0, and others keep their digits
+        logits = logits - logits.amax(dim=-1, keepdim=True)
+    return logits / temperature
 
 
 def warp(logits: Tensor, temperature: float, top_p: float = 1.0) -> Tensor:
@@ -37,19 +41,13 @@ def warp(logits: Tensor, temperature: float, top_p: float = 1.0) -> Tensor:
     return scaled.softmax(dim=-1)
 
 
-def exponential_race(log_weights: Tensor, uniforms: Tensor) -> Tensor:
-    """Keys whose descending order draws without replacement.
+def gumbel(uniforms: Tensor) -> Tensor:
+    """Standard Gumbel noise of uniforms in [0, 1), of the same shape.
 
-    Token i finishes at Exp(1) / weight[i]; the order of finishing is a sequence of draws
-    without replacement with these weights, and the first one a plain draw (the Gumbel-top-k
-    trick, arXiv 1903.06059).
-
-    Args:
-        log_weights: [..., vocabulary], not necessarily normalised; -inf is never drawn.
-        uniforms: the same shape, in [0, 1).
+    Added to logits, its descending order draws without replacement with their probabilities, and
+    the first is a plain draw (the Gumbel-top-k trick, arXiv 1903.06059).
     """
-    tiny = torch.finfo(uniforms.dtype).tiny
-    return log_weights - uniforms.clamp_min(tiny).log().neg().log()
+    return uniforms.clamp_min(torch.finfo(uniforms.dtype).tiny).log_().neg_().log_().neg_()
 
 
 def draw(weights: Tensor, uniforms: Tensor) -> Tensor:
@@ -61,13 +59,23 @@ def draw(weights: Tensor, uniforms: Tensor) -> Tensor:
     return draw_with_replacement(weights, uniforms[..., None])[..., 0]
 
 
-def draw_without_replacement(logits: Tensor, count: int, uniforms: Tensor) -> Tensor:
+def draw_without_replacement(logits: Tensor, count: int, noise: Tensor) -> Tensor:
     """The first `count` draws without replacement, in order: [..., count].
 
     Where fewer tokens than `count` have any probability the rest are arbitrary tokens of
     probability 0.
+
+    Args:
+        noise: see `gumbel`.
     """
-    return exponential_race(logits, uniforms).topk(count, dim=-1).indices
+    return most_likely(logits + noise, count)
+
+
+def most_likely(logits: Tensor, count: int) -> Tensor:
+    """The `count` largest [..., count], in order."""
+    if count == 1:
+        return logits.argmax(dim=-1, keepdim=True)
+    return logits.topk(count, dim=-1).indices
 
 
 def draw_with_replacement(weights: Tensor, uniforms: Tensor) -> Tensor:

@@ -124,9 +124,10 @@ class Step:
         tokens, logits = [root], []
         inputs = state.recent
         columns = self.draft.places(state.length, length + self.internal_count)
+        noise = self.verifier.noise(self.index, uniforms)
         for level in self._levels:
             found = self.evaluate(level, inputs, state.length, columns)
-            guesses = self.verifier.draft(found, level.ranks, level.nodes, self.index, uniforms)
+            guesses = self.verifier.draft(found, level.ranks, noise[level.nodes])
             children = guesses.flatten().index_select(0, level.children)
             tokens.append(children)
             logits.append(found)

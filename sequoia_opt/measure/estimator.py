@@ -17,6 +17,7 @@ from torch import Tensor
 from sequoia_opt.engine.decoder import check_sampling
 from sequoia_opt.engine.models import Pair
 from sequoia_opt.engine.runner import PREFILL_CHUNK, Runner
+from sequoia_opt.engine.sampling import gumbel
 from sequoia_opt.engine.step import at_least_float32, fit_vocabulary
 from sequoia_opt.engine.verify import Traversal, Trial, Verifier, make_verifier
 from sequoia_opt.errors import SequoiaError
@@ -217,19 +218,19 @@ def _continuations(pair: Pair, ways: list[_Way], batch: list[_Text], width: int)
         logits.append(_own(runner.prefill(_known(tokens, runner), pad), pair))
     alive = np.ones(len(batch), dtype=np.bool_)
     for position in range(room):
-        trial = way.verifier.trial(logits[0], logits[1], width)
+        noise = gumbel(torch.rand_like(logits[0]))
+        trial = way.verifier.trial(logits[0], logits[1], width, noise)
+        token = trial.emit()
         if position:
             chances, ranks = _on_host(trial)
             for i in np.flatnonzero(alive):
                 way.tallies[i].record(chances[i], ranks[i], len(batch[i].prompt) + position)
             yield int(alive.sum())
-        alive &= ~np.isin(trial.token.cpu().numpy(), list(pair.end_tokens))
+        alive &= ~np.isin(token.cpu().numpy(), list(pair.end_tokens))
         if not alive.any() or position + 1 == room:
             break
         logits = [
-            _own(
-                runner.extend(_known(trial.token[:, None], runner), longest + position, pad), pair
-            )[:, 0]
+            _own(runner.extend(_known(token[:, None], runner), longest + position, pad), pair)[:, 0]
             for runner in (pair.target, pair.draft)
         ]
 
@@ -255,17 +256,18 @@ def _teacher_forced(pair: Pair, ways: list[_Way], batch: list[_Text], width: int
         ]
         if wanted:
             row, place = (torch.tensor(i, device=pair.device) for i in zip(*wanted, strict=True))
-            seed = int(torch.randint(2**62, ()))  # the same for each, whatever others draw
             size = max(1, _trial_logits(pair.device) // pair.target.vocabulary)
-            blocks = [slice(i, i + size) for i in range(0, len(wanted), size)]
-            for way in ways:
-                torch.manual_seed(seed)
-                for block in blocks:
-                    logits = [_own(e[row[block], place[block]], pair) for e in (target, draft)]
-                    chances, ranks = _on_host(way.verifier.trial(logits[0], logits[1], width))
+            for block in (slice(i, i + size) for i in range(0, len(wanted), size)):
+                logits = [_own(e[row[block], place[block]], pair) for e in (target, draft)]
+                noise = gumbel(torch.rand_like(logits[0]))
+                seed = int(torch.randint(2**62, ()))  # the same for each, whatever others draw
+                for way in ways:
+                    torch.manual_seed(seed)
+                    trial = way.verifier.trial(logits[0], logits[1], width, noise)
+                    chances, ranks = _on_host(trial)
                     for i, (which, offset) in enumerate(wanted[block]):
                         way.tallies[which].record(chances[i], ranks[i], start + offset)
-            torch.manual_seed(seed + 1)
+                torch.manual_seed(seed + 1)
             yield len(wanted)
 
 

@@ -8,7 +8,7 @@ import torch
 from scipy.stats import chisquare
 from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
-from sequoia_opt.engine.sampling import draw, draw_without_replacement, warp
+from sequoia_opt.engine.sampling import draw, draw_without_replacement, gumbel, warp
 
 
 @pytest.mark.parametrize("temperature", [0.2, 0.6, 1.0, 1.5])
@@ -36,7 +36,7 @@ def test_draws_without_replacement_follow_plackett_and_luce() -> None:
     weights = np.array([0.6, 0.25, 0.1, 0.05])
     uniforms = torch.rand(40000, 4, generator=generator)
     logits = torch.tensor(weights).log().expand(40000, 4)
-    drawn = draw_without_replacement(logits, 3, uniforms).tolist()
+    drawn = draw_without_replacement(logits, 3, gumbel(uniforms)).tolist()
     orders = list(permutations(range(4), 3))
     counts = [drawn.count(list(order)) for order in orders]
     chances = [
@@ -50,5 +50,5 @@ def test_a_uniform_of_zero_is_harmless() -> None:
     weights = torch.tensor([0.5, 0.0, 0.5])
     assert draw(weights, torch.tensor(0.0)) == 0
     assert draw(weights[1:], torch.tensor(0.0)) == 1
-    drawn = draw_without_replacement(weights.log(), 2, torch.tensor([0.0, 0.9, 0.5]))
+    drawn = draw_without_replacement(weights.log(), 2, gumbel(torch.tensor([0.0, 0.9, 0.5])))
     assert drawn.tolist() == [2, 0]

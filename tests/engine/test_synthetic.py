@@ -59,7 +59,9 @@ def test_decoding_yields_what_the_rates_promise(make_pair: Callable[..., Any]) -
 
 def test_given_rates_are_not_estimated() -> None:
     with pytest.raises(SequoiaError, match="cannot be estimated"):
-        Synthetic(Greedy(), BY_DEPTH).trial(torch.zeros(1, 3), torch.zeros(1, 3), 2)
+        Synthetic(Greedy(), BY_DEPTH).trial(
+            torch.zeros(1, 3), torch.zeros(1, 3), 2, torch.zeros(1, 3)
+        )
 
 
 def test_models_without_weights_are_the_same_every_time(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from sequoia_opt.engine.sampling import warp
+from sequoia_opt.engine.sampling import gumbel, warp
 from sequoia_opt.engine.verify import (
     VERIFIERS,
     Greedy,
@@ -384,22 +384,23 @@ def test_greedy_keeps_the_longest_path_of_the_targets_choices() -> None:
             assert int(verdict.count) == tree.depths[node] + 1
 
 
-def test_trials_are_single_node_verifications() -> None:
-    """Chances by rank sum with the residual to the target's own distribution."""
+@pytest.mark.parametrize("name", ["sequoia", "specinfer", "topk"])
+def test_trials_are_single_node_verifications(name: str) -> None:
+    """What comes of them is the target's own; chances by rank are what ranks average to."""
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
     target, draft = 2 * torch.randn(2, 1, 5, generator=generator).double()
     positions = 40000
-    verifier = Sequoia(0.8, 0.95)
-    trial = verifier.trial(target.expand(positions, 5), draft.expand(positions, 5), 5)
+    verifier = make_verifier(name, 0.8, 0.95)
+    noise = gumbel(torch.rand(positions, 5, generator=generator))
+    trial = verifier.trial(target.expand(positions, 5), draft.expand(positions, 5), 5, noise)
     wanted = warp(target, 0.8, 0.95)[0]
-    counts = torch.bincount(trial.token, minlength=5)
+    counts = torch.bincount(trial.emit(), minlength=5)
     expected = wanted * positions
     kept = wanted > 0
     statistic = ((counts - expected)[kept] ** 2 / expected[kept]).sum()
     assert statistic < 25
     assert not counts[~kept].any()
-    # The chances are what the sampled ranks average to.
     for rank in range(1, 6):
         share = float((trial.rank == rank).double().mean())
         assert share == pytest.approx(float(trial.chances[:, rank - 1].mean()), abs=0.01)
@@ -410,7 +411,8 @@ def test_rates_of_a_small_case_by_hand() -> None:
     """P = (.1, .9), Q = (.9, .1) gives p = (.2, .8)."""
     torch.manual_seed(0)
     p, q = torch.tensor([[0.1, 0.9]]).log(), torch.tensor([[0.9, 0.1]]).log()
-    trial = Sequoia(1.0).trial(p.expand(20000, 2).double(), q.expand(20000, 2).double(), 2)
+    noise = gumbel(torch.rand(20000, 2))
+    trial = Sequoia(1.0).trial(p.expand(20000, 2).double(), q.expand(20000, 2).double(), 2, noise)
     assert trial.chances.mean(dim=0).tolist() == pytest.approx([0.2, 0.8], abs=0.01)
 
 
@@ -426,8 +428,7 @@ def test_draws_that_float32_hardly_knows_are_decided(name: str) -> None:
         logits = 15 * torch.randn(size, vocabulary, generator=generator)
         target, draft = logits[: tree.size], logits[tree.size :]
         uniforms = torch.rand(verifier.uniform_count(index, vocabulary), generator=generator)
-        nodes = slice(0, len(index.internal))
-        guesses = verifier.draft(draft, 3, nodes, index, uniforms)
+        guesses = verifier.draft(draft, 3, verifier.noise(index, uniforms))
         tokens = torch.zeros(tree.size, dtype=torch.long)
         tokens[index.families.children] = guesses
         whole, q = warp(target, 0.2)[index.families.nodes], warp(draft, 0.2)

@@ -50,18 +50,18 @@ def residual_tests(
     chances: Tensor,
     undrawn: Tensor,
     gain: Tensor,
-    lacking: Tensor | None,
+    own: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What `residual.tests_by_rank` computes: the parts of its Tests.
 
     Args:
         target, draft: [nodes, vocabulary], P and Q.
         kept, chances, undrawn, gain: [nodes, ranks], see residual.Draws.
-        lacking: [nodes], W, if whole paths are tested.
+        own: [nodes], chance that the path to each passes, if whole paths are tested.
     """
     nodes, vocabulary = target.shape
     passes = torch.zeros_like(chances)
-    scale, own = target.new_empty(nodes), target.new_empty(nodes)
+    scale, after = target.new_empty(nodes), target.new_empty(nodes)
     device = torch.cuda.device(target.device) if target.is_cuda else nullcontext()
     with device:
         _walk_draws[(nodes,)](
@@ -71,19 +71,19 @@ def residual_tests(
             chances.contiguous(),
             undrawn.contiguous(),
             gain.contiguous(),
-            target if lacking is None else lacking,
+            target if own is None else own.contiguous(),
             passes,
             scale,
-            own,
+            after,
             vocabulary,
             chances.shape[1],
             LARGEST=torch.finfo(target.dtype).max,
             TINY=torch.finfo(target.dtype).tiny,
-            PATHS=lacking is not None,
+            PATHS=own is not None,
             BLOCK=min(LARGEST_BLOCK, triton.next_power_of_2(vocabulary)),
             num_warps=8,
         )
-    return passes, scale, own
+    return passes, scale, after
 
 
 if triton is not None:
@@ -108,10 +108,10 @@ if triton is not None:
         chances,
         undrawn,
         gain,
-        lacking,
+        own,
         passes,
         scales,
-        owns,
+        after,
         vocabulary,
         ranks,
         LARGEST: tl.constexpr,
@@ -124,17 +124,17 @@ if triton is not None:
         row = node.to(tl.int64) * vocabulary
         target += row
         draft += row
-        mass = _mass_left(target, draft, 0.0, vocabulary, BLOCK)
-        scale = mass * 0.0  # of the tensors' own precision
-        missing = scale
+        scale = tl.zeros((), dtype=target.dtype.element_ty)
+        mass = scale + 1.0
+        lacking = scale
         if PATHS:
-            missing = tl.load(lacking + node)
+            lacking = 1.0 / tl.load(own + node) - 1.0
         first = node * ranks
         end = first + ranks
         for draw in range(first, end):
             chance = tl.load(chances + draw)
             if chance > 0:
-                total = mass + missing
+                total = mass + lacking
                 rest = tl.maximum(tl.load(kept + draw) - scale * chance, 0.0)
                 ratio = rest * tl.load(gain + draw) / tl.maximum(total, TINY)
                 tl.store(passes + draw, tl.minimum(ratio, 1.0))
@@ -142,4 +142,4 @@ if triton is not None:
                 if PATHS or draw + 1 < end:  # otherwise nobody asks for the sum
                     mass = _mass_left(target, draft, scale, vocabulary, BLOCK)
         tl.store(scales + node, scale)
-        tl.store(owns + node, mass / tl.maximum(mass + missing, TINY))
+        tl.store(after + node, mass / tl.maximum(mass + lacking, TINY))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -182,18 +182,20 @@ class Verifier(Protocol):
     reads_draft: bool
 
     def uniform_count(self, index: TreeIndex, vocabulary: int) -> int:
-        """How many uniforms in [0, 1) one step takes: `draft` and `verify` share them."""
+        """How many uniforms in [0, 1) one step takes: `noise` and `verify` share them."""
         ...
 
-    def draft(
-        self, logits: Tensor, ranks: int, nodes: slice, index: TreeIndex, uniforms: Tensor
-    ) -> Tensor:
-        """Guesses of the nodes: [nodes, ranks].
+    def noise(self, index: TreeIndex, uniforms: Tensor) -> Tensor:
+        """What drafting draws with, prepared once a step: [internal, …], in breadth-first order."""
+        ...
+
+    def draft(self, logits: Tensor, ranks: int, noise: Tensor) -> Tensor:
+        """Guesses at some internal nodes: [nodes, ranks].
 
         Args:
-            logits: [nodes, vocabulary], the draft's at these internal nodes.
+            logits: [nodes, vocabulary], the draft's.
             ranks: how many guesses each node needs at most.
-            nodes: which of the internal nodes they are, counted breadth-first.
+            noise: [nodes, …], these nodes'.
         """
         ...
 
@@ -214,11 +216,14 @@ class Verifier(Protocol):
         """
         ...
 
-    def trial(self, target_logits: Tensor, draft_logits: Tensor, width: int) -> Trial:
+    def trial(
+        self, target_logits: Tensor, draft_logits: Tensor, width: int, noise: Tensor
+    ) -> Trial:
         """Draft `width` guesses at each position and verify them: what `estimate` samples.
 
         Args:
             target_logits, draft_logits: [positions, vocabulary].
+            noise: the same shape, see `gumbel`; draws that it does not fit take their own.
         """
         ...
 
@@ -230,12 +235,12 @@ class Trial:
     Attributes:
         chances: [positions, width], probability that the rank-k draw is the accepted one.
         rank: [positions], the rank that was accepted, 0 for none.
-        token: [positions], the token that verification emitted, the target's own in law.
+        emit: the token [positions] that comes of it, the target's own in law.
     """
 
     chances: Tensor
     rank: Tensor
-    token: Tensor
+    emit: Callable[[], Tensor]
 
 
 def verdict_at(index: TreeIndex, last: Tensor, token: Tensor) -> Verdict:

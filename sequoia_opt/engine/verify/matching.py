@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from sequoia_opt.engine.sampling import draw_with_replacement, warp
+from sequoia_opt.engine.sampling import draw_with_replacement, most_likely, warp
 from sequoia_opt.engine.verify.interface import (
     TreeIndex,
     Trial,
@@ -29,11 +29,13 @@ class Greedy:
         """Nothing is random."""
         return 0
 
-    def draft(
-        self, logits: Tensor, ranks: int, nodes: slice, index: TreeIndex, uniforms: Tensor
-    ) -> Tensor:
+    def noise(self, index: TreeIndex, uniforms: Tensor) -> Tensor:
+        """Nothing: guesses are not drawn."""
+        return uniforms[:0].view(len(index.internal), 0)
+
+    def draft(self, logits: Tensor, ranks: int, noise: Tensor) -> Tensor:
         """The `ranks` most likely tokens."""
-        return _most_likely(logits, ranks)
+        return most_likely(logits, ranks)
 
     def verify(
         self,
@@ -46,11 +48,13 @@ class Greedy:
         """A node is accepted if it is what the target says after its parent."""
         return _matched(index, tokens, target_logits.argmax(dim=-1))
 
-    def trial(self, target_logits: Tensor, draft_logits: Tensor, width: int) -> Trial:
+    def trial(
+        self, target_logits: Tensor, draft_logits: Tensor, width: int, noise: Tensor
+    ) -> Trial:
         """The target's most likely token, and its place among the draft's."""
         token = target_logits.argmax(dim=-1)
-        hits = _most_likely(draft_logits, width) == token[:, None]
-        return Trial(hits.to(target_logits.dtype), first_rank(hits), token)
+        hits = most_likely(draft_logits, width) == token[:, None]
+        return Trial(hits.to(target_logits.dtype), first_rank(hits), lambda: token)
 
 
 class TopK(Greedy):
@@ -85,19 +89,15 @@ class TopK(Greedy):
         target = warp(target_logits, self.temperature, self.top_p)
         return _matched(index, tokens, draw_with_replacement(target, uniforms[:, None])[:, 0])
 
-    def trial(self, target_logits: Tensor, draft_logits: Tensor, width: int) -> Trial:
+    def trial(
+        self, target_logits: Tensor, draft_logits: Tensor, width: int, noise: Tensor
+    ) -> Trial:
         """A draw of the target's, and its place among the draft's; chances are exact."""
         target = warp(target_logits, self.temperature, self.top_p)
-        guesses = _most_likely(draft_logits, width)
-        token = draw_with_replacement(target, target.new_empty(len(target), 1).uniform_())[:, 0]
-        return Trial(target.gather(1, guesses), first_rank(guesses == token[:, None]), token)
-
-
-def _most_likely(logits: Tensor, ranks: int) -> Tensor:
-    """The `ranks` most likely tokens [nodes, ranks], in order."""
-    if ranks == 1:
-        return logits.argmax(dim=-1, keepdim=True)
-    return logits.topk(ranks, dim=-1).indices
+        guesses = most_likely(draft_logits, width)
+        token = (target.log() + noise).argmax(dim=-1)
+        hits = guesses == token[:, None]
+        return Trial(target.gather(1, guesses), first_rank(hits), lambda: token)
 
 
 def _matched(index: TreeIndex, tokens: Tensor, wanted: Tensor) -> Verdict:

@@ -23,6 +23,7 @@ from sequoia_opt.engine.sampling import (
     draw,
     draw_with_replacement,
     draw_without_replacement,
+    gumbel,
     tempered,
     warp,
 )
@@ -60,12 +61,13 @@ class Sequoia:
         """Those of drafting, one for each child's test, and one for the last token."""
         return self.draft_uniforms(index, vocabulary) + index.size
 
-    def draft(
-        self, logits: Tensor, ranks: int, nodes: slice, index: TreeIndex, uniforms: Tensor
-    ) -> Tensor:
+    def noise(self, index: TreeIndex, uniforms: Tensor) -> Tensor:
+        """Gumbel noise for each internal node and token."""
+        return gumbel(uniforms[: -index.size].view(len(index.internal), -1))
+
+    def draft(self, logits: Tensor, ranks: int, noise: Tensor) -> Tensor:
         """Draws without replacement from the draft at the temperature."""
-        own = _of_nodes(uniforms, nodes, logits.shape[-1])
-        return draw_without_replacement(tempered(logits, self.temperature), ranks, own)
+        return draw_without_replacement(tempered(logits, self.temperature), ranks, noise)
 
     def verify(
         self,
@@ -89,24 +91,29 @@ class Sequoia:
         rest = what_is_left(index, last, target, draft, tests.scale)
         return verdict_at(index, last, draw(rest, uniforms[-1:]))
 
-    def trial(self, target_logits: Tensor, draft_logits: Tensor, width: int) -> Trial:
-        """Draws, their tests, and the token that comes of it; chances are exact given the draws."""
+    def trial(
+        self, target_logits: Tensor, draft_logits: Tensor, width: int, noise: Tensor
+    ) -> Trial:
+        """Draws and their tests; chances are exact given the draws."""
         whole = warp(target_logits, self.temperature, self.top_p)
         draft = warp(draft_logits, self.temperature)
-        drawn = self._drawn(draft_logits, width)
+        drawn = self._drawn(draft_logits, width, noise)
         draws = look_up(whole, draft, drawn, None, self.replaced)
         tests = residual_tests(whole, draft, draws, [len(drawn)] * width)
         failed = (1 - tests.passes).cumprod(dim=1)
         chances = tests.passes * torch.cat([torch.ones_like(failed[:, :1]), failed[:, :-1]], dim=1)
         rank = first_rank(torch.rand_like(tests.passes) < tests.passes)
-        rest = draw(residual(whole, tests.scale, draft), torch.rand_like(whole[:, 0]))
-        accepted = drawn.gather(1, (rank - 1).clamp_min(0)[:, None]).squeeze(1)
-        return Trial(chances, rank, torch.where(rank > 0, accepted, rest))
 
-    def _drawn(self, logits: Tensor, width: int) -> Tensor:
+        def emit() -> Tensor:
+            rest = draw(residual(whole, tests.scale, draft), torch.rand_like(whole[:, 0]))
+            accepted = drawn.gather(1, (rank - 1).clamp_min(0)[:, None]).squeeze(1)
+            return torch.where(rank > 0, accepted, rest)
+
+        return Trial(chances, rank, emit)
+
+    def _drawn(self, logits: Tensor, width: int, noise: Tensor) -> Tensor:
         """Draws of a trial, [positions, width]."""
-        scaled = tempered(logits, self.temperature)
-        return draw_without_replacement(scaled, width, torch.rand_like(scaled))
+        return self.draft(logits, width, noise)
 
 
 class SpecInfer(Sequoia):
@@ -119,21 +126,16 @@ class SpecInfer(Sequoia):
         """How many uniforms drafting takes: one for each draw."""
         return len(index.internal) * len(index.families.reach)
 
-    def draft(
-        self, logits: Tensor, ranks: int, nodes: slice, index: TreeIndex, uniforms: Tensor
-    ) -> Tensor:
+    def noise(self, index: TreeIndex, uniforms: Tensor) -> Tensor:
+        """The uniforms, as many for each internal node as any has children."""
+        return uniforms[: -index.size].view(len(index.internal), -1)
+
+    def draft(self, logits: Tensor, ranks: int, noise: Tensor) -> Tensor:
         """Draws with replacement from the draft at the temperature."""
-        own = _of_nodes(uniforms, nodes, len(index.families.reach))
-        return draw_with_replacement(warp(logits, self.temperature), own[:, :ranks])
+        return draw_with_replacement(warp(logits, self.temperature), noise[:, :ranks])
 
-    def _drawn(self, logits: Tensor, width: int) -> Tensor:
-        draft = warp(logits, self.temperature)
-        return draw_with_replacement(draft, draft.new_empty(len(draft), width).uniform_())
-
-
-def _of_nodes(uniforms: Tensor, nodes: slice, each: int) -> Tensor:
-    """The uniforms of some internal nodes [nodes, each], if all have so many, from the first."""
-    return uniforms[nodes.start * each : nodes.stop * each].view(-1, each)
+    def _drawn(self, logits: Tensor, width: int, noise: Tensor) -> Tensor:
+        return self.draft(logits, width, logits.new_empty(len(logits), width).uniform_())
 
 
 @dataclass
@@ -209,43 +211,37 @@ def residual_tests(
         own: [nodes], chance that the path to each node passes, where whole paths are tested; by
             default it has passed.
     """
-    lacking = None if own is None else (1 - own) / own
     if fused.available(target):
         parts = (draws.kept, draws.chances, draws.undrawn, draws.gain)
-        return Tests(*fused.residual_tests(target, draft, *parts, lacking))
-    return tests_by_rank(target, draft, draws, reach, lacking)
+        return Tests(*fused.residual_tests(target, draft, *parts, own))
+    return tests_by_rank(target, draft, draws, reach, own)
 
 
 def tests_by_rank(
-    target: Tensor, draft: Tensor, draws: Draws, reach: list[int], lacking: Tensor | None
+    target: Tensor, draft: Tensor, draws: Draws, reach: list[int], own: Tensor | None
 ) -> Tests:
-    """`residual_tests`, all nodes' draws of a rank at once.
-
-    Args:
-        lacking: [nodes], W, infinite where the path to the node cannot pass; by default 0.
-    """
-    largest = torch.finfo(target.dtype).max
+    """`residual_tests`, all nodes' draws of a rank at once."""
+    limits, ranks = torch.finfo(target.dtype), len(reach)
     there, undrawn = draws.gain > 0, draws.undrawn
-    mass = target.sum(dim=-1, keepdim=True)  # S, of what is left of the target
-    missing = None if lacking is None else lacking[:, None]
+    # S, of what is left of the target, is 1 at first, and S + W one over the path's chance.
+    mass = torch.ones_like(undrawn[:, :1])
+    totals = [mass if own is None else own.reciprocal()[:, None]]
+    lacking = 0 if own is None else totals[0] - 1
     scales = [torch.zeros_like(mass)]
-    totals = [mass if missing is None else mass + missing]
-    for rank in range(len(reach)):
-        here, scale = slice(rank, rank + 1), scales[-1]
-        grown = torch.addcdiv(scale, totals[-1], undrawn[:, here]).clamp_(max=largest)
-        scale = torch.where(there[:, here], grown, scale)
-        scales.append(scale)
+    for rank in range(ranks):
+        here = slice(rank, rank + 1)
+        grown = torch.addcdiv(scales[-1], totals[-1], undrawn[:, here]).clamp_(max=limits.max)
+        scales.append(torch.where(there[:, here], grown, scales[-1]))
         # Summed again only for those who ask: the next rank's tests, or the nodes' own.
-        asked = sum(reach[rank + 1 : rank + 2]) if missing is None else reach[rank]
+        asked = sum(reach[rank + 1 : rank + 2]) if own is None else reach[rank]
         if asked:
-            rest = positive_difference(target[:asked], scale[:asked], draft[:asked])
+            rest = positive_difference(target[:asked], scales[-1][:asked], draft[:asked])
             left = rest.sum(dim=-1, keepdim=True)
             mass = left if asked == len(mass) else torch.cat([left, mass[asked:]])
-            totals.append(mass if missing is None else mass + missing)
-    tiny = torch.finfo(target.dtype).tiny  # for where nothing at all is left
-    total = torch.cat(totals, dim=1).clamp_min(tiny)
-    rest = positive_difference(draws.kept, torch.cat(scales[:-1], dim=1), draws.chances)
-    passes = (rest * draws.gain / total[:, : len(reach)]).clamp_(max=1)
+            totals.append(mass if own is None else mass + lacking)
+    total = torch.cat(totals, dim=1).clamp_min(limits.tiny)  # where nothing at all is left
+    rest = positive_difference(draws.kept, torch.cat(scales[:ranks], dim=1), draws.chances)
+    passes = (rest * draws.gain / total[:, :ranks]).clamp_(max=1)
     return Tests(passes, scales[-1].squeeze(1), mass.squeeze(1) / total[:, -1])
 
 

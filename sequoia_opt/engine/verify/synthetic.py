@@ -40,11 +40,13 @@ class Synthetic:
         """The verifier's own, and one for each node."""
         return self.verifier.uniform_count(index, vocabulary) + index.size
 
-    def draft(
-        self, logits: Tensor, ranks: int, nodes: slice, index: TreeIndex, uniforms: Tensor
-    ) -> Tensor:
+    def noise(self, index: TreeIndex, uniforms: Tensor) -> Tensor:
+        """The verifier's own."""
+        return self.verifier.noise(index, self._own(index, uniforms))
+
+    def draft(self, logits: Tensor, ranks: int, noise: Tensor) -> Tensor:
         """The verifier's guesses."""
-        return self.verifier.draft(logits, ranks, nodes, index, self._own(index, uniforms))
+        return self.verifier.draft(logits, ranks, noise)
 
     def verify(
         self,
@@ -62,7 +64,9 @@ class Synthetic:
         accepted = drawn.index_select(0, index.parent)[1:] == index.ranks[1:]
         return verdict_at(index, last_reached(index, accepted), verdict.next)
 
-    def trial(self, target_logits: Tensor, draft_logits: Tensor, width: int) -> Trial:
+    def trial(
+        self, target_logits: Tensor, draft_logits: Tensor, width: int, noise: Tensor
+    ) -> Trial:
         """Nothing to sample: the rates are given."""
         raise SequoiaError("synthetic acceptance cannot be estimated: it is what was given")
 
