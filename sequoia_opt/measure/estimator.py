@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from sequoia_opt.engine.models import Pair
 from sequoia_opt.engine.runner import PREFILL_CHUNK, Runner
 from sequoia_opt.engine.sampling import gumbel
 from sequoia_opt.engine.step import at_least_float32, fit_vocabulary
-from sequoia_opt.engine.verify import Traversal, Trial, Verifier, make_verifier
+from sequoia_opt.engine.verify import Positions, Traversal, Trial, Verifier, make_verifier
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure.dataset import Document, spread_over
 from sequoia_opt.plan.acceptance import Acceptance, Sampling, bootstrap_rates, fit_monotone
@@ -81,14 +82,22 @@ class _Tally:
     context: float = 0.0
     run: int = 0
 
-    def record(self, chances: FloatArray, rank: int, context: int) -> None:
-        """Add one position."""
-        row = min(self.run, len(self.counts) - 1)
-        self.sums[row] += chances
-        self.counts[row] += 1
-        self.run = self.run + 1 if rank else 0
-        self.trace.append(rank)
-        self.context += context
+    def record(self, chances: FloatArray, ranks: Sequence[int], contexts: Sequence[int]) -> None:
+        """Add positions that follow each other.
+
+        Args:
+            chances: [positions, W].
+            ranks, contexts: of each.
+        """
+        rows = []
+        for rank in ranks:
+            rows.append(min(self.run, len(self.counts) - 1))
+            self.run = self.run + 1 if rank else 0
+        here = np.equal.outer(np.arange(len(self.counts)), rows).astype(float)
+        self.sums += here @ chances
+        self.counts += here.sum(axis=1)
+        self.trace += ranks
+        self.context += sum(contexts)
 
 
 def estimate(
@@ -218,13 +227,14 @@ def _continuations(pair: Pair, ways: list[_Way], batch: list[_Text], width: int)
         logits.append(_own(runner.prefill(_known(tokens, runner), pad), pair))
     alive = np.ones(len(batch), dtype=np.bool_)
     for position in range(room):
-        noise = gumbel(torch.rand_like(logits[0]))
-        trial = way.verifier.trial(logits[0], logits[1], width, noise)
+        where = Positions(logits[0], logits[1], width, gumbel(torch.rand_like(logits[0])))
+        trial = way.verifier.trial(where)
         token = trial.emit()
         if position:
             chances, ranks = _on_host(trial)
             for i in np.flatnonzero(alive):
-                way.tallies[i].record(chances[i], ranks[i], len(batch[i].prompt) + position)
+                context = len(batch[i].prompt) + position
+                way.tallies[i].record(chances[i : i + 1], ranks[i : i + 1], [context])
             yield int(alive.sum())
         alive &= ~np.isin(token.cpu().numpy(), list(pair.end_tokens))
         if not alive.any() or position + 1 == room:
@@ -259,21 +269,30 @@ def _teacher_forced(pair: Pair, ways: list[_Way], batch: list[_Text], width: int
             size = max(1, _trial_logits(pair.device) // pair.target.vocabulary)
             for block in (slice(i, i + size) for i in range(0, len(wanted), size)):
                 logits = [_own(e[row[block], place[block]], pair) for e in (target, draft)]
-                noise = gumbel(torch.rand_like(logits[0]))
+                where = Positions(logits[0], logits[1], width, gumbel(torch.rand_like(logits[0])))
                 seed = int(torch.randint(2**62, ()))  # the same for each, whatever others draw
                 for way in ways:
                     torch.manual_seed(seed)
-                    trial = way.verifier.trial(logits[0], logits[1], width, noise)
-                    chances, ranks = _on_host(trial)
-                    for i, (which, offset) in enumerate(wanted[block]):
-                        way.tallies[which].record(chances[i], ranks[i], start + offset)
+                    chances, ranks = _on_host(way.verifier.trial(where))
+                    for document, part in _runs([which for which, _ in wanted[block]]):
+                        contexts = [start + offset for _, offset in wanted[block][part]]
+                        way.tallies[document].record(chances[part], ranks[part], contexts)
                 torch.manual_seed(seed + 1)
             yield len(wanted)
 
 
+def _runs(values: Sequence[int]) -> Iterator[tuple[int, slice]]:
+    """Each run of equal values, and where it is."""
+    start = 0
+    for value, run in groupby(values):
+        end = start + len(list(run))
+        yield value, slice(start, end)
+        start = end
+
+
 def _trial_logits(device: torch.device) -> int:
     """Logits of one trial: its many passes over them should stay in a CPU's cache."""
-    return 2**18 if device.type == "cpu" else LOGITS_BUDGET
+    return 2**19 if device.type == "cpu" else LOGITS_BUDGET
 
 
 def _on_host(trial: Trial) -> tuple[FloatArray, list[int]]:

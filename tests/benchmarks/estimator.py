@@ -28,6 +28,7 @@ from sequoia_opt.plan.tree import TokenTree
 WAYS = {
     "greedy": [Sampling()],
     "sequoia at 0.6": [Sampling(0.6)],
+    "greedy, sequoia at 0.6 and 1": [Sampling(), Sampling(0.6), Sampling(1.0)],
     "greedy, three temperatures, two verifiers": [
         Sampling(),
         *(Sampling(warm, 1.0, name) for warm in (0.3, 0.6, 1.0) for name in ("sequoia", "topk")),

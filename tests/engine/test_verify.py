@@ -14,6 +14,7 @@ from sequoia_opt.engine.sampling import gumbel, warp
 from sequoia_opt.engine.verify import (
     VERIFIERS,
     Greedy,
+    Positions,
     Sequoia,
     TopK,
     Traversal,
@@ -393,7 +394,8 @@ def test_trials_are_single_node_verifications(name: str) -> None:
     positions = 40000
     verifier = make_verifier(name, 0.8, 0.95)
     noise = gumbel(torch.rand(positions, 5, generator=generator))
-    trial = verifier.trial(target.expand(positions, 5), draft.expand(positions, 5), 5, noise)
+    where = Positions(target.expand(positions, 5), draft.expand(positions, 5), 5, noise)
+    trial = verifier.trial(where)
     wanted = warp(target, 0.8, 0.95)[0]
     counts = torch.bincount(trial.emit(), minlength=5)
     expected = wanted * positions
@@ -412,7 +414,8 @@ def test_rates_of_a_small_case_by_hand() -> None:
     torch.manual_seed(0)
     p, q = torch.tensor([[0.1, 0.9]]).log(), torch.tensor([[0.9, 0.1]]).log()
     noise = gumbel(torch.rand(20000, 2))
-    trial = Sequoia(1.0).trial(p.expand(20000, 2).double(), q.expand(20000, 2).double(), 2, noise)
+    where = Positions(p.expand(20000, 2).double(), q.expand(20000, 2).double(), 2, noise)
+    trial = Sequoia(1.0).trial(where)
     assert trial.chances.mean(dim=0).tolist() == pytest.approx([0.2, 0.8], abs=0.01)
 
 

@@ -9,7 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sequoia_opt.engine.verify.interface import TreeIndex, Trial, Verdict, Verifier, indices
+from sequoia_opt.engine.verify.interface import (
+    Positions,
+    TreeIndex,
+    Trial,
+    Verdict,
+    Verifier,
+    indices,
+)
 from sequoia_opt.engine.verify.matching import Greedy, TopK
 from sequoia_opt.engine.verify.residual import Sequoia, SpecInfer
 from sequoia_opt.engine.verify.synthetic import Synthetic
@@ -18,6 +25,7 @@ from sequoia_opt.engine.verify.traversal import Traversal
 __all__ = [
     "VERIFIERS",
     "Greedy",
+    "Positions",
     "Sequoia",
     "SpecInfer",
     "Synthetic",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from sequoia_opt.engine.sampling import most_likely
 from sequoia_opt.plan.tree import TokenTree
 
 
@@ -216,16 +218,30 @@ class Verifier(Protocol):
         """
         ...
 
-    def trial(
-        self, target_logits: Tensor, draft_logits: Tensor, width: int, noise: Tensor
-    ) -> Trial:
-        """Draft `width` guesses at each position and verify them: what `estimate` samples.
-
-        Args:
-            target_logits, draft_logits: [positions, vocabulary].
-            noise: the same shape, see `gumbel`; draws that it does not fit take their own.
-        """
+    def trial(self, positions: Positions) -> Trial:
+        """Draft at each position and verify the guesses: what `estimate` samples."""
         ...
+
+
+@dataclass
+class Positions:
+    """Where trials are made, in any number of ways.
+
+    Attributes:
+        target, draft: logits [positions, vocabulary].
+        width: how many guesses.
+        noise: the same shape, see `gumbel`; ways to draw that it does not fit take their own.
+    """
+
+    target: Tensor
+    draft: Tensor
+    width: int
+    noise: Tensor
+
+    @cached_property
+    def likely(self) -> Tensor:
+        """The draft's most likely tokens [positions, width], in order."""
+        return most_likely(self.draft, self.width)
 
 
 @dataclass

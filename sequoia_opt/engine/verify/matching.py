@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sequoia_opt.engine.sampling import draw_with_replacement, most_likely, warp
 from sequoia_opt.engine.verify.interface import (
+    Positions,
     TreeIndex,
     Trial,
     Verdict,
@@ -48,13 +49,11 @@ class Greedy:
         """A node is accepted if it is what the target says after its parent."""
         return _matched(index, tokens, target_logits.argmax(dim=-1))
 
-    def trial(
-        self, target_logits: Tensor, draft_logits: Tensor, width: int, noise: Tensor
-    ) -> Trial:
+    def trial(self, positions: Positions) -> Trial:
         """The target's most likely token, and its place among the draft's."""
-        token = target_logits.argmax(dim=-1)
-        hits = most_likely(draft_logits, width) == token[:, None]
-        return Trial(hits.to(target_logits.dtype), first_rank(hits), lambda: token)
+        token = positions.target.argmax(dim=-1)
+        hits = positions.likely == token[:, None]
+        return Trial(hits.to(positions.target.dtype), first_rank(hits), lambda: token)
 
 
 class TopK(Greedy):
@@ -89,15 +88,12 @@ class TopK(Greedy):
         target = warp(target_logits, self.temperature, self.top_p)
         return _matched(index, tokens, draw_with_replacement(target, uniforms[:, None])[:, 0])
 
-    def trial(
-        self, target_logits: Tensor, draft_logits: Tensor, width: int, noise: Tensor
-    ) -> Trial:
+    def trial(self, positions: Positions) -> Trial:
         """A draw of the target's, and its place among the draft's; chances are exact."""
-        target = warp(target_logits, self.temperature, self.top_p)
-        guesses = most_likely(draft_logits, width)
-        token = (target.log() + noise).argmax(dim=-1)
-        hits = guesses == token[:, None]
-        return Trial(target.gather(1, guesses), first_rank(hits), lambda: token)
+        target = warp(positions.target, self.temperature, self.top_p)
+        token = (target.log() + positions.noise).argmax(dim=-1)
+        hits = positions.likely == token[:, None]
+        return Trial(target.gather(1, positions.likely), first_rank(hits), lambda: token)
 
 
 def _matched(index: TreeIndex, tokens: Tensor, wanted: Tensor) -> Verdict:

@@ -29,6 +29,7 @@ from sequoia_opt.engine.sampling import (
 )
 from sequoia_opt.engine.verify import fused
 from sequoia_opt.engine.verify.interface import (
+    Positions,
     TreeIndex,
     Trial,
     Verdict,
@@ -91,15 +92,13 @@ class Sequoia:
         rest = what_is_left(index, last, target, draft, tests.scale)
         return verdict_at(index, last, draw(rest, uniforms[-1:]))
 
-    def trial(
-        self, target_logits: Tensor, draft_logits: Tensor, width: int, noise: Tensor
-    ) -> Trial:
+    def trial(self, positions: Positions) -> Trial:
         """Draws and their tests; chances are exact given the draws."""
-        whole = warp(target_logits, self.temperature, self.top_p)
-        draft = warp(draft_logits, self.temperature)
-        drawn = self._drawn(draft_logits, width, noise)
+        whole = warp(positions.target, self.temperature, self.top_p)
+        draft = warp(positions.draft, self.temperature)
+        drawn = self._drawn(positions)
         draws = look_up(whole, draft, drawn, None, self.replaced)
-        tests = residual_tests(whole, draft, draws, [len(drawn)] * width)
+        tests = residual_tests(whole, draft, draws, [len(drawn)] * positions.width)
         failed = (1 - tests.passes).cumprod(dim=1)
         chances = tests.passes * torch.cat([torch.ones_like(failed[:, :1]), failed[:, :-1]], dim=1)
         rank = first_rank(torch.rand_like(tests.passes) < tests.passes)
@@ -111,9 +110,9 @@ class Sequoia:
 
         return Trial(chances, rank, emit)
 
-    def _drawn(self, logits: Tensor, width: int, noise: Tensor) -> Tensor:
+    def _drawn(self, positions: Positions) -> Tensor:
         """Draws of a trial, [positions, width]."""
-        return self.draft(logits, width, noise)
+        return self.draft(positions.draft, positions.width, positions.noise)
 
 
 class SpecInfer(Sequoia):
@@ -134,8 +133,9 @@ class SpecInfer(Sequoia):
         """Draws with replacement from the draft at the temperature."""
         return draw_with_replacement(warp(logits, self.temperature), noise[:, :ranks])
 
-    def _drawn(self, logits: Tensor, width: int, noise: Tensor) -> Tensor:
-        return self.draft(logits, width, logits.new_empty(len(logits), width).uniform_())
+    def _drawn(self, positions: Positions) -> Tensor:
+        own = torch.rand_like(positions.draft[:, : positions.width])
+        return self.draft(positions.draft, positions.width, own)
 
 
 @dataclass

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sequoia_opt.engine.verify.interface import (
+    Positions,
     TreeIndex,
     Trial,
     Verdict,
@@ -64,9 +65,7 @@ class Synthetic:
         accepted = drawn.index_select(0, index.parent)[1:] == index.ranks[1:]
         return verdict_at(index, last_reached(index, accepted), verdict.next)
 
-    def trial(
-        self, target_logits: Tensor, draft_logits: Tensor, width: int, noise: Tensor
-    ) -> Trial:
+    def trial(self, positions: Positions) -> Trial:
         """Nothing to sample: the rates are given."""
         raise SequoiaError("synthetic acceptance cannot be estimated: it is what was given")
 
