@@ -22,7 +22,7 @@ from sequoia_opt.plan.spread import interval
 if TYPE_CHECKING:
     from sequoia_opt.engine.decoder import Generation
     from sequoia_opt.measure.bench import Divergence, Result
-    from sequoia_opt.measure.calibration import Checked
+    from sequoia_opt.measure.calibration import Checked, Compared
     from sequoia_opt.measure.drafts import Judged
     from sequoia_opt.plan.acceptance import Acceptance
     from sequoia_opt.plan.latency import LatencyProfile
@@ -370,7 +370,7 @@ def calibration(found: Sequence[Checked], title: str, form: str) -> None:
     for each in found:
         cells = [each.name, str(each.tree.size), str(each.tree.depth)]
         for number in (each.tokens, each.step, each.speedup):
-            cells += [f"{number.predicted:.2f}", f"{number.measured:.2f}"]
+            cells += [f"{number.predicted:.2f}", _measured(number)]
             cells.append(f"{100 * number.error:+.1f} %")
         beside, low, high = each.beside_chosen
         rows.append([*cells, f"{beside:.2f} ({low:.2f} – {high:.2f})"])
@@ -404,6 +404,12 @@ def calibration(found: Sequence[Checked], title: str, form: str) -> None:
         else f"the fastest is {best.name}, {beside:.2f} × ({low:.2f} – {high:.2f}) the chosen one",
         markup=False,
     )
+
+
+def _measured(number: Compared) -> str:
+    """A measured number, with its interval where it has one."""
+    interval = "" if number.low is None else f" ({number.low:.2f} – {number.high:.2f})"
+    return f"{number.measured:.2f}{interval}"
 
 
 def drafts_table(judged: Sequence[Judged]) -> None:

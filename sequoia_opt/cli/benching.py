@@ -21,6 +21,8 @@ from sequoia_opt.cli.options import (
     Json,
     RandomWeights,
     Target,
+    check_output,
+    integers,
     load,
     names,
     print_json,
@@ -45,8 +47,9 @@ if TYPE_CHECKING:
     from sequoia_opt.plan.acceptance import Sampling
     from sequoia_opt.plan.tree import TokenTree
 
+LARGEST = 1024  # nodes
 BLIND = {"blind-64": 64, "blind-128": 128}
-SAMPLED = ("topk", "traversal")  # at temperature 0 they are the tree again
+SAMPLED = ("specinfer", "topk", "traversal")  # at temperature 0 they are the tree again
 PLANNED = ("chain", "k-sequences", *BLIND)  # trees that are solved for here
 CALIBRATED = (0.0, 0.6)  # temperatures
 METHODS = (
@@ -54,6 +57,7 @@ METHODS = (
 )  # fmt: skip
 SYNTHETIC = ("plain", "generate", *PLANNED, "tree")  # methods that make sense at given rates
 RANDOM_PROMPT = 128  # tokens, where there is no tokenizer
+PROMPTS, UNSEEN = 8, 64  # by default
 FEW_PROMPTS = 5  # an interval over fewer says little
 TUNED = 2  # prompts that assisted generation's best number of guesses is found on
 
@@ -77,13 +81,29 @@ def bench(
     temperature: TreeTemperature = None,
     top_p: TreeTopP = None,
     verifier: TreeVerifier = None,
-    limit: Annotated[int, typer.Option(min=1, help="Prompts to use.")] = 8,
-    repeats: Annotated[int, typer.Option(min=1, help="Repetitions of each prompt.")] = 3,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Prompts to use.", show_default=f"{PROMPTS}, to calibrate {UNSEEN}"
+        ),
+    ] = None,
+    repeats: Annotated[
+        int | None,
+        typer.Option(min=1, help="Repetitions of each prompt.", show_default="3, to calibrate 1"),
+    ] = None,
     methods: Annotated[
         str | None,
         typer.Option(
             help=f"What to run, of {', '.join(METHODS)}; the others are set beside the first.",
             show_default="all that differ",
+        ),
+    ] = None,
+    sizes: Annotated[
+        str | None,
+        typer.Option(
+            help="Trees of most tokens of these sizes beside the best chains, k sequences and "
+            "k-ary trees of as many nodes, instead of methods: 8,32,128.",
+            show_default=False,
         ),
     ] = None,
     chain: Annotated[
@@ -113,6 +133,10 @@ def bench(
         ),
     ] = None,
     random_weights: RandomWeights = False,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="JSON file to keep the results in, for `plot`."),
+    ] = None,
     form: Annotated[
         Format, typer.Option("--format", help="How to print the results.")
     ] = Format.table,
@@ -128,10 +152,21 @@ def bench(
     from sequoia_opt.plan.acceptance import Acceptance
     from sequoia_opt.plan.tree import AUTOREGRESSIVE, TokenTree
 
-    if calibrate and (methods or chain or acceptance):
+    if calibrate and (methods or chain or acceptance or sizes):
         raise typer.BadParameter(
-            "takes neither --methods nor --chain nor --acceptance", param_hint="--calibrate"
+            "takes neither --methods nor --sizes nor --chain nor --acceptance",
+            param_hint="--calibrate",
         )
+    if sizes and (methods or chain):
+        raise typer.BadParameter("takes neither --methods nor --chain", param_hint="--sizes")
+    budgets = integers("--sizes", sizes) if sizes else []
+    if any(not 2 <= size <= LARGEST for size in budgets):
+        raise typer.BadParameter(
+            f"found {sizes!r}, expected from 2 to {LARGEST} nodes", param_hint="--sizes"
+        )
+    check_output(output)
+    limit = limit or (UNSEEN if calibrate else PROMPTS)
+    repeats = repeats or (1 if calibrate else 3)
     if random_weights and not synthetic:
         raise typer.BadParameter(
             "models of random weights agree on nothing; add --synthetic-acceptance",
@@ -139,7 +174,8 @@ def bench(
         )
     if synthetic and calibrate:
         raise typer.BadParameter("takes no --synthetic-acceptance", param_hint="--calibrate")
-    wanted = _wanted(methods, bool(chain), not calibrate and bool(profile or acceptance))
+    planned = not calibrate and not sizes and bool(profile or acceptance)
+    wanted = _wanted(methods, bool(chain), planned)
     if synthetic and methods and not set(wanted) <= set(SYNTHETIC):
         raise typer.BadParameter(
             f"found {methods!r}, at given rates expected some of {', '.join(SYNTHETIC)}",
@@ -156,9 +192,13 @@ def bench(
     trees = {"plain": AUTOREGRESSIVE, "tree": loaded}
     if chain:
         trees["chain"] = shapes.chain(chain)
-    planned = [name for name in wanted if name in PLANNED and name not in trees]
-    if planned and not calibrate:
-        trees |= _rivals(loaded, planned, profile, acceptance)
+    if sizes:
+        by_size = _by_size(loaded, budgets, acceptance)
+        trees |= by_size
+        wanted = ["plain", *by_size]
+    elif not calibrate:
+        rivals = [name for name in wanted if name in PLANNED and name not in trees]
+        trees |= _rivals(loaded, rivals, profile, acceptance) if rivals else {}
 
     from sequoia_opt.engine.decoder import check_sampling
     from sequoia_opt.measure import bench as benchmark
@@ -203,16 +243,21 @@ def bench(
         warmths = CALIBRATED if temperature is None else (temperature,)
         samplings = [replace(sampling, temperature=warmth) for warmth in warmths]
         printed = Format.json if as_json else form
-        _calibrate(pair, profile, documents[::2], prompts, samplings, settings, printed)
+        _calibrate(pair, profile, documents[::2], prompts, samplings, settings, printed, output)
         return
     racing = [_method(each, pair, trees, options, prompts, max_new_tokens) for each in wanted]
     with console.progress("decoding") as advance:
         results = benchmark.race(racing, prompts, max_new_tokens, repeats, advance)
+    document = {"results": [asdict(result) for result in results], **settings}
+    if sizes:
+        document["sizes"] = budgets
     if as_json or form is Format.json:
-        print_json({"results": [asdict(result) for result in results], **settings})
-        return
-    if form is Format.csv:
+        print_json(document)
+    elif form is Format.csv:
         console.race_csv(results, settings)
+    if output:
+        keep(output, document)
+    if as_json or form in (Format.json, Format.csv):
         return
     show = console.race_markdown if form is Format.md else console.race_table
     compared = sampling.temperature == 0 and not synthetic
@@ -251,6 +296,7 @@ def _calibrate(
     samplings: Sequence[Sampling],
     settings: dict[str, Any],
     form: Format,
+    output: Path | None,
 ) -> None:
     """Estimate from the documents that may be seen, decode the prompts, and print both."""
     from sequoia_opt import console
@@ -275,16 +321,45 @@ def _calibrate(
                 advance,
             )
         found.append((sampling, checked))
+    rows = [
+        {**asdict(sampling), "trees": [each.document() for each in checked]}
+        for sampling, checked in found
+    ]
+    document = {"calibration": rows, **settings}
+    if output:
+        keep(output, document)
     if form is Format.json:
-        rows = [
-            {**asdict(sampling), "trees": [each.document() for each in checked]}
-            for sampling, checked in found
-        ]
-        print_json({"calibration": rows, **settings})
+        print_json(document)
         return
     for sampling, checked in found:
         line = console.settings_line(settings | asdict(sampling))
         console.calibration(checked, line, form.value)
+
+
+def keep(path: Path, document: dict[str, Any]) -> None:
+    """Write results to a file."""
+    from sequoia_opt import console
+    from sequoia_opt.plan.files import plain, write_document
+    from sequoia_opt.plots import FORMAT, VERSION
+
+    write_document(path, {"format": FORMAT, "version": VERSION, **plain(document)})
+    console.written(path)
+
+
+def _by_size(
+    tree: TokenTree, budgets: Sequence[int], acceptance: Path | None
+) -> dict[str, TokenTree]:
+    """At each size the tree of most tokens and those of other shapes, whatever a step takes."""
+    from sequoia_opt import paths
+    from sequoia_opt.plan.acceptance import Acceptance
+    from sequoia_opt.plan.scaling import of_size
+
+    rates = Acceptance.load(acceptance or paths.inputs_of(tree)[1])
+    found: dict[TokenTree, str] = {}
+    for size in budgets:
+        for name, shape in of_size(rates, size).items():
+            found.setdefault(shape, f"{name} ({shape.size} nodes)")
+    return {name: shape for shape, name in found.items()}
 
 
 def _rivals(
@@ -343,17 +418,16 @@ def _method(
     if name in (*SAMPLED, "k-sequences"):
         own["verifier"] = "specinfer" if name == "k-sequences" else name
     shape = trees.get(name, trees["tree"])
-    nodes = "" if name == "plain" else f" ({shape.size} nodes)"
     labels = {
-        "plain": "plain",
         "chain": "best chain",
         "k-sequences": "best k sequences",
         "tree": "solved tree",
         **dict.fromkeys(BLIND, "most tokens"),
         **{each: f"solved tree, {each}" for each in SAMPLED},
     }
+    label = f"{labels[name]} ({shape.size} nodes)" if name in labels else name
     marked = ", synthetic" if "rates" in options and name != "plain" else ""
-    return methods.with_tree(pair, labels[name] + nodes + marked, shape, **own)
+    return methods.with_tree(pair, label + marked, shape, **own)
 
 
 def _predicts(tree: TokenTree, synthetic: Path | None) -> bool:

@@ -24,8 +24,10 @@ class Result:
     """What a method did over all prompts.
 
     Attributes:
+        nodes: of its tree; 0 where it has none.
         tokens_per_step, tokens_per_second, ms_per_token, ms_per_step: over all prompts, of the
             median repetition of each.
+        tokens_low, tokens_high: 95 % interval of the tokens per step, prompts resampled.
         speedup: ratio to the first method's time, its tokens being as many.
         speedup_low, speedup_high: 95 % interval of the ratio, prompts resampled.
         agreement: share of prompts whose tokens are the first method's.
@@ -34,7 +36,10 @@ class Result:
     """
 
     name: str
+    nodes: int
     tokens_per_step: float
+    tokens_low: float
+    tokens_high: float
     tokens_per_second: float
     ms_per_token: float
     ms_per_step: float
@@ -77,7 +82,7 @@ def race(
                 advance()
     reference = [_median(each) for each in runs[methods[0].name]]
     return [
-        _result(method.name, [_median(each) for each in runs[method.name]], reference)
+        _result(method, [_median(each) for each in runs[method.name]], reference)
         for method in methods
     ]
 
@@ -87,7 +92,7 @@ def _median(runs: list[Run]) -> Run:
     return sorted(runs, key=lambda run: run.seconds)[len(runs) // 2]
 
 
-def _result(name: str, runs: list[Run], reference: list[Run]) -> Result:
+def _result(method: Method, runs: list[Run], reference: list[Run]) -> Result:
     tokens = np.array([run.timed for run in runs], dtype=np.float64)
     steps = np.array([run.steps for run in runs], dtype=np.float64)
     verified = np.array([run.verified for run in runs], dtype=np.float64)
@@ -100,15 +105,23 @@ def _result(name: str, runs: list[Run], reference: list[Run]) -> Result:
         other = reference_tokens[rows].sum(axis=-1) / reference_seconds[rows].sum(axis=-1)
         return np.asarray(own / other)
 
+    def per_step(rows: np.ndarray) -> np.ndarray:
+        return np.asarray(verified[rows].sum(axis=-1) / steps[rows].sum(axis=-1))
+
+    every = np.arange(len(runs))
     resampled = np.random.default_rng(0).integers(len(runs), size=(1000, len(runs)))
     low, high = np.quantile(ratio(resampled), [0.025, 0.975])
+    tokens_low, tokens_high = np.quantile(per_step(resampled), [0.025, 0.975])
     return Result(
-        name=name,
-        tokens_per_step=float(verified.sum() / steps.sum()),
+        name=method.name,
+        nodes=method.nodes,
+        tokens_per_step=float(per_step(every)),
+        tokens_low=float(tokens_low),
+        tokens_high=float(tokens_high),
         tokens_per_second=float(tokens.sum() / seconds.sum()),
         ms_per_token=float(1000 * seconds.sum() / tokens.sum()),
         ms_per_step=float(1000 * seconds.sum() / steps.sum()),
-        speedup=float(ratio(np.arange(len(runs)))),
+        speedup=float(ratio(every)),
         speedup_low=float(low),
         speedup_high=float(high),
         agreement=float(

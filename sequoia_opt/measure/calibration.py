@@ -29,10 +29,16 @@ SHARES = (0.5, 0.75, 1.0, 1.5, 2.0)  # of the chosen size
 
 @dataclass(frozen=True)
 class Compared:
-    """A predicted number and the measured one."""
+    """A predicted number and the measured one.
+
+    Attributes:
+        low, high: the measured one's 95 % interval, prompts resampled, where there is one.
+    """
 
     predicted: float
     measured: float
+    low: float | None = None
+    high: float | None = None
 
     @property
     def error(self) -> float:
@@ -132,7 +138,12 @@ def calibrate(
         Checked(
             name=candidate.name,
             tree=candidate.tree,
-            tokens=Compared(float(candidate.tokens[0]), result.tokens_per_step),
+            tokens=Compared(
+                float(candidate.tokens[0]),
+                result.tokens_per_step,
+                result.tokens_low,
+                result.tokens_high,
+            ),
             step=Compared(
                 float(candidate.step_ms[0] / candidate.plain_ms[0]), _steps(result, plain)
             ),

@@ -49,10 +49,12 @@ class Method:
 
     Attributes:
         run: prompt ids and number of new tokens -> Run.
+        nodes: of its tree; 0 where it has none.
     """
 
     name: str
     run: Callable[[list[int], int], Run]
+    nodes: int = 0
 
 
 def with_tree(pair: Pair, name: str, tree: TokenTree, **options: Any) -> Method:
@@ -64,7 +66,7 @@ def with_tree(pair: Pair, name: str, tree: TokenTree, **options: Any) -> Method:
         timed = len(found.tokens) - 1
         return Run(found.tokens, found.steps, found.verified, found.seconds, timed)
 
-    return Method(name, run)
+    return Method(name, run, tree.size)
 
 
 def with_generate(

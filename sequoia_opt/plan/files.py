@@ -111,7 +111,12 @@ def write_document(path: str | Path, document: Mapping[str, Any]) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file in one piece: the old file or the new one.
+    """Write a text file in one piece, see `write_bytes`."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write a file in one piece: the old file or the new one.
 
     Raises:
         SequoiaError: the file cannot be written; what was there before is untouched.
@@ -122,8 +127,8 @@ def write_text(path: str | Path, text: str) -> None:
         mode = path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask()
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                stream.write(text)
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(content)
                 stream.flush()
                 os.fsync(stream.fileno())
             os.chmod(temporary, mode)

@@ -14,6 +14,7 @@ from sequoia_opt.plan import shapes
 from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.files import FloatArray
 from sequoia_opt.plan.optimum import best_trees
+from sequoia_opt.plan.tree import TokenTree
 
 FITTED_FROM = 2  # doublings that the fit leaves out: the smallest trees are chains
 DEEP = 64  # levels: depth without limit, in practice
@@ -74,3 +75,16 @@ def scaling(acceptance: Acceptance, max_size: int = 512, max_depth: int = DEEP) 
         error=float(np.abs(fitted / wanted - 1).max()),
         plateau=float(1 + table[0].sum() * (1 + np.cumprod(table[1:, 0]).sum())),
     )
+
+
+def of_size(acceptance: Acceptance, size: int, max_depth: int = DEEP) -> dict[str, TokenTree]:
+    """The trees of most tokens of at most `size` nodes, independence assumed: of any shape, and
+    of those that other engines run."""
+    table = acceptance.table(max_depth)
+    family = best_trees(table, size)
+    found = {"tree": family.tree(int(np.nanargmax(family.expected[-1])), max_depth)}
+    for name, shape in shapes.families(table, size).items():
+        if not np.isnan(shape.expected).all():
+            best = np.unravel_index(np.nanargmax(shape.expected), shape.expected.shape)
+            found[name.replace("k-seq", "k seq")] = shape.tree(int(best[0]), int(best[1]))
+    return found

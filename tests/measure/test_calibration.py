@@ -46,8 +46,8 @@ def test_predictions_are_the_solvers_and_times_are_in_plain_steps(
 
     def race(methods: list[Method], *_: object) -> list[Result]:
         raced.extend(method.name for method in methods)
-        plain = Result("plain", 1.0, 100.0, 10.0, 10.0, 0.5, 0.5, 0.5, 1.0, 0.0)
-        other = Result("tree", 3.0, 150.0, 6.7, 20.0, 0.9, 0.8, 1.1, 1.0, 0.0)
+        plain = Result("plain", 1, 1.0, 1.0, 1.0, 100.0, 10.0, 10.0, 0.5, 0.5, 0.5, 1.0, 0.0)
+        other = Result("tree", 5, 3.0, 2.8, 3.1, 150.0, 6.7, 20.0, 0.9, 0.8, 1.1, 1.0, 0.0)
         return [*[other] * (len(methods) - 1), plain]
 
     monkeypatch.setattr(calibration, "race", race)
@@ -61,7 +61,7 @@ def test_predictions_are_the_solvers_and_times_are_in_plain_steps(
     assert found[0].step.predicted == pytest.approx(chosen.step_ms[0] / chosen.plain_ms[0])
     assert found[0].speedup.predicted == pytest.approx(chosen.speedup[0])
     for each in found:
-        assert each.tokens.measured == 3
+        assert (each.tokens.measured, each.tokens.low, each.tokens.high) == (3, 2.8, 3.1)
         assert each.step.measured == pytest.approx(2)
         assert each.speedup.measured == pytest.approx(1.8)
         assert each.beside_chosen == (0.9, 0.8, 1.1)

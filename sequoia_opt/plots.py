@@ -1,0 +1,238 @@
+"""Figures of what `bench` keeps: speed by method, tokens per step by temperature and by size.
+
+Knows the results' file and matplotlib; nothing of how anything was measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sequoia_opt.errors import SequoiaError
+from sequoia_opt.plan.files import Document, read_document, safe_name, write_bytes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FORMAT, VERSION = "sequoia-opt/bench", 1
+FORMATS = ("svg", "png", "pdf")
+SAME = ("target", "draft", "dataset", "dtype", "compile", "max_new_tokens")  # to be set together
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
+MARKERS = "os^Dv<>P"
+NEEDED = ("name", "nodes", "tokens_per_step", "tokens_per_second", "speedup")
+
+
+@dataclass(frozen=True)
+class Results:
+    """A file that `bench --output` wrote.
+
+    Attributes:
+        document: its content.
+    """
+
+    name: str
+    document: Document
+
+    @staticmethod
+    def load(path: Path) -> Results:
+        """Read and check a file.
+
+        Raises:
+            SequoiaError: it is not of this kind.
+        """
+        document = read_document(path, FORMAT, VERSION)
+        kind = "calibration" if "calibration" in document else "results"
+        rows = document.get(kind)
+        wanted = NEEDED if kind == "results" else ("trees",)
+        if not rows or not all(isinstance(r, Mapping) and set(wanted) <= set(r) for r in rows):
+            raise SequoiaError(f"{path}: {kind}: expected a list of what `bench` found")
+        if not {*SAME, "temperature", "hardware", "prompts"} <= set(document):
+            raise SequoiaError(f"{path}: expected the settings that `bench` writes")
+        return Results(path.stem, document)
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """What each method did."""
+        rows: list[dict[str, Any]] = self.document.get("results", [])
+        return rows
+
+    @property
+    def title(self) -> str:
+        """What was run, where, in two lines."""
+        d = self.document
+        compiled = ", compiled" if d["compile"] else ""
+        synthetic = ", acceptance SYNTHETIC" if "synthetic_acceptance" in d else ""
+        return (
+            f"{d['target']} with {d['draft']} on {d['hardware'].get('name', 'this machine')}, "
+            f"{d['dtype']}{compiled}{synthetic}\n"
+            f"{d['dataset']}: {d['prompts']} prompts of {d['max_new_tokens']} new tokens"
+        )
+
+
+def figures(found: Sequence[Results]) -> dict[str, Figure]:
+    """A figure for each file by its name, and one for those that differ in the temperature."""
+    drawn = {}
+    together: dict[str, list[Results]] = {}
+    for each in found:
+        if "calibration" in each.document:
+            drawn[each.name] = _calibration(each)
+        elif "sizes" in each.document:
+            drawn[each.name] = _sizes(each)
+        else:
+            drawn[each.name] = _speeds(each)
+            key = safe_name("--".join(str(each.document[part]) for part in SAME[:3]))
+            together.setdefault(key, []).append(each)
+    for key, several in together.items():
+        if len({each.document["temperature"] for each in several}) > 1:
+            _check_alike(several)
+            drawn[f"{key}--temperatures"] = _temperatures(several)
+    return drawn
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure in one piece, in the format of the path's ending; the same one, the same
+    bytes.
+
+    Raises:
+        SequoiaError: it cannot be written.
+    """
+    import matplotlib as mpl
+
+    buffer = BytesIO()
+    date = {"svg": "Date", "pdf": "CreationDate"}.get(path.suffix[1:])
+    with mpl.rc_context({"svg.hashsalt": "sequoia-opt", "svg.fonttype": "none"}):
+        figure.savefig(
+            buffer, format=path.suffix[1:], dpi=150, metadata={date: None} if date else {}
+        )
+    write_bytes(path, buffer.getvalue())
+
+
+def _check_alike(several: Sequence[Results]) -> None:
+    for part in SAME:
+        values = {str(each.document[part]) for each in several}
+        if len(values) > 1:
+            raise SequoiaError(
+                f"{several[0].name}, {several[1].name}, …: differ in {part} "
+                f"({', '.join(sorted(values))}): nothing to compare"
+            )
+
+
+def _figure(title: str, width: float = 7.5, height: float = 4.5) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(title, fontsize=8, loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def _speeds(results: Results) -> Figure:
+    """Speed-ups over the first method, with their intervals."""
+    rows = results.rows[::-1]
+    warmth = f", temperature {results.document['temperature']:g}"
+    figure, axes = _figure(results.title + warmth, height=1.2 + 0.35 * len(rows))
+    speeds = [row["speedup"] for row in rows]
+    errors = _errors(rows, "speedup", "speedup_low", "speedup_high")
+    colours = [COLOURS[1] if "solved tree" in row["name"] else COLOURS[0] for row in rows]
+    axes.barh([row["name"] for row in rows], speeds, xerr=errors, color=colours, capsize=2)
+    for place, row in enumerate(rows):
+        label = f"{row['speedup']:.2f} ×  ({row['tokens_per_second']:.0f} tokens/s)"
+        axes.annotate(label, (0, place), (4, 0), textcoords="offset points", va="center",
+                      color="white", fontsize=8)  # fmt: skip
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_xlabel(f"speed over {results.rows[0]['name']} (95 % interval)")
+    axes.grid(visible=False, axis="y")
+    return figure
+
+
+def _temperatures(several: Sequence[Results]) -> Figure:
+    """Tokens per step of each tree method by temperature."""
+    ordered = sorted(several, key=lambda each: float(each.document["temperature"]))
+    figure, axes = _figure(ordered[0].title)
+    lines: dict[str, list[tuple[float, dict[str, Any]]]] = {}
+    for each in ordered:
+        for row in each.rows:
+            if row["nodes"] > 1:
+                warmth = float(each.document["temperature"])
+                lines.setdefault(_kind(row["name"]), []).append((warmth, row))
+    _draw_lines(axes, lines)
+    axes.set_xlabel("temperature")
+    return figure
+
+
+def _sizes(results: Results) -> Figure:
+    """Tokens per step by nodes, for each shape."""
+    figure, axes = _figure(f"{results.title}, temperature {results.document['temperature']:g}")
+    lines: dict[str, list[tuple[float, dict[str, Any]]]] = {}
+    for row in results.rows:
+        if row["nodes"] > 1:
+            lines.setdefault(_kind(row["name"]), []).append((float(row["nodes"]), row))
+    _draw_lines(axes, lines)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.set_xlabel("nodes")
+    return figure
+
+
+def _calibration(results: Results) -> Figure:
+    """Predicted over measured speed-ups, tree by tree."""
+    figure, axes = _figure(results.title, width=5.5, height=5.0)
+    largest = 0.0
+    for place, part in enumerate(results.document["calibration"]):
+        numbers = [tree["speedup"] for tree in part["trees"]]
+        x, y = ([n[key] for n in numbers] for key in ("predicted", "measured"))
+        label = f"temperature {part['temperature']:g}"
+        axes.scatter(x, y, color=COLOURS[place % len(COLOURS)], marker=MARKERS[place % 8],
+                     label=label)  # fmt: skip
+        largest = max(largest, *x, *y)
+    axes.plot([0, largest], [0, largest], color="black", linewidth=0.8)
+    axes.fill_between(
+        [0, largest], [0, 0.9 * largest], [0, 1.1 * largest], color="black", alpha=0.08,
+        label="within 10 %",
+    )  # fmt: skip
+    axes.set_xlabel("predicted speed over plain decoding")
+    axes.set_ylabel("measured")
+    axes.legend(fontsize=8)
+    return figure
+
+
+def _draw_lines(axes: Axes, lines: Mapping[str, list[tuple[float, dict[str, Any]]]]) -> None:
+    for place, (name, points) in enumerate(lines.items()):
+        rows = [row for _, row in points]
+        axes.errorbar(
+            [x for x, _ in points],
+            [row["tokens_per_step"] for row in rows],
+            yerr=_errors(rows, "tokens_per_step", "tokens_low", "tokens_high"),
+            color=COLOURS[place % len(COLOURS)],
+            marker=MARKERS[place % len(MARKERS)],
+            markersize=4,
+            capsize=2,
+            linewidth=1.2,
+            label=name,
+        )
+    axes.set_ylabel("tokens per step (95 % interval)")
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize=8, ncols=2)
+
+
+def _errors(
+    rows: Sequence[Mapping[str, float]], value: str, low: str, high: str
+) -> tuple[list[float], list[float]]:
+    """Distances to both ends of an interval, as matplotlib wants them."""
+    ends: list[Callable[[Mapping[str, float]], float]] = [
+        lambda row: max(0.0, row[value] - row.get(low, row[value])),
+        lambda row: max(0.0, row.get(high, row[value]) - row[value]),
+    ]
+    below, above = ([end(row) for row in rows] for end in ends)
+    return below, above
+
+
+def _kind(name: str) -> str:
+    """A method's name without its number of nodes."""
+    return name.partition(" (")[0]
