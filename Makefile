@@ -6,7 +6,7 @@ BIN := .venv/bin
 DEMO := build/demo
 DATA ?=
 
-.PHONY: demo test test-gpu lint bench bench-solver bench-step bench-gpu bench-estimator trees check-trees train clean
+.PHONY: demo test test-gpu lint bench results bench-solver bench-step bench-gpu bench-estimator trees check-trees train clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -38,6 +38,10 @@ bench: .venv/installed
 	$(BIN)/sequoia-opt bench --compile --limit 16 --repeats 3 --format md
 	$(BIN)/sequoia-opt bench --compile --methods chain,tree --limit 32 --repeats 3 --format md
 
+# What benchmarks/ keeps: every method at five temperatures, trees by size, verifiers, predictions.
+results: .venv/installed
+	PATH=$(BIN):$$PATH bash benchmarks/run.sh $(DATA)
+
 # The solver's tables: how its time grows, how often it finds the fastest tree of all.
 bench-solver: .venv/installed
 	$(BIN)/python tests/benchmarks/solver.py
@@ -64,7 +68,7 @@ bench-estimator: .venv/installed
 # GPU. DATA=prompts.jsonl takes another dataset than the bundled one.
 trees: .venv/installed
 	$(BIN)/sequoia-opt profile
-	for temperature in 0 0.6 1; do \
+	for temperature in 0 0.3 0.6 1 1.2; do \
 	  $(BIN)/sequoia-opt estimate --temperature $$temperature $(if $(DATA),--dataset $(DATA)) || exit 1; \
 	done
 	$(BIN)/sequoia-opt solve --all

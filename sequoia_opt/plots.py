@@ -48,7 +48,10 @@ class Results:
         kind = "calibration" if "calibration" in document else "results"
         rows = document.get(kind)
         wanted = NEEDED if kind == "results" else ("trees",)
-        if not rows or not all(isinstance(r, Mapping) and set(wanted) <= set(r) for r in rows):
+        complete = isinstance(rows, list) and all(
+            isinstance(row, Mapping) and set(wanted) <= set(row) for row in rows
+        )
+        if not rows or not complete:
             raise SequoiaError(f"{path}: {kind}: expected a list of what `bench` found")
         if not {*SAME, "temperature", "hardware", "prompts"} <= set(document):
             raise SequoiaError(f"{path}: expected the settings that `bench` writes")
@@ -157,10 +160,12 @@ def _temperatures(several: Sequence[Results]) -> Figure:
     figure, axes = _figure(ordered[0].title)
     lines: dict[str, list[tuple[float, dict[str, Any]]]] = {}
     for each in ordered:
-        for row in each.rows:
-            if row["nodes"] > 1:
-                warmth = float(each.document["temperature"])
-                lines.setdefault(_kind(row["name"]), []).append((warmth, row))
+        warmth = float(each.document["temperature"])
+        trees = [row for row in each.rows if row["nodes"] > 1]
+        kinds = [_kind(row["name"]) for row in trees]
+        for kind, row in zip(kinds, trees, strict=True):
+            name = kind if kinds.count(kind) == 1 else row["name"]
+            lines.setdefault(name, []).append((warmth, row))
     _draw_lines(axes, lines)
     axes.set_xlabel("temperature")
     return figure

@@ -244,6 +244,7 @@ def test_bench_puts_methods_side_by_side(
         "most tokens (64 nodes)",
         "most tokens (128 nodes)",
         "solved tree (7 nodes)",
+        "solved tree, specinfer (7 nodes)",
         "solved tree, topk (7 nodes)",
         "solved tree, traversal (7 nodes)",
     ]
@@ -266,6 +267,32 @@ def test_bench_prints_what_can_be_compared_later(
     lines = run(*arguments, "md").out.splitlines()
     assert lines[1].startswith("| --- | ---: |")
     assert [line.count("|") for line in lines[:4]] == [8] * 4
+
+
+def test_bench_compares_sizes_and_plot_draws_what_it_keeps(
+    run: Callable[..., Outcome], models: list[str], dataset: Path
+) -> None:
+    Acceptance(np.array([0.6, 0.2, 0.1])).save("rates.yaml")
+    shapes.k_ary(2, 2).save("k.json")
+    arguments = ["bench", "k.json", *models, "--dataset", dataset, "--max-new-tokens", 8]
+    arguments += ["--repeats", 1, "--sizes", "3,6", "--acceptance", "rates.yaml"]
+    shown = run(*arguments, "-o", "kept/sizes.json", "--format", "md")
+    document = json.loads(Path("kept/sizes.json").read_text())
+    nodes = {result["name"]: result["nodes"] for result in document["results"]}
+    assert nodes["plain"] == 1
+    assert {name: n for name, n in nodes.items() if name.startswith("tree")} == {
+        "tree (3 nodes)": 3,
+        "tree (6 nodes)": 6,
+    }
+    assert "k sequences (5 nodes)" in nodes
+    assert "tree (6 nodes)" in shown.out
+    done = run("plot", "kept/sizes.json", "-o", "drawn", "--format", "png")
+    assert done.code == 0
+    assert Path("drawn/sizes.png").read_bytes().startswith(b"\x89PNG")
+    assert "takes neither --methods" in run(*arguments, "--methods", "plain").err
+    assert "expected from 2 to" in run(*arguments[:-4], "--sizes", "1").err
+    assert "expected svg, png, pdf" in run("plot", "kept/sizes.json", "--format", "gif").err
+    assert "no such file" in run("plot", "missing.json").err
 
 
 def test_bench_calibrates(run: Callable[..., Outcome], models: list[str], dataset: Path) -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sequoia_opt.plan import shapes
 from sequoia_opt.plan.acceptance import Acceptance
-from sequoia_opt.plan.scaling import scaling
+from sequoia_opt.plan.scaling import of_size, scaling
 
 REFERENCE = json.loads((Path(__file__).parent / "sequoia_reference_table.json").read_text())
 
@@ -26,3 +27,23 @@ def test_trees_grow_with_every_doubling_and_sequences_do_not() -> None:
     assert found.trees[6] >= np.nanmax(published[:, 127]) - 1e-5
     rates = np.array(REFERENCE["acceptance"])
     assert found.plateau == pytest.approx(1 + rates.sum() / (1 - rates[0]), rel=1e-6)
+
+
+def test_the_best_of_a_size_have_the_most_tokens_of_their_shape() -> None:
+    acceptance = Acceptance(np.array([0.6, 0.2, 0.1]))
+    for size in (2, 5, 12):
+        found = of_size(acceptance, size, max_depth=8)
+        assert all(tree.size <= size for tree in found.values())
+        tokens = {name: acceptance.expected_tokens(tree) for name, tree in found.items()}
+        assert max(tokens.values()) == pytest.approx(tokens["tree"])
+        assert found["chain"] == shapes.chain(min(size, 9))
+        if size > 2:
+            rivals = [
+                shapes.k_sequences(k, length)
+                for k in (2, 3)
+                for length in range(1, 9)
+                if 1 + k * length <= size
+            ]
+            best = max(acceptance.expected_tokens(tree) for tree in rivals)
+            assert tokens["k sequences"] == pytest.approx(best)
+    assert set(of_size(acceptance, 2)) == {"tree", "chain"}
