@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from brute_force import random_profile
+from command_line import SMALL, Outcome
+
+from sequoia_opt.plan import shapes
+from sequoia_opt.plan.acceptance import Acceptance
+
+
+def test_bench_puts_methods_side_by_side(
+    run: Callable[..., Outcome], models: list[str], dataset: Path
+) -> None:
+    """Every method there is, at a temperature at which all of them differ."""
+    rates = Acceptance(np.array([0.6, 0.2, 0.1]), temperature=0.7, verifier="sequoia")
+    rates.save("rates.yaml")
+    latencies = random_profile(np.random.default_rng(0), "monotone", 16)
+    latencies.overhead["sequoia"] = latencies.overhead["greedy"]
+    latencies.save("profile.yaml")
+    solved = ["--profile", "profile.yaml", "--acceptance", "rates.yaml"]
+    assert run("solve", *solved, "--size", 7, "-o", "tree.json").code == 0
+    arguments = ["bench", "tree.json", *models, *solved, "--dataset", dataset, "--repeats", 1]
+    done = run(*arguments, "--max-new-tokens", 8, "--limit", 2, "--json")
+    document = json.loads(done.out)
+    names = [result["name"] for result in document["results"]]
+    assert names[:3] == ["plain", "transformers generate", "assisted generation"]
+    assert re.fullmatch(r"assisted, \d+ guesses", names[3])
+    assert names[4] == "prompt lookup"
+    assert re.fullmatch(r"best chain \(\d+ nodes\)", names[5])
+    assert re.fullmatch(r"best k sequences \(\d+ nodes\)", names[6])
+    assert names[7:] == [
+        "most tokens (64 nodes)",
+        "most tokens (128 nodes)",
+        "solved tree (7 nodes)",
+        "solved tree, specinfer (7 nodes)",
+        "solved tree, topk (7 nodes)",
+        "solved tree, traversal (7 nodes)",
+    ]
+    assert document["prompts"] == 2
+    assert document["hardware"]["device"] == "cpu"
+    assert "2 prompts are few" in done.err
+
+
+def test_bench_prints_what_can_be_compared_later(
+    run: Callable[..., Outcome], models: list[str], dataset: Path
+) -> None:
+    shapes.k_ary(2, 2).save("k.json")
+    arguments = ["bench", "k.json", *models, "--dataset", dataset, "--methods", "plain,tree"]
+    arguments += ["--repeats", 1, "--max-new-tokens", 8, "--format"]
+    rows = list(csv.DictReader(io.StringIO(run(*arguments, "csv").out)))
+    assert [row["name"] for row in rows] == ["plain", "solved tree (7 nodes)"]
+    assert all(float(row["tokens_per_second"]) > 0 for row in rows)
+    assert {row["hardware_device"] for row in rows} == {"cpu"}
+    assert json.loads(run(*arguments, "json").out)["software"]["torch"]
+    lines = run(*arguments, "md").out.splitlines()
+    assert lines[1].startswith("| --- | ---: |")
+    assert [line.count("|") for line in lines[:4]] == [8] * 4
+
+
+def test_bench_compares_sizes_and_plot_draws_what_it_keeps(
+    run: Callable[..., Outcome], models: list[str], dataset: Path
+) -> None:
+    Acceptance(np.array([0.6, 0.2, 0.1])).save("rates.yaml")
+    shapes.k_ary(2, 2).save("k.json")
+    arguments = ["bench", "k.json", *models, "--dataset", dataset, "--max-new-tokens", 8]
+    arguments += ["--repeats", 1, "--sizes", "3,6", "--acceptance", "rates.yaml"]
+    shown = run(*arguments, "-o", "kept/sizes.json", "--format", "md")
+    document = json.loads(Path("kept/sizes.json").read_text())
+    nodes = {result["name"]: result["nodes"] for result in document["results"]}
+    assert nodes["plain"] == 1
+    assert {name: n for name, n in nodes.items() if name.startswith("tree")} == {
+        "tree (3 nodes)": 3,
+        "tree (6 nodes)": 6,
+    }
+    assert "k sequences (5 nodes)" in nodes
+    assert "tree (6 nodes)" in shown.out
+    done = run("plot", "kept/sizes.json", "-o", "drawn", "--format", "png")
+    assert done.code == 0
+    assert Path("drawn/sizes.png").read_bytes().startswith(b"\x89PNG")
+    assert "takes neither --methods" in run(*arguments, "--methods", "plain").err
+    assert "expected from 2 to" in run(*arguments[:-4], "--sizes", "1").err
+    assert "expected svg, png, pdf" in run("plot", "kept/sizes.json", "--format", "gif").err
+    assert "no such file" in run("plot", "missing.json").err
+
+
+def test_bench_calibrates(run: Callable[..., Outcome], models: list[str], dataset: Path) -> None:
+    shapes.k_ary(2, 2).save("k.json")
+    latencies = random_profile(np.random.default_rng(0), "monotone", 16)
+    latencies.overhead["sequoia"] = latencies.overhead["greedy"]
+    latencies.save("profile.yaml")
+    arguments = ["bench", "k.json", *models, "--profile", "profile.yaml", "--dataset", dataset]
+    arguments += ["--repeats", 1, "--max-new-tokens", 8, "--calibrate"]
+    document = json.loads(run(*arguments, "--json").out)
+    assert [part["temperature"] for part in document["calibration"]] == [0, 0.6]
+    assert document["prompts"] == 1  # of three documents two are estimated from
+    for part in document["calibration"]:
+        assert part["trees"][0]["name"] == "chosen"
+        assert len(part["trees"]) >= 5
+    shown = run(*arguments, "--temperature", 0, "--format", "md").out
+    assert "speed-up: off by" in shown
+    assert "takes neither --methods" in run(*arguments, "--methods", "plain").err
+
+
+def test_speed_without_weights(run: Callable[..., Outcome], models: list[str]) -> None:
+    """From two config.json alone to a race, marked as what it is everywhere."""
+    for folder in (Path(models[1]), Path(models[3])):
+        for path in folder.iterdir():
+            if path.name != "config.json":
+                path.unlink()
+    assert "no weights" in run("profile", *models, *SMALL).err
+    done = run("profile", *models, *SMALL, "--random-weights")
+    assert "measured with random weights" in done.out
+    (profile,) = Path("profiles").glob("*/small-target--small-draft--float32+random.yaml")
+    Acceptance(np.array([0.7, 0.1])).save("rates.yaml")
+    solved = ["--profile", profile, "--acceptance", "rates.yaml", "-o", "tree.json"]
+    assert run("solve", *solved, "--size", 4).code == 0
+    arguments = ["bench", "tree.json", *models, "--repeats", 1, "--max-new-tokens", 24]
+    arguments += ["--limit", 6, "--methods", "plain,generate,tree"]
+    arguments += ["--random-weights"]
+    assert "add --synthetic-acceptance" in run(*arguments).err
+    arguments += ["--synthetic-acceptance", "rates.yaml"]
+    done = run(*arguments)
+    assert done.code == 0, done.err
+    assert "acceptance SYNTHETIC from rates.yaml, random weights" in done.out.replace("\n", " ")
+    assert "tokens a step: predicted" in done.out
+    document = json.loads(run(*arguments, "--json").out)
+    assert document["results"][-1]["name"] == "solved tree (4 nodes), synthetic"
+    assert document["synthetic_acceptance"] == "rates.yaml"
+    assert document["random_weights"] is True
+    assert document["dataset"] == "random tokens"
+    assert "at given rates expected" in run(*arguments, "--methods", "plain,assisted").err
+
+
+def test_bench_leaves_out_prompts_that_do_not_fit(
+    run: Callable[..., Outcome], models: list[str]
+) -> None:
+    long = json.dumps({"prompt": "x = 1\n" * 400})
+    Path("d.jsonl").write_text(f'{{"prompt": "def f"}}\n{long}\n')
+    shapes.k_ary(2, 2).save("k.json")
+    arguments = ["bench", "k.json", *models, "--dataset", "d.jsonl", "--methods", "plain"]
+    arguments += ["--repeats", 1, "--max-new-tokens", 8]
+    done = run(*arguments)
+    assert done.code == 0
+    assert "1 of 2 prompts left out: a prompt of" in done.err
+    Path("d.jsonl").write_text(f"{long}\n")
+    done = run(*arguments)
+    assert done.code == 1
+    assert "no prompt is usable" in done.err
+
+
+def test_bench_sets_the_methods_beside_the_first(
+    run: Callable[..., Outcome], models: list[str], dataset: Path
+) -> None:
+    shapes.k_ary(2, 2).save("k.json")
+    options = ["--dataset", dataset, "--chain", 3, "--repeats", 1, "--max-new-tokens", 8]
+    done = run("bench", "k.json", *models, *options, "--methods", "chain,tree", "--json")
+    first, second = json.loads(done.out)["results"]
+    assert (first["name"], second["name"]) == ("best chain (3 nodes)", "solved tree (7 nodes)")
+    assert first["speedup"] == 1
+    ratio = second["tokens_per_second"] / first["tokens_per_second"]
+    assert second["speedup"] == pytest.approx(ratio)
+
+
+def test_bench_wants_the_inputs_that_the_tree_was_solved_from(
+    run: Callable[..., Outcome], models: list[str]
+) -> None:
+    shapes.k_ary(2, 2).save("k.json")
+    assert "name --profile and --acceptance" in run("bench", "k.json", *models).err

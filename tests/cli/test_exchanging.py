@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from command_line import Outcome
+
+
+def test_export_and_import(run: Callable[..., Outcome], tmp_path: Path) -> None:
+    """What was imported is solved; what was solved is exported and comes back."""
+    (tmp_path / "times.csv").write_text(
+        "role,batch,context,tokens,ms\n"
+        "target,1,512,1,10\ntarget,1,512,16,12\ndraft,1,512,1,0.5\ndraft,1,512,16,0.6\n"
+    )
+    (tmp_path / "rates.csv").write_text("0.7,0.1,0.05\n")
+    profile, acceptance, tree, back = (
+        tmp_path / name for name in ("p.yaml", "a.yaml", "t.json", "b.json")
+    )
+    for source, made in (("times.csv", profile), ("rates.csv", acceptance)):
+        found = run("import", tmp_path / source, "-o", made)
+        assert found.code == 0, found.err
+    options = ["--profile", profile, "--acceptance", acceptance, "-o", tree]
+    assert run("solve", *options).code == 0
+    parents = json.loads(tree.read_text())["parents"]
+    for to in ("eagle", "sequoia", "umbrella"):
+        written = tmp_path / f"{to}{'.pt' if to == 'sequoia' else '.json'}"
+        found = run("export", tree, "--to", to, "-o", written)
+        assert found.code == 0, found.err
+        found = run("import", written, "-o", back)
+        assert found.code == 0, found.err
+        assert json.loads(back.read_text())["parents"] == parents
+    found = run("export", tree, "--to", "vllm")
+    assert found.code == 1
+    assert "solve with --shape chain" in found.err
+    assert run("solve", *options, "--shape", "chain").code == 0
+    found = run("export", tree, "--to", "llama.cpp")
+    assert found.out.startswith("--spec-draft-n-max ")
+    assert "does not count the root" in found.err
+
+
+def test_the_research_codes_vector_is_imported(run: Callable[..., Outcome], tmp_path: Path) -> None:
+    import torch
+
+    torch.save(torch.tensor([0.0, 0.6, 0.2, 0.1, 0.1]), tmp_path / "v.pt")
+    found = run("import", tmp_path / "v.pt", "-o", tmp_path / "a.yaml", "--json")
+    assert json.loads(found.out)["acceptance"] == [0.6, 0.2, 0.1]
+    torch.save({"model": object}, tmp_path / "v.pt")
+    found = run("import", tmp_path / "v.pt", "-o", tmp_path / "x.yaml")
+    assert (found.code, found.err.count("\n")) == (1, 1)
+    assert not (tmp_path / "x.yaml").exists()

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from command_line import Outcome
+
+
+def test_traversal_is_not_estimated(run: Callable[..., Outcome]) -> None:
+    done = run("estimate", "--temperature", 0.6, "--verifier", "traversal")
+    assert done.code == 1
+    assert "estimate with sequoia" in done.err
+
+
+@pytest.mark.parametrize("option", [["profile", "--verifiers"], ["estimate", "--verifier"]])
+def test_an_unknown_verifier(run: Callable[..., Outcome], option: list[str]) -> None:
+    done = run(*option, "best")
+    assert done.code == 1
+    assert "verifier: found 'best', expected sequoia or specinfer or topk" in done.err
+
+
+def test_several_ways_to_sample_in_one_pass(
+    run: Callable[..., Outcome], models: list[str], dataset: Path
+) -> None:
+    options = ["--dataset", dataset, "--teacher-forced", "--max-new-tokens", 8]
+    options += ["--temperature", "0,0.6", "--verifier", "sequoia,topk", "--depths", 3]
+    done = run("estimate", *models, *options, "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)["estimates"]
+    names = [(each["verifier"], each["temperature"]) for each in found]
+    assert names == [("greedy", 0), ("sequoia", 0.6), ("topk", 0.6)]
+    assert done.err.count("wrote ") == len(list(Path("profiles/acceptance").iterdir())) == 3
+    refused = run("estimate", *models, *options, "-o", "one.yaml")
+    assert refused.code == 2
+    assert "one file, but 3" in refused.err
+    assert "found '0;1', expected numbers" in run("estimate", "--temperature", "0;1").err
