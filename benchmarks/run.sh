@@ -20,8 +20,11 @@ bench() { sequoia-opt bench "$@" "${data[@]}" --format md; }
 
 # Every method at five temperatures; where nothing is drawn, on more prompts.
 for t in 0 0.3 0.6 1 1.2; do
-  bench "$(tree $t)" --limit "$([ $t = 0 ] && echo 24 || echo 12)" --repeats 1 -o "$out/T$t.json"
+  bench "$(tree $t)" --limit "$([ $t = 0 ] && echo 16 || echo 8)" --repeats 1 -o "$out/T$t.json"
 done
+
+# Predictions, on documents that the estimate has not seen.
+bench "$(tree 0)" --calibrate --limit 40 --max-new-tokens 96 -o "$out/calibration.json"
 
 # The tree of most tokens beside other shapes, by size.
 bench "$(tree 0.6)" --sizes 4,8,16,32,64,128 --limit 4 --repeats 1 --max-new-tokens 96 \
@@ -31,12 +34,9 @@ bench "$(tree 0.6)" --sizes 4,8,16,32,64,128 --limit 4 --repeats 1 --max-new-tok
 for t in 0.3 0.6 1 1.2; do
   sequoia-opt solve --size 64 --profile "$(ls profiles/"$hardware"/*+compiled.yaml)" \
     --acceptance "$(ls profiles/acceptance/*--"$name"--*-T$t.yaml)" -o build/64-nodes.json
-  bench build/64-nodes.json --methods tree,specinfer,topk,traversal --limit 12 --repeats 1 \
+  bench build/64-nodes.json --methods tree,specinfer,topk,traversal --limit 8 --repeats 1 \
     --max-new-tokens 96 -o "$out/64-nodes/T$t.json"
 done
-
-# Predictions, on documents that the estimate has not seen.
-bench "$(tree 0)" --calibrate --limit 40 --max-new-tokens 96 -o "$out/calibration.json"
 
 sequoia-opt plot "$out"/*.json -o "$out/figures"
 sequoia-opt plot "$out"/64-nodes/*.json -o "$out/64-nodes/figures"
