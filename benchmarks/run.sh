@@ -4,16 +4,18 @@
 # It takes half an hour. The machine's profile and the dataset's trees are there already
 # (`sequoia-opt profile --compile`, `make trees DATA=prompts.jsonl`).
 set -euo pipefail
-cd "$(dirname "$0")/.."
 
 name=demo
 data=()
 if [ $# -gt 0 ]; then
   name=$(basename "$1" .jsonl)
-  data=(--dataset "$1")
+  data=(--dataset "$(realpath "$1")")
 fi
-trees=$(dirname "$(ls -t trees/*/*+compiled--"$name"-greedy-T0.json | head -1)")
-hardware=$(basename "$trees")
+cd "$(dirname "$0")/.."
+# HARDWARE names the folder, else the one with the newest trees.
+newest=$(dirname "$(ls -t trees/*/*+compiled--"$name"-greedy-T0.json | head -1)")
+hardware=${HARDWARE:-$(basename "$newest")}
+trees=trees/$hardware
 out=benchmarks/$hardware/$name
 tree() { ls "$trees"/*+compiled--"$name"-*-T"$1".json; }
 bench() { sequoia-opt bench "$@" "${data[@]}" --format md; }

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sequoia_opt.errors import SequoiaError
-from sequoia_opt.plan.files import Document, read_document, safe_name, write_bytes
+from sequoia_opt.plan.files import Document, Fields, read_document, safe_name, write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,10 +20,13 @@ if TYPE_CHECKING:
 
 FORMAT, VERSION = "sequoia-opt/bench", 1
 FORMATS = ("svg", "png", "pdf")
-SAME = ("target", "draft", "dataset", "dtype", "compile", "max_new_tokens")  # to be set together
+SAME = (  # in files that are set together
+    "target", "draft", "dataset", "dtype", "compile", "max_new_tokens",
+    "synthetic_acceptance", "random_weights",
+)  # fmt: skip
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
 MARKERS = "os^Dv<>P"
-NEEDED = ("name", "nodes", "tokens_per_step", "tokens_per_second", "speedup")
+NUMBERS = ("nodes", "tokens_per_step", "tokens_per_second", "speedup")
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class Results:
     """A file that `bench --output` wrote.
 
     Attributes:
+        name: the file's, without its ending.
         document: its content.
     """
 
@@ -45,16 +49,26 @@ class Results:
             SequoiaError: it is not of this kind.
         """
         document = read_document(path, FORMAT, VERSION)
-        kind = "calibration" if "calibration" in document else "results"
-        rows = document.get(kind)
-        wanted = NEEDED if kind == "results" else ("trees",)
-        complete = isinstance(rows, list) and all(
-            isinstance(row, Mapping) and set(wanted) <= set(row) for row in rows
-        )
-        if not rows or not complete:
+        fields = Fields(document, str(path))
+        for name in ("target", "draft", "dataset", "dtype"):
+            fields.text(name)
+        fields.number("temperature", low=0)
+        for name in ("prompts", "max_new_tokens"):
+            fields.integer(name, minimum=1)
+        if not isinstance(document.get("hardware"), Mapping):
+            raise SequoiaError(f"{path}: hardware: expected what `bench` writes")
+        if "calibration" in document:
+            parts = document["calibration"]
+            complete = _lists(parts, ("temperature",)) and all(
+                _lists(part.get("trees"), ()) and _lists(_speedups(part), ("predicted", "measured"))
+                for part in parts
+            )
+        else:
+            rows = document.get("results")
+            complete = _lists(rows, NUMBERS) and all("name" in row for row in rows or [])
+        if not complete:
+            kind = "calibration" if "calibration" in document else "results"
             raise SequoiaError(f"{path}: {kind}: expected a list of what `bench` found")
-        if not {*SAME, "temperature", "hardware", "prompts"} <= set(document):
-            raise SequoiaError(f"{path}: expected the settings that `bench` writes")
         return Results(path.stem, document)
 
     @property
@@ -65,19 +79,31 @@ class Results:
 
     @property
     def title(self) -> str:
-        """What was run, where, in two lines."""
+        """What was run, where, on what, in two lines."""
         d = self.document
-        compiled = ", compiled" if d["compile"] else ""
+        prompts = f"{d['prompts']} prompts of {d['max_new_tokens']} new tokens"
+        return f"{self.engine}\n{d['dataset']}: {prompts}"
+
+    @property
+    def engine(self) -> str:
+        """What was run, and where."""
+        d = self.document
+        compiled = ", compiled" if d.get("compile") else ""
         synthetic = ", acceptance SYNTHETIC" if "synthetic_acceptance" in d else ""
-        return (
-            f"{d['target']} with {d['draft']} on {d['hardware'].get('name', 'this machine')}, "
-            f"{d['dtype']}{compiled}{synthetic}\n"
-            f"{d['dataset']}: {d['prompts']} prompts of {d['max_new_tokens']} new tokens"
-        )
+        machine = d["hardware"].get("name", "this machine")
+        return f"{d['target']} with {d['draft']} on {machine}, {d['dtype']}{compiled}{synthetic}"
 
 
 def figures(found: Sequence[Results]) -> dict[str, Figure]:
-    """A figure for each file by its name, and one for those that differ in the temperature."""
+    """A figure for each file by its name, and one for those that differ in the temperature.
+
+    Raises:
+        SequoiaError: files of one name, or of other settings that would be set together.
+    """
+    names = [each.name for each in found]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise SequoiaError(f"{twice}: files of one name would be one figure; draw them apart")
     drawn = {}
     together: dict[str, list[Results]] = {}
     for each in found:
@@ -115,13 +141,34 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def _check_alike(several: Sequence[Results]) -> None:
-    for part in SAME:
-        values = {str(each.document[part]) for each in several}
-        if len(values) > 1:
+    first = several[0]
+    for other in several[1:]:
+        machines = [each.document["hardware"].get("name") for each in (first, other)]
+        differing = [part for part in SAME if first.document.get(part) != other.document.get(part)]
+        differing += ["hardware"] * (machines[0] != machines[1])
+        if differing:
             raise SequoiaError(
-                f"{several[0].name}, {several[1].name}, …: differ in {part} "
-                f"({', '.join(sorted(values))}): nothing to compare"
+                f"{first.name} and {other.name} differ in {', '.join(differing)}: nothing to set "
+                "side by side"
             )
+
+
+def _speedups(part: Mapping[str, Any]) -> list[Any]:
+    """Of a calibration's trees at one temperature."""
+    return [tree.get("speedup") for tree in part["trees"]]
+
+
+def _lists(rows: object, numbers: Sequence[str]) -> bool:
+    """Whether these are mappings, at least one, each with these numbers."""
+    return (
+        isinstance(rows, list)
+        and bool(rows)
+        and all(
+            isinstance(row, Mapping)
+            and all(isinstance(row.get(name), int | float) for name in numbers)
+            for row in rows
+        )
+    )
 
 
 def _figure(title: str, width: float = 7.5, height: float = 4.5) -> tuple[Figure, Axes]:
@@ -146,8 +193,11 @@ def _speeds(results: Results) -> Figure:
     axes.barh([row["name"] for row in rows], speeds, xerr=errors, color=colours, capsize=2)
     for place, row in enumerate(rows):
         label = f"{row['speedup']:.2f} ×  ({row['tokens_per_second']:.0f} tokens/s)"
-        axes.annotate(label, (0, place), (4, 0), textcoords="offset points", va="center",
-                      color="white", fontsize=8)  # fmt: skip
+        end = row.get("speedup_high", row["speedup"])
+        axes.annotate(
+            label, (end, place), (6, 0), textcoords="offset points", va="center", fontsize=8
+        )
+    axes.margins(x=0.25)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xlabel(f"speed over {results.rows[0]['name']} (95 % interval)")
     axes.grid(visible=False, axis="y")
@@ -157,7 +207,7 @@ def _speeds(results: Results) -> Figure:
 def _temperatures(several: Sequence[Results]) -> Figure:
     """Tokens per step of each tree method by temperature."""
     ordered = sorted(several, key=lambda each: float(each.document["temperature"]))
-    figure, axes = _figure(ordered[0].title)
+    figure, axes = _figure(f"{ordered[0].engine}\n{ordered[0].document['dataset']}")
     lines: dict[str, list[tuple[float, dict[str, Any]]]] = {}
     for each in ordered:
         warmth = float(each.document["temperature"])
@@ -190,11 +240,10 @@ def _calibration(results: Results) -> Figure:
     figure, axes = _figure(results.title, width=5.5, height=5.0)
     largest = 0.0
     for place, part in enumerate(results.document["calibration"]):
-        numbers = [tree["speedup"] for tree in part["trees"]]
-        x, y = ([n[key] for n in numbers] for key in ("predicted", "measured"))
+        x, y = ([one[key] for one in _speedups(part)] for key in ("predicted", "measured"))
         label = f"temperature {part['temperature']:g}"
-        axes.scatter(x, y, color=COLOURS[place % len(COLOURS)], marker=MARKERS[place % 8],
-                     label=label)  # fmt: skip
+        colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
+        axes.scatter(x, y, color=colour, marker=marker, label=label)
         largest = max(largest, *x, *y)
     axes.plot([0, largest], [0, largest], color="black", linewidth=0.8)
     axes.fill_between(

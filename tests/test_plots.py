@@ -81,6 +81,13 @@ def test_what_differs_is_not_set_side_by_side(tmp_path: Path) -> None:
         plots.figures(files)
 
 
+def test_files_of_one_name_are_not_drawn_over_each_other(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    files = [kept(tmp_path / part / "a.json", 0, RACE) for part in (".", "other")]
+    with pytest.raises(SequoiaError, match="a: files of one name"):
+        plots.figures(files)
+
+
 def test_sizes_are_a_line_for_each_shape(tmp_path: Path) -> None:
     rows = [row("plain", 1, 1.0), row("tree (4 nodes)", 4, 2.5), row("chain (4 nodes)", 4, 2.4)]
     rows.append(row("tree (16 nodes)", 16, 4.0))
@@ -117,6 +124,10 @@ def test_the_same_figure_is_the_same_file(tmp_path: Path, form: str) -> None:
         ({"results": []}, "results: expected a list"),
         ({"results": [{"name": "plain"}]}, "results: expected a list"),
         ({"calibration": 3}, "calibration: expected a list"),
+        ({"results": [{**RACE[0], "nodes": "one"}]}, "results: expected a list"),
+        ({"calibration": [{"temperature": 0, "trees": [{"speedup": 2}]}]}, "calibration: expected"),
+        ({"hardware": "fast"}, "hardware: expected"),
+        ({"temperature": "warm"}, "temperature: "),
         ({"format": "other"}, "format: found 'other'"),
         ({"target": None}, None),
     ],
@@ -126,7 +137,7 @@ def test_other_files_are_refused(
 ) -> None:
     document = SETTINGS | {"temperature": 0, "results": RACE} | changed
     if message is None:
-        message = "expected the settings"
+        message = "target: "
         del document["target"]
     path = tmp_path / "f.json"
     path.write_text(json.dumps(document))

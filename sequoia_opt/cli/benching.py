@@ -49,7 +49,8 @@ if TYPE_CHECKING:
 
 LARGEST = 1024  # nodes
 BLIND = {"blind-64": 64, "blind-128": 128}
-SAMPLED = ("specinfer", "topk", "traversal")  # at temperature 0 they are the tree again
+# Verifiers of the solved tree other than its own; at temperature 0 they are all the same.
+SAMPLED = ("sequoia", "specinfer", "topk", "traversal")
 PLANNED = ("chain", "k-sequences", *BLIND)  # trees that are solved for here
 CALIBRATED = (0.0, 0.6)  # temperatures
 METHODS = (
@@ -102,7 +103,8 @@ def bench(
         str | None,
         typer.Option(
             help="Trees of most tokens of these sizes beside the best chains, k sequences and "
-            "k-ary trees of as many nodes, instead of methods: 8,32,128.",
+            "k-ary trees of as many nodes, all with the tree's verifier, instead of methods: "
+            "8,32,128.",
             show_default=False,
         ),
     ] = None,
@@ -157,13 +159,17 @@ def bench(
             "takes neither --methods nor --sizes nor --chain nor --acceptance",
             param_hint="--calibrate",
         )
-    if sizes and (methods or chain):
-        raise typer.BadParameter("takes neither --methods nor --chain", param_hint="--sizes")
-    budgets = integers("--sizes", sizes) if sizes else []
+    if sizes is not None and (methods or chain or profile):
+        raise typer.BadParameter(
+            "takes neither --methods nor --chain nor --profile", param_hint="--sizes"
+        )
+    budgets = sorted(set(integers("--sizes", sizes))) if sizes is not None else []
     if any(not 2 <= size <= LARGEST for size in budgets):
         raise typer.BadParameter(
             f"found {sizes!r}, expected from 2 to {LARGEST} nodes", param_hint="--sizes"
         )
+    if output and output.suffix != ".json":
+        raise typer.BadParameter(f"found {output}, expected a .json file", param_hint="--output")
     check_output(output)
     limit = limit or (UNSEEN if calibrate else PROMPTS)
     repeats = repeats or (1 if calibrate else 3)
@@ -184,8 +190,9 @@ def bench(
     path = tree or paths.bundled_tree(temperature or 0.0, bool(compile))
     loaded = TokenTree.load(path)
     sampling = sampling_of(loaded, temperature, top_p, verifier)
-    if methods is None and sampling.temperature == 0:
-        wanted = [name for name in wanted if name not in SAMPLED]
+    if methods is None:
+        again = SAMPLED if sampling.temperature == 0 else (sampling.verifier,)
+        wanted = [name for name in wanted if name not in again]
     if synthetic:
         wanted = [name for name in wanted if name in SYNTHETIC]
         acceptance = acceptance or synthetic
@@ -256,7 +263,7 @@ def bench(
     elif form is Format.csv:
         console.race_csv(results, settings)
     if output:
-        keep(output, document)
+        _keep(output, document)
     if as_json or form in (Format.json, Format.csv):
         return
     show = console.race_markdown if form is Format.md else console.race_table
@@ -327,7 +334,7 @@ def _calibrate(
     ]
     document = {"calibration": rows, **settings}
     if output:
-        keep(output, document)
+        _keep(output, document)
     if form is Format.json:
         print_json(document)
         return
@@ -336,7 +343,7 @@ def _calibrate(
         console.calibration(checked, line, form.value)
 
 
-def keep(path: Path, document: dict[str, Any]) -> None:
+def _keep(path: Path, document: dict[str, Any]) -> None:
     """Write results to a file."""
     from sequoia_opt import console
     from sequoia_opt.plan.files import plain, write_document
@@ -355,11 +362,11 @@ def _by_size(
     from sequoia_opt.plan.scaling import of_size
 
     rates = Acceptance.load(acceptance or paths.inputs_of(tree)[1])
-    found: dict[TokenTree, str] = {}
-    for size in budgets:
-        for name, shape in of_size(rates, size).items():
-            found.setdefault(shape, f"{name} ({shape.size} nodes)")
-    return {name: shape for shape, name in found.items()}
+    return {
+        f"{name.replace('k-seq', 'k seq')} ({shape.size} nodes)": shape
+        for size in budgets
+        for name, shape in of_size(rates, size).items()
+    }
 
 
 def _rivals(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-LOW = 0.05  # temperatures below it divide what has been made small first
+LOW = 0.2  # temperatures below it divide what has been made small first
 
 
 def tempered(logits: Tensor, temperature: float) -> Tensor:

@@ -84,7 +84,8 @@ def of_size(acceptance: Acceptance, size: int, max_depth: int = DEEP) -> dict[st
     family = best_trees(table, size)
     found = {"tree": family.tree(int(np.nanargmax(family.expected[-1])), max_depth)}
     for name, shape in shapes.families(table, size).items():
-        if np.nanmax(shape.expected) > 1:  # the root alone is of no shape
-            best = np.unravel_index(np.nanargmax(shape.expected), shape.expected.shape)
-            found[name.replace("k-seq", "k seq")] = shape.tree(int(best[0]), int(best[1]))
+        expected = np.nan_to_num(shape.expected)
+        if np.max(expected, initial=1.0) > 1:  # the root alone is of no shape
+            first, depth = np.unravel_index(expected.argmax(), expected.shape)
+            found[name] = shape.tree(int(first), int(depth))
     return found

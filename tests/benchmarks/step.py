@@ -57,6 +57,7 @@ def parts_of_a_step(
     watched: list[tuple[str, Any, str]] = [
         ("draft", step.draft, "forward"),
         ("target", step.target, "forward"),
+        ("drawing", verifier, "noise"),
         ("drawing", verifier, "draft"),
         ("verification", verifier, "verify"),
         ("cache", step, "_move"),

@@ -86,6 +86,7 @@ def test_bench_compares_sizes_and_plot_draws_what_it_keeps(
     assert done.code == 0
     assert Path("drawn/sizes.png").read_bytes().startswith(b"\x89PNG")
     assert "takes neither --methods" in run(*arguments, "--methods", "plain").err
+    assert "expected a .json file" in run(*arguments, "-o", "kept.csv").err
     assert "expected from 2 to" in run(*arguments[:-4], "--sizes", "1").err
     assert "expected svg, png, pdf" in run("plot", "kept/sizes.json", "--format", "gif").err
     assert "no such file" in run("plot", "missing.json").err

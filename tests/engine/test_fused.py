@@ -66,7 +66,7 @@ def test_the_kernel_gives_the_tensors_numbers(
             results.append(residual.residual_tests(target, draft, draws, reach, own))
     wanted, found = results
     tolerance = 1e-9 if double else 1e-3
-    for part in ("passes", "scale", "own"):
+    for part in ("passes", "scale", "own") if paths else ("passes", "scale"):
         torch.testing.assert_close(
             getattr(found, part), getattr(wanted, part), rtol=tolerance, atol=tolerance
         )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from sequoia_opt.engine.decoder import Decoder
+from sequoia_opt.engine.models import load_pair
 from sequoia_opt.engine.verify import Greedy, Positions, Sequoia, Synthetic, TreeIndex, Verifier
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan.acceptance import Acceptance
@@ -59,3 +61,37 @@ def test_given_rates_are_not_estimated() -> None:
     where = Positions(*torch.zeros(2, 1, 3), 2, torch.zeros(1, 3))
     with pytest.raises(SequoiaError, match="cannot be estimated"):
         Synthetic(Greedy(), BY_DEPTH).trial(where)
+
+
+def test_models_without_weights_are_the_same_every_time(
+    make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    folders = []
+    for role, architecture in (("target", "qwen3"), ("draft", "gpt_neox")):
+        folder = tmp_path / role
+        folder.mkdir()
+        config = (make_model(architecture) / "config.json").read_text()
+        (folder / "config.json").write_text(config)
+        folders.append(folder)
+    with pytest.raises(SequoiaError, match="no weights"):
+        load_pair(*folders, "cpu", "float32")
+    state = torch.random.get_rng_state()
+    pairs = [load_pair(*folders, "cpu", "float32", random_weights=True) for _ in range(2)]
+    assert torch.equal(torch.random.get_rng_state(), state)
+    first, second = (pair.target.model.state_dict() for pair in pairs)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert pairs[0].random_weights
+
+
+def test_a_mixture_of_experts_wants_its_weights(
+    make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    from transformers import MixtralConfig
+
+    config = MixtralConfig(
+        vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1, num_local_experts=4,
+    )  # fmt: skip
+    config.save_pretrained(tmp_path)
+    with pytest.raises(SequoiaError, match="mixture of 4 experts"):
+        load_pair(tmp_path, make_model("llama", 1), "cpu", "float32", random_weights=True)

@@ -45,5 +45,6 @@ def test_the_best_of_a_size_have_the_most_tokens_of_their_shape() -> None:
                 if 1 + k * length <= size
             ]
             best = max(acceptance.expected_tokens(tree) for tree in rivals)
-            assert tokens["k sequences"] == pytest.approx(best)
+            assert tokens["k-sequences"] == pytest.approx(best)
     assert set(of_size(acceptance, 2)) == {"tree", "chain"}
+    assert set(of_size(Acceptance(np.array([0.6])), 9)) == {"tree", "chain"}

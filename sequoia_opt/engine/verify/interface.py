@@ -25,7 +25,8 @@ class TreeIndex:
     """A tree's structure as tensors, prepared once.
 
     Attributes:
-        families: all internal nodes and their children.
+        internal: the internal nodes, in the families' order.
+        families: they and their children.
         row: [size], each node's place among the internal ones; a leaf's is one past them.
         levels: the same depth by depth.
         parent, ranks, depths: [size], of each node; the root is its own parent.
@@ -37,6 +38,7 @@ class TreeIndex:
             children, one level after the other, with the levels' internal nodes behind them.
         paths: [size, depth + 1], the nodes from the root to each; past it, the tree's size.
         counts: [size], how many these are.
+        nodes: [size], all of them; root: [1], true.
     """
 
     def __init__(self, tree: TokenTree, device: torch.device) -> None:
@@ -69,12 +71,13 @@ class TreeIndex:
         self.posted_tested = indices([places[v] for v in posted[:-1]], device)
 
         above_or_self = tree.ancestor_mask
-        elder = np.zeros_like(above_or_self)
-        for siblings in children:
-            for place, node in enumerate(siblings):
-                elder[node, siblings[:place]] = True
+        elder = np.zeros_like(above_or_self)  # siblings of the node, and of those above it
+        for node in range(1, tree.size):
+            siblings = children[tree.parents[node]]
+            elder[node] = elder[tree.parents[node]]
+            elder[node, siblings[: tree.ranks[node] - 1]] = True
         self.needed = torch.as_tensor(above_or_self, device=device)
-        self.barred = torch.as_tensor((above_or_self.astype(int) @ elder) > 0, device=device)
+        self.barred = torch.as_tensor(elder, device=device)
         self.paths = indices(
             [
                 (np.flatnonzero(row).tolist() + [tree.size] * (tree.depth + 1))[: tree.depth + 1]
