@@ -33,6 +33,7 @@ Progress = Callable[[int, int], None]
 Point = tuple[str, int, int, int]
 """Role, sequences, cached tokens and query tokens of a forward."""
 
+PLAIN_TURNS = 6  # of plain decoding, which every speed-up is measured against
 DRAFT_SAMPLES = 5
 GRAPHED = 4  # forwards in a graph that is timed, as levels follow one another in a step's
 LOGIT_COPIES = 4  # of a step's logits, in float32: themselves, warped, sorted, what is left
@@ -70,7 +71,8 @@ class _Timed:
     Attributes:
         warm: run once before it is timed: a step follows one like it, and in a step a draft
             forward follows another; what the first of them costs more counts as overhead.
-        samples: runs of a round, of which the median counts; a short one needs more of them.
+        samples: runs in a turn, of which the median counts; a short one needs more of them.
+        turns: in a round, of which the median counts; what all else is compared with needs more.
         parts: how many of them one run is: a graph's beginning takes a while of its own.
         queued: timed as the device sees it that does one piece of work behind another, and not
             from outside, where each takes a while to be issued and waited for.
@@ -79,6 +81,7 @@ class _Timed:
     run: Callable[[], object]
     warm: bool = False
     samples: int = 1
+    turns: int = 1
     parts: int = 1
     queued: bool = False
     times: list[float] = field(default_factory=list)
@@ -268,6 +271,7 @@ def _timed(
         cuda.recorded(several, pair.device) if pair.graphs else run,
         warm=draft,
         samples=DRAFT_SAMPLES if draft else 1,
+        turns=PLAIN_TURNS if count == 1 and not draft else 1,
         parts=GRAPHED if pair.graphs else 1,
         queued=pair.device.type == "cuda",
     )
@@ -343,17 +347,21 @@ def _rounds(
     progress: Progress = lambda done, total: None,
 ) -> None:
     """Time everything once a round, in an order that changes, so that drift hits all alike."""
-    order = list(timed)
+    order = [place for place, item in enumerate(timed) for _ in range(item.turns)]
     shuffle = random.Random(0).shuffle
     total = options.warm_up + options.repeats
     for number in range(total):
         shuffle(order)
-        for item in order:
+        found: list[list[float]] = [[] for _ in timed]
+        for place in order:
+            item = timed[place]
             if item.warm:
                 item.run()
             samples = [item.sample_ms(device) for _ in range(item.samples)]
-            if number >= options.warm_up:
-                item.times.append(float(np.median(samples)))
+            found[place].append(float(np.median(samples)))
+        if number >= options.warm_up:
+            for item, turns in zip(timed, found, strict=True):
+                item.times.append(float(np.median(turns)))
         progress(number + 1, total)
     steady = without_drift([item.times for item in timed])
     for item, times in zip(timed, steady, strict=True):
@@ -427,7 +435,9 @@ def _steps(
         for tree in overhead_trees(largest):
             decoder = Decoder(pair, tree, temperature, top_p, verifier=verifier)
             name = decoder.verifier.name + (TOP_P if top_p < 1 else "")
-            steps.append((name, tree, _Timed(_whole_step(decoder, context), warm=True)))
+            turns = PLAIN_TURNS if tree.size == 1 else 1
+            timed = _Timed(_whole_step(decoder, context), warm=True, turns=turns)
+            steps.append((name, tree, timed))
     return steps
 
 

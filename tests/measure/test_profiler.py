@@ -14,6 +14,7 @@ from sequoia_opt.engine import memory
 from sequoia_opt.engine.attention import Attend
 from sequoia_opt.engine.models import load_pair
 from sequoia_opt.errors import SequoiaError
+from sequoia_opt.measure import profiler
 from sequoia_opt.measure.profiler import (
     LOGIT_COPIES,
     Options,
@@ -76,6 +77,20 @@ def test_drift_is_no_spread() -> None:
     medians = np.median(steady, axis=1)
     assert medians / medians[0] == pytest.approx(true, rel=0.01)
     assert (steady.std(axis=1) / medians < 0.02).all()
+
+
+def test_the_median_of_a_rounds_turns_counts() -> None:
+    waiting = {"often": [3.0, 1.0, 2.0, 6.0, 4.0, 5.0], "once": [7.0, 7.0]}
+
+    class Clock(profiler._Timed):
+        def sample_ms(self, device: torch.device) -> float:
+            return waiting[self.run()].pop(0)  # type: ignore[index]
+
+    timed = [Clock(lambda: "often", turns=3), Clock(lambda: "once")]
+    profiler._rounds(timed, torch.device("cpu"), profiler.Options(repeats=2, warm_up=0))
+    assert not any(waiting.values())
+    assert timed[0].times[0] / timed[1].times[0] == pytest.approx(2 / 7)
+    assert timed[0].times[1] / timed[1].times[1] == pytest.approx(5 / 7)
 
 
 def test_overhead_fit_finds_its_parts() -> None:
