@@ -12,6 +12,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 from hypothesis import settings
+from small_models import small_config
 
 if not torch.cuda.is_available():  # kernels are interpreted, by what triton reads on import
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -19,39 +20,11 @@ if not torch.cuda.is_available():  # kernels are interpreted, by what triton rea
 settings.register_profile("default", deadline=None, print_blob=True)
 settings.load_profile("default")
 
-VOCABULARY = 61
-
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     """Tiny matrices gain nothing from more threads, and tests run side by side."""
     torch.set_num_threads(1)
-
-
-def small_config(architecture: str, **changes: Any) -> Any:
-    """A config of a few thousand parameters."""
-    from transformers import AutoConfig
-
-    sizes = dict(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=0,
-    )
-    special: dict[str, dict[str, Any]] = {
-        "gpt2": dict(n_embd=32, n_layer=3, n_head=4, n_positions=256),
-        "opt": dict(ffn_dim=48, word_embed_proj_dim=32),
-        "gemma2": dict(head_dim=8, sliding_window=8, query_pre_attn_scalar=8),
-        "mistral": dict(sliding_window=8),
-        "qwen3": dict(head_dim=16),
-    }
-    return AutoConfig.for_model(architecture, **(sizes | special.get(architecture, {}) | changes))
 
 
 @pytest.fixture(scope="session")

@@ -43,7 +43,7 @@ def test_solve_sets_given_trees_beside_and_sweeps(run: Callable[..., Outcome]) -
 
 def test_all_trees_are_solved_and_checked(run: Callable[..., Outcome], tmp_path: Path) -> None:
     for kind in ("profiles", "trees"):
-        shutil.copytree(Path(__file__).parents[1] / kind, tmp_path / kind)
+        shutil.copytree(Path(__file__).parents[2] / kind, tmp_path / kind)
     found = run("solve", "--all", "--json")
     assert found.code == 0, found.err
     trees = json.loads(found.out)["trees"]

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import VOCABULARY
 from scipy.stats import chi2_contingency
+from small_models import VOCABULARY
 from transformers import AutoModelForCausalLM
 
 from sequoia_opt.engine.decoder import Decoder

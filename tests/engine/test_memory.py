@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import small_config
+from small_models import small_config
 from transformers import AutoModelForCausalLM
 
 from sequoia_opt.engine import memory, models

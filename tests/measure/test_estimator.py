@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import VOCABULARY
+from small_models import VOCABULARY
 from transformers import AutoModelForCausalLM
 
 from sequoia_opt.engine.decoder import Decoder

@@ -1,0 +1,33 @@
+"""Configs of models of a few thousand parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+VOCABULARY = 61
+
+
+def small_config(architecture: str, **changes: Any) -> Any:
+    """A config of a few thousand parameters."""
+    from transformers import AutoConfig
+
+    sizes = dict(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=0,
+    )
+    special: dict[str, dict[str, Any]] = {
+        "gpt2": dict(n_embd=32, n_layer=3, n_head=4, n_positions=256),
+        "opt": dict(ffn_dim=48, word_embed_proj_dim=32),
+        "gemma2": dict(head_dim=8, sliding_window=8, query_pre_attn_scalar=8),
+        "mistral": dict(sliding_window=8),
+        "qwen3": dict(head_dim=16),
+    }
+    return AutoConfig.for_model(architecture, **(sizes | special.get(architecture, {}) | changes))
