@@ -110,10 +110,10 @@ class Attend:
 
 
 class MaskTable:
-    """Which slots the nodes of a tree may attend to, for one fixed set of query nodes.
+    """Which slots the nodes of a tree may attend to, for the queries of some forwards.
 
     Everything before the tree, and in the tree what `attends` says. Only the tree's place in
-    the buffer changes from step to step, so a mask is one gather from a small table.
+    the buffer changes from step to step, so all masks are one gather from a small table.
     """
 
     def __init__(
@@ -124,6 +124,7 @@ class MaskTable:
         layers: Sequence[LayerShape],
         dtype: torch.dtype,
         device: torch.device,
+        forwards: Sequence[int] | None = None,
     ) -> None:
         """Prepare the table.
 
@@ -132,37 +133,40 @@ class MaskTable:
             query_depths: [queries], positions of the queries less `length`.
             depths: [nodes], positions of the tree's slots less `length`.
             layers: of the model, for their windows and query groups.
+            forwards: how many of the queries each takes; by default one takes all.
         """
-        self._groups = layers[0].groups
+        groups = layers[0].groups
+        counts = [len(attends)] if forwards is None else list(forwards)
+        self._rows = [groups * count for count in counts]
+        queries = np.split(np.arange(len(attends)), np.cumsum(counts)[:-1])
+        order = np.concatenate([np.tile(own, groups) for own in queries])
         self._nodes = attends.shape[1]
         self._blocked = torch.finfo(dtype).min  # finite: a row with nothing to see stays finite
         table = np.full((len(attends), self._nodes + 2), self._blocked)
         table[:, 0] = 0.0  # before the tree; the last column is what lies after it
         table[:, 1:-1][attends] = 0.0
-        tiled = torch.from_numpy(np.tile(table, (self._groups, 1)))
-        self._table = tiled.to(dtype).to(device)
+        self._table = torch.from_numpy(table[order]).to(dtype).to(device)
         self._windows = {layer.window for layer in layers}
-        self._query_depths = torch.tensor(
-            np.tile(np.asarray(query_depths), self._groups), device=device
-        )[:, None]
+        self._query_depths = torch.tensor(np.asarray(query_depths)[order], device=device)[:, None]
         self._depths = torch.tensor([0, *depths, 0], device=device)
 
-    def masks(self, place: Tensor) -> Masks:
-        """The masks for a tree in its place.
+    def masks(self, place: Tensor) -> list[Masks]:
+        """Each forward's masks for a tree in its place.
 
         Args:
             place: from `places`: for each slot, its column in the table.
         """
-        mask = self._table.index_select(1, place.clamp(0, self._nodes + 1))
-        found: Masks = {}
+        column = place.clamp(0, self._nodes + 1)
+        mask = self._table.index_select(1, column)
+        found: list[Masks] = [{} for _ in self._rows]
         for window in self._windows:
             windowed = mask
             if window is not None:
-                column = place.clamp(0, self._nodes + 1)
                 depth = torch.where(place > 0, self._depths.index_select(0, column), place - 1)
                 too_far = (self._query_depths - depth) >= window
                 windowed = mask.masked_fill(too_far, self._blocked)
-            found[window] = windowed[None, None]
+            for own, part in zip(found, windowed.split(self._rows), strict=True):
+                own[window] = part[None, None]
         return found
 
 

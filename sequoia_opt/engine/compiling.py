@@ -19,7 +19,7 @@ Forward = Callable[[Tensor, Tensor, Tensor, Masks, KVCache], Tensor]
 all tokens."""
 
 
-def compiled(model: Any) -> Forward:
+def compiled(model: Any, last_position: int) -> Forward:
     """The model's forward, compiled when it is first called, in inference mode."""
 
     def forward(
@@ -27,7 +27,7 @@ def compiled(model: Any) -> Forward:
     ) -> Tensor:
         output = model(
             input_ids=tokens,
-            position_ids=positions,
+            position_ids=positions.clamp(max=last_position),
             use_cache=False,
             tree=Attend(cache, slots, masks),
         )

@@ -182,12 +182,12 @@ class Runner:
         text = torch.arange(length, device=self.device)[None] % self.vocabulary
         self.extend(text.expand(batch, -1), 0)
         place = torch.tensor([length], device=self.device)
-        self._graphs = self._graphs or compiled(self.model)
+        self._graphs = self._graphs or compiled(self.model, self.positions - 1)
         for count in (1, 2):
             order = list(range(count))
             table = self.mask_table(np.tri(count, dtype=np.bool_), order, order)
             tokens = torch.arange(count, device=self.device)
-            masks = table.masks(self.places(place, length + count))
+            [masks] = table.masks(self.places(place, length + count))
             inputs = tokens.repeat(batch, 1)
             arguments = (inputs, (place + tokens)[None], place + tokens, masks)
             wanted = self._eager(*arguments, keep=0)
@@ -237,10 +237,16 @@ class Runner:
             self._slots = torch.arange(capacity, device=self.device)
 
     def mask_table(
-        self, attends: np.ndarray, query_depths: list[int], depths: list[int]
+        self,
+        attends: np.ndarray,
+        query_depths: list[int],
+        depths: list[int],
+        forwards: list[int] | None = None,
     ) -> MaskTable:
         """A mask table for this model; see MaskTable."""
-        return MaskTable(attends, query_depths, depths, self.layers, self.dtype, self.device)
+        return MaskTable(
+            attends, query_depths, depths, self.layers, self.dtype, self.device, forwards
+        )
 
     def places(self, length: Tensor, used: int) -> Tensor:
         """Columns in a mask table of the first slots, `used` at least, for a tree at `length`."""
@@ -271,7 +277,6 @@ class Runner:
         if self._graphs is None or not self.compiled:
             return self._eager(tokens, positions, slots, masks, keep)
         assert self.cache is not None
-        positions = positions.clamp(max=self.positions - 1)
         return self._graphs(tokens, positions, slots, masks, self.cache)[:, -keep:]
 
     def _eager(
@@ -325,7 +330,7 @@ class Runner:
                 np.tri(count, dtype=np.bool_), query_depths=order, depths=order
             )
         slots = self._slots[length:used]
-        masks = self._chunks[count].masks(
+        [masks] = self._chunks[count].masks(
             self.places(torch.tensor([length], device=self.device), used)
         )
         positions = slots[None]

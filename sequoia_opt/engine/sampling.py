@@ -59,7 +59,9 @@ def draw(weights: Tensor, uniforms: Tensor) -> Tensor:
     return draw_with_replacement(weights, uniforms[..., None])[..., 0]
 
 
-def draw_without_replacement(logits: Tensor, count: int, noise: Tensor) -> Tensor:
+def draw_without_replacement(
+    logits: Tensor, count: int, noise: Tensor, temperature: float = 1.0
+) -> Tensor:
     """The first `count` draws without replacement, in order: [..., count].
 
     Where fewer tokens than `count` have any probability the rest are arbitrary tokens of
@@ -68,7 +70,9 @@ def draw_without_replacement(logits: Tensor, count: int, noise: Tensor) -> Tenso
     Args:
         noise: see `gumbel`.
     """
-    return most_likely(logits + noise, count)
+    if temperature < LOW:
+        return most_likely(tempered(logits, temperature) + noise, count)
+    return most_likely(torch.add(noise, logits, alpha=1 / temperature), count)
 
 
 def most_likely(logits: Tensor, count: int) -> Tensor:

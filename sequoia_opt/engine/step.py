@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sequoia_opt.engine.attention import MaskTable
+from sequoia_opt.engine.attention import Masks
 from sequoia_opt.engine.runner import Runner
 from sequoia_opt.engine.verify import TreeIndex, Verifier, indices
 from sequoia_opt.plan.tree import TokenTree
@@ -50,41 +50,51 @@ class Step:
         self._target_mask = target.mask_table(tree.ancestor_mask, depths, depths)
         self._nodes = torch.arange(tree.size, device=device)
         self._depths = indices(depths, device)
+        self._path = torch.arange(1, tree.depth + 1, device=device)
 
         internal = [node for level in tree.internal_levels for node in level]
         self.internal_count = len(internal)
         slot = {node: i for i, node in enumerate(internal)}
         attends = tree.ancestor_mask[np.ix_(internal, internal)]
         internal_depths = [depths[node] for node in internal]
-        self._levels = []
-        for level in tree.internal_levels:
-            rows = [slot[node] for node in level]
-            seen, query_depths, slots = attends[rows], [depths[v] for v in level], rows
-            if level == [0]:  # the token before the root comes along
-                seen = np.vstack([np.zeros_like(seen), seen])
-                query_depths, slots = [-1, 0], [-1, 0]
-            counts = tree.child_counts[level]
-            widest = int(counts.max())
-            self._levels.append(
-                _Level(
-                    nodes=slice(rows[0], rows[-1] + 1),
-                    ranks=widest,
-                    mask=draft.mask_table(seen, query_depths, internal_depths),
-                    offsets=indices(slots, device),
-                    depths=indices(query_depths, device)[None],
-                    children=indices(
-                        [i * widest + rank for i, c in enumerate(counts) for rank in range(c)],
-                        device,
-                    ),
-                    inner=indices(_inner_children(tree, level), device),
-                )
+        self._levels = [_Level.of(tree, level, device) for level in tree.internal_levels]
+        self._widths = [level.nodes for level in self._levels]
+        if internal:
+            # The root's forward takes the token before it along.
+            self._queries = list(tree.draft_widths)
+            query_depths = [-1, *internal_depths]
+            self._draft_mask = draft.mask_table(
+                np.vstack([np.zeros_like(attends[:1]), attends]),
+                query_depths,
+                internal_depths,
+                self._queries,
             )
-        # Rows of the drafted logits in the verifier's order, and each node's slot in the
-        # draft's buffers; a leaf has none, and stays where it is.
+            self._draft_depths = indices(query_depths, device)
+            self._draft_slots = torch.arange(-1, len(internal), device=device)
+        # Rows of the drafted logits in the verifier's order.
         self._verified = indices([slot[node] for node in self.index.internal], device)
-        self._slot = indices([*(slot.get(node, -1) for node in range(tree.size)), -1], device)
-        self._path = torch.arange(tree.depth + 1, device=device)
-        self._nothing = torch.zeros(1, dtype=torch.long, device=device)
+        # For each node that may turn out the last accepted one: where the keys and values of the
+        # path to it lie in the target's and the draft's buffers (the draft has none of a leaf's;
+        # what lies past the path stays), and where among the nodes' tokens and the next one after
+        # them the step's tokens stand, then the last two committed ones.
+        paths = [np.flatnonzero(row)[1:].tolist() for row in tree.ancestor_mask]
+        stay = list(range(1, tree.depth + 1))
+        drafted = [[slot.get(v, at) for at, v in enumerate(path, 1)] for path in paths]
+        self._sources = indices(
+            [
+                [lies + stay[len(lies) :] for lies in pair]
+                for pair in zip(paths, drafted, strict=True)
+            ],
+            device,
+        )
+        self._told = indices(
+            [
+                [*path, *[tree.size] * (tree.depth + 1 - len(path)), node, tree.size]
+                for node, path in enumerate(paths)
+            ],
+            device,
+        )
+        self._counts = self._depths + 1
         self.uniform_count = verifier.uniform_count(self.index, target.vocabulary)
 
     def __call__(self, state: State, length: int, uniforms: Tensor) -> tuple[Tensor, State]:
@@ -103,17 +113,11 @@ class Step:
         tokens, draft_logits = self._draft_tree(state, length, uniforms)
         target_logits = self.score(tokens, state.length, length)
         verdict = self.verifier.verify(self.index, tokens, target_logits, draft_logits, uniforms)
-        path, count = verdict.path, verdict.count
         if self._levels:
-            accepted = path < self._size
-            self._move(self.target, state.length, torch.where(accepted, path, self._path))
-            slots = self._slot.index_select(0, path)
-            self._move(self.draft, state.length, torch.where(slots >= 0, slots, self._path))
-        along = torch.cat([tokens, self._nothing]).index_select(0, path)
-        emitted = torch.where(
-            self._path == count - 1, verdict.next, torch.cat([along[1:], self._nothing])
-        )
-        recent = torch.cat([tokens.gather(0, verdict.last), verdict.next])
+            self._move(state.length, verdict.last)
+        told = self._told.index_select(0, verdict.last)[0]
+        emitted, recent = torch.cat([tokens, verdict.next]).take(told).split([len(told) - 2, 2])
+        count = self._counts.gather(0, verdict.last)
         return torch.cat([emitted, count]), State(state.length + count, recent)
 
     def _draft_tree(self, state: State, length: int, uniforms: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,13 +126,19 @@ class Step:
         if not self._levels:
             return root, root.new_zeros(0, self.target.vocabulary, dtype=torch.float32)
         tokens, logits = [root], []
-        inputs = state.recent
-        columns = self.draft.places(state.length, length + self.internal_count)
-        noise = self.verifier.noise(self.index, uniforms)
-        for level in self._levels:
-            found = self.evaluate(level, inputs, state.length, columns)
-            guesses = self.verifier.draft(found, level.ranks, noise[level.nodes])
-            children = guesses.flatten().index_select(0, level.children)
+        inputs, place = state.recent, state.length
+        columns = self.draft.places(place, length + self.internal_count)
+        noises = self.verifier.noise(self.index, uniforms).split(self._widths)
+        forwards = zip(
+            (place + self._draft_depths).split(self._queries),
+            (place + self._draft_slots).split(self._queries),
+            self._draft_mask.masks(columns),
+            strict=True,
+        )
+        for level, noise, forward in zip(self._levels, noises, forwards, strict=True):
+            found = self._evaluate(level, inputs, *forward)
+            guesses = self.verifier.draft(found, level.ranks, noise)
+            children = guesses.take(level.children)
             tokens.append(children)
             logits.append(found)
             inputs = children.index_select(0, level.inner)
@@ -136,28 +146,20 @@ class Step:
             return torch.cat(tokens), logits[0]
         return torch.cat(tokens), torch.cat(logits).index_select(0, self._verified)
 
-    def evaluate(self, level: _Level, inputs: Tensor, place: Tensor, columns: Tensor) -> Tensor:
-        """The draft's logits [nodes, vocabulary] at the internal nodes of one level.
-
-        Args:
-            columns: of the slots that are read, in the levels' mask tables.
-        """
-        nodes = level.nodes.stop - level.nodes.start
+    def _evaluate(
+        self, level: _Level, inputs: Tensor, positions: Tensor, slots: Tensor, masks: Masks
+    ) -> Tensor:
+        """The draft's logits [nodes, vocabulary] at the internal nodes of one level."""
         if self.draft.vocabulary < self.target.vocabulary:
             inputs = inputs.clamp(max=self.draft.vocabulary - 1)
-        logits = self.draft.forward(
-            inputs[None],
-            place + level.depths,
-            place + level.offsets,
-            level.mask.masks(columns),
-            keep=1 if nodes == 1 else 0,
-        )[0]
+        keep = 1 if level.nodes == 1 else 0
+        logits = self.draft.forward(inputs[None], positions[None], slots, masks, keep)[0]
         return fit_vocabulary(at_least_float32(logits), self.target.vocabulary)
 
     def score(self, tokens: Tensor, place: Tensor, length: int) -> Tensor:
         """The target's logits [size, vocabulary] after each node."""
         used = length + self._size
-        masks = self._target_mask.masks(self.target.places(place, used))
+        [masks] = self._target_mask.masks(self.target.places(place, used))
         logits = self.target.forward(
             tokens[None],
             (place + self._depths)[None],
@@ -167,10 +169,13 @@ class Step:
         )[0]
         return at_least_float32(logits)
 
-    def _move(self, runner: Runner, place: Tensor, source: Tensor) -> None:
-        """Move the accepted path's keys and values to where the text goes on."""
-        assert runner.cache is not None
-        runner.cache.move(place + source[1:], place + self._path[1:])
+    def _move(self, place: Tensor, last: Tensor) -> None:
+        """Move the keys and values of the path to the node `last` to where the text goes on."""
+        sources = place + self._sources.index_select(0, last)[0]
+        destination = place + self._path
+        for runner, source in zip((self.target, self.draft), sources, strict=True):
+            assert runner.cache is not None
+            runner.cache.move(source, destination)
 
 
 @dataclass(frozen=True)
@@ -178,22 +183,25 @@ class _Level:
     """One level of drafting.
 
     Attributes:
-        nodes: the level's internal nodes, counted breadth-first among all internal ones.
+        nodes: how many internal nodes it has.
         ranks: how many children any of them has.
-        mask: what its queries attend to.
-        offsets: the queries' slots, relative to the root's.
-        depths: [1, queries], their positions, relative to the root's.
         children: places of the level's children in the flattened guesses [nodes, ranks].
         inner: which of these children are internal nodes themselves.
     """
 
-    nodes: slice
+    nodes: int
     ranks: int
-    mask: MaskTable
-    offsets: Tensor
-    depths: Tensor
     children: Tensor
     inner: Tensor
+
+    @classmethod
+    def of(cls, tree: TokenTree, level: list[int], device: torch.device) -> _Level:
+        """That of these internal nodes."""
+        counts = tree.child_counts[level]
+        ranks = int(counts.max())
+        children = [i * ranks + rank for i, count in enumerate(counts) for rank in range(count)]
+        inner = indices(_inner_children(tree, level), device)
+        return cls(len(level), ranks, indices(children, device), inner)
 
 
 def _inner_children(tree: TokenTree, level: list[int]) -> list[int]:

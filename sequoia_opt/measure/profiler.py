@@ -334,7 +334,7 @@ def _forward(
     used = length + count
 
     def run() -> object:
-        masks = table.masks(runner.places(place, used))
+        [masks] = table.masks(runner.places(place, used))
         return runner.forward(tokens, (place + offsets)[None], place + offsets, masks, 0)
 
     return run

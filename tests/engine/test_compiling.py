@@ -123,7 +123,7 @@ def test_a_graph_that_computes_something_else_is_refused(
 ) -> None:
     pair = make_pair(dtype="float32")
 
-    def wrong(model: Any) -> Any:
+    def wrong(model: Any, last_position: int) -> Any:
         return lambda tokens, *_: torch.ones(1, tokens.shape[1], 61)
 
     monkeypatch.setattr("sequoia_opt.engine.runner.compiled", wrong)
@@ -137,7 +137,7 @@ def test_without_a_compiler_one_line_says_so(
 ) -> None:
     pair = make_pair(dtype="float32")
 
-    def broken(model: Any) -> Any:
+    def broken(model: Any, last_position: int) -> Any:
         def forward(*_: Any) -> Any:
             raise RuntimeError("no C++\n   compiler")
 

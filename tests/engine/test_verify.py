@@ -303,9 +303,6 @@ def check_lossless(
                 index, torch.tensor(tokens), target_logits, draft_logits, uniforms
             )
             assert int(verdict.last) == last
-            accepted = [v for v in range(tree.size) if tree.ancestor_mask[last, v]]
-            assert verdict.path[: int(verdict.count)].tolist() == accepted
-            assert (verdict.path[int(verdict.count) :] == tree.size).all()
             if name == "topk":
                 assert rest[int(verdict.next)] == 1
             else:
@@ -382,7 +379,6 @@ def test_greedy_keeps_the_longest_path_of_the_targets_choices() -> None:
             verdict = Greedy().verify(index, tokens, logits, logits[:0], torch.empty(0))
             assert int(verdict.last) == node
             assert int(verdict.next) == int(logits[node].argmax())
-            assert int(verdict.count) == tree.depths[node] + 1
 
 
 @pytest.mark.parametrize("name", ["sequoia", "specinfer", "topk"])
@@ -436,7 +432,7 @@ def test_draws_that_float32_hardly_knows_are_decided(name: str) -> None:
         tokens[index.families.children] = guesses
         whole, q = warp(target, 0.2)[index.families.nodes], warp(draft, 0.2)
         draws = residual.look_up(whole, q, guesses, None, name == "specinfer")
-        for own in (None, torch.rand(len(q), generator=generator).round(decimals=1)):
+        for own in (None, torch.rand(len(q), 1, generator=generator).round(decimals=1)):
             tests = residual.residual_tests(whole, q, draws, index.families.reach, own)
             for part in (tests.passes, tests.scale, tests.own):
                 assert part.isfinite().all()

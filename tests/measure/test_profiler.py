@@ -205,7 +205,7 @@ def test_a_model_that_compiling_makes_slower_runs_eagerly(
     """The draft's graphs stand for slow ones, the target's for ones that take no time."""
     pair = load_pair(make_model("llama", 0), make_model("llama", 1), "cpu", "float32")
 
-    def graphs(model: Any) -> Callable[..., torch.Tensor]:
+    def graphs(model: Any, last_position: int) -> Callable[..., torch.Tensor]:
         kept: dict[int, torch.Tensor] = {}
 
         def forward(tokens: Any, positions: Any, slots: Any, masks: Any, cache: Any) -> Any:

@@ -32,7 +32,7 @@ def _works(device: torch.device) -> bool:
     """Whether a kernel can be compiled: that takes a C compiler, which not every machine has."""
     one = torch.ones(1, 1, device=device)
     try:
-        residual_tests(one, one, one, one, one, one, None)
+        residual_tests(one, one, one.expand(4, 1, 1), None)
     except Exception as error:  # Triton's own, the compiler's, the driver's
         reason = " ".join(str(error).partition("\n")[0].split())[:200]
         warnings.warn(
@@ -44,33 +44,28 @@ def _works(device: torch.device) -> bool:
 
 
 def residual_tests(
-    target: Tensor,
-    draft: Tensor,
-    kept: Tensor,
-    chances: Tensor,
-    undrawn: Tensor,
-    gain: Tensor,
-    own: Tensor | None,
+    target: Tensor, draft: Tensor, draws: Tensor, own: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What `residual.tests_by_rank` computes: the parts of its Tests.
 
     Args:
         target, draft: [nodes, vocabulary], P and Q.
-        kept, chances, undrawn, gain: [nodes, ranks], see residual.Draws.
-        own: [nodes], chance that the path to each passes, if whole paths are tested.
+        draws: [4, nodes, ranks], see residual.Draws.
+        own: [nodes, 1], chance that the path to each passes, if whole paths are tested.
     """
     nodes, vocabulary = target.shape
+    kept, chances, undrawn, gain = (part.contiguous() for part in draws)
     passes = torch.zeros_like(chances)
-    scale, after = target.new_empty(nodes), target.new_empty(nodes)
+    scale, after = target.new_empty(nodes, 1), target.new_empty(nodes, 1)
     device = torch.cuda.device(target.device) if target.is_cuda else nullcontext()
     with device:
         _walk_draws[(nodes,)](
             target.contiguous(),
             draft.contiguous(),
-            kept.contiguous(),
-            chances.contiguous(),
-            undrawn.contiguous(),
-            gain.contiguous(),
+            kept,
+            chances,
+            undrawn,
+            gain,
             target if own is None else own.contiguous(),
             passes,
             scale,

@@ -29,6 +29,8 @@ class TreeIndex:
         families: they and their children.
         row: [size], each node's place among the internal ones; a leaf's is one past them.
         levels: the same depth by depth.
+        level_row: [size], each node's place among the levels' internal nodes, one level after the
+            other; a leaf's is one past them.
         parent, ranks, depths: [size], of each node; the root is its own parent.
         needed, barred: [size, size], which nodes have to pass, and which must not, for each to be
             reached: those on the path to it, and their elder siblings.
@@ -36,8 +38,6 @@ class TreeIndex:
         posted: [size], the nodes, each after those under it.
         posted_tested: [size - 1], where these but the last, the root, stand among all levels'
             children, one level after the other, with the levels' internal nodes behind them.
-        paths: [size, depth + 1], the nodes from the root to each; past it, the tree's size.
-        counts: [size], how many these are.
         nodes: [size], all of them; root: [1], true.
     """
 
@@ -59,13 +59,15 @@ class TreeIndex:
         for nodes in tree.internal_levels:
             families = Families(nodes, children, device)
             rows = [row[v] for v in families.internal]
-            own = indices([above[v] for v in families.internal], device)
+            own = indices([above[v] for v in families.internal], device)[:, None]
             self.levels.append(Level(families, _selection(rows, device), own))
             above = families.place
             places |= {child: tests + place for child, place in above.items()}
             tests += families.children.numel()
         in_levels = [v for level in self.levels for v in level.families.internal]
         places |= {node: tests + place for place, node in enumerate(in_levels)}
+        level_row = {node: place for place, node in enumerate(in_levels)}
+        self.level_row = indices([level_row.get(v, len(row)) for v in range(tree.size)], device)
         posted = post_order(children)
         self.posted = indices(posted, device)
         self.posted_tested = indices([places[v] for v in posted[:-1]], device)
@@ -78,17 +80,9 @@ class TreeIndex:
             elder[node, siblings[: tree.ranks[node] - 1]] = True
         self.needed = torch.as_tensor(above_or_self, device=device)
         self.barred = torch.as_tensor(elder, device=device)
-        self.paths = indices(
-            [
-                (np.flatnonzero(row).tolist() + [tree.size] * (tree.depth + 1))[: tree.depth + 1]
-                for row in above_or_self
-            ],
-            device,
-        )
         self.parent = indices([0, *tree.parents[1:]], device)
         self.ranks = indices(tree.ranks, device)
         self.depths = indices(tree.depths, device)
-        self.counts = self.depths + 1
         self.nodes = torch.arange(tree.size, device=device)
         self.root = torch.ones(1, dtype=torch.bool, device=device)
 
@@ -133,7 +127,7 @@ class Level:
     Attributes:
         families: they and their children.
         rows: their places among all internal ones, as an index: neighbours need no gathering.
-        own: [internal], their places among the children of the level above; the root's is 0.
+        own: [internal, 1], their places among the children of the level above; the root's is 0.
     """
 
     families: Families
@@ -163,14 +157,10 @@ class Verdict:
     """What verification decided.
 
     Attributes:
-        path: [depth + 1], the accepted nodes from the root down; past them, the tree's size.
-        count: [1], how many they are, the root included.
-        last: [1], the last of them.
-        next: [1], the token after them: correction or bonus.
+        last: [1], the last accepted node: those on the path from the root to it are kept.
+        next: [1], the token after it: correction or bonus.
     """
 
-    path: Tensor
-    count: Tensor
     last: Tensor
     next: Tensor
 
@@ -260,12 +250,6 @@ class Trial:
     chances: Tensor
     rank: Tensor
     emit: Callable[[], Tensor]
-
-
-def verdict_at(index: TreeIndex, last: Tensor, token: Tensor) -> Verdict:
-    """The path to the node `last` [1] is kept, and `token` [1] follows it."""
-    path = index.paths.index_select(0, last)[0]
-    return Verdict(path, index.counts.gather(0, last), last, token)
 
 
 def last_reached(index: TreeIndex, passed: Tensor) -> Tensor:

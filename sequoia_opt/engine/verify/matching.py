@@ -16,7 +16,6 @@ from sequoia_opt.engine.verify.interface import (
     Verdict,
     first_rank,
     last_reached,
-    verdict_at,
 )
 
 
@@ -99,4 +98,4 @@ class TopK(Greedy):
 def _matched(index: TreeIndex, tokens: Tensor, wanted: Tensor) -> Verdict:
     """The path of nodes whose tokens are the `wanted` [size] ones after their parents."""
     last = last_reached(index, tokens[1:] == wanted.index_select(0, index.parent)[1:])
-    return verdict_at(index, last, wanted.gather(0, last))
+    return Verdict(last, wanted.gather(0, last))

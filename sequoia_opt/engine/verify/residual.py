@@ -24,7 +24,6 @@ from sequoia_opt.engine.sampling import (
     draw_with_replacement,
     draw_without_replacement,
     gumbel,
-    tempered,
     warp,
 )
 from sequoia_opt.engine.verify import fused
@@ -35,7 +34,6 @@ from sequoia_opt.engine.verify.interface import (
     Verdict,
     first_rank,
     last_reached,
-    verdict_at,
 )
 
 
@@ -68,7 +66,7 @@ class Sequoia:
 
     def draft(self, logits: Tensor, ranks: int, noise: Tensor) -> Tensor:
         """Draws without replacement from the draft at the temperature."""
-        return draw_without_replacement(tempered(logits, self.temperature), ranks, noise)
+        return draw_without_replacement(logits, ranks, noise, self.temperature)
 
     def verify(
         self,
@@ -81,7 +79,7 @@ class Sequoia:
         """All internal nodes' tests at once, then the path that passed, then its next token."""
         target = warp(target_logits, self.temperature, self.top_p)
         if not index.internal:
-            return verdict_at(index, index.nodes, draw(target, uniforms))
+            return Verdict(index.nodes, draw(target, uniforms))
         draft = warp(draft_logits, self.temperature)
         families = index.families
         whole = target.index_select(0, families.nodes)
@@ -89,8 +87,8 @@ class Sequoia:
         tests = residual_tests(whole, draft, draws, families.reach)
         passes = tests.passes.flatten().index_select(0, index.tested)
         last = last_reached(index, uniforms[-index.size : -1] < passes)
-        rest = what_is_left(index, last, target, draft, tests.scale)
-        return verdict_at(index, last, draw(rest, uniforms[-1:]))
+        rest = what_is_left(index, last, target, draft, [tests.scale], index.row)
+        return Verdict(last, draw(rest, uniforms[-1:]))
 
     def trial(self, positions: Positions) -> Trial:
         """Draws and their tests; chances are exact given the draws."""
@@ -143,21 +141,16 @@ class Draws:
     """What the models give to the draws at some nodes.
 
     Attributes:
-        kept, chances: [nodes, ranks], P and Q of each. Q is 0 where there is no draw, and at void
-            ones (the draft's support being exhausted): these never pass and change nothing.
-        undrawn: [nodes, ranks], M before each.
-        gain: [nodes, ranks], M / Q; 0 where Q is.
+        table: [4, nodes, ranks], of each draw P, Q, M before it, and M / Q. Where there is no draw,
+            and at void ones (the draft's support being exhausted), Q is 0, M the largest number
+            and M / Q is 0: these never pass, and c, to which they add 1 / M, stays as it is.
     """
 
-    kept: Tensor
-    chances: Tensor
-    undrawn: Tensor
-    gain: Tensor
+    table: Tensor
 
     def at(self, rows: slice | Tensor, ranks: int) -> Draws:
         """The first `ranks` draws at some of the nodes."""
-        parts = (self.kept, self.chances, self.undrawn, self.gain)
-        return Draws(*(part[rows, :ranks] for part in parts))
+        return Draws(self.table[:, rows, :ranks])
 
 
 @dataclass
@@ -166,8 +159,9 @@ class Tests:
 
     Attributes:
         passes: [nodes, ranks], chance that a draw passes; 0 past a node's last.
-        scale: [nodes], c after the last: what is left of the target is max(P - c Q, 0).
-        own: [nodes], chance that the path to the node passes, if it is tested after them.
+        scale: [nodes, 1], c after the last: what is left of the target is max(P - c Q, 0);
+            it means nothing where the path to the node cannot pass.
+        own: [nodes, 1], chance that the path to the node passes, if it is tested after them.
     """
 
     passes: Tensor
@@ -196,8 +190,9 @@ def look_up(
         # left of nearly nothing would not survive a difference.
         never = draft.scatter(1, tokens, 0).sum(dim=-1, keepdim=True)
         undrawn = never + chances.flip(1).cumsum(dim=1).flip(1)
-    gain = (undrawn / chances).clamp(max=torch.finfo(draft.dtype).max)
-    return Draws(kept, chances, undrawn, torch.where(chances > 0, gain, 0))
+    there, largest = chances > 0, torch.finfo(draft.dtype).max
+    gain = torch.where(there, undrawn / chances, 0).clamp_(max=largest)
+    return Draws(torch.stack([kept, chances, torch.where(there, undrawn, largest), gain]))
 
 
 def residual_tests(
@@ -208,12 +203,11 @@ def residual_tests(
     Args:
         target, draft: [nodes, vocabulary], P and Q.
         reach: how many of the nodes, from the first, have at least 1, 2, … draws.
-        own: [nodes], chance that the path to each node passes, where whole paths are tested; by
+        own: [nodes, 1], chance that the path to each node passes, where whole paths are tested; by
             default it has passed.
     """
     if fused.available(target):
-        parts = (draws.kept, draws.chances, draws.undrawn, draws.gain)
-        return Tests(*fused.residual_tests(target, draft, *parts, own))
+        return Tests(*fused.residual_tests(target, draft, draws.table, own))
     return tests_by_rank(target, draft, draws, reach, own)
 
 
@@ -222,27 +216,26 @@ def tests_by_rank(
 ) -> Tests:
     """`residual_tests`, all nodes' draws of a rank at once."""
     limits, ranks = torch.finfo(target.dtype), len(reach)
-    there, undrawn = draws.gain > 0, draws.undrawn
+    kept, chances, undrawn, gain = draws.table
+    columns = undrawn.split(1, dim=1)
     # S, of what is left of the target, is 1 at first, and S + W one over the path's chance.
-    mass = torch.ones_like(undrawn[:, :1])
-    totals = [mass if own is None else own.reciprocal()[:, None]]
-    lacking = 0 if own is None else totals[0] - 1
+    mass = torch.ones_like(columns[0])
+    totals = [mass if own is None else mass / own]
+    lacking = None if own is None else totals[0] - mass
     scales = [torch.zeros_like(mass)]
-    for rank in range(ranks):
-        here = slice(rank, rank + 1)
-        grown = torch.addcdiv(scales[-1], totals[-1], undrawn[:, here]).clamp_(max=limits.max)
-        scales.append(torch.where(there[:, here], grown, scales[-1]))
+    for rank, remaining in enumerate(columns):
+        scales.append(torch.addcdiv(scales[-1], totals[-1], remaining).clamp_(max=limits.max))
         # Summed again only for those who ask: the next rank's tests, or the nodes' own.
-        asked = sum(reach[rank + 1 : rank + 2]) if own is None else reach[rank]
+        asked = sum(reach[rank + 1 : rank + 2]) if lacking is None else reach[rank]
         if asked:
             rest = positive_difference(target[:asked], scales[-1][:asked], draft[:asked])
             left = rest.sum(dim=-1, keepdim=True)
             mass = left if asked == len(mass) else torch.cat([left, mass[asked:]])
-            totals.append(mass if own is None else mass + lacking)
-    total = torch.cat(totals, dim=1).clamp_min(limits.tiny)  # where nothing at all is left
-    rest = positive_difference(draws.kept, torch.cat(scales[:ranks], dim=1), draws.chances)
-    passes = (rest * draws.gain / total[:, :ranks]).clamp_(max=1)
-    return Tests(passes, scales[-1].squeeze(1), mass.squeeze(1) / total[:, -1])
+            totals.append(mass if lacking is None else mass + lacking)
+    total = torch.cat(totals, dim=1).clamp_min_(limits.tiny)  # where nothing at all is left
+    rest = positive_difference(kept, torch.cat(scales[:ranks], dim=1), chances)
+    passes = (rest * gain / total[:, :ranks]).clamp_(max=1)
+    return Tests(passes, scales[-1], mass / total[:, -1:])
 
 
 def positive_difference(target: Tensor, scale: Tensor, draft: Tensor) -> Tensor:
@@ -251,23 +244,28 @@ def positive_difference(target: Tensor, scale: Tensor, draft: Tensor) -> Tensor:
 
 
 def what_is_left(
-    index: TreeIndex, last: Tensor, target: Tensor, draft: Tensor, scale: Tensor
+    index: TreeIndex,
+    last: Tensor,
+    target: Tensor,
+    draft: Tensor,
+    scales: list[Tensor],
+    place: Tensor,
 ) -> Tensor:
     """Weights [1, vocabulary] of the token after the node `last` [1], its children rejected.
 
     Args:
         target: [size, vocabulary].
         draft: [internal, vocabulary].
-        scale: [internal], see Tests.
+        scales: of all internal nodes, see Tests.
+        place: [size], of each node in these; a leaf's is one past them.
     """
-    row = index.row.gather(0, last)
-    taken = torch.cat([scale, scale.new_zeros(1)]).gather(0, row)  # a leaf's is 0
-    inside = row.clamp(max=len(index.internal) - 1)
-    return residual(target.index_select(0, last), taken, draft.index_select(0, inside))
+    taken = torch.cat([*scales, target.new_zeros(1, 1)]).index_select(0, place.gather(0, last))
+    row = index.row.gather(0, last).clamp_(max=len(index.internal) - 1)  # a leaf's c is 0
+    return residual(target.index_select(0, last), taken, draft.index_select(0, row))
 
 
 def residual(target: Tensor, scale: Tensor, draft: Tensor) -> Tensor:
-    """max(P - c Q, 0) [nodes, vocabulary] for c [nodes], and P where that vanishes: rounding alone
-    can lead there."""
-    rest = positive_difference(target, scale[:, None], draft)
+    """max(P - c Q, 0) [nodes, vocabulary] for c [nodes, 1]; P where that vanishes, which rounding
+    alone can bring about."""
+    rest = positive_difference(target, scale, draft)
     return torch.where(rest.sum(dim=-1, keepdim=True) > 0, rest, target)

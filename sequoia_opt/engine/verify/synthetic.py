@@ -18,7 +18,6 @@ from sequoia_opt.engine.verify.interface import (
     Verdict,
     Verifier,
     last_reached,
-    verdict_at,
 )
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan.files import FloatArray
@@ -63,7 +62,7 @@ class Synthetic:
         sums = self._sums.index_select(0, index.depths)  # of each node's children
         drawn = (uniforms[-index.size :, None] >= sums).sum(dim=1) + 1
         accepted = drawn.index_select(0, index.parent)[1:] == index.ranks[1:]
-        return verdict_at(index, last_reached(index, accepted), verdict.next)
+        return Verdict(last_reached(index, accepted), verdict.next)
 
     def trial(self, positions: Positions) -> Trial:
         """Nothing to sample: the rates are given."""

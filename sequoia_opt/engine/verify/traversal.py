@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sequoia_opt.engine.sampling import draw, warp
-from sequoia_opt.engine.verify.interface import TreeIndex, Verdict, verdict_at
+from sequoia_opt.engine.verify.interface import TreeIndex, Verdict
 from sequoia_opt.engine.verify.residual import (
     Sequoia,
     look_up,
@@ -44,8 +44,7 @@ class Traversal(Sequoia):
         families = index.families
         whole = target.index_select(0, families.nodes)
         draws = look_up(whole, draft, tokens.take(families.children), families.exist, self.replaced)
-        passes, own = [target.new_ones(1)], []
-        scale = target.new_zeros(len(index.internal))
+        passes, own, scales = [target.new_ones(1)], [], []
         for level in index.levels:
             reach = level.families.reach
             tests = residual_tests(
@@ -53,14 +52,14 @@ class Traversal(Sequoia):
                 draft[level.rows],
                 draws.at(level.rows, len(reach)),
                 reach,
-                passes[-1].index_select(0, level.own),
+                passes[-1].take(level.own),
             )
-            scale[level.rows] = tests.scale
             passes.append(tests.passes.flatten())
-            own.append(tests.own)
-        chances = torch.cat([*passes[1:], *own]).index_select(0, index.posted_tested)
+            own.append(tests.own.flatten())
+            scales.append(tests.scale)
+        chances = torch.cat([*passes[1:], *own]).take(index.posted_tested)
         # The root passes whatever it draws.
         passed = torch.cat([uniforms[-index.size : -1] < chances, index.root])
         last = index.posted.gather(0, passed.int().argmax(dim=0, keepdim=True))
-        rest = what_is_left(index, last, target, draft, scale)
-        return verdict_at(index, last, draw(rest, uniforms[-1:]))
+        rest = what_is_left(index, last, target, draft, scales, index.level_row)
+        return Verdict(last, draw(rest, uniforms[-1:]))
