@@ -215,27 +215,32 @@ def tests_by_rank(
     target: Tensor, draft: Tensor, draws: Draws, reach: list[int], own: Tensor | None
 ) -> Tests:
     """`residual_tests`, all nodes' draws of a rank at once."""
-    limits, ranks = torch.finfo(target.dtype), len(reach)
-    kept, chances, undrawn, gain = draws.table
-    columns = undrawn.split(1, dim=1)
+    limits, nodes = torch.finfo(target.dtype), len(target)
     # S, of what is left of the target, is 1 at first, and S + W one over the path's chance.
-    mass = torch.ones_like(columns[0])
-    totals = [mass if own is None else mass / own]
-    lacking = None if own is None else totals[0] - mass
-    scales = [torch.zeros_like(mass)]
-    for rank, remaining in enumerate(columns):
-        scales.append(torch.addcdiv(scales[-1], totals[-1], remaining).clamp_(max=limits.max))
+    mass = target.new_ones(nodes, 1)
+    total = mass if own is None else mass / own
+    lacking = None if own is None else total - mass
+    scale, passes = None, []
+    for rank, column in enumerate(draws.table.split(1, dim=2)):
+        rest, chance, undrawn, gain = column
+        if scale is None:  # nothing has failed yet
+            scale = total / undrawn
+        else:
+            rest = positive_difference(rest, scale, chance)
+            scale = torch.addcdiv(scale, total, undrawn)
+        scale.clamp_(max=limits.max)
+        passes.append(rest * gain / total)
         # Summed again only for those who ask: the next rank's tests, or the nodes' own.
         asked = sum(reach[rank + 1 : rank + 2]) if lacking is None else reach[rank]
-        if asked:
-            rest = positive_difference(target[:asked], scales[-1][:asked], draft[:asked])
-            left = rest.sum(dim=-1, keepdim=True)
-            mass = left if asked == len(mass) else torch.cat([left, mass[asked:]])
-            totals.append(mass if lacking is None else mass + lacking)
-    total = torch.cat(totals, dim=1).clamp_min_(limits.tiny)  # where nothing at all is left
-    rest = positive_difference(kept, torch.cat(scales[:ranks], dim=1), chances)
-    passes = (rest * gain / total[:, :ranks]).clamp_(max=1)
-    return Tests(passes, scales[-1], mass / total[:, -1:])
+        if asked == nodes:
+            mass = positive_difference(target, scale, draft).sum(dim=-1, keepdim=True)
+        elif asked:
+            rest = positive_difference(target[:asked], scale[:asked], draft[:asked])
+            mass = torch.cat([rest.sum(dim=-1, keepdim=True), mass[asked:]])
+        total = mass if lacking is None else mass + lacking
+        total = total.clamp_min(limits.tiny)  # where nothing at all is left
+    assert scale is not None
+    return Tests(torch.cat(passes, dim=1).clamp_(max=1), scale, mass / total)
 
 
 def positive_difference(target: Tensor, scale: Tensor, draft: Tensor) -> Tensor:
