@@ -50,7 +50,6 @@ class Step:
         self._target_mask = target.mask_table(tree.ancestor_mask, depths, depths)
         self._nodes = torch.arange(tree.size, device=device)
         self._depths = indices(depths, device)
-        self._path = torch.arange(1, tree.depth + 1, device=device)
 
         internal = [node for level in tree.internal_levels for node in level]
         self.internal_count = len(internal)
@@ -73,28 +72,7 @@ class Step:
             self._draft_slots = torch.arange(-1, len(internal), device=device)
         # Rows of the drafted logits in the verifier's order.
         self._verified = indices([slot[node] for node in self.index.internal], device)
-        # For each node that may turn out the last accepted one: where the keys and values of the
-        # path to it lie in the target's and the draft's buffers (the draft has none of a leaf's;
-        # what lies past the path stays), and where among the nodes' tokens and the next one after
-        # them the step's tokens stand, then the last two committed ones.
-        paths = [np.flatnonzero(row)[1:].tolist() for row in tree.ancestor_mask]
-        stay = list(range(1, tree.depth + 1))
-        drafted = [[slot.get(v, at) for at, v in enumerate(path, 1)] for path in paths]
-        self._sources = indices(
-            [
-                [lies + stay[len(lies) :] for lies in pair]
-                for pair in zip(paths, drafted, strict=True)
-            ],
-            device,
-        )
-        self._told = indices(
-            [
-                [*path, *[tree.size] * (tree.depth + 1 - len(path)), node, tree.size]
-                for node, path in enumerate(paths)
-            ],
-            device,
-        )
-        self._counts = self._depths + 1
+        self._paths = _Paths.of(tree, slot, device)
         self.uniform_count = verifier.uniform_count(self.index, target.vocabulary)
 
     def __call__(self, state: State, length: int, uniforms: Tensor) -> tuple[Tensor, State]:
@@ -115,9 +93,9 @@ class Step:
         verdict = self.verifier.verify(self.index, tokens, target_logits, draft_logits, uniforms)
         if self._levels:
             self._move(state.length, verdict.last)
-        told = self._told.index_select(0, verdict.last)[0]
+        told = self._paths.told.index_select(0, verdict.last)[0]
         emitted, recent = torch.cat([tokens, verdict.next]).take(told).split([len(told) - 2, 2])
-        count = self._counts.gather(0, verdict.last)
+        count = self._paths.counts.gather(0, verdict.last)
         return torch.cat([emitted, count]), State(state.length + count, recent)
 
     def _draft_tree(self, state: State, length: int, uniforms: Tensor) -> tuple[Tensor, Tensor]:
@@ -171,8 +149,8 @@ class Step:
 
     def _move(self, place: Tensor, last: Tensor) -> None:
         """Move the keys and values of the path to the node `last` to where the text goes on."""
-        sources = place + self._sources.index_select(0, last)[0]
-        destination = place + self._path
+        sources = place + self._paths.sources.index_select(0, last)[0]
+        destination = place + self._paths.places
         for runner, source in zip((self.target, self.draft), sources, strict=True):
             assert runner.cache is not None
             runner.cache.move(source, destination)
@@ -202,6 +180,48 @@ class _Level:
         children = [i * ranks + rank for i, count in enumerate(counts) for rank in range(count)]
         inner = indices(_inner_children(tree, level), device)
         return cls(len(level), ranks, indices(children, device), inner)
+
+
+@dataclass(frozen=True)
+class _Paths:
+    """What follows from each node, should it turn out the last accepted one.
+
+    Attributes:
+        sources: [size, 2, depth], where the path's keys and values lie in the target's and the
+            draft's buffers, relative to the root's. The draft has none of a leaf's; that slot, and
+            those past the path, are moved onto themselves.
+        places: [depth], where they go.
+        told: [size, depth + 3], which of the nodes' tokens, and of the next one behind them, are
+            the step's; then the two that were committed last.
+        counts: [size], how many of the step's count.
+    """
+
+    sources: Tensor
+    places: Tensor
+    told: Tensor
+    counts: Tensor
+
+    @classmethod
+    def of(cls, tree: TokenTree, slot: dict[int, int], device: torch.device) -> _Paths:
+        """Those of a tree.
+
+        Args:
+            slot: of each internal node in the draft's buffers.
+        """
+        places = list(range(1, tree.depth + 1))
+        sources, told = [], []
+        for node in range(tree.size):
+            path = np.flatnonzero(tree.ancestor_mask[node])[1:].tolist()
+            drafted = [slot.get(v, place) for v, place in zip(path, places, strict=False)]
+            past = places[len(path) :]
+            sources.append([path + past, drafted + past])
+            told.append([*path, *[tree.size] * (len(past) + 1), node, tree.size])
+        return cls(
+            indices(sources, device),
+            indices(places, device),
+            indices(told, device),
+            indices(tree.depths + 1, device),
+        )
 
 
 def _inner_children(tree: TokenTree, level: list[int]) -> list[int]:
