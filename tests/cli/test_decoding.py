@@ -14,30 +14,33 @@ from sequoia_opt.plan.latency import LatencyProfile
 from sequoia_opt.plan.tree import TokenTree
 
 
-def test_stop_strings_end_the_text(run: Callable[..., Outcome], models: list[str]) -> None:
+@pytest.fixture
+def arguments(models: list[str]) -> list[Any]:
+    """Of decoding a short text with the small pair and a tree for it."""
     shapes.k_ary(2, 2).save("k.json")
-    arguments = [
-        "decode",
-        "k.json",
-        *models,
-        "--prompt",
-        "def",
-        "--max-new-tokens",
-        30,
-        "--json",
-        "--ignore-eos",
-    ]
-    whole = json.loads(run(*arguments).out)["text"]
+    return ["decode", "k.json", *models, "--prompt", "def", "--max-new-tokens", 30]
+
+
+@pytest.fixture
+def whole(run: Callable[..., Outcome], arguments: list[Any]) -> str:
+    """The text, whatever tokens it has."""
+    text: str = json.loads(run(*arguments, "--json", "--ignore-eos").out)["text"]
+    return text
+
+
+def test_stop_strings_end_the_text(
+    run: Callable[..., Outcome], arguments: list[Any], whole: str
+) -> None:
     middle = whole[len(whole) // 2 : len(whole) // 2 + 3]
-    stopped = json.loads(run(*arguments, "--stop", middle).out)
+    stopped = json.loads(run(*arguments, "--json", "--ignore-eos", "--stop", middle).out)
     assert stopped["text"] == whole[: whole.index(middle)]
     assert stopped["stopped"] == "stop"
     assert len(stopped["tokens"]) < 30
 
 
-def test_the_text_that_is_shown_is_the_text(run: Callable[..., Outcome], models: list[str]) -> None:
-    shapes.k_ary(2, 2).save("k.json")
-    arguments = ["decode", "k.json", *models, "--prompt", "def", "--max-new-tokens", 30]
+def test_the_text_that_is_shown_is_the_text(
+    run: Callable[..., Outcome], arguments: list[Any]
+) -> None:
     text = json.loads(run(*arguments, "--json").out)["text"]
     assert run(*arguments).out.startswith(text)
 
@@ -50,11 +53,8 @@ def test_trees_for_other_models_are_not_run_on_the_bundled_pair(
 
 
 def test_streaming_never_shows_a_stop_string(
-    run: Callable[..., Outcome], models: list[str]
+    run: Callable[..., Outcome], arguments: list[Any], whole: str
 ) -> None:
-    shapes.k_ary(2, 2).save("k.json")
-    arguments = ["decode", "k.json", *models, "--prompt", "def", "--max-new-tokens", 30]
-    whole = json.loads(run(*arguments, "--json", "--ignore-eos").out)["text"]
     middle = whole[len(whole) // 2 : len(whole) // 2 + 4]
     shown = run(*arguments, "--ignore-eos", "--stop", middle).out
     cut = whole[: whole.index(middle)]
@@ -97,7 +97,7 @@ def test_compiling_follows_the_profile_that_a_tree_was_solved_for(
     """Where the draft gains nothing its forwards stay eager, in the profile and in decoding."""
     graphs_of: list[object] = []
 
-    def eager(model: Any) -> Callable[..., Any]:
+    def eager(model: Any, last_position: int) -> Callable[..., Any]:
         graphs_of.append(model)
 
         def forward(tokens: Any, positions: Any, slots: Any, masks: Any, cache: Any) -> Any:
