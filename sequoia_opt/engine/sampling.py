@@ -69,6 +69,7 @@ def draw_without_replacement(
 
     Args:
         noise: see `gumbel`.
+        temperature: above 0, of the logits.
     """
     if temperature < LOW:
         return most_likely(tempered(logits, temperature) + noise, count)

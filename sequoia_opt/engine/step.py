@@ -52,7 +52,7 @@ class Step:
         self._depths = indices(depths, device)
 
         internal = [node for level in tree.internal_levels for node in level]
-        self.internal_count = len(internal)
+        self._draft_size = len(internal)
         slot = {node: i for i, node in enumerate(internal)}
         attends = tree.ancestor_mask[np.ix_(internal, internal)]
         internal_depths = [depths[node] for node in internal]
@@ -105,7 +105,7 @@ class Step:
             return root, root.new_zeros(0, self.target.vocabulary, dtype=torch.float32)
         tokens, logits = [root], []
         inputs, place = state.recent, state.length
-        columns = self.draft.places(place, length + self.internal_count)
+        columns = self.draft.places(place, length + self._draft_size)
         noises = self.verifier.noise(self.index, uniforms).split(self._widths)
         forwards = zip(
             (place + self._draft_depths).split(self._queries),

@@ -54,24 +54,20 @@ def residual_tests(
         own: [nodes, 1], chance that the path to each passes, if whole paths are tested.
     """
     nodes, vocabulary = target.shape
-    kept, chances, undrawn, gain = (part.contiguous() for part in draws)
-    passes = torch.zeros_like(chances)
+    passes = target.new_zeros(draws.shape[1:])
     scale, after = target.new_empty(nodes, 1), target.new_empty(nodes, 1)
     device = torch.cuda.device(target.device) if target.is_cuda else nullcontext()
     with device:
         _walk_draws[(nodes,)](
             target.contiguous(),
             draft.contiguous(),
-            kept,
-            chances,
-            undrawn,
-            gain,
+            draws.contiguous(),
             target if own is None else own.contiguous(),
             passes,
             scale,
             after,
             vocabulary,
-            chances.shape[1],
+            draws.shape[2],
             LARGEST=torch.finfo(target.dtype).max,
             TINY=torch.finfo(target.dtype).tiny,
             PATHS=own is not None,
@@ -99,10 +95,7 @@ if triton is not None:
     def _walk_draws(
         target,
         draft,
-        kept,
-        chances,
-        undrawn,
-        gain,
+        draws,
         own,
         passes,
         scales,
@@ -119,6 +112,8 @@ if triton is not None:
         row = node.to(tl.int64) * vocabulary
         target += row
         draft += row
+        part = tl.num_programs(0) * ranks  # how far the table's parts are from one another
+        kept, chances, undrawn, gain = draws, draws + part, draws + 2 * part, draws + 3 * part
         scale = tl.zeros((), dtype=target.dtype.element_ty)
         mass = scale + 1.0
         lacking = scale

@@ -42,7 +42,7 @@ class TreeIndex:
     """
 
     def __init__(self, tree: TokenTree, device: torch.device) -> None:
-        self.size, self.depth = tree.size, tree.depth
+        self.size = tree.size
         children: list[list[int]] = [[] for _ in range(tree.size)]
         for node in range(1, tree.size):
             children[tree.parents[node]].append(node)

@@ -143,7 +143,7 @@ class Draws:
     Attributes:
         table: [4, nodes, ranks], of each draw P, Q, M before it, and M / Q. Where there is no draw,
             and at void ones (the draft's support being exhausted), Q is 0, M the largest number
-            and M / Q is 0: these never pass, and c, to which they add 1 / M, stays as it is.
+            and M / Q is 0: these never pass, and c, to which they add S / M, stays as it is.
     """
 
     table: Tensor
@@ -161,7 +161,8 @@ class Tests:
         passes: [nodes, ranks], chance that a draw passes; 0 past a node's last.
         scale: [nodes, 1], c after the last: what is left of the target is max(P - c Q, 0);
             it means nothing where the path to the node cannot pass.
-        own: [nodes, 1], chance that the path to the node passes, if it is tested after them.
+        own: [nodes, 1], chance that the path to the node passes, if it is tested after them; it
+            means nothing where single draws are tested.
     """
 
     passes: Tensor
@@ -232,9 +233,11 @@ def tests_by_rank(
         passes.append(rest * gain / total)
         # Summed again only for those who ask: the next rank's tests, or the nodes' own.
         asked = sum(reach[rank + 1 : rank + 2]) if lacking is None else reach[rank]
+        if asked == 0:
+            continue
         if asked == nodes:
             mass = positive_difference(target, scale, draft).sum(dim=-1, keepdim=True)
-        elif asked:
+        else:
             rest = positive_difference(target[:asked], scale[:asked], draft[:asked])
             mass = torch.cat([rest.sum(dim=-1, keepdim=True), mass[asked:]])
         total = mass if lacking is None else mass + lacking
