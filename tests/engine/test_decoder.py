@@ -9,6 +9,7 @@ from scipy.stats import chi2_contingency
 from small_models import VOCABULARY
 from transformers import AutoModelForCausalLM
 
+from sequoia_opt.engine.compiling import compiled
 from sequoia_opt.engine.decoder import Decoder
 from sequoia_opt.engine.runner import PREFILL_CHUNK
 from sequoia_opt.engine.verify import VERIFIERS
@@ -57,6 +58,34 @@ def test_greedy_is_transformers_own_for_every_tree(
         assert generation.tokens == wanted
         speculated = max(speculated, generation.tokens_per_step)
     assert speculated > 1.1  # some guess was right, so accepted paths were moved
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma2"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("tree", ["k-ary", "sequences", "uneven"])
+def test_the_draft_has_read_what_was_kept(
+    tree: str, temperature: float, architecture: str, make_pair: Callable[..., Any]
+) -> None:
+    """Its buffers hold what a fresh reading of the text puts there: what it guesses from a wrong
+    slot, position or mask would never show in the text, which is the target's whatever it guesses.
+    """
+    pair, prompt = make_pair(architecture, architecture), prompt_of(13)
+    decoder = Decoder(pair, TREES[tree], temperature)
+    generation = decoder.generate(prompt, 60, ignore_eos=True)
+    assert generation.tokens_per_step > 1
+    # The last token is read by the next step, and so may be the one before it, if it was a leaf's.
+    text = [*prompt, *generation.tokens][:-2]
+
+    def read() -> list[torch.Tensor]:
+        cache = pair.draft.cache
+        return [lane[:, :, : len(text)].clone() for lane in (*cache.keys, *cache.values)]
+
+    found = read()
+    pair.draft.cache = None
+    pair.draft.reserve(len(text))
+    with torch.inference_mode():
+        pair.draft.prefill(torch.tensor([text]))
+    torch.testing.assert_close(found, read(), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("target", "draft"), [("qwen3", "gpt_neox"), ("gpt2", "mistral")])
@@ -212,12 +241,24 @@ def test_prompts_that_do_not_fit(
         Decoder(make_pair()).generate(prompt, count)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize(
+    ("architecture", "graphs"), [("llama", False), ("gpt2", False), ("gpt2", True)]
+)
 def test_the_last_positions_can_be_used(
-    architecture: str, make_pair: Callable[..., Any], make_model: Callable[..., Any]
+    architecture: str,
+    graphs: bool,
+    make_pair: Callable[..., Any],
+    make_model: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Near the end, nodes beyond the model's last position must not disturb the others."""
     pair = make_pair(architecture, architecture)
+    if graphs:  # what would be compiled, as it is
+        monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+        for runner in (pair.target, pair.draft):
+            forward = compiled(runner.model, runner.positions - 1)
+            monkeypatch.setattr(runner, "_graphs", forward)
+            monkeypatch.setattr(runner, "compiled", True)
     prompt = prompt_of(256 - 12)
     wanted = greedy_by_transformers(make_model(architecture), prompt, 12)
     for tree in TREES.values():
