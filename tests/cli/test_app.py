@@ -246,6 +246,7 @@ import os, signal
 from sequoia_opt import cli
 from sequoia_opt.measure import profiler
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 profile = profiler.profile
 
 def interrupted(pair, options, progress, note):
