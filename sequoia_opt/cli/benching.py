@@ -207,12 +207,10 @@ def bench(
         rivals = [name for name in wanted if name in PLANNED and name not in trees]
         trees |= _rivals(loaded, rivals, profile, acceptance) if rivals else {}
 
-    from sequoia_opt.engine.decoder import check_sampling
     from sequoia_opt.measure import bench as benchmark
     from sequoia_opt.measure.dataset import load_dataset, spread_over
     from sequoia_opt.measure.hardware import hardware, software
 
-    check_sampling(**asdict(sampling))
     name, documents = load_dataset(dataset)
     models = models_of(loaded, target, draft)
     pair = load(*models, device, dtype, compiled_roles(loaded, compile), graphs, random_weights)

@@ -71,9 +71,8 @@ def decode(
     loaded = TokenTree.load(path)
     sampling = sampling_of(loaded, temperature, top_p, verifier)
     target, draft = models_of(loaded, target, draft)
-    from sequoia_opt.engine.decoder import Decoder, check_sampling
+    from sequoia_opt.engine.decoder import Decoder
 
-    check_sampling(**asdict(sampling))
     pair = load(target, draft, device, dtype, compiled_roles(loaded, compile), graphs)
     texts = [prompt] if prompt is not None else demo.prompts()
     prompts = [pair.encode(text) for text in texts]

@@ -56,14 +56,17 @@ def sampling_of(
     """The tree's temperature, top-p and verifier, unless others are asked for.
 
     Raises:
-        SequoiaError: the tree was solved for another verifier, whose guesses are accepted at
-            other rates.
+        SequoiaError: they are out of range, or the tree was solved for another verifier, whose
+            guesses are accepted at other rates.
     """
+    from sequoia_opt.engine.decoder import check_sampling
+
     own = tree.metadata
     warm = float(own.get("temperature", 0.0) if temperature is None else temperature)
     nucleus = float(own.get("top_p", 1.0) if top_p is None else top_p)
     planned = own.get("verifier", GREEDY)
     chosen = verifier or (DEFAULT_VERIFIER if planned == GREEDY else planned)
+    check_sampling(warm, nucleus, chosen)
     # Traversal has no acceptance of its own: it is planned with that of its drafting.
     fitting = (GREEDY, chosen, *([DEFAULT_VERIFIER] if chosen == "traversal" else []))
     if warm > 0 and planned not in fitting:

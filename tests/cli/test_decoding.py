@@ -61,6 +61,18 @@ def test_streaming_never_shows_a_stop_string(
     assert shown.startswith(cut + "\n")
 
 
+def test_a_verifier_that_there_is_not_is_named_before_what_the_tree_was_solved_for(
+    run: Callable[..., Outcome],
+) -> None:
+    metadata = {"verifier": "sequoia", "temperature": 0.6}
+    TokenTree([-1, 0], [0, 1], metadata).save("tree.json")
+    for command in ("decode", "bench"):
+        done = run(command, "tree.json", "--verifier", "nucleus")
+        assert done.code == 1
+        assert "found 'nucleus', expected sequoia or specinfer" in done.err
+    assert "was solved for verifier sequoia" in run("decode", "tree.json", "--verifier", "topk").err
+
+
 def test_comparing_a_single_token_is_a_usage_error(run: Callable[..., Outcome]) -> None:
     assert run("decode", "--compare", "--max-new-tokens", 1).code == 2
 

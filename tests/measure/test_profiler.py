@@ -84,7 +84,7 @@ def test_the_median_of_a_rounds_turns_counts() -> None:
 
     class Clock(profiler._Timed):
         def sample_ms(self, device: torch.device) -> float:
-            return waiting[self.run()].pop(0)  # type: ignore[index]
+            return waiting[str(self.run())].pop(0)
 
     timed = [Clock(lambda: "often", turns=3), Clock(lambda: "once")]
     profiler._rounds(timed, torch.device("cpu"), profiler.Options(repeats=2, warm_up=0))
