@@ -53,7 +53,8 @@ class Checked:
     Attributes:
         tokens: per step.
         step: its time, in plain steps.
-        speedup: over plain decoding.
+        speedup: over plain decoding, of a text without an end: the tokens that a last step
+            yields beyond the wanted ones count, as they do in what is predicted.
         beside_chosen: measured speed over the chosen tree's, with its 95 % interval.
     """
 
@@ -147,7 +148,9 @@ def calibrate(
             step=Compared(
                 float(candidate.step_ms[0] / candidate.plain_ms[0]), _steps(result, plain)
             ),
-            speedup=Compared(float(candidate.speedup[0]), result.speedup / plain.speedup),
+            speedup=Compared(
+                float(candidate.speedup[0]), result.tokens_per_step / _steps(result, plain)
+            ),
             beside_chosen=(result.speedup, result.speedup_low, result.speedup_high),
         )
         for candidate, result in zip(judged, results, strict=True)

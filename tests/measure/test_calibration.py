@@ -41,13 +41,14 @@ def test_errors_are_shares_of_what_was_measured() -> None:
 def test_predictions_are_the_solvers_and_times_are_in_plain_steps(
     make_pair: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A race in which a step takes twice a plain one, and yields three tokens."""
+    """A race in which a step takes twice a plain one and yields three tokens, some of them past
+    the end of the text: the speed-up of the tokens that were kept is 1.4 only."""
     raced: list[str] = []
 
     def race(methods: list[Method], *_: object) -> list[Result]:
         raced.extend(method.name for method in methods)
         plain = Result("plain", 1, 1.0, 1.0, 1.0, 100.0, 10.0, 10.0, 0.5, 0.5, 0.5, 1.0, 0.0)
-        other = Result("tree", 5, 3.0, 2.8, 3.1, 150.0, 6.7, 20.0, 0.9, 0.8, 1.1, 1.0, 0.0)
+        other = Result("tree", 5, 3.0, 2.8, 3.1, 140.0, 7.1, 20.0, 0.7, 0.6, 0.8, 1.0, 0.0)
         return [*[other] * (len(methods) - 1), plain]
 
     monkeypatch.setattr(calibration, "race", race)
@@ -63,7 +64,7 @@ def test_predictions_are_the_solvers_and_times_are_in_plain_steps(
     for each in found:
         assert (each.tokens.measured, each.tokens.low, each.tokens.high) == (3, 2.8, 3.1)
         assert each.step.measured == pytest.approx(2)
-        assert each.speedup.measured == pytest.approx(1.8)
-        assert each.beside_chosen == (0.9, 0.8, 1.1)
+        assert each.speedup.measured == pytest.approx(1.5)
+        assert each.beside_chosen == (0.7, 0.6, 0.8)
         assert each.document()["step"]["measured"] == pytest.approx(2)
     assert AUTOREGRESSIVE not in [each.tree for each in found[1:]]
