@@ -34,7 +34,8 @@ Point = tuple[str, int, int, int]
 """Role, sequences, cached tokens and query tokens of a forward."""
 
 PLAIN_TURNS = 6  # of plain decoding, which every speed-up is measured against
-DRAFT_SAMPLES = 5
+RUN_IN = 2  # runs before those that are timed
+SAMPLES, DRAFT_SAMPLES = 3, 5
 GRAPHED = 4  # forwards in a graph that is timed, as levels follow one another in a step's
 LOGIT_COPIES = 4  # of a step's logits, in float32: themselves, warped, sorted, what is left
 COMPILED_TOKENS = (1, 2, 8)  # of forwards that say whether compiled ones are faster
@@ -68,9 +69,11 @@ class Options:
 class _Timed:
     """Something to run again and again, and how long it took, in milliseconds.
 
+    It is run a few times before it is timed, as a step follows steps like it: on a CPU one that
+    follows something else takes longer, plain decoding by 15 %, since other code and weights are
+    in the caches. In a step the models take turns: what that costs counts as overhead.
+
     Attributes:
-        warm: run once before it is timed: a step follows one like it, and in a step a draft
-            forward follows another; what the first of them costs more counts as overhead.
         samples: runs in a turn, of which the median counts; a short one needs more of them.
         turns: in a round, of which the median counts; what all else is compared with needs more.
         parts: how many of them one run is: a graph's beginning takes a while of its own.
@@ -79,8 +82,7 @@ class _Timed:
     """
 
     run: Callable[[], object]
-    warm: bool = False
-    samples: int = 1
+    samples: int = SAMPLES
     turns: int = 1
     parts: int = 1
     queued: bool = False
@@ -269,8 +271,7 @@ def _timed(
     draft = role == "draft"
     return _Timed(
         cuda.recorded(several, pair.device) if pair.graphs else run,
-        warm=draft,
-        samples=DRAFT_SAMPLES if draft else 1,
+        samples=DRAFT_SAMPLES if draft else SAMPLES,
         turns=PLAIN_TURNS if count == 1 and not draft else 1,
         parts=GRAPHED if pair.graphs else 1,
         queued=pair.device.type == "cuda",
@@ -355,7 +356,7 @@ def _rounds(
         found: list[list[float]] = [[] for _ in timed]
         for place in order:
             item = timed[place]
-            if item.warm:
+            for _ in range(RUN_IN):
                 item.run()
             samples = [item.sample_ms(device) for _ in range(item.samples)]
             found[place].append(float(np.median(samples)))
@@ -436,7 +437,7 @@ def _steps(
             decoder = Decoder(pair, tree, temperature, top_p, verifier=verifier)
             name = decoder.verifier.name + (TOP_P if top_p < 1 else "")
             turns = PLAIN_TURNS if tree.size == 1 else 1
-            timed = _Timed(_whole_step(decoder, context), warm=True, turns=turns)
+            timed = _Timed(_whole_step(decoder, context), turns=turns)
             steps.append((name, tree, timed))
     return steps
 

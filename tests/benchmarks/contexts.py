@@ -64,7 +64,7 @@ def print_steps(pair: Pair, profile: LatencyProfile, context: int, repeats: int)
     forwards = profiler._forwards(pair, sizes, [context], 1)
     steps = {
         (temperature, name): profiler._Timed(
-            profiler._whole_step(Decoder(pair, tree, temperature), context), warm=True
+            profiler._whole_step(Decoder(pair, tree, temperature), context)
         )
         for temperature in TEMPERATURES
         for name, tree in TREES.items()

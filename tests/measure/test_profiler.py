@@ -86,11 +86,32 @@ def test_the_median_of_a_rounds_turns_counts() -> None:
         def sample_ms(self, device: torch.device) -> float:
             return waiting[str(self.run())].pop(0)
 
-    timed = [Clock(lambda: "often", turns=3), Clock(lambda: "once")]
+    timed = [Clock(lambda: "often", samples=1, turns=3), Clock(lambda: "once", samples=1)]
     profiler._rounds(timed, torch.device("cpu"), profiler.Options(repeats=2, warm_up=0))
     assert not any(waiting.values())
     assert timed[0].times[0] / timed[1].times[0] == pytest.approx(2 / 7)
     assert timed[0].times[1] / timed[1].times[1] == pytest.approx(5 / 7)
+
+
+def test_what_is_timed_follows_runs_like_it() -> None:
+    """A first run after another thing takes longer; it must not count."""
+    last, slow = "", 0
+
+    class Clock(profiler._Timed):
+        def sample_ms(self, device: torch.device) -> float:
+            before = last
+            return 1.0 if self.run() == before else 9.0
+
+    def run(name: str) -> str:
+        nonlocal last, slow
+        slow += name != last
+        last = name
+        return name
+
+    timed = [Clock(lambda: run("a")), Clock(lambda: run("b"), samples=1)]
+    profiler._rounds(timed, torch.device("cpu"), profiler.Options(repeats=6, warm_up=0))
+    assert slow > 6
+    assert {each for item in timed for each in item.times} == {1.0}
 
 
 def test_overhead_fit_finds_its_parts() -> None:
