@@ -49,7 +49,7 @@ def profile(
     verifiers: Annotated[
         str, typer.Option(help="Whose share of a step is measured, sequoia,specinfer,topk.")
     ] = "sequoia",
-    repeats: Annotated[int, typer.Option(min=5, help="Rounds that are timed.")] = 25,
+    repeats: Annotated[int, typer.Option(min=5, help="Rounds that are timed.")] = 15,
     compile: Compile = False,
     graphs: Graphs = None,
     random_weights: RandomWeights = False,

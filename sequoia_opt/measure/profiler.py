@@ -33,7 +33,7 @@ Progress = Callable[[int, int], None]
 Point = tuple[str, int, int, int]
 """Role, sequences, cached tokens and query tokens of a forward."""
 
-PLAIN_TURNS = 6  # of plain decoding, which every speed-up is measured against
+PLAIN_TURNS = 3  # of plain decoding, which every speed-up is measured against
 RUN_IN = 2  # runs before those that are timed
 SAMPLES, DRAFT_SAMPLES = 3, 5
 GRAPHED = 4  # forwards in a graph that is timed, as levels follow one another in a step's
@@ -61,8 +61,8 @@ class Options:
     contexts: list[int] = field(default_factory=lambda: [128, 512, 1024])
     batches: list[int] = field(default_factory=lambda: [1])
     verifiers: list[str] = field(default_factory=lambda: ["sequoia"])
-    repeats: int = 25
-    warm_up: int = 3
+    repeats: int = 15
+    warm_up: int = 1
 
 
 @dataclass
