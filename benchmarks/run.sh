@@ -20,23 +20,23 @@ out=benchmarks/$hardware/$name
 tree() { ls "$trees"/*+compiled--"$name"-*-T"$1".json; }
 bench() { sequoia-opt bench "$@" "${data[@]}" --format md; }
 
-# Every method at five temperatures; where nothing is drawn, on more prompts.
-for t in 0 0.3 0.6 1 1.2; do
-  bench "$(tree $t)" --limit "$([ $t = 0 ] && echo 16 || echo 8)" --repeats 1 -o "$out/T$t.json"
-done
-
-# Predictions, on documents that the estimate has not seen.
+# Predictions, on documents that the estimate has not seen; first, the sooner after the profile.
 bench "$(tree 0)" --calibrate --limit 40 --max-new-tokens 96 -o "$out/calibration.json"
 
+# Every method at five temperatures.
+for t in 0 0.3 0.6 1 1.2; do
+  bench "$(tree $t)" --limit 16 --repeats 1 -o "$out/T$t.json"
+done
+
 # The tree of most tokens beside other shapes, by size.
-bench "$(tree 0.6)" --sizes 4,8,16,32,64,128 --limit 4 --repeats 1 --max-new-tokens 96 \
+bench "$(tree 0.6)" --sizes 4,8,16,32,64,128 --limit 8 --repeats 1 --max-new-tokens 96 \
   -o "$out/sizes-T0.6.json"
 
 # The four verifiers on one large tree for each temperature.
 for t in 0.3 0.6 1 1.2; do
   sequoia-opt solve --size 64 --profile "$(ls profiles/"$hardware"/*+compiled.yaml)" \
     --acceptance "$(ls profiles/acceptance/*--"$name"--*-T$t.yaml)" -o build/64-nodes.json
-  bench build/64-nodes.json --methods tree,specinfer,topk,traversal --limit 8 --repeats 1 \
+  bench build/64-nodes.json --methods tree,specinfer,topk,traversal --limit 16 --repeats 1 \
     --max-new-tokens 96 -o "$out/64-nodes/T$t.json"
 done
 

@@ -45,7 +45,7 @@ def compare_drafts(
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each document.")] = 128,
     contexts: Annotated[str, typer.Option(help="Cached tokens.")] = "128,512,1024",
-    repeats: Annotated[int, typer.Option(min=5, help="Rounds that are timed.")] = 25,
+    repeats: Annotated[int, typer.Option(min=5, help="Rounds that are timed.")] = 15,
     graphs: Graphs = None,
     device: Device = None,
     dtype: Dtype = None,
