@@ -6,7 +6,7 @@ BIN := .venv/bin
 DEMO := build/demo
 DATA ?=
 
-.PHONY: demo test test-gpu lint bench results bench-solver bench-step bench-gpu bench-estimator trees check-trees train clean
+.PHONY: demo test test-gpu lint bench results bench-solver bench-step bench-gpu bench-offload bench-estimator trees check-trees train clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -59,6 +59,11 @@ bench-step: .venv/installed
 bench-gpu: .venv/installed
 	$(BIN)/python tests/benchmarks/contexts.py --shape 7b
 	$(BIN)/python tests/benchmarks/contexts.py --shape 7b --compile
+
+# A target of a few GB whose layers are read from disk: rates, memory, steps, beside accelerate's.
+bench-offload: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt accelerate
+	$(BIN)/python tests/benchmarks/offload.py
 
 # What teacher-forced estimation costs beside the models' own forwards.
 bench-estimator: .venv/installed

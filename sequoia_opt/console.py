@@ -392,7 +392,12 @@ def calibration(found: Sequence[Checked], title: str, form: str) -> None:
         for row in rows:
             table.add_row(*row)
         out.print(table)
-    for kind, name in zip(kinds, ("tokens", "step", "speedup"), strict=True):
+    filed = "by the profile on file, "
+    for kind, name in (
+        *zip(kinds, ("tokens", "step", "speedup"), strict=True),
+        (f"{filed}{kinds[1]}", "filed_step"),
+        (f"{filed}{kinds[2]}", "filed_speedup"),
+    ):
         errors = [abs(getattr(each, name).error) for each in found]
         middle, most = 100 * float(np.median(errors)), 100 * max(errors)
         out.print(f"{kind}: off by {middle:.1f} % (median), {most:.1f} % at most", markup=False)

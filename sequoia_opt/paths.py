@@ -14,6 +14,7 @@ ACCEPTANCE = "acceptance"  # folder beside the hardware's
 # Sorts before what follows a file without it: of files of one age those of the plain engine count.
 COMPILED = "+compiled"
 RANDOM = "+random"  # weights
+OFFLOADED = "--offload-"
 PACKAGE = Path(__file__).parent
 
 
@@ -29,9 +30,11 @@ def profile_path(
     dtype: str,
     compiled: bool = False,
     random_weights: bool = False,
+    offload: str = "none",
 ) -> Path:
     """Default file of a latency profile."""
     setting = safe_name(dtype) + COMPILED * compiled + RANDOM * random_weights
+    setting += OFFLOADED + safe_name(offload) if offload != "none" else ""
     name = f"{safe_name(target)}--{safe_name(draft)}--{setting}.yaml"
     return Path("profiles") / safe_name(hardware) / name
 
@@ -74,20 +77,21 @@ def bundled_acceptance() -> Path:
     return _newest(path.as_posix(), "sequoia-opt estimate")
 
 
-def bundled_tree(temperature: float, compiled: bool = False) -> Path:
+def bundled_tree(temperature: float, compiled: bool = False, hardware: str = "") -> Path:
     """The newest tree of the bundled pair, for this temperature if there is one.
 
     Args:
         compiled: only one for compiled forwards.
+        hardware: this machine's slug: trees that were solved for it come before others.
     """
     setting = "*" + COMPILED * compiled
     pattern = f"trees/*/{demo.TARGET_NAME}--{demo.DRAFT_NAME}--{setting}--{demo.DATASET_NAME}-"
     if temperature == 0:
-        return _newest(pattern + "greedy-T0.json", "sequoia-opt solve")
+        return _newest(pattern + "greedy-T0.json", "sequoia-opt solve", hardware=hardware)
     try:
-        return _newest(pattern + f"*-T{temperature:g}.json", "sequoia-opt solve")
+        return _newest(pattern + f"*-T{temperature:g}.json", "sequoia-opt solve", hardware=hardware)
     except SequoiaError:
-        return _newest(pattern + "sequoia-T*.json", "sequoia-opt solve")
+        return _newest(pattern + "sequoia-T*.json", "sequoia-opt solve", hardware=hardware)
 
 
 def inputs_of(tree: TokenTree) -> tuple[Path, Path]:
@@ -115,10 +119,23 @@ def inputs_of(tree: TokenTree) -> tuple[Path, Path]:
     return found[0], found[1]
 
 
-def _newest(pattern: str, command: str, skipped: str = "") -> Path:
+def _newest(pattern: str, command: str, skipped: str = "", hardware: str = "") -> Path:
+    """The newest file of the first root that has one.
+
+    Args:
+        skipped: folder whose files do not count.
+        hardware: folder whose files come before others.
+    """
+
+    def rank(path: Path) -> tuple[bool, float, str]:
+        return path.parent.name == hardware, path.stat().st_mtime, str(path)
+
     for root in roots():
-        found = [path for path in root.glob(pattern) if path.parent.name != skipped]
-        newest = max(found, key=lambda path: (path.stat().st_mtime, str(path)), default=None)
-        if newest is not None:
-            return newest
+        found = [
+            path
+            for path in root.glob(pattern)
+            if OFFLOADED not in path.name and path.parent.name != skipped
+        ]
+        if found:
+            return max(found, key=rank)
     raise SequoiaError(f"no file matches {pattern}; run `{command}` first, or name a file")

@@ -30,3 +30,34 @@ def test_of_files_of_one_age_those_of_the_plain_engine_count(
         os.utime(path, (2, 2))
     assert paths.bundled_profile() == profiles[0]
     assert paths.bundled_tree(0.0) == trees[0]
+
+
+def test_a_machines_own_trees_come_before_newer_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rates = Acceptance(np.array([0.5]), dataset=demo.DATASET_NAME, verifier="greedy")
+    trees = {}
+    for age, machine in enumerate(("here", "there")):
+        profile = paths.profile_path(machine, demo.TARGET_NAME, demo.DRAFT_NAME, "float32")
+        trees[machine] = paths.tree_path(machine, profile, rates)
+        trees[machine].parent.mkdir(parents=True)
+        trees[machine].touch()
+        os.utime(trees[machine], (age, age))
+    assert paths.bundled_tree(0.0) == trees["there"]
+    assert paths.bundled_tree(0.0, hardware="elsewhere") == trees["there"]
+    assert paths.bundled_tree(0.0, hardware="here") == trees["here"]
+
+
+def test_files_of_an_offloaded_target_are_nobodys_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = "here", demo.TARGET_NAME, demo.DRAFT_NAME, "float32"
+    plain, disk = (paths.profile_path(*names, offload=place) for place in ("none", "disk"))
+    assert disk.name.endswith("--float32--offload-disk.yaml")
+    for path in (plain, disk):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    os.utime(plain, (1, 1))
+    assert paths.bundled_profile() == plain

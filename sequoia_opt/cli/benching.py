@@ -30,12 +30,16 @@ from sequoia_opt.cli.options import (
 from sequoia_opt.cli.running import (
     Tree,
     TreeCompile,
+    TreeMemoryBudget,
+    TreeOffload,
     TreeTemperature,
     TreeTopP,
     TreeVerifier,
+    bundled_tree,
     comparable,
     compiled_roles,
     models_of,
+    offload_of,
     sampling_of,
 )
 from sequoia_opt.errors import SequoiaError
@@ -146,6 +150,8 @@ def bench(
     graphs: Graphs = None,
     device: Device = None,
     dtype: Dtype = None,
+    offload: TreeOffload = None,
+    memory_budget: TreeMemoryBudget = None,
     as_json: Json = False,
 ) -> None:
     """Plain decoding, transformers' ways, other trees and the solved one, side by side."""
@@ -187,7 +193,7 @@ def bench(
             f"found {methods!r}, at given rates expected some of {', '.join(SYNTHETIC)}",
             param_hint="--methods",
         )
-    path = tree or paths.bundled_tree(temperature or 0.0, bool(compile))
+    path = tree or bundled_tree(temperature, compile, device)
     loaded = TokenTree.load(path)
     sampling = sampling_of(loaded, temperature, top_p, verifier)
     if methods is None:
@@ -213,7 +219,9 @@ def bench(
 
     name, documents = load_dataset(dataset)
     models = models_of(loaded, target, draft)
-    pair = load(*models, device, dtype, compiled_roles(loaded, compile), graphs, random_weights)
+    place, budget = offload_of(loaded, offload, memory_budget)
+    roles = compiled_roles(loaded, compile)
+    pair = load(*models, device, dtype, roles, graphs, random_weights, place, budget)
     unseen = documents[1::2] if calibrate else documents
     texts = [d.prompt or d.text[: len(d.text) // 2] for d in spread_over(unseen, limit)]
     if pair.tokenizer is None and random_weights:
@@ -234,6 +242,7 @@ def bench(
         "dtype": pair.dtype,
         "compile": pair.compiled,
         "graphs": pair.graphs,
+        **({"offload": place, "memory_budget": budget} if place != "none" else {}),
         "dataset": name,
         "prompts": len(prompts),
         "max_new_tokens": max_new_tokens,

@@ -14,12 +14,16 @@ from sequoia_opt.cli.running import (
     Comparable,
     Tree,
     TreeCompile,
+    TreeMemoryBudget,
+    TreeOffload,
     TreeTemperature,
     TreeTopP,
     TreeVerifier,
+    bundled_tree,
     comparable,
     compiled_roles,
     models_of,
+    offload_of,
     sampling_of,
 )
 from sequoia_opt.plan.acceptance import Sampling
@@ -59,21 +63,25 @@ def decode(
     graphs: Graphs = None,
     device: Device = None,
     dtype: Dtype = None,
+    offload: TreeOffload = None,
+    memory_budget: TreeMemoryBudget = None,
     as_json: Json = False,
 ) -> None:
     """Decode a prompt with a tree, losslessly, and say how fast it was."""
-    from sequoia_opt import console, demo, paths
+    from sequoia_opt import console, demo
     from sequoia_opt.plan.tree import TokenTree
 
     if compare and max_new_tokens < 2:
         raise typer.BadParameter("--compare needs at least 2", param_hint="--max-new-tokens")
-    path = tree or paths.bundled_tree(temperature or 0.0, bool(compile))
+    path = tree or bundled_tree(temperature, compile, device)
     loaded = TokenTree.load(path)
     sampling = sampling_of(loaded, temperature, top_p, verifier)
     target, draft = models_of(loaded, target, draft)
     from sequoia_opt.engine.decoder import Decoder
 
-    pair = load(target, draft, device, dtype, compiled_roles(loaded, compile), graphs)
+    place, budget = offload_of(loaded, offload, memory_budget)
+    roles = compiled_roles(loaded, compile)
+    pair = load(target, draft, device, dtype, roles, graphs, offload=place, memory_budget=budget)
     texts = [prompt] if prompt is not None else demo.prompts()
     prompts = [pair.encode(text) for text in texts]
     decoder = Decoder(pair, loaded, **asdict(sampling), seed=seed)

@@ -16,10 +16,13 @@ from sequoia_opt.cli.options import (
     Dtype,
     Graphs,
     Json,
+    MemoryBudget,
+    Offload,
     Output,
     RandomWeights,
     Target,
     TopP,
+    byte_count,
     check_output,
     integers,
     load,
@@ -49,10 +52,15 @@ def profile(
     verifiers: Annotated[
         str, typer.Option(help="Whose share of a step is measured, sequoia,specinfer,topk.")
     ] = "sequoia",
-    repeats: Annotated[int, typer.Option(min=5, help="Rounds that are timed.")] = 15,
+    repeats: Annotated[
+        int | None,
+        typer.Option(min=5, help="Rounds that are timed.", show_default="15; 5 if offloaded"),
+    ] = None,
     compile: Compile = False,
     graphs: Graphs = None,
     random_weights: RandomWeights = False,
+    offload: Offload = "none",
+    memory_budget: MemoryBudget = None,
     output: Output = None,
     as_json: Json = False,
 ) -> None:
@@ -60,13 +68,15 @@ def profile(
     counts = integers("--tokens", tokens) if tokens else []
     lengths = integers("--contexts", contexts)
     sequences = integers("--batches", batches)
+    budget = byte_count("--memory-budget", memory_budget)
     check_output(output)
     from sequoia_opt import console, paths
     from sequoia_opt.engine.models import ROLES
     from sequoia_opt.measure import profiler
     from sequoia_opt.measure.hardware import hardware
 
-    pair = load(target, draft, device, dtype, ROLES if compile else (), graphs, random_weights)
+    roles = ROLES if compile else ()
+    pair = load(target, draft, device, dtype, roles, graphs, random_weights, offload, budget)
     if compile and max(sequences) > 1:
         with console.waiting("compiling the forwards of several sequences"):
             pair.compile(batch=max(sequences))
@@ -77,11 +87,11 @@ def profile(
         contexts=lengths,
         batches=sequences,
         verifiers=names(verifiers),
-        repeats=repeats,
+        repeats=repeats or profiler.default_repeats(pair),
     )
     with console.progress("profiling") as advance:
         measured = profiler.profile(pair, options, advance, console.note)
-    path = output or paths.profile_path(*parts, bool(pair.compiled), random_weights)
+    path = output or paths.profile_path(*parts, bool(pair.compiled), random_weights, offload)
     measured.save(path)
     if as_json:
         print_json(measured.document())
@@ -120,6 +130,8 @@ def estimate(
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     device: Device = None,
     dtype: Dtype = None,
+    offload: Offload = "none",
+    memory_budget: MemoryBudget = None,
     output: Output = None,
     as_json: Json = False,
 ) -> None:
@@ -143,7 +155,8 @@ def estimate(
     for sampling in samplings:
         check_sampling(**asdict(sampling))
     name, documents = load_dataset(dataset)
-    pair = load(target, draft, device, dtype)
+    budget = byte_count("--memory-budget", memory_budget)
+    pair = load(target, draft, device, dtype, offload=offload, memory_budget=budget)
     sampled = f"{name}-teacher-forced" if teacher_forced else name
     files = [
         output

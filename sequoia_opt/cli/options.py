@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -48,6 +49,16 @@ RandomWeights = Annotated[
         "--random-weights", help="Make the models up from their config.json: they are as fast."
     ),
 ]
+OFFLOAD_HELP = "Where layers of the target stay that do not fit onto the device: cpu or disk."
+Offload = Annotated[str, typer.Option("--offload", help=OFFLOAD_HELP)]
+MemoryBudget = Annotated[
+    str | None,
+    typer.Option(
+        "--memory-budget",
+        help="What of the target's weights stays on the device, 8GB; two layers' buffers apart.",
+        show_default="most of what is free",
+    ),
+]
 Output = Annotated[
     Path | None, typer.Option("-o", "--output", help="File to write.", show_default="by name")
 ]
@@ -71,13 +82,18 @@ def load(
     compiled: Collection[str] = (),
     graphs: bool | None = None,
     random_weights: bool = False,
+    offload: str = "none",
+    memory_budget: int | None = None,
 ) -> Pair:
     """The pair of models that the options name, the forwards of these roles compiled."""
     from sequoia_opt import console
     from sequoia_opt.engine.models import load_pair
 
-    pair = load_pair(target, draft, device, dtype, graphs, random_weights)
+    pair = load_pair(target, draft, device, dtype, graphs, random_weights, offload, memory_budget)
     for role in compiled:
+        if getattr(pair, role).stream is not None:
+            console.note(f"the {role} is not compiled: its layers are brought in as they are used")
+            continue
         with console.waiting(f"compiling the {role}'s forwards"):
             pair.compile([role])
     return pair
@@ -89,6 +105,19 @@ def check_output(path: Path | None) -> None:
 
     if path is not None:
         check_writable(path)
+
+
+def byte_count(option: str, text: str | None) -> int | None:
+    """The bytes of an option like 8GB or 512MiB."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([kmgt]?)(i?)b?\s*", text.lower())
+    if not found:
+        raise typer.BadParameter(
+            f"found {text!r}, expected a size like 8GB or 512MiB", param_hint=option
+        )
+    number, prefix, binary = found.groups()
+    return int(float(number) * (1024 if binary else 1000) ** " kmgt".index(prefix or " "))
 
 
 def integers(option: str, text: str) -> list[int]:

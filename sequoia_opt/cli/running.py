@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sequoia_opt.cli.options import OFFLOAD_HELP, byte_count
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan.acceptance import Sampling
 
@@ -37,6 +38,18 @@ TreeCompile = Annotated[
         "--compile/--no-compile",
         help="Compile the forwards: takes a minute.",
         show_default="as the tree was solved for",
+    ),
+]
+TreeOffload = Annotated[
+    str | None,
+    typer.Option("--offload", help=OFFLOAD_HELP, show_default="as the tree was solved for"),
+]
+TreeMemoryBudget = Annotated[
+    str | None,
+    typer.Option(
+        "--memory-budget",
+        help="What of the target's weights stays on the device, 8GB; two layers' buffers apart.",
+        show_default="as the tree was solved for, else most of what is free",
     ),
 ]
 GREEDY, DEFAULT_VERIFIER = "greedy", "sequoia"
@@ -92,6 +105,16 @@ def models_of(
     return target, draft
 
 
+def bundled_tree(temperature: float | None, compiled: bool | None, device: str | None) -> Path:
+    """The bundled pair's tree for this machine, if there is one for it."""
+    from sequoia_opt import paths
+    from sequoia_opt.engine.models import usable_device
+    from sequoia_opt.measure.hardware import hardware
+
+    slug = str(hardware(usable_device(device))["slug"])
+    return paths.bundled_tree(temperature or 0.0, bool(compiled), slug)
+
+
 def compiled_roles(tree: TokenTree, wanted: bool | None) -> Collection[str]:
     """The roles to compile: by default those that were when the tree's profile was measured."""
     from sequoia_opt.engine.models import ROLES
@@ -99,6 +122,17 @@ def compiled_roles(tree: TokenTree, wanted: bool | None) -> Collection[str]:
     own = tree.metadata.get("engine", {}).get("compile")
     roles = [role for role in ROLES if own is True or (isinstance(own, list) and role in own)]
     return [] if wanted is False else roles or (ROLES if wanted else [])
+
+
+def offload_of(tree: TokenTree, place: str | None, budget: str | None) -> tuple[str, int | None]:
+    """Where layers of the target stay, and the bytes that may be on the device: by default as
+    when the tree's profile was measured."""
+    engine = tree.metadata.get("engine", {})
+    own = str(engine.get("offload", "none"))
+    place = place or own
+    if budget is not None:
+        return place, byte_count("--memory-budget", budget)
+    return place, engine.get("memory_budget") if place == own else None
 
 
 def comparable(tree: TokenTree, pair: Pair, sampling: Sampling) -> Comparable:
@@ -113,5 +147,6 @@ def comparable(tree: TokenTree, pair: Pair, sampling: Sampling) -> Comparable:
     machine = own.get("hardware", {}).get("slug") == hardware(pair.device)["slug"]
     settings = own.get("engine", {}).get("dtype"), compiled_roles(tree, None)
     engine = settings == (pair.dtype, pair.compiled)
-    engine = engine and own.get("engine", {}).get("graphs", pair.graphs) == pair.graphs
+    for setting, usual in (("graphs", pair.graphs), ("offload", "none"), ("memory_budget", None)):
+        engine = engine and own.get("engine", {}).get(setting, usual) == getattr(pair, setting)
     return Comparable(tokens=models and same, times=models and same and machine and engine)

@@ -13,14 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+)
 from transformers import logging as transformers_logging
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.hub import cached_file
 
 from sequoia_opt import demo
+from sequoia_opt.engine.checkpoint import Checkpoint
 from sequoia_opt.engine.memory import check_fits, weight_bytes
+from sequoia_opt.engine.offload import PLACES, Offload, empty_model, place, random_model
 from sequoia_opt.engine.runner import Runner
+from sequoia_opt.engine.streaming import LayerStream
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan.files import one_line
 
@@ -38,6 +47,7 @@ WEIGHT_FILES = (
 )
 TOKENIZER_FILES = ("*token*", "vocab.*", "*.model")
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+GENERATION = "generation_config.json"
 ROLES = ("target", "draft")
 IGNORED_CONFIG = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}
 
@@ -53,6 +63,8 @@ class Pair:
         end_tokens: tokens that end a text.
         graphs: whether steps are recorded as CUDA graphs and replayed.
         random_weights: whether the models came without their weights, for their speed alone.
+        offload: where layers of the target are that do not fit: "none", "cpu" or "disk".
+        memory_budget: bytes of the target's weights that may stay on the device, if offloaded.
         user: whose text the buffers hold: a pair runs one generation at a time.
     """
 
@@ -65,6 +77,8 @@ class Pair:
     end_tokens: frozenset[int]
     graphs: bool = False
     random_weights: bool = False
+    offload: str = "none"
+    memory_budget: int | None = None
     user: object = None
 
     @property
@@ -130,6 +144,8 @@ def load_pair(
     dtype: str | None = None,
     graphs: bool | None = None,
     random_weights: bool = False,
+    offload: str = "none",
+    memory_budget: int | None = None,
 ) -> Pair:
     """Load two models by hub id or local folder; by default the bundled pair.
 
@@ -138,14 +154,19 @@ def load_pair(
         dtype: a name in DTYPES; by default bfloat16 on CUDA and float32 elsewhere.
         graphs: whether to record steps as CUDA graphs; by default on CUDA.
         random_weights: make the models up from their config.json alone: they are as fast.
+        offload: where layers of the target stay that do not fit onto the device: "cpu", in host
+            memory, or "disk".
+        memory_budget: bytes of the target's weights that may stay on the device, the buffers of
+            two layers apart; by default most of what is free.
 
     Raises:
         SequoiaError: a model cannot be loaded or run, or the two do not fit together.
     """
     target, draft = str(target or demo.TARGET_NAME), str(draft or demo.DRAFT_NAME)
-    where = _device(device)
+    where = usable_device(device)
     if graphs and where.type != "cuda":
         raise SequoiaError(f"graphs: steps on {where.type} cannot be recorded, only on cuda")
+    _check_offload(offload, memory_budget, where, graphs, random_weights)
     if dtype is not None and dtype not in DTYPES:
         raise SequoiaError(f"dtype: found {dtype!r}, expected one of {', '.join(DTYPES)}")
     if where.type == "cuda":
@@ -157,20 +178,26 @@ def load_pair(
     configs = {role: _load_config(source) for role, source in sources.items()}
     tokenizers = {role: _load_tokenizer(source) for role, source in sources.items()}
     _check_fit(sources, configs, tokenizers)
-    sizes = [weight_bytes(config, kind) for config in configs.values()]
+    whole = [role for role in ROLES if role == "draft" or offload == "none"]
     check_fits(
-        sum(size or 0 for size in sizes),
+        sum(weight_bytes(configs[role], kind) or 0 for role in whole),
         where,
-        f"the weights of {target} and {draft}",
-        "use a smaller dtype, another device or smaller models",
+        f"the weights of {' and '.join(sources[role] for role in whole)}",
+        "use a smaller dtype, another device or smaller models, or --offload",
     )
     runners = {}
-    for role, source in sources.items():
+    for role in reversed(ROLES):  # what is left after the draft is the target's
+        source, config = sources[role], configs[role]
         if random_weights:
-            model = _random_model(source, configs[role], where, kind)
+            _check_dense(source, config)
+        if role not in whole:
+            wanted = Offload(offload, memory_budget)
+            model, stream = _load_offloaded(source, config, where, kind, wanted, random_weights)
+            runners[role] = Runner(model, source, stream)
+        elif random_weights:
+            runners[role] = Runner(_random_model(config, where, kind), source)
         else:
-            model = _load_model(source, where, kind)
-        runners[role] = Runner(model, source)
+            runners[role] = Runner(_load_model(source, where, kind), source)
     return Pair(
         target=runners["target"],
         draft=runners["draft"],
@@ -179,8 +206,10 @@ def load_pair(
         fingerprints={role: fingerprint(sources[role], configs[role]) for role in sources},
         tokenizer=tokenizers["target"] or tokenizers["draft"],
         end_tokens=_end_tokens(runners["target"].model, tokenizers["target"]),
-        graphs=where.type == "cuda" if graphs is None else graphs,
+        graphs=where.type == "cuda" and offload == "none" if graphs is None else graphs,
         random_weights=random_weights,
+        offload=offload,
+        memory_budget=memory_budget,
     )
 
 
@@ -204,7 +233,12 @@ def fingerprint(source: str, config: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def _device(device: str | None) -> torch.device:
+def usable_device(device: str | None) -> torch.device:
+    """The device of that name; by default CUDA where there is one.
+
+    Raises:
+        SequoiaError: it cannot be used.
+    """
     try:
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(1, device=where)
@@ -262,10 +296,15 @@ def _check_fit(
         )
 
 
-def _load_model(source: str, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
+def _check_weights(source: str) -> None:
+    """Refuse a folder without weights."""
     folder = Path(source)
     if folder.is_dir() and not any((folder / name).is_file() for name in WEIGHT_FILES):
         raise SequoiaError(f"{source}: no weights; expected model.safetensors in the folder")
+
+
+def _load_model(source: str, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
+    _check_weights(source)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, output_loading_info=True
@@ -287,10 +326,57 @@ def _load_model(source: str, device: torch.device, dtype: torch.dtype) -> torch.
         raise
 
 
-def _random_model(
-    source: str, config: Any, device: torch.device, dtype: torch.dtype
-) -> torch.nn.Module:
-    """A model of that architecture, the same every time."""
+def _check_offload(
+    offload: str,
+    budget: int | None,
+    device: torch.device,
+    graphs: bool | None,
+    random_weights: bool,
+) -> None:
+    """Refuse what cannot be offloaded."""
+    if offload not in PLACES:
+        raise SequoiaError(f"offload: found {offload!r}, expected one of {', '.join(PLACES)}")
+    if offload == "none":
+        if budget is not None:
+            raise SequoiaError("memory budget: nothing is offloaded; add --offload cpu or disk")
+        return
+    if offload == "cpu" and device.type == "cpu":
+        raise SequoiaError(
+            "offload: the models run on the cpu, where --offload cpu would leave the weights; "
+            "--offload disk reads them as they are used"
+        )
+    if offload == "disk" and random_weights:
+        raise SequoiaError("offload: random weights are on no disk; use --offload cpu on a GPU")
+    if graphs:
+        raise SequoiaError("graphs: steps of a target that is offloaded cannot be recorded")
+
+
+def _load_offloaded(
+    source: str,
+    config: Any,
+    device: torch.device,
+    dtype: torch.dtype,
+    offload: Offload,
+    random_weights: bool,
+) -> tuple[torch.nn.Module, LayerStream | None]:
+    """A model on the device, but for layers that do not fit, and what brings these in."""
+    if offload.place == "cpu":
+        host = torch.device("cpu")
+        loaded = random_model(config, dtype) if random_weights else _load_model(source, host, dtype)
+        return loaded, place(loaded, device, offload)
+    if getattr(config, "quantization_config", None):
+        raise SequoiaError(
+            f"{source}: quantised weights are not read from disk as they are; use --offload cpu"
+        )
+    _check_weights(source)
+    model: Any = empty_model(config, dtype)
+    if cached_file(source, GENERATION, _raise_exceptions_for_missing_entries=False):
+        model.generation_config = GenerationConfig.from_pretrained(source)
+    return model, place(model, device, offload, Checkpoint(source))
+
+
+def _check_dense(source: str, config: Any) -> None:
+    """Refuse to make up the weights of a model whose speed depends on them."""
     text = config.get_text_config()
     experts = max(int(getattr(text, name, None) or 0) for name in EXPERTS)
     if experts > 1:
@@ -298,6 +384,10 @@ def _random_model(
             f"{source}: what a mixture of {experts} experts takes depends on its weights, which "
             "route the tokens; load them"
         )
+
+
+def _random_model(config: Any, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
+    """A model of that architecture, the same every time."""
     kept = torch.random.get_rng_state()
     torch.manual_seed(0)
     with device:

@@ -28,9 +28,10 @@ from sequoia_opt.engine.attention import (
 from sequoia_opt.engine.compiling import Forward, compiled, vary_sizes
 from sequoia_opt.engine.memory import check_fits
 from sequoia_opt.engine.packing import pack, unpack
+from sequoia_opt.engine.streaming import LayerStream
 from sequoia_opt.errors import SequoiaError
 
-PREFILL_CHUNK = 512
+PREFILL_CHUNK, STREAMED_CHUNK = 512, 2048  # tokens; each chunk brings all layers in
 KEPT_TABLES = 8  # causal mask tables of that many chunk lengths stay prepared
 CHECKED_TOKENS = 16
 # On CUDA: attention kernels copy a mask whose rows do not begin at a multiple of this.
@@ -58,16 +59,19 @@ class Runner:
         positions: the most tokens that it can take.
         cache: the buffers; `reserve` makes them.
         compiled: whether a step's forwards are compiled graphs; see `compile`.
+        stream: what brings layers in that are not on the device, if there are such.
     """
 
-    def __init__(self, model: torch.nn.Module, name: str) -> None:
+    def __init__(
+        self, model: torch.nn.Module, name: str, stream: LayerStream | None = None
+    ) -> None:
         """Take over a loaded model.
 
         Raises:
             SequoiaError: its architecture cannot be run on trees.
         """
         self.model = model.eval().requires_grad_(False)
-        self.name = name
+        self.name, self.stream = name, stream
         config = model.config.get_text_config()  # type: ignore[union-attr, operator]
         self.vocabulary = int(config.vocab_size)
         self.parameters = sum(p.numel() for p in model.parameters())  # packed ones are gone
@@ -81,8 +85,13 @@ class Runner:
         self._chunks: dict[int, MaskTable] = {}
         self.compiled = False
         self._graphs: Forward | None = None
-        pack(self.model)
+        self._pack()
         self._check_agreement(config)
+
+    def _pack(self) -> None:
+        """Lay the weights out for this machine, unless they are to be read anew every time."""
+        if self.stream is None:
+            pack(self.model)
 
     def _probe(self, config: object) -> list[LayerShape]:
         """Run one token through the model and see what its attention layers ask for."""
@@ -177,6 +186,11 @@ class Runner:
         Raises:
             SequoiaError: the model cannot be compiled, or its graphs compute something else.
         """
+        if self.stream is not None:
+            raise SequoiaError(
+                f"{self.name}: layers that are brought in as they are used cannot be compiled; "
+                "compile the draft alone"
+            )
         length = min(CHECKED_TOKENS, self.positions - 2)
         self.reserve(2 * length + 2, batch)  # more than are read, as always
         text = torch.arange(length, device=self.device)[None] % self.vocabulary
@@ -215,7 +229,7 @@ class Runner:
         try:
             yield self.model
         finally:
-            pack(self.model)
+            self._pack()
             self.model.set_attn_implementation(TREE_ATTENTION)  # type: ignore[operator]
 
     def reserve(self, capacity: int, batch: int = 1) -> None:
@@ -295,7 +309,11 @@ class Runner:
         return logits
 
     def read(
-        self, tokens: Tensor, pad: Tensor | None = None, keep: int = 1, chunk: int = PREFILL_CHUNK
+        self,
+        tokens: Tensor,
+        pad: Tensor | None = None,
+        keep: int = 1,
+        chunk: int | None = None,
     ) -> Iterator[tuple[int, Tensor]]:
         """Put a text into the buffers, in chunks of bounded memory.
 
@@ -303,11 +321,12 @@ class Runner:
             tokens: [batch, count], put into the first slots.
             pad: [batch], how many of each sequence's first slots are padding.
             keep: logits wanted of each chunk's last tokens; 0 for all of its tokens.
-            chunk: tokens of one forward.
+            chunk: tokens of one forward; by default as many as memory is sure to hold.
 
         Yields:
             For each chunk: its first token's place in `tokens`, and its logits.
         """
+        chunk = chunk or (PREFILL_CHUNK if self.stream is None else STREAMED_CHUNK)
         for start in range(0, tokens.shape[1], chunk):
             yield start, self.extend(tokens[:, start : start + chunk], start, pad, keep)
 

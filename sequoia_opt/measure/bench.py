@@ -56,11 +56,15 @@ def race(
     new_tokens: int,
     repeats: int = 3,
     progress: Progress = lambda done, total: None,
+    between: Callable[[], object] = lambda: None,
 ) -> list[Result]:
     """Decode every prompt with every method, in turn, so that the machine's drift cancels.
 
     The first method is what the others are compared with. Each method decodes the first prompt
     once before anything counts.
+
+    Args:
+        between: called before each prompt's turn.
     """
     runs = {method.name: [[] for _ in prompts] for method in methods}  # type: ignore[var-annotated]
     total, done = len(methods) * (1 + len(prompts) * repeats), 0
@@ -77,6 +81,7 @@ def race(
         for place, prompt in enumerate(prompts):
             # Each method goes first equally often.
             turn = (repeat + place) % len(methods)
+            between()
             for method in [*methods[turn:], *methods[:turn]]:
                 runs[method.name][place].append(method.run(prompt, new_tokens))
                 advance()

@@ -1,8 +1,9 @@
 """Predictions beside what decoding delivers, on prompts that the estimate has not seen.
 
 Half of a dataset's documents give the acceptance, the other half are decoded with trees small
-and large, shallow and deep. Times are compared in plain steps of the same race: on a shared
-machine the clock of the profile is not the clock of today.
+and large, shallow and deep. Times are compared in plain steps of the same race, and predicted
+from a profile that is taken between its prompts: on a shared machine neither the clock nor the
+ratios of an hour ago are those of now. What the profile on file says is set beside it.
 """
 
 from __future__ import annotations
@@ -13,14 +14,16 @@ from typing import Any
 
 import numpy as np
 
+from sequoia_opt.engine.cuda import room
 from sequoia_opt.engine.models import Pair
 from sequoia_opt.measure.bench import Progress, Result, race
 from sequoia_opt.measure.methods import with_tree
+from sequoia_opt.measure.profiler import Interleaved
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.acceptance import Acceptance, Sampling
 from sequoia_opt.plan.latency import LatencyProfile
 from sequoia_opt.plan.optimum import best_trees
-from sequoia_opt.plan.solver import DEFAULT_MAX_DEPTH, solve
+from sequoia_opt.plan.solver import DEFAULT_MAX_DEPTH, Candidate, solve
 from sequoia_opt.plan.tree import AUTOREGRESSIVE, TokenTree
 
 LEAST = 4  # nodes that the sizes are spread around, if the chosen tree has fewer
@@ -55,6 +58,7 @@ class Checked:
         step: its time, in plain steps.
         speedup: over plain decoding, of a text without an end: the tokens that a last step
             yields beyond the wanted ones count, as they do in what is predicted.
+        filed_step, filed_speedup: the same by the profile on file.
         beside_chosen: measured speed over the chosen tree's, with its 95 % interval.
     """
 
@@ -63,16 +67,17 @@ class Checked:
     tokens: Compared
     step: Compared
     speedup: Compared
+    filed_step: Compared
+    filed_speedup: Compared
     beside_chosen: tuple[float, float, float]
 
     def document(self) -> dict[str, Any]:
         """For machines."""
         numbers = {
             name: asdict(number) | {"error": number.error}
-            for name, number in (
-                ("tokens", self.tokens), ("step", self.step), ("speedup", self.speedup)
-            )
-        }  # fmt: skip
+            for name in ("tokens", "step", "speedup", "filed_step", "filed_speedup")
+            for number in (getattr(self, name),)
+        }
         return {
             "name": self.name,
             "size": self.tree.size,
@@ -126,15 +131,23 @@ def calibrate(
     """
     middle = float(np.mean([len(prompt) + new_tokens / 2 for prompt in prompts]))
     contexts = [curve.context for curve in profile.target.curves]
-    context = float(np.clip(middle, min(contexts), max(contexts)))
+    context = round(np.clip(middle, min(contexts), max(contexts)))
     plan = solve(profile, acceptance, context=context)
     largest = min(profile.target.largest(), profile.draft.largest())
     trees = trees_around(plan.tree, acceptance, largest)
-    judged = solve(profile, acceptance, context=context, given=trees).given
-    sampling = asdict(Sampling(acceptance.temperature, acceptance.top_p, verifier_of(acceptance)))
-    methods = [with_tree(pair, name, tree, **sampling) for name, tree in trees.items()]
-    methods.append(with_tree(pair, "plain", AUTOREGRESSIVE, **sampling))
-    *results, plain = race(methods, prompts, new_tokens, repeats, progress)
+    sampling = Sampling(acceptance.temperature, acceptance.top_p, verifier_of(acceptance))
+    options = asdict(sampling)
+    methods = [with_tree(pair, name, tree, **options) for name, tree in trees.items()]
+    methods.append(with_tree(pair, "plain", AUTOREGRESSIVE, **options))
+    longest = max(len(prompt) for prompt in prompts) + new_tokens
+    for runner in (pair.target, pair.draft):  # once for all: what is timed keeps its buffers
+        runner.reserve(room(longest) + 2 * largest)
+    widths = {n for tree in trees.values() for n in (tree.size, *tree.draft_widths)}
+    beside = Interleaved(pair, [1, *widths], max(1, context), sampling)
+    *results, plain = race(methods, prompts, new_tokens, repeats, progress, beside.round)
+    today = beside.profile(profile)
+    judged = solve(today, acceptance, context=max(1, context), given=trees).given
+    filed = solve(profile, acceptance, context=context, given=trees).given
     return [
         Checked(
             name=candidate.name,
@@ -145,16 +158,23 @@ def calibrate(
                 result.tokens_low,
                 result.tokens_high,
             ),
-            step=Compared(
-                float(candidate.step_ms[0] / candidate.plain_ms[0]), _steps(result, plain)
-            ),
-            speedup=Compared(
-                float(candidate.speedup[0]), result.tokens_per_step / _steps(result, plain)
-            ),
+            step=_step(candidate, _steps(result, plain)),
+            speedup=_speedup(candidate, result, plain),
+            filed_step=_step(on_file, _steps(result, plain)),
+            filed_speedup=_speedup(on_file, result, plain),
             beside_chosen=(result.speedup, result.speedup_low, result.speedup_high),
         )
-        for candidate, result in zip(judged, results, strict=True)
+        for candidate, on_file, result in zip(judged, filed, results, strict=True)
     ]
+
+
+def _step(candidate: Candidate, measured: float) -> Compared:
+    return Compared(float(candidate.step_ms[0] / candidate.plain_ms[0]), measured)
+
+
+def _speedup(candidate: Candidate, result: Result, plain: Result) -> Compared:
+    measured = result.tokens_per_step / _steps(result, plain)
+    return Compared(float(candidate.speedup[0]), measured)
 
 
 def _steps(result: Result, plain: Result) -> float:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from sequoia_opt.engine.verify import VERIFIERS
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure.hardware import hardware, software
 from sequoia_opt.plan import shapes
+from sequoia_opt.plan.acceptance import Sampling
 from sequoia_opt.plan.files import FloatArray, one_line
 from sequoia_opt.plan.latency import TOP_P, Curve, LatencyProfile, ModelLatency, Overhead
 from sequoia_opt.plan.tree import TokenTree
@@ -36,6 +38,8 @@ Point = tuple[str, int, int, int]
 PLAIN_TURNS = 3  # of plain decoding, which every speed-up is measured against
 RUN_IN = 2  # runs before those that are timed
 SAMPLES, DRAFT_SAMPLES = 3, 5
+LONG_MS = 100  # what takes longer is neither run in nor sampled: caches do not matter to it
+REPEATS, OFFLOADED_REPEATS = 15, 5
 GRAPHED = 4  # forwards in a graph that is timed, as levels follow one another in a step's
 LOGIT_COPIES = 4  # of a step's logits, in float32: themselves, warped, sorted, what is left
 COMPILED_TOKENS = (1, 2, 8)  # of forwards that say whether compiled ones are faster
@@ -61,7 +65,7 @@ class Options:
     contexts: list[int] = field(default_factory=lambda: [128, 512, 1024])
     batches: list[int] = field(default_factory=lambda: [1])
     verifiers: list[str] = field(default_factory=lambda: ["sequoia"])
-    repeats: int = 15
+    repeats: int = REPEATS
     warm_up: int = 1
 
 
@@ -77,6 +81,8 @@ class _Timed:
         samples: runs in a turn, of which the median counts; a short one needs more of them.
         turns: in a round, of which the median counts; what all else is compared with needs more.
         parts: how many of them one run is: a graph's beginning takes a while of its own.
+        times: that counted, by round.
+        last_ms: what it took when it was run in.
         queued: timed as the device sees it that does one piece of work behind another, and not
             from outside, where each takes a while to be issued and waited for.
     """
@@ -87,6 +93,7 @@ class _Timed:
     parts: int = 1
     queued: bool = False
     times: list[float] = field(default_factory=list)
+    last_ms: float = 0.0
 
     def sample_ms(self, device: torch.device) -> float:
         """Run it once; milliseconds."""
@@ -99,14 +106,30 @@ class _Timed:
         return 1000 * (time.perf_counter() - started)
 
 
-def default_tokens(device: torch.device) -> list[int]:
-    """Every size to 8, then four to each doubling."""
-    largest = 512 if device.type == "cuda" else 64
-    sizes = list(range(1, 9))
+def default_tokens(pair: Pair) -> list[int]:
+    """Every size to 8, then four to each doubling; of an offloaded target, whose forwards take
+    long and where large trees pay, fewer and larger ones."""
+    offloaded = pair.offload != "none"
+    largest = 512 if pair.device.type == "cuda" else 256 if offloaded else 64
+    sizes = list(range(1, 5 if offloaded else 9))
     while sizes[-1] < largest:
         octave = 2 ** int(np.log2(sizes[-1]))
-        sizes.append(sizes[-1] + octave // 4)
+        sizes.append(sizes[-1] + octave // (2 if offloaded else 4))
     return sizes
+
+
+def default_repeats(pair: Pair) -> int:
+    """Rounds that count."""
+    return REPEATS if pair.offload == "none" else OFFLOADED_REPEATS
+
+
+def _streaming(pair: Pair) -> dict[str, Any]:
+    """What of an offloaded target is where."""
+    stream = pair.target.stream
+    if stream is None:
+        return {}
+    budget = {} if pair.memory_budget is None else {"memory_budget": pair.memory_budget}
+    return budget | {"streamed_layers": len(stream.streamed), "moved_bytes": stream.moved_bytes}
 
 
 @torch.inference_mode()
@@ -129,7 +152,7 @@ def profile(
         SequoiaError: options out of range, or a context that does not fit the models or memory.
     """
     options = options or Options()
-    tokens = sorted(set(options.tokens or default_tokens(pair.device)))
+    tokens = sorted(set(options.tokens or default_tokens(pair)))
     contexts = sorted(set(options.contexts))
     _check(pair, tokens, contexts, options)
     batches = sorted({1, *options.batches})
@@ -150,12 +173,81 @@ def profile(
         forwards |= points
         timed = list(points.values())
         if batch == 1:  # sequences are decoded one at a time
-            steps = _steps(pair, context, counts[-1], options.verifiers)
+            steps = _steps(pair, context, counts[-1], _ways(options.verifiers))
             timed += [step for _, _, step in steps]
         _rounds(timed, pair.device, options, _part(progress, number, len(batches)))
         for item in timed:
             item.run = _done  # graphs hold memory, and this batch's buffers are gone
-    models = {
+    models = _latencies(pair, measured, contexts, forwards)
+    return LatencyProfile(
+        hardware=hardware(pair.device),
+        software=software(pair.device),
+        engine={
+            "dtype": pair.dtype,
+            "graphs": pair.graphs,
+            "compile": pair.compiled or False,
+            "compile_gain": gains,
+            "threads": torch.get_num_threads(),
+            "offload": pair.offload,
+            **_streaming(pair),
+            "world_size": 1,
+            **({"random_weights": True} if pair.random_weights else {}),
+        },
+        target=models["target"],
+        draft=models["draft"],
+        overhead=_overhead(steps, forwards, measured[1], context),
+    )
+
+
+class Interleaved:
+    """A profile at one context, taken round by round between other work on the pair: what both
+    are set beside has met the same machine."""
+
+    @torch.inference_mode()
+    def __init__(self, pair: Pair, tokens: Sequence[int], context: int, sampling: Sampling) -> None:
+        """Prepare it, and time everything once in vain.
+
+        Args:
+            tokens: query tokens of a forward, to the largest tree's; 1 among them.
+        """
+        self._pair, self._tokens, self._context = pair, sorted(set(tokens)), context
+        self._order = random.Random(0)
+        for runner in (pair.target, pair.draft):
+            _fill(runner, context, self._tokens[-1], 1)
+        self._forwards = _forwards(pair, self._tokens, [context], 1)
+        self._steps = _steps(pair, context, self._tokens[-1], [sampling])
+        self._timed = [*self._forwards.values(), *(step for _, _, step in self._steps)]
+        _round(self._timed, pair.device, self._order)
+
+    @torch.inference_mode()
+    def round(self) -> None:
+        """Time everything once."""
+        self._pair.user = None
+        found = _round(self._timed, self._pair.device, self._order)
+        for item, milliseconds in zip(self._timed, found, strict=True):
+            item.times.append(milliseconds)
+
+    def profile(self, like: LatencyProfile) -> LatencyProfile:
+        """What was measured, in a profile that is like another in all else."""
+        _steady(self._timed)
+        context, tokens = self._context, self._tokens
+        models = _latencies(self._pair, {1: tokens}, [context], self._forwards)
+        overhead = _overhead(self._steps, self._forwards, tokens, context)
+        return replace(like, target=models["target"], draft=models["draft"], overhead=overhead)
+
+
+def _latencies(
+    pair: Pair,
+    measured: dict[int, list[int]],
+    contexts: list[int],
+    forwards: dict[Point, _Timed],
+) -> dict[str, ModelLatency]:
+    """Both models' curves, by role.
+
+    Args:
+        measured: tokens of each batch.
+    """
+    return {
         role: ModelLatency(
             name,
             pair.fingerprints[role],
@@ -167,23 +259,6 @@ def profile(
         )
         for role, name in (("target", pair.target_name), ("draft", pair.draft_name))
     }
-    return LatencyProfile(
-        hardware=hardware(pair.device),
-        software=software(pair.device),
-        engine={
-            "dtype": pair.dtype,
-            "graphs": pair.graphs,
-            "compile": pair.compiled or False,
-            "compile_gain": gains,
-            "threads": torch.get_num_threads(),
-            "offload": "none",
-            "world_size": 1,
-            **({"random_weights": True} if pair.random_weights else {}),
-        },
-        target=models["target"],
-        draft=models["draft"],
-        overhead=_overhead(steps, forwards, measured[1], context),
-    )
 
 
 def _compile_gains(pair: Pair, context: int, options: Options) -> dict[str, float]:
@@ -348,22 +423,35 @@ def _rounds(
     progress: Progress = lambda done, total: None,
 ) -> None:
     """Time everything once a round, in an order that changes, so that drift hits all alike."""
-    order = [place for place, item in enumerate(timed) for _ in range(item.turns)]
-    shuffle = random.Random(0).shuffle
+    order = random.Random(0)
     total = options.warm_up + options.repeats
     for number in range(total):
-        shuffle(order)
-        found: list[list[float]] = [[] for _ in timed]
-        for place in order:
-            item = timed[place]
-            for _ in range(RUN_IN):
-                item.run()
-            samples = [item.sample_ms(device) for _ in range(item.samples)]
-            found[place].append(float(np.median(samples)))
+        found = _round(timed, device, order)
         if number >= options.warm_up:
-            for item, turns in zip(timed, found, strict=True):
-                item.times.append(float(np.median(turns)))
+            for item, milliseconds in zip(timed, found, strict=True):
+                item.times.append(milliseconds)
         progress(number + 1, total)
+    _steady(timed)
+
+
+def _round(timed: Sequence[_Timed], device: torch.device, order: random.Random) -> list[float]:
+    """Milliseconds of each, timed once."""
+    places = [place for place, item in enumerate(timed) for _ in range(item.turns)]
+    order.shuffle(places)
+    found: list[list[float]] = [[] for _ in timed]
+    for place in places:
+        item = timed[place]
+        for _ in range(RUN_IN):
+            if item.last_ms < LONG_MS:
+                item.last_ms = item.sample_ms(device)
+        count = item.samples if item.last_ms < LONG_MS else 1
+        samples = [item.sample_ms(device) for _ in range(count)]
+        found[place].append(float(np.median(samples)))
+    return [float(np.median(turns)) for turns in found]
+
+
+def _steady(timed: Sequence[_Timed]) -> None:
+    """Divide out of all times what is a round's and not a point's."""
     steady = without_drift([item.times for item in timed])
     for item, times in zip(timed, steady, strict=True):
         item.times = times
@@ -422,20 +510,24 @@ def overhead_trees(largest: int) -> list[TokenTree]:
     return [tree for tree in trees if tree.size <= largest]
 
 
+def _ways(verifiers: Sequence[str]) -> list[Sampling]:
+    """The kinds of sampling that differ in what a step costs besides its forwards."""
+    ways = [Sampling(0.0, 1.0, verifiers[0])]
+    return ways + [Sampling(TEMPERATURE, top_p, name) for name in verifiers for top_p in NUCLEI]
+
+
 def _steps(
-    pair: Pair, context: int, largest: int, verifiers: Sequence[str]
+    pair: Pair, context: int, largest: int, ways: Sequence[Sampling]
 ) -> list[tuple[str, TokenTree, _Timed]]:
     """Whole steps to time: the overhead's name, the tree, and the step.
 
     Tokens are random, which costs what a text's cost: shapes follow from the tree alone.
     """
     steps = []
-    ways = [(0.0, 1.0, verifiers[0])]
-    ways += [(TEMPERATURE, top_p, verifier) for verifier in verifiers for top_p in NUCLEI]
-    for temperature, top_p, verifier in ways:
+    for way in ways:
         for tree in overhead_trees(largest):
-            decoder = Decoder(pair, tree, temperature, top_p, verifier=verifier)
-            name = decoder.verifier.name + (TOP_P if top_p < 1 else "")
+            decoder = Decoder(pair, tree, **asdict(way))
+            name = decoder.verifier.name + (TOP_P if way.top_p < 1 else "")
             turns = PLAIN_TURNS if tree.size == 1 else 1
             timed = _Timed(_whole_step(decoder, context), turns=turns)
             steps.append((name, tree, timed))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from sequoia_opt.measure.bench import Result
 from sequoia_opt.measure.calibration import Compared, calibrate, trees_around
 from sequoia_opt.measure.methods import Method
 from sequoia_opt.plan import shapes
-from sequoia_opt.plan.acceptance import Acceptance
+from sequoia_opt.plan.acceptance import Acceptance, Sampling
+from sequoia_opt.plan.latency import LatencyProfile
 from sequoia_opt.plan.solver import solve
 from sequoia_opt.plan.tree import AUTOREGRESSIVE
 
@@ -51,7 +53,27 @@ def test_predictions_are_the_solvers_and_times_are_in_plain_steps(
         other = Result("tree", 5, 3.0, 2.8, 3.1, 140.0, 7.1, 20.0, 0.7, 0.6, 0.8, 1.0, 0.0)
         return [*[other] * (len(methods) - 1), plain]
 
+    class Interleaved:
+        """On a machine on which the target takes twice as long as the profile on file says."""
+
+        def __init__(self, pair: Any, tokens: list[int], context: int, sampling: Sampling) -> None:
+            assert {1, 2, 8} <= set(tokens)
+            self.context = context
+
+        def round(self) -> None:
+            pass
+
+        def profile(self, like: LatencyProfile) -> LatencyProfile:
+            today = deepcopy(like)
+            today.draft.curves[0].context = self.context
+            for curve in today.target.curves:
+                curve.context = self.context
+                for times in ("median_ms", "low_ms", "high_ms"):
+                    setattr(curve, times, 2 * getattr(curve, times))
+            return today
+
     monkeypatch.setattr(calibration, "race", race)
+    monkeypatch.setattr(calibration, "Interleaved", Interleaved)
     profile = random_profile(np.random.default_rng(3), "monotone", 16)
     found = calibrate(make_pair(), profile, RATES, [[1, 2, 3]] * 2, 8)
     assert raced[-1] == "plain"
@@ -59,8 +81,12 @@ def test_predictions_are_the_solvers_and_times_are_in_plain_steps(
     chosen = solve(profile, RATES, context=0).choice
     assert found[0].tree == chosen.tree
     assert found[0].tokens.predicted == pytest.approx(chosen.tokens[0])
-    assert found[0].step.predicted == pytest.approx(chosen.step_ms[0] / chosen.plain_ms[0])
-    assert found[0].speedup.predicted == pytest.approx(chosen.speedup[0])
+    assert found[0].filed_step.predicted == pytest.approx(chosen.step_ms[0] / chosen.plain_ms[0])
+    assert found[0].filed_speedup.predicted == pytest.approx(chosen.speedup[0])
+    one, whole = profile.target.at([1, chosen.tree.size], 0)
+    today = (chosen.step_ms[0] + whole) / (chosen.plain_ms[0] + one)
+    assert found[0].step.predicted == pytest.approx(today)
+    assert found[0].speedup.predicted == pytest.approx(chosen.tokens[0] / today, rel=0.01)
     for each in found:
         assert (each.tokens.measured, each.tokens.low, each.tokens.high) == (3, 2.8, 3.1)
         assert each.step.measured == pytest.approx(2)

@@ -4,7 +4,8 @@ import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -12,11 +13,13 @@ import torch
 
 from sequoia_opt.engine import memory
 from sequoia_opt.engine.attention import Attend
-from sequoia_opt.engine.models import load_pair
+from sequoia_opt.engine.decoder import Decoder
+from sequoia_opt.engine.models import Pair, load_pair
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure import profiler
 from sequoia_opt.measure.profiler import (
     LOGIT_COPIES,
+    Interleaved,
     Options,
     default_tokens,
     fit_overhead,
@@ -26,7 +29,7 @@ from sequoia_opt.measure.profiler import (
     without_drift,
 )
 from sequoia_opt.plan import shapes
-from sequoia_opt.plan.acceptance import Acceptance
+from sequoia_opt.plan.acceptance import Acceptance, Sampling
 from sequoia_opt.plan.solver import solve
 
 
@@ -79,7 +82,32 @@ def test_drift_is_no_spread() -> None:
     assert (steady.std(axis=1) / medians < 0.02).all()
 
 
-def test_the_median_of_a_rounds_turns_counts() -> None:
+@pytest.mark.parametrize("temperature", [0.0, 0.6])
+def test_a_profile_taken_between_other_work(
+    make_pair: Callable[..., Any], temperature: float
+) -> None:
+    """It has the points that were asked for, and leaves what decodes in between alone."""
+    pair = make_pair()
+    tree = shapes.k_ary(2, 2)
+    decoder = Decoder(pair, tree)
+    wanted = decoder.generate([3, 4, 5], 12, ignore_eos=True).tokens
+    like = profile(pair, Options(tokens=[1, 2], contexts=[16], repeats=5, warm_up=0))
+    sampling = Sampling(temperature, 1.0, "specinfer")
+    beside = Interleaved(pair, [7, 1, 3], 20, sampling)
+    for _ in range(5):
+        beside.round()
+        assert decoder.generate([3, 4, 5], 12, ignore_eos=True).tokens == wanted
+    found = beside.profile(like)
+    assert [curve.context for curve in found.target.curves] == [20]
+    assert found.draft.curves[0].tokens == [1, 3, 7]
+    assert list(found.overhead) == ["specinfer" if temperature else "greedy"]
+    assert found.engine == like.engine
+    rates = Acceptance(np.array([0.7, 0.2]), temperature=temperature, verifier="specinfer")
+    assert solve(found, rates, context=20).tree.size <= 7
+
+
+def test_the_median_of_a_rounds_turns_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profiler, "RUN_IN", 0)
     waiting = {"often": [3.0, 1.0, 2.0, 6.0, 4.0, 5.0], "once": [7.0, 7.0]}
 
     class Clock(profiler._Timed):
@@ -154,10 +182,15 @@ def test_interval_of_the_median_covers_it() -> None:
 
 
 def test_default_points_are_dense_then_four_an_octave() -> None:
-    sizes = default_tokens(torch.device("cpu"))
+    pair = SimpleNamespace(device=torch.device("cpu"), offload="none")
+    sizes = default_tokens(cast("Pair", pair))
     assert sizes[:10] == [1, 2, 3, 4, 5, 6, 7, 8, 10, 12]
     assert sizes[-1] == 64
     assert max(b / a for a, b in pairwise(sizes[8:])) <= 1.25
+    pair.offload = "disk"  # fewer, since each takes long, and larger
+    sizes = default_tokens(cast("Pair", pair))
+    assert sizes[:8] == [1, 2, 3, 4, 6, 8, 12, 16]
+    assert sizes[-1] == 256
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,208 @@
+"""A model's safetensors files, read piece by piece.
+
+Explicit reads into memory that is there already, and the page cache given back behind them: what
+a process holds is what it asked for, and a model may be larger than the memory. Knows names,
+bytes and dtypes; knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.utils.hub import cached_file
+
+from sequoia_opt.errors import SequoiaError
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PIECE = 2**23  # bytes that are converted at a time, where the file has another dtype
+LONGEST_HEADER = 10**8  # bytes, as the format allows
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+
+
+@dataclass(frozen=True)
+class _File:
+    """An open file, and what it was when it was opened: size and time of its last change."""
+
+    path: Path
+    descriptor: int
+    state: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """Where a tensor lies: bytes `start` to `end` of a file."""
+
+    file: _File
+    start: int
+    end: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+class Checkpoint:
+    """The tensors in a model's safetensors files.
+
+    Attributes:
+        names: of all tensors.
+    """
+
+    def __init__(self, source: str) -> None:
+        """Open a model's files and read where everything lies.
+
+        Args:
+            source: hub id or local folder.
+
+        Raises:
+            SequoiaError: there are none, or one is damaged.
+        """
+        self.source = source
+        self._entries: dict[str, _Entry] = {}
+        self._files: list[_File] = []
+        self._piece = torch.empty(0, dtype=torch.uint8)
+        for path in _files(source):
+            self._open(path)
+
+    def __del__(self) -> None:
+        for file in self._files:
+            os.close(file.descriptor)
+
+    @property
+    def names(self) -> Collection[str]:
+        """Of all tensors."""
+        return self._entries.keys()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape."""
+        return self._entries[name].shape
+
+    def read(self, name: str, into: Tensor) -> int:
+        """Read a tensor.
+
+        Args:
+            into: contiguous, in host memory, of its shape; converted to its dtype.
+
+        Returns:
+            How many bytes were read.
+
+        Raises:
+            SequoiaError: the file has changed or cannot be read.
+        """
+        entry = self._entries[name]
+        flat = into.view(-1)
+        if entry.dtype == into.dtype:
+            self._read(entry, entry.start, flat.view(torch.uint8))
+        else:
+            width = entry.dtype.itemsize
+            if not len(self._piece):
+                self._piece = torch.empty(PIECE, dtype=torch.uint8)
+            for first in range(0, len(flat), PIECE // width):
+                part = flat[first : first + PIECE // width]
+                piece = self._piece[: len(part) * width]
+                self._read(entry, entry.start + first * width, piece)
+                part.copy_(piece.view(entry.dtype))
+        if hasattr(os, "posix_fadvise"):  # not everywhere
+            os.posix_fadvise(
+                entry.file.descriptor, entry.start, entry.end - entry.start, os.POSIX_FADV_DONTNEED
+            )
+        return entry.end - entry.start
+
+    def _read(self, entry: _Entry, offset: int, into: Tensor) -> None:
+        """Fill `into`, bytes, from a place in the entry's file."""
+        file, waiting = entry.file, memoryview(into.numpy().data)
+        try:
+            if _state(file.descriptor) != file.state:
+                raise SequoiaError(f"{file.path}: has changed since it was opened; load it again")
+            while waiting:
+                count = os.preadv(file.descriptor, [waiting], offset)
+                if not count:
+                    raise SequoiaError(f"{file.path}: is shorter than its header says")
+                waiting, offset = waiting[count:], offset + count
+        except OSError as error:
+            raise SequoiaError(f"{file.path}: cannot be read ({error.strerror})") from None
+
+    def _open(self, path: Path) -> None:
+        """Add the tensors of a file."""
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+            file = _File(path, descriptor, _state(descriptor))
+            self._files.append(file)
+            length = int.from_bytes(os.pread(descriptor, 8, 0), "little")
+            if not 2 <= length <= min(LONGEST_HEADER, file.state[0] - 8):
+                raise ValueError(f"a header of {length} bytes")
+            header: dict[str, Any] = json.loads(os.pread(descriptor, length, 8))
+            for name, entry in header.items():
+                if name != "__metadata__":
+                    self._entries[name] = _entry(file, 8 + length, entry)
+        except OSError as error:
+            raise SequoiaError(f"{path}: cannot be read ({error.strerror})") from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise SequoiaError(f"{path}: damaged weights ({error})") from None
+
+
+def _entry(file: _File, data: int, entry: dict[str, Any]) -> _Entry:
+    """A tensor as the header has it.
+
+    Args:
+        data: where the tensors' bytes begin.
+    """
+    dtype, shape = DTYPES[entry["dtype"]], tuple(int(size) for size in entry["shape"])
+    start, end = (data + int(offset) for offset in entry["data_offsets"])
+    if end - start != torch.Size(shape).numel() * dtype.itemsize or end > file.state[0]:
+        raise ValueError(f"{end - start} bytes for {list(shape)} of {entry['dtype']}")
+    return _Entry(file, start, end, dtype, shape)
+
+
+def _state(descriptor: int) -> tuple[int, int]:
+    """Size and time of the last change."""
+    found = os.fstat(descriptor)
+    return found.st_size, found.st_mtime_ns
+
+
+def _files(source: str) -> list[Path]:
+    """A model's safetensors files.
+
+    Raises:
+        SequoiaError: it has none.
+    """
+    index = cached_file(source, INDEX, _raise_exceptions_for_missing_entries=False)
+    if index is not None:
+        try:
+            shards = set(json.loads(Path(index).read_text())["weight_map"].values())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise SequoiaError(f"{index}: damaged index ({error})") from None
+    else:
+        shards = {SINGLE}
+    found = [
+        cached_file(source, shard, _raise_exceptions_for_missing_entries=False)
+        for shard in sorted(shards)
+    ]
+    if index is not None and None in found:
+        raise SequoiaError(
+            f"{index}: names {sorted(shards)[found.index(None)]}, which is not there"
+        )
+    if None in found:
+        raise SequoiaError(
+            f"{source}: has no safetensors files; layers are read from these alone (save the model "
+            "with save_pretrained)"
+        )
+    return [Path(str(path)) for path in found]

@@ -1,0 +1,251 @@
+"""Where the weights of a model stay that is larger than its device.
+
+Embeddings, head and norms stay on the device, and as many decoder layers as a budget holds; the
+others stay in host memory or on disk, and streaming.py brings them in. Knows names, sizes and
+budgets; knows nothing of when layers run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+from sequoia_opt.engine.checkpoint import Checkpoint
+from sequoia_opt.engine.memory import GIGABYTE, check_fits, free_bytes
+from sequoia_opt.engine.streaming import (
+    LANES,
+    DiskStore,
+    HostStore,
+    LayerStream,
+    Layout,
+    Store,
+    put,
+    weights_of,
+)
+from sequoia_opt.errors import SequoiaError
+
+PLACES = ("none", "cpu", "disk")
+FREE_SHARE = 0.8  # of the free memory, if no budget is given
+
+
+@dataclass(frozen=True)
+class Offload:
+    """What is wanted.
+
+    Attributes:
+        place: where layers stay that do not fit: "cpu" (host memory) or "disk".
+        budget: bytes of weights that may stay on the device, the buffers of two layers apart; by
+            default most of what is free.
+    """
+
+    place: str
+    budget: int | None = None
+
+
+def empty_model(config: Any, dtype: torch.dtype) -> nn.Module:
+    """A model whose weights are on meta and take no memory; what is computed from its
+    configuration alone, like rotary frequencies, is there."""
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    _initialize(model, dict(model.named_buffers()))
+    return model.eval()
+
+
+def random_model(config: Any, dtype: torch.dtype) -> nn.Module:
+    """A model of random weights in host memory, for its speed alone. Layers of one shape share
+    their weights: making billions of random numbers takes minutes."""
+    model: Any = empty_model(config, dtype)
+    first: dict[Any, nn.Module] = {}
+    twins = []
+    for layer in decoder_layers(model)[1]:
+        shapes = tuple((name, tensor.shape) for name, tensor in weights_of(layer).items())
+        twin = first.setdefault(shapes, layer)
+        if twin is not layer:
+            twins.append((layer, twin))
+    skipped = {id(tensor) for layer, _ in twins for tensor in weights_of(layer).values()}
+    made = {name: t for name, t in weights_of(model).items() if id(t) not in skipped}
+    _initialize(model, made)
+    for layer, twin in twins:
+        for name, tensor in weights_of(twin).items():
+            put(layer, name, tensor.detach())
+    return model
+
+
+def place(
+    model: nn.Module, device: torch.device, offload: Offload, checkpoint: Checkpoint | None = None
+) -> LayerStream | None:
+    """Put a model onto its device, but for the layers that do not fit.
+
+    Args:
+        model: with its weights in host memory, or with none.
+        checkpoint: where the weights are that it has not.
+
+    Returns:
+        What brings the other layers in; None where all fit.
+
+    Raises:
+        SequoiaError: it has no layers to tell apart, the budget is too small, or the checkpoint
+            does not have its weights.
+    """
+    prefix, layers = decoder_layers(model)
+    layouts = [Layout(layer) for layer in layers]
+    sizes = [layout.size for layout in layouts]
+    within = {id(tensor) for layer in layers for tensor in weights_of(layer).values()}
+    outside = {name: t for name, t in weights_of(model).items() if id(t) not in within}
+    fixed = sum(t.numel() * t.element_size() for t in {id(t): t for t in outside.values()}.values())
+    budget = _budget(offload, fixed, sizes, device)
+    streamed = choose_streamed(sizes, budget - fixed)
+    names = names_in(checkpoint, model) if checkpoint is not None else {}
+    staying = [
+        f"{prefix}{i}.{placed.name}"
+        for i, layout in enumerate(layouts)
+        if i not in streamed
+        for placed in layout.tensors
+    ]
+    _settle(model, [*outside, *staying], device, checkpoint, names)
+    weights = weights_of(model)
+    for name, buffer in list(model.named_buffers()):
+        if name not in weights:  # what every layer computes with, and no file has
+            put(model, name, buffer.to(device))
+    if not streamed:
+        return None
+    store: Store
+    if checkpoint is not None:
+        called = [
+            {placed.name: names[f"{prefix}{i}.{placed.name}"] for placed in layout.tensors}
+            for i, layout in enumerate(layouts)
+        ]
+        store = DiskStore(checkpoint, layouts, called)
+    else:
+        store = HostStore(device)
+        for i in streamed:
+            memory = store.add(i, layouts[i].size)
+            for placed in layouts[i].tensors:
+                placed.of(memory).copy_(weights[f"{prefix}{i}.{placed.name}"])
+            layouts[i].bind(layers[i], memory)  # what it was loaded into is free again
+    return LayerStream(list(layers), layouts, streamed, store, device)
+
+
+def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """What the names of a model's layers begin with, and the layers.
+
+    Raises:
+        SequoiaError: it has none.
+    """
+    config: Any = model.config
+    count = config.get_text_config().num_hidden_layers
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return f"{name}.", module
+    raise SequoiaError(f"architecture {config.model_type!r} has no list of layers to offload")
+
+
+def choose_streamed(sizes: Sequence[int], room: int) -> list[int]:
+    """The layers that cannot stay, as few as `room` bytes allow, spread evenly: what the others
+    compute hides some of their way."""
+    count = len(sizes)
+    for streamed in range(count + 1):
+        chosen = [i * count // streamed for i in range(streamed)]
+        if sum(sizes) - sum(sizes[i] for i in chosen) <= room:
+            break
+    return chosen
+
+
+def names_in(checkpoint: Checkpoint, model: nn.Module) -> dict[str, str]:
+    """What a checkpoint calls each of a model's weights, as transformers would find them; of tied
+    ones it has one.
+
+    Raises:
+        SequoiaError: it has not all of them, or not as they are: transformers would split or join
+            what is there.
+    """
+    rules = get_model_conversion_mapping(model)  # type: ignore[arg-type]
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    base: Any = model.base_model_prefix
+    weights, found = weights_of(model), {}
+    for own in checkpoint.names:
+        name, converted = rename_source_key(own, renamings, converters, base, weights)
+        if name in weights and not converted and checkpoint.shape(own) == weights[name].shape:
+            found[name] = own
+    present = {id(weights[name]) for name in found}
+    missing = [name for name, tensor in weights.items() if id(tensor) not in present]
+    if missing:
+        raise SequoiaError(
+            f"{checkpoint.source}: its files have no {missing[0]} of the right shape, nor "
+            f"{len(missing) - 1} others; layers that are read from disk must be there as the model "
+            "has them (save it anew with save_pretrained, or use --offload cpu)"
+        )
+    return found
+
+
+def _settle(
+    model: Any,
+    names: Iterable[str],
+    device: torch.device,
+    checkpoint: Checkpoint | None,
+    called: dict[str, str],
+) -> None:
+    """Put these weights onto the device for good."""
+    weights = weights_of(model)
+    done = set()
+    for name in names:
+        tensor = weights[name]
+        if id(tensor) in done or (checkpoint is not None and name not in called):
+            continue  # tied to another
+        done.add(id(tensor))
+        if checkpoint is not None:
+            tensor = torch.empty(tensor.shape, dtype=tensor.dtype)
+            checkpoint.read(called[name], tensor)
+        put(model, name, tensor.detach().to(device))
+    model.tie_weights()
+
+
+def _initialize(model: Any, tensors: dict[str, Tensor]) -> None:
+    """Give these weights and buffers memory, and the values that a new model has."""
+    done = set()
+    for name, tensor in tensors.items():
+        if id(tensor) not in done:
+            put(model, name, torch.empty_like(tensor, device="cpu"))
+        done.add(id(tensor))
+    for module in model.modules():
+        vars(module).pop("_is_hf_initialized", None)
+    state = torch.random.get_rng_state()
+    torch.manual_seed(0)
+    model.initialize_weights()
+    torch.random.set_rng_state(state)
+    model.tie_weights()
+
+
+def _budget(offload: Offload, fixed: int, sizes: Sequence[int], device: torch.device) -> int:
+    """Bytes of weights that may stay.
+
+    Raises:
+        SequoiaError: less than has to.
+    """
+    largest = max(sizes)
+    buffers = LANES * largest
+    budget = offload.budget
+    if budget is None:
+        budget = max(0, int(FREE_SHARE * (free_bytes(device) or 0)) - buffers)
+    least = max(fixed, largest)
+    if budget < least:
+        raise SequoiaError(
+            f"memory budget: found {budget / GIGABYTE:.3g} GB, expected at least "
+            f"{least / GIGABYTE:.3g} GB; embeddings and head take {fixed / GIGABYTE:.3g} GB, a "
+            f"layer {largest / GIGABYTE:.3g} GB"
+        )
+    check_fits(
+        min(budget, fixed + sum(sizes)) + buffers,
+        device,
+        "the weights that stay, and buffers for two layers,",
+        "lower --memory-budget",
+    )
+    return budget

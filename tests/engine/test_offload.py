@@ -1,0 +1,271 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from small_models import small_config
+
+from sequoia_opt.engine.checkpoint import Checkpoint
+from sequoia_opt.engine.decoder import Decoder
+from sequoia_opt.engine.models import load_pair
+from sequoia_opt.engine.offload import (
+    Offload,
+    choose_streamed,
+    decoder_layers,
+    empty_model,
+    place,
+    random_model,
+)
+from sequoia_opt.engine.streaming import HostStore, LayerStream, Layout, weights_of
+from sequoia_opt.errors import SequoiaError
+from sequoia_opt.plan import shapes
+
+CPU = torch.device("cpu")
+LAYERS = {"num_hidden_layers": 7}
+ARCHITECTURES = ["llama", "qwen3", "gpt_neox", "mistral", "gemma2", "phi3", "gpt2", "opt"]
+
+
+def deep(make_model: Callable[..., Path], architecture: str = "llama", **changes: Any) -> Path:
+    """A model of seven layers."""
+    own = {"n_layer": 7} if architecture == "gpt2" else {}
+    return make_model(architecture, 0, **LAYERS, **own, **changes)
+
+
+def sizes(folder: Path, dtype: torch.dtype) -> tuple[int, int]:
+    """Bytes of what is in no layer, and of a layer."""
+    from transformers import AutoConfig
+
+    model = empty_model(AutoConfig.from_pretrained(folder), dtype)
+    layers = decoder_layers(model)[1]
+    within = {id(t) for layer in layers for t in weights_of(layer).values()}
+    rest = {id(t): t.nbytes for t in weights_of(model).values() if id(t) not in within}
+    return sum(rest.values()), Layout(layers[0]).size
+
+
+@pytest.mark.parametrize("staying", [0, 1, 2, 4, 5, 7])
+def test_greedy_tokens_are_the_resident_models(
+    make_model: Callable[..., Path], staying: int
+) -> None:
+    target, draft = deep(make_model), make_model("llama", 1)
+    fixed, layer = sizes(target, torch.float64)
+    resident = load_pair(target, draft, "cpu", "float64")
+    budget = fixed + max(staying, 1) * layer - (staying == 0)
+    pair = load_pair(target, draft, "cpu", "float64", offload="disk", memory_budget=budget)
+    assert pair.target.parameters == resident.target.parameters
+    stream = pair.target.stream
+    if staying == 7:
+        assert stream is None
+    else:
+        assert stream is not None
+        assert len(stream.streamed) == 7 - staying
+    tree = shapes.k_ary(2, 3)
+    for prompt in ([5, 6, 7], list(range(2, 40))):
+        wanted = Decoder(resident, tree).generate(prompt, 24, ignore_eos=True)
+        found = Decoder(pair, tree).generate(prompt, 24, ignore_eos=True)
+        assert found.tokens == wanted.tokens
+        assert found.steps == wanted.steps
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("where", ["disk", "cpu"])
+def test_logits_are_the_resident_models(
+    make_model: Callable[..., Path], architecture: str, where: str
+) -> None:
+    """From disk, and as for a GPU from host memory; without a resident layer but one."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = deep(make_model, architecture)
+    resident: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
+    fixed, layer = sizes(folder, torch.float64)
+    offload = Offload(where, fixed + layer)
+    model: Any
+    if where == "disk":
+        model = empty_model(AutoConfig.from_pretrained(folder), torch.float64)
+        stream = place(model, CPU, offload, Checkpoint(str(folder)))
+    else:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
+        stream = place(model, CPU, offload)
+        assert isinstance(stream, LayerStream)
+        assert isinstance(stream.store, HostStore)
+    assert stream is not None
+    assert 5 <= len(stream.streamed) <= 6
+    tokens = torch.arange(2, 42)[None]
+    with torch.inference_mode():
+        for part in (tokens, tokens[:, :3], tokens.flip(1)):
+            wanted = resident(input_ids=part, use_cache=False).logits
+            found = model(input_ids=part, use_cache=False).logits
+            assert torch.equal(found, wanted)
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=40), st.integers(0, 200))
+def test_as_few_layers_as_can_be_are_streamed(sizes: list[int], room: int) -> None:
+    chosen = choose_streamed(sizes, room)
+    assert sorted(set(chosen)) == chosen
+    assert sum(size for i, size in enumerate(sizes) if i not in chosen) <= room
+    if sum(sizes) <= room:
+        assert not chosen
+
+
+def test_streamed_layers_are_spread() -> None:
+    assert choose_streamed([10] * 12, 89) == [0, 3, 6, 9]
+    assert choose_streamed([10] * 4, 0) == [0, 1, 2, 3]
+
+
+def offloaded(make_model: Callable[..., Path], folder: Path | None = None) -> Any:
+    """A pair whose target has two of its seven layers in memory."""
+    folder = folder or deep(make_model)
+    fixed, layer = sizes(folder, torch.float64)
+    draft = make_model("llama", 1)
+    budget = fixed + 2 * layer
+    return load_pair(folder, draft, "cpu", "float64", offload="disk", memory_budget=budget)
+
+
+def test_each_forward_reads_each_streamed_layer_once(make_model: Callable[..., Path]) -> None:
+    pair = offloaded(make_model)
+    stream = pair.target.stream
+    decoder = Decoder(pair, shapes.chain(3))
+    decoder.generate([4, 5, 6], 8, ignore_eos=True)
+    stream._worker.submit(int).result()  # what is on its way has arrived
+    before = stream.store.read_bytes
+    found = decoder.generate([4, 5, 6], 8, ignore_eos=True)
+    stream._worker.submit(int).result()
+    forwards = found.steps + 1  # the prompt's
+    # The files are float32, what is moved float64; paddings are not in the files.
+    read = stream.store.read_bytes - before
+    assert read % forwards == 0
+    assert 0.9 < 2 * read / forwards / stream.moved_bytes <= 1
+
+
+def test_the_next_layers_are_on_their_way(make_model: Callable[..., Path]) -> None:
+    """When a forward is over, the first two layers of the next are there already."""
+    pair = offloaded(make_model)
+    stream = pair.target.stream
+    Decoder(pair, shapes.chain(3)).generate([4, 5, 6], 4, ignore_eos=True)
+    assert [lane.holds for lane in stream.lanes] == stream.streamed[:2]
+
+
+def test_an_interrupted_forward_leaves_nothing_wrong(make_model: Callable[..., Path]) -> None:
+    pair = offloaded(make_model)
+    decoder = Decoder(pair, shapes.chain(3))
+    wanted = decoder.generate([4, 5, 6], 12, ignore_eos=True).tokens
+    layers = decoder_layers(pair.target.model)[1]
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for last in (0, 3, 6):
+        hook = layers[last].register_forward_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            decoder.generate([4, 5, 6], 12, ignore_eos=True)
+        hook.remove()
+        assert decoder.generate([4, 5, 6], 12, ignore_eos=True).tokens == wanted
+
+
+def test_a_file_that_changes_ends_decoding(make_model: Callable[..., Path], tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    for file in deep(make_model).iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    pair = offloaded(make_model, tmp_path)
+    with path.open("r+b") as stream:
+        stream.write(path.read_bytes())
+    decoder = Decoder(pair, shapes.chain(3))
+    for _ in range(2):
+        with pytest.raises(SequoiaError, match="has changed since it was opened; load it again"):
+            decoder.generate([4, 5, 6], 40, ignore_eos=True)
+
+
+def test_weights_under_other_names_are_refused(
+    make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    for file in deep(make_model).iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    state = load_file(tmp_path / "model.safetensors")
+    state["model.layers.1.attention.q"] = state.pop("model.layers.1.self_attn.q_proj.weight")
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(SequoiaError, match=r"no model.layers.1.self_attn.q_proj.weight"):
+        offloaded(make_model, tmp_path)
+
+
+def test_names_without_the_base_models_prefix_are_found(
+    make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    """As in the first checkpoints of GPT-2."""
+    for file in deep(make_model, "gpt2").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    whole = load_file(tmp_path / "model.safetensors")
+    bare = {name.removeprefix("transformer."): tensor for name, tensor in whole.items()}
+    assert bare.keys() != whole.keys()
+    save_file(bare, tmp_path / "model.safetensors")
+    draft = make_model("llama", 1)
+    fixed, layer = sizes(tmp_path, torch.float64)
+    pair = load_pair(tmp_path, draft, "cpu", "float64", offload="disk", memory_budget=fixed + layer)
+    wanted = load_pair(deep(make_model, "gpt2"), draft, "cpu", "float64")
+    tokens = [Decoder(each).generate([4, 5], 16, ignore_eos=True).tokens for each in (pair, wanted)]
+    assert tokens[0] == tokens[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"offload": "tape"}, "found 'tape', expected one of none, cpu, disk"),
+        ({"offload": "cpu"}, "--offload disk reads them as they are used"),
+        ({"memory_budget": 10**9}, "nothing is offloaded; add --offload"),
+        ({"offload": "disk", "memory_budget": 100}, "found 1e-07 GB, expected at least"),
+        ({"offload": "disk", "random_weights": True}, "random weights are on no disk"),
+        ({"offload": "disk", "memory_budget": 10**15}, None),
+        ({"offload": "disk"}, None),
+    ],
+)
+def test_what_cannot_be_offloaded_is_refused(
+    make_model: Callable[..., Path], options: dict[str, Any], complaint: str | None
+) -> None:
+    folders = deep(make_model), make_model("llama", 1)
+    if complaint is None:
+        assert load_pair(*folders, device="cpu", **options).target.stream is None
+    else:
+        with pytest.raises(SequoiaError, match=complaint):
+            load_pair(*folders, device="cpu", **options)
+
+
+def test_an_offloaded_target_is_not_compiled(make_model: Callable[..., Path]) -> None:
+    with pytest.raises(SequoiaError, match="compile the draft alone"):
+        offloaded(make_model).compile()
+
+
+def test_what_follows_from_the_configuration_is_made_without_weights() -> None:
+    """Rotary frequencies, scaled embeddings, causal masks: as in a model that is made whole."""
+    from transformers import AutoModelForCausalLM
+
+    for architecture in ARCHITECTURES:
+        config = small_config(architecture)
+        wanted = AutoModelForCausalLM.from_config(config)
+        found = empty_model(config, torch.float32)
+        buffers = dict(found.named_buffers())
+        for name, buffer in wanted.named_buffers():
+            assert torch.equal(buffers[name], buffer)
+        assert all(parameter.is_meta for parameter in found.parameters())
+
+
+def test_random_layers_share_their_weights() -> None:
+    config = small_config("llama", **LAYERS, tie_word_embeddings=True)
+    model = random_model(config, torch.bfloat16)
+    _, layers = decoder_layers(model)
+    first, last = (weights_of(layers[place]) for place in (0, 6))
+    assert all(tensor.data_ptr() == last[name].data_ptr() for name, tensor in first.items())
+    assert 0.01 < float(first["mlp.up_proj.weight"].std()) < 0.03
+    assert torch.equal(first["input_layernorm.weight"], torch.ones(32, dtype=torch.bfloat16))
+    again = random_model(config, torch.bfloat16)
+    assert all(
+        torch.equal(tensor, weights_of(again)[name]) for name, tensor in weights_of(model).items()
+    )
+    stream = place(model, CPU, Offload("cpu", 10**5))
+    assert stream is not None
+    logits = model(input_ids=torch.arange(9)[None], use_cache=False).logits
+    assert bool(logits.isfinite().all())
+    assert float(logits.std()) > 0
