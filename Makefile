@@ -62,7 +62,6 @@ bench-gpu: .venv/installed
 
 # A target of a few GB whose layers are read from disk: rates, memory, steps, beside accelerate's.
 bench-offload: .venv/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt accelerate
 	$(BIN)/python tests/benchmarks/offload.py
 
 # What teacher-forced estimation costs beside the models' own forwards.

@@ -14,7 +14,7 @@ ACCEPTANCE = "acceptance"  # folder beside the hardware's
 # Sorts before what follows a file without it: of files of one age those of the plain engine count.
 COMPILED = "+compiled"
 RANDOM = "+random"  # weights
-OFFLOADED = "--offload-"
+OFFLOADED, SPREAD = "--offload-", "--tp"
 PACKAGE = Path(__file__).parent
 
 
@@ -31,10 +31,12 @@ def profile_path(
     compiled: bool = False,
     random_weights: bool = False,
     offload: str = "none",
+    world_size: int = 1,
 ) -> Path:
     """Default file of a latency profile."""
     setting = safe_name(dtype) + COMPILED * compiled + RANDOM * random_weights
     setting += OFFLOADED + safe_name(offload) if offload != "none" else ""
+    setting += f"{SPREAD}{world_size}" if world_size > 1 else ""
     name = f"{safe_name(target)}--{safe_name(draft)}--{setting}.yaml"
     return Path("profiles") / safe_name(hardware) / name
 
@@ -134,7 +136,8 @@ def _newest(pattern: str, command: str, skipped: str = "", hardware: str = "") -
         found = [
             path
             for path in root.glob(pattern)
-            if OFFLOADED not in path.name and path.parent.name != skipped
+            if path.parent.name != skipped
+            and not any(setting in path.name for setting in (OFFLOADED, SPREAD))
         ]
         if found:
             return max(found, key=rank)

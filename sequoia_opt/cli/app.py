@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from copy import copy
 from typing import Annotated, NoReturn
 
@@ -13,6 +15,7 @@ from typer.models import CommandInfo
 
 from sequoia_opt import __version__
 from sequoia_opt.errors import SequoiaError
+from sequoia_opt.plan.files import is_first_process, is_one_of_several
 
 USAGE = 2  # exit status of a usage error
 INTERRUPTED = 130  # what typer makes of Ctrl-C
@@ -54,6 +57,19 @@ def main() -> None:
     """Run the command line; one line for an error, no traceback without --debug."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
+    if is_first_process():
+        _run(arguments, debug)
+    else:  # of several; the first one speaks for all
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+            told, sys.stderr = sys.stderr, nowhere
+            try:
+                _run(arguments, debug)
+            finally:
+                sys.stderr = told
+
+
+def _run(arguments: list[str], debug: bool) -> NoReturn:
+    """Run a command line and exit."""
     try:
         code = _only(arguments)(arguments, prog_name="sequoia-opt", standalone_mode=False)
     except typer.TyperException as error:
@@ -99,7 +115,18 @@ def _message(error: Exception) -> str:
 
 
 def _fail(message: str, code: int, debug: bool) -> NoReturn:
+    told = sys.stderr if is_first_process() else sys.__stderr__
     if debug:
-        traceback.print_exc()
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+        traceback.print_exc(file=told)
+    if _speaks_up():
+        print("error: " + " ".join(message.split()), file=told)
     sys.exit(code)
+
+
+def _speaks_up() -> bool:
+    """Whether this process says what was wrong: of several the first to find out."""
+    if not is_one_of_several():
+        return True
+    from sequoia_opt.engine.distributed import is_first_to_fail
+
+    return is_first_to_fail()

@@ -36,6 +36,7 @@ from sequoia_opt.cli.running import (
     TreeTopP,
     TreeVerifier,
     bundled_tree,
+    check_world,
     comparable,
     compiled_roles,
     models_of,
@@ -195,6 +196,7 @@ def bench(
         )
     path = tree or bundled_tree(temperature, compile, device)
     loaded = TokenTree.load(path)
+    check_world(loaded)
     sampling = sampling_of(loaded, temperature, top_p, verifier)
     if methods is None:
         again = SAMPLED if sampling.temperature == 0 else (sampling.verifier,)
@@ -243,6 +245,7 @@ def bench(
         "compile": pair.compiled,
         "graphs": pair.graphs,
         **({"offload": place, "memory_budget": budget} if place != "none" else {}),
+        **({"world_size": pair.world.size} if pair.world.size > 1 else {}),
         "dataset": name,
         "prompts": len(prompts),
         "max_new_tokens": max_new_tokens,

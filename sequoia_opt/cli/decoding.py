@@ -20,6 +20,7 @@ from sequoia_opt.cli.running import (
     TreeTopP,
     TreeVerifier,
     bundled_tree,
+    check_world,
     comparable,
     compiled_roles,
     models_of,
@@ -75,6 +76,7 @@ def decode(
         raise typer.BadParameter("--compare needs at least 2", param_hint="--max-new-tokens")
     path = tree or bundled_tree(temperature, compile, device)
     loaded = TokenTree.load(path)
+    check_world(loaded)
     sampling = sampling_of(loaded, temperature, top_p, verifier)
     target, draft = models_of(loaded, target, draft)
     from sequoia_opt.engine.decoder import Decoder

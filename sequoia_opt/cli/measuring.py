@@ -91,7 +91,9 @@ def profile(
     )
     with console.progress("profiling") as advance:
         measured = profiler.profile(pair, options, advance, console.note)
-    path = output or paths.profile_path(*parts, bool(pair.compiled), random_weights, offload)
+    path = output or paths.profile_path(
+        *parts, bool(pair.compiled), random_weights, offload, pair.world.size
+    )
     measured.save(path)
     if as_json:
         print_json(measured.document())
@@ -156,7 +158,7 @@ def estimate(
         check_sampling(**asdict(sampling))
     name, documents = load_dataset(dataset)
     budget = byte_count("--memory-budget", memory_budget)
-    pair = load(target, draft, device, dtype, offload=offload, memory_budget=budget)
+    pair = load(target, draft, device, dtype, offload=offload, memory_budget=budget, spread=False)
     sampled = f"{name}-teacher-forced" if teacher_forced else name
     files = [
         output

@@ -84,13 +84,19 @@ def load(
     random_weights: bool = False,
     offload: str = "none",
     memory_budget: int | None = None,
+    spread: bool = True,
 ) -> Pair:
     """The pair of models that the options name, the forwards of these roles compiled."""
     from sequoia_opt import console
     from sequoia_opt.engine.models import load_pair
 
-    pair = load_pair(target, draft, device, dtype, graphs, random_weights, offload, memory_budget)
+    pair = load_pair(
+        target, draft, device, dtype, graphs, random_weights, offload, memory_budget, spread
+    )
     for role in compiled:
+        if role == "target" and pair.world.size > 1:
+            console.note("the target is not compiled: it is spread over processes")
+            continue
         if getattr(pair, role).stream is not None:
             console.note(f"the {role} is not compiled: its layers are brought in as they are used")
             continue

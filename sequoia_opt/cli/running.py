@@ -124,6 +124,23 @@ def compiled_roles(tree: TokenTree, wanted: bool | None) -> Collection[str]:
     return [] if wanted is False else roles or (ROLES if wanted else [])
 
 
+def check_world(tree: TokenTree) -> None:
+    """Refuse a tree that was solved for another number of processes.
+
+    Raises:
+        SequoiaError: with both numbers.
+    """
+    from sequoia_opt.engine.distributed import launched
+
+    engine, found = tree.metadata.get("engine", {}), launched()
+    wanted = engine.get("world_size", found)
+    if wanted != found:
+        raise SequoiaError(
+            f"the tree was solved for {wanted} processes, found {found}; start it with `torchrun "
+            f"--nproc-per-node {wanted} -m sequoia_opt …`, or solve from a profile of {found}"
+        )
+
+
 def offload_of(tree: TokenTree, place: str | None, budget: str | None) -> tuple[str, int | None]:
     """Where layers of the target stay, and the bytes that may be on the device: by default as
     when the tree's profile was measured."""

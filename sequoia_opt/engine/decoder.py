@@ -93,7 +93,7 @@ class Decoder:
         self.verifier = make_verifier(verifier, temperature, top_p)
         if rates is not None:
             self.verifier = Synthetic(self.verifier, rates).to(pair.device)
-        step = Step(pair.target, pair.draft, tree, self.verifier)
+        step = Step(pair.target, pair.draft, tree, self.verifier, pair.world)
         self._step = RecordedStep(step) if pair.graphs else step
         self._read = ReadBack(tree.depth + 2, pair.device)
         self._first = Step(pair.target, pair.draft, AUTOREGRESSIVE, self.verifier)
@@ -159,9 +159,9 @@ class Decoder:
             logits.new_zeros(0, target.vocabulary),
             self.uniforms(self._first),
         )
+        first = self.pair.world.agree(verdict.next)
         place = torch.tensor([len(prompt)], device=self.pair.device)
-        state = State(place, torch.cat([tokens[0, -1:], verdict.next]))
-        return int(verdict.next), state
+        return int(first), State(place, torch.cat([tokens[0, -1:], first]))
 
     @torch.inference_mode()
     def advance(self, state: State, length: int, user: object = None) -> tuple[list[int], State]:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from sequoia_opt.engine.attention import Masks
+from sequoia_opt.engine.distributed import ALONE, World
 from sequoia_opt.engine.runner import Runner
-from sequoia_opt.engine.verify import TreeIndex, Verifier, indices
+from sequoia_opt.engine.verify import TreeIndex, Verdict, Verifier, indices
 from sequoia_opt.plan.tree import TokenTree
 
 
@@ -41,8 +42,16 @@ class Step:
     twice.
     """
 
-    def __init__(self, target: Runner, draft: Runner, tree: TokenTree, verifier: Verifier) -> None:
+    def __init__(
+        self,
+        target: Runner,
+        draft: Runner,
+        tree: TokenTree,
+        verifier: Verifier,
+        world: World = ALONE,
+    ) -> None:
         self.target, self.draft, self.tree, self.verifier = target, draft, tree, verifier
+        self._world = world
         device = target.device
         self._size = tree.size
         self.index = TreeIndex(tree, device)
@@ -89,8 +98,10 @@ class Step:
             where the generation stands now.
         """
         tokens, draft_logits = self._draft_tree(state, length, uniforms)
+        tokens = self._world.agree(tokens)
         target_logits = self.score(tokens, state.length, length)
         verdict = self.verifier.verify(self.index, tokens, target_logits, draft_logits, uniforms)
+        verdict = Verdict(self._world.agree(verdict.last), self._world.agree(verdict.next))
         if self._levels:
             self._move(state.length, verdict.last)
         told = self._paths.told.index_select(0, verdict.last)[0]

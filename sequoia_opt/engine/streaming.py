@@ -8,6 +8,7 @@ in memory and when layers run; which layers stay on the device was decided in of
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -77,11 +78,7 @@ class Store(Protocol):
 
 
 class HostStore:
-    """Layers in host memory, pinned where a GPU reads it.
-
-    Pinned in place: torch's own pinned memory comes in powers of two, which for a model of half
-    the host's memory is too much.
-    """
+    """Layers in host memory, pinned where a GPU reads it."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -89,20 +86,13 @@ class HostStore:
 
     def add(self, layer: int, size: int) -> Tensor:
         """Memory for a layer's bytes."""
-        memory = torch.empty(size, dtype=torch.uint8)
-        if self.device.type == "cuda":
-            pin(memory)
+        memory = host_memory(size, pinned=self.device.type == "cuda")
         self._memories[layer] = memory
         return memory
 
     def fetch(self, layer: int, memory: Tensor) -> Tensor:
         """See Store."""
         return self._memories[layer]
-
-    def __del__(self) -> None:
-        for memory in self._memories.values():
-            if self.device.type == "cuda":
-                unpin(memory)
 
 
 class DiskStore:
@@ -143,19 +133,23 @@ class Lane:
     """
 
     def __init__(
-        self, layers: Sequence[int], size: int, store: Store, device: torch.device
+        self, layers: Sequence[int], size: int, store: Store, device: torch.device, copying: Any
     ) -> None:
+        """Make it.
+
+        Args:
+            copying: the CUDA stream of all lanes' copies, which one after another are there sooner
+                than at once; None on a CPU.
+        """
         self.layers, self.holds = list(layers), -1
         self.memory = torch.empty(size, dtype=torch.uint8, device=device)
         self._store, self._host = store, self.memory
         self._loading: Future[None] | None = None
-        self._copying: Any = None
-        if device.type == "cuda":
-            self._copying = torch.cuda.Stream(device)
+        self._copying = copying
+        if copying is not None:
             self._used, self._ready = torch.cuda.Event(), torch.cuda.Event()
             if isinstance(store, DiskStore):
-                self._host = torch.empty(size, dtype=torch.uint8)
-                pin(self._host)
+                self._host = host_memory(size, pinned=True)
 
     def begin(self, layer: int, worker: ThreadPoolExecutor) -> None:
         """Have a layer's weights brought in, behind all work that the device has been given."""
@@ -193,7 +187,7 @@ class Lane:
         found = self._store.fetch(layer, self._host)
         with torch.cuda.stream(self._copying):
             self._copying.wait_event(self._used)
-            self.memory[: len(found)].copy_(found[: len(self.memory)], non_blocking=True)
+            self.memory[: len(found)].copy_(found, non_blocking=True)
             self._ready.record(self._copying)
 
 
@@ -219,10 +213,11 @@ class LayerStream:
         self.streamed, self.store = list(streamed), store
         self.moved_bytes, self.buffer_bytes = 0, 0
         self.lanes: list[Lane] = []
+        copying = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._worker = ThreadPoolExecutor(1, "layers")
         for first in range(min(LANES, len(streamed))):
             own = streamed[first::LANES]
-            lane = Lane(own, max(layouts[i].size for i in own), store, device)
+            lane = Lane(own, max(layouts[i].size for i in own), store, device, copying)
             self.lanes.append(lane)
             self.buffer_bytes += len(lane.memory)
             # A layer that has a buffer to itself stays in it.
@@ -275,22 +270,23 @@ def put(module: nn.Module, name: str, tensor: Tensor) -> None:
         owner._buffers[leaf] = tensor
 
 
-def pin(memory: Tensor) -> None:
-    """Pin host memory in place, so that a GPU can read it by itself.
+def host_memory(size: int, pinned: bool) -> Tensor:
+    """So many bytes of host memory, pinned if a GPU is to read them by itself.
+
+    Pinned in place: torch's own pinned memory comes in powers of two, which for a model of half
+    the host's memory is too much.
 
     Raises:
         SequoiaError: the system does not allow that much.
     """
-    runtime: Any = torch.cuda.cudart()
-    failed = runtime.cudaHostRegister(memory.data_ptr(), memory.nbytes, 0)
-    if int(failed):
-        raise SequoiaError(
-            f"{memory.nbytes / GIGABYTE:.1f} GB of host memory could not be pinned (CUDA error "
-            f"{int(failed)}); raise the limit of locked memory (ulimit -l)"
-        )
-
-
-def unpin(memory: Tensor) -> None:
-    """Undo `pin`."""
-    runtime: Any = torch.cuda.cudart()
-    runtime.cudaHostUnregister(memory.data_ptr())
+    memory = torch.empty(size, dtype=torch.uint8)
+    if pinned and size:
+        runtime: Any = torch.cuda.cudart()
+        failed = int(runtime.cudaHostRegister(memory.data_ptr(), size, 0))
+        if failed:
+            raise SequoiaError(
+                f"{size / GIGABYTE:.1f} GB of host memory could not be pinned (CUDA error "
+                f"{failed}); raise the limit of locked memory (ulimit -l)"
+            )
+        weakref.finalize(memory, runtime.cudaHostUnregister, memory.data_ptr())
+    return memory

@@ -110,7 +110,8 @@ def estimate(
 ) -> list[Acceptance]:
     """Sample acceptance by rank, with rank traces, for each way to sample.
 
-    What is found for one does not depend on the others.
+    What is found for one does not depend on the others, nor on how many processes share the
+    documents.
 
     Args:
         dataset: its name, for the file.
@@ -148,18 +149,26 @@ def estimate(
         order[start : start + options.batch] for start in range(0, len(order), options.batch)
     ]
     passes = [ways] if options.teacher_forced else [[way] for way in ways]
-    total, done = sum(len(t.text) for t in texts) * len(passes), 0
+    peers = pair.peers
+    own = range(peers.rank, len(batches), peers.size)
+    mine = [place for number in own for place in batches[number]]
+    total, done = sum(len(texts[place].text) for place in mine) * len(passes), 0
     run = _teacher_forced if options.teacher_forced else _continuations
     with torch.inference_mode():
         for together in passes:
-            torch.manual_seed(options.seed)
-            for places in batches:
+            for number in own:
+                torch.manual_seed(options.seed + number)
+                places = batches[number]
                 batch = [texts[place] for place in places]
                 tallies = [_Way(w.verifier, [w.tallies[p] for p in places]) for w in together]
                 for count in run(pair, tallies, batch, width):
                     done += count
                     progress(min(done, total), total)
     progress(total, total)
+    for way in ways:
+        for found in peers.gather({place: way.tallies[place] for place in mine}):
+            for place, tally in found.items():
+                way.tallies[place] = tally
     return [
         _summary(pair, way, dataset, sampling, options)
         for sampling, way in zip(samplings, ways, strict=True)

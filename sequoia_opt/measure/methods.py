@@ -113,7 +113,8 @@ def best_guesses(pair: Pair, prompts: Sequence[list[int]], new_tokens: int, **op
         method = with_assistant(pair, guesses=guesses, **options)
         runs = [method.run(prompt, new_tokens) for prompt in prompts]
         seconds[guesses] = sum(run.seconds / run.timed for run in runs if run.timed)
-    return min(seconds, key=seconds.__getitem__)
+    found: int = pair.world.agree_on(min(seconds, key=seconds.__getitem__))
+    return found
 
 
 class _Clock(BaseStreamer):

@@ -18,6 +18,7 @@ from scipy.optimize import nnls
 
 from sequoia_opt.engine import cuda
 from sequoia_opt.engine.decoder import Decoder, check_sampling
+from sequoia_opt.engine.distributed import ALONE, World
 from sequoia_opt.engine.memory import check_fits
 from sequoia_opt.engine.models import ROLES, Pair
 from sequoia_opt.engine.runner import Runner
@@ -175,7 +176,8 @@ def profile(
         if batch == 1:  # sequences are decoded one at a time
             steps = _steps(pair, context, counts[-1], _ways(options.verifiers))
             timed += [step for _, _, step in steps]
-        _rounds(timed, pair.device, options, _part(progress, number, len(batches)))
+        part = _part(progress, number, len(batches))
+        _rounds(timed, pair.device, options, part, pair.world)
         for item in timed:
             item.run = _done  # graphs hold memory, and this batch's buffers are gone
     models = _latencies(pair, measured, contexts, forwards)
@@ -190,7 +192,7 @@ def profile(
             "threads": torch.get_num_threads(),
             "offload": pair.offload,
             **_streaming(pair),
-            "world_size": 1,
+            "world_size": pair.world.size,
             **({"random_weights": True} if pair.random_weights else {}),
         },
         target=models["target"],
@@ -217,13 +219,13 @@ class Interleaved:
         self._forwards = _forwards(pair, self._tokens, [context], 1)
         self._steps = _steps(pair, context, self._tokens[-1], [sampling])
         self._timed = [*self._forwards.values(), *(step for _, _, step in self._steps)]
-        _round(self._timed, pair.device, self._order)
+        _round(self._timed, pair.device, self._order, pair.world)
 
     @torch.inference_mode()
     def round(self) -> None:
         """Time everything once."""
         self._pair.user = None
-        found = _round(self._timed, self._pair.device, self._order)
+        found = _round(self._timed, self._pair.device, self._order, self._pair.world)
         for item, milliseconds in zip(self._timed, found, strict=True):
             item.times.append(milliseconds)
 
@@ -271,11 +273,11 @@ def _compile_gains(pair: Pair, context: int, options: Options) -> dict[str, floa
             compiled: [_timed(pair, role, context, count, 1, compiled) for count in COMPILED_TOKENS]
             for compiled in (False, True)
         }
-        _rounds([*ways[False], *ways[True]], pair.device, options)
+        _rounds([*ways[False], *ways[True]], pair.device, options, world=pair.world)
         eager, compiled = (
             sum(float(np.median(item.times)) for item in ways[way]) for way in (False, True)
         )
-        gains[role] = round(eager / compiled, 3)
+        gains[role] = pair.world.agree_on(round(eager / compiled, 3))
     return gains
 
 
@@ -421,12 +423,13 @@ def _rounds(
     device: torch.device,
     options: Options,
     progress: Progress = lambda done, total: None,
+    world: World = ALONE,
 ) -> None:
     """Time everything once a round, in an order that changes, so that drift hits all alike."""
     order = random.Random(0)
     total = options.warm_up + options.repeats
     for number in range(total):
-        found = _round(timed, device, order)
+        found = _round(timed, device, order, world)
         if number >= options.warm_up:
             for item, milliseconds in zip(timed, found, strict=True):
                 item.times.append(milliseconds)
@@ -434,8 +437,10 @@ def _rounds(
     _steady(timed)
 
 
-def _round(timed: Sequence[_Timed], device: torch.device, order: random.Random) -> list[float]:
-    """Milliseconds of each, timed once."""
+def _round(
+    timed: Sequence[_Timed], device: torch.device, order: random.Random, world: World
+) -> list[float]:
+    """Milliseconds of each, timed once; all processes run the same, as often."""
     places = [place for place, item in enumerate(timed) for _ in range(item.turns)]
     order.shuffle(places)
     found: list[list[float]] = [[] for _ in timed]
@@ -443,7 +448,7 @@ def _round(timed: Sequence[_Timed], device: torch.device, order: random.Random) 
         item = timed[place]
         for _ in range(RUN_IN):
             if item.last_ms < LONG_MS:
-                item.last_ms = item.sample_ms(device)
+                item.last_ms = world.agree_on(item.sample_ms(device))
         count = item.samples if item.last_ms < LONG_MS else 1
         samples = [item.sample_ms(device) for _ in range(count)]
         found[place].append(float(np.median(samples)))

@@ -100,6 +100,16 @@ def _parse_yaml(text: str) -> Any:
     )  # a key that YAML reads otherwise
 
 
+def is_one_of_several() -> bool:
+    """Whether torchrun has started this process and others."""
+    return "LOCAL_RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that prints and writes."""
+    return not is_one_of_several() or os.environ.get("RANK", "0") == "0"
+
+
 def write_document(path: str | Path, document: Mapping[str, Any]) -> None:
     """Write JSON or YAML, by the path's ending, in one piece: the old file or the new one.
 
@@ -122,6 +132,8 @@ def write_bytes(path: str | Path, content: bytes) -> None:
         SequoiaError: the file cannot be written; what was there before is untouched.
     """
     path = Path(path)
+    if not is_first_process():
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         mode = path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask()
@@ -147,6 +159,8 @@ def check_writable(path: str | Path) -> None:
         SequoiaError: the path is a folder, or its folder cannot be made or written to.
     """
     path = Path(path)
+    if not is_first_process():
+        return
     if path.is_dir():
         raise SequoiaError(f"{path}: is a folder; name a file to write to")
     try:

@@ -10,7 +10,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from sequoia_opt.engine.models import fingerprint, load_pair, short_name
+from sequoia_opt.engine.loading import fingerprint
+from sequoia_opt.engine.models import load_pair, short_name
 from sequoia_opt.errors import SequoiaError
 
 

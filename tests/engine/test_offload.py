@@ -22,7 +22,13 @@ from sequoia_opt.engine.offload import (
     place,
     random_model,
 )
-from sequoia_opt.engine.streaming import HostStore, LayerStream, Layout, weights_of
+from sequoia_opt.engine.streaming import (
+    HostStore,
+    LayerStream,
+    Layout,
+    host_memory,
+    weights_of,
+)
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan import shapes
 
@@ -269,3 +275,35 @@ def test_random_layers_share_their_weights() -> None:
     logits = model(input_ids=torch.arange(9)[None], use_cache=False).logits
     assert bool(logits.isfinite().all())
     assert float(logits.std()) > 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize("where", ["cpu", "disk"])
+def test_on_a_gpu_tokens_are_the_resident_models(
+    make_model: Callable[..., Path], where: str
+) -> None:
+    target, draft = deep(make_model), make_model("llama", 1)
+    fixed, layer = sizes(target, torch.float64)
+    resident = load_pair(target, draft, "cuda", "float64", graphs=False)
+    pair = load_pair(
+        target, draft, "cuda", "float64", offload=where, memory_budget=fixed + 2 * layer
+    )
+    assert not pair.graphs
+    assert pair.target.stream is not None
+    assert len(pair.target.stream.streamed) == 5
+    tree = shapes.k_ary(2, 3)
+    for prompt in ([5, 6, 7], list(range(2, 40))):
+        wanted = Decoder(resident, tree).generate(prompt, 24, ignore_eos=True)
+        found = Decoder(pair, tree).generate(prompt, 24, ignore_eos=True)
+        assert found.tokens == wanted.tokens
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_host_memory_is_pinned_and_given_back() -> None:
+    memory = host_memory(3_000_000, pinned=True)
+    assert memory.is_pinned()
+    del memory
+    again = [host_memory(3_000_000, pinned=True) for _ in range(3)]
+    assert all(each.is_pinned() for each in again)

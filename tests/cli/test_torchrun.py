@@ -1,0 +1,109 @@
+"""Two processes on gloo, as torchrun starts them, beside one."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from command_line import SMALL, Outcome
+
+from sequoia_opt.plan import shapes
+
+ENDS_WITHIN = 120  # seconds; far from what it takes, near enough to call the rest a hang
+
+
+def launch(*arguments: object, count: int = 2) -> subprocess.Popen[str]:
+    """A command line in several processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", str(count), "-m", "sequoia_opt", *map(str, arguments)]
+    return subprocess.Popen(
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> Outcome:
+    """What came of it; its own errors, without torchrun's."""
+    out, err = process.communicate(timeout=ENDS_WITHIN)
+    own = [line for line in err.splitlines() if line.startswith("error: ")]
+    return Outcome(process.returncode, out, "\n".join(own) or err)
+
+
+def test_profile_and_decode_with_a_target_on_two_processes(
+    run: Callable[..., Outcome], models: list[str]
+) -> None:
+    done = finish(launch("profile", *models, *SMALL))
+    assert done.code == 0, done.err
+    assert done.out.count("milliseconds of a forward") == 1
+    [profile] = Path("profiles").glob("*/*--float32--tp2.yaml")
+    assert yaml.safe_load(profile.read_text())["engine"]["world_size"] == 2
+    (Path("rates.csv")).write_text("0.6\n0.2\n")
+    names = ["--target", "small-target", "--draft", "small-draft", "-o", "rates.yaml"]
+    assert run("import", "rates.csv", *names).code == 0
+    solved = ["--profile", profile, "--acceptance", "rates.yaml", "--size", 7, "-o", "tree.json"]
+    assert run("solve", *solved).code == 0
+    decode = ["decode", "tree.json", *models, "--prompt", "def f", "--max-new-tokens", 24]
+    spread = finish(launch(*decode, "--dtype", "float64", "--json"))
+    assert spread.code == 0, spread.err
+    refused = run(*decode)
+    assert refused.code == 1
+    assert "the tree was solved for 2 processes, found 1" in refused.err
+    shapes.k_ary(2, 2).save("plain.json")
+    alone = run("decode", "plain.json", *decode[2:], "--dtype", "float64", "--json")
+    assert json.loads(spread.out)["tokens"] == json.loads(alone.out)["tokens"]
+
+
+def test_estimates_are_those_of_one_process(
+    run: Callable[..., Outcome], models: list[str], dataset: Path
+) -> None:
+    options = ["estimate", *models, "--dataset", dataset, "--temperature", "0,0.7"]
+    options += ["--max-new-tokens", 12]
+    done = finish(launch(*options))
+    assert done.code == 0, done.err
+    files = sorted(Path("profiles/acceptance").iterdir())
+    assert len(files) == 2
+    shared = [path.read_text() for path in files]
+    assert run(*options).code == 0
+    assert [path.read_text() for path in files] == shared
+
+
+def test_bad_input_is_said_once(run: Callable[..., Outcome], models: list[str]) -> None:
+    """The heads of a model that cannot be shared out to three processes."""
+    done = finish(launch("profile", *models, *SMALL, count=3))
+    assert done.code != 0
+    assert re.fullmatch(r"error: .* its 4 heads cannot be shared out to 3 processes.*", done.err)
+    assert not Path("profiles").exists()
+
+
+def test_a_process_that_dies_ends_the_run(
+    run: Callable[..., Outcome], models: list[str], tmp_path: Path
+) -> None:
+    process = launch("profile", *models, "--repeats", 10_000)
+    workers: list[int] = []
+    deadline = time.monotonic() + ENDS_WITHIN
+    while len(workers) < 2 and time.monotonic() < deadline:
+        time.sleep(0.5)
+        found = subprocess.run(
+            ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False
+        )
+        workers = [int(line) for line in found.stdout.split()]
+    time.sleep(15)  # into the measurement
+    assert process.poll() is None
+    os.kill(workers[1], signal.SIGKILL)
+    assert finish(process).code != 0
+    for worker in workers:
+        with pytest.raises(ProcessLookupError):
+            os.kill(worker, 0)
+    assert not list(tmp_path.glob("profiles/**/*.yaml"))
