@@ -90,7 +90,7 @@ def test_bad_input_is_said_once(run: Callable[..., Outcome], models: list[str]) 
 def test_a_process_that_dies_ends_the_run(
     run: Callable[..., Outcome], models: list[str], tmp_path: Path
 ) -> None:
-    process = launch("profile", *models, "--repeats", 10_000)
+    process = launch("profile", *models, *SMALL[:4], "--repeats", 10_000)
     workers: list[int] = []
     deadline = time.monotonic() + ENDS_WITHIN
     while len(workers) < 2 and time.monotonic() < deadline:

@@ -9,7 +9,7 @@ import torch
 from small_models import small_config
 from transformers import AutoModelForCausalLM
 
-from sequoia_opt.engine import memory, models
+from sequoia_opt.engine import loading, memory, models
 from sequoia_opt.engine.attention import buffer_bytes
 from sequoia_opt.engine.memory import free_bytes, weight_bytes
 from sequoia_opt.errors import SequoiaError
@@ -44,7 +44,7 @@ def test_models_that_do_not_fit_are_not_loaded(
     make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "free_bytes", lambda device: 1000)
-    monkeypatch.setattr(models, "_load_model", lambda *_: pytest.fail("loaded all the same"))
+    monkeypatch.setattr(loading, "_load_model", lambda *_: pytest.fail("loaded all the same"))
     with pytest.raises(SequoiaError, match=r"the weights of .* GB of cpu memory are free; use"):
         models.load_pair(make_model("llama"), make_model("llama", 1), "cpu")
 
