@@ -158,7 +158,7 @@ def choose_streamed(sizes: Sequence[int], room: int) -> list[int]:
     return chosen
 
 
-def names_in(checkpoint: Checkpoint, model: nn.Module) -> dict[str, str]:
+def names_in(checkpoint: Checkpoint, model: Any) -> dict[str, str]:
     """What a checkpoint calls each of a model's weights, as transformers would find them; of tied
     ones it has one.
 
@@ -166,13 +166,14 @@ def names_in(checkpoint: Checkpoint, model: nn.Module) -> dict[str, str]:
         SequoiaError: it has not all of them, or not as they are: transformers would split or join
             what is there.
     """
-    rules = get_model_conversion_mapping(model)  # type: ignore[arg-type]
+    rules = get_model_conversion_mapping(model)
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
     converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
-    base: Any = model.base_model_prefix
     weights, found = weights_of(model), {}
     for own in checkpoint.names:
-        name, converted = rename_source_key(own, renamings, converters, base, weights)
+        name, converted = rename_source_key(
+            own, renamings, converters, model.base_model_prefix, weights
+        )
         if name in weights and not converted and checkpoint.shape(own) == weights[name].shape:
             found[name] = own
     present = {id(weights[name]) for name in found}

@@ -26,7 +26,9 @@ from sequoia_opt.engine.models import load_pair
 from sequoia_opt.measure import profiler
 from sequoia_opt.plan import shapes
 
-DRAFT = dict(hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4)
+DRAFT: dict[str, Any] = dict(
+    hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4
+)
 VOCABULARY, CONTEXT = 2048, 128
 BUDGET = 0.15  # of the weights
 SIZES = [1, 8, 32, 128]
@@ -195,7 +197,7 @@ def main(
             num_attention_heads=hidden // 64,
         )
         make(place / "target", LlamaConfig(**shape, **common))
-        make(place / "draft", LlamaConfig(**DRAFT, **common))  # type: ignore[arg-type]
+        make(place / "draft", LlamaConfig(**DRAFT, **common))
         weights = sum(path.stat().st_size for path in (place / "target").glob("*.safetensors"))
         print(f"a target of {weights / 1e9:.2f} GB, {BUDGET:.0%} of it in memory")
         found = {}

@@ -18,7 +18,7 @@ from command_line import SMALL, Outcome
 
 from sequoia_opt.plan import shapes
 
-ENDS_WITHIN = 120  # seconds; far from what it takes, near enough to call the rest a hang
+ENDS_WITHIN = 300  # seconds; far from what it takes, near enough to call the rest a hang
 
 
 def launch(*arguments: object, count: int = 2) -> subprocess.Popen[str]:
