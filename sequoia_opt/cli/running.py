@@ -135,9 +135,11 @@ def check_world(tree: TokenTree) -> None:
     engine, found = tree.metadata.get("engine", {}), launched()
     wanted = engine.get("world_size", found)
     if wanted != found:
+        way = f"with `torchrun --nproc-per-node {wanted} -m sequoia_opt …`"
+        processes = f"{wanted} processes" if wanted > 1 else "one process"
         raise SequoiaError(
-            f"the tree was solved for {wanted} processes, found {found}; start it with `torchrun "
-            f"--nproc-per-node {wanted} -m sequoia_opt …`, or solve from a profile of {found}"
+            f"the tree was solved for {processes}, found {found}; start it "
+            f"{way if wanted > 1 else 'without torchrun'}, or solve from a profile of {found}"
         )
 
 

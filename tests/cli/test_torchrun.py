@@ -16,6 +16,8 @@ import pytest
 import yaml
 from command_line import SMALL, Outcome
 
+from sequoia_opt.cli.running import check_world
+from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan import shapes
 
 ENDS_WITHIN = 300  # seconds; far from what it takes, near enough to call the rest a hang
@@ -63,6 +65,20 @@ def test_profile_and_decode_with_a_target_on_two_processes(
     shapes.k_ary(2, 2).save("plain.json")
     alone = run("decode", "plain.json", *decode[2:], "--dtype", "float64", "--json")
     assert json.loads(spread.out)["tokens"] == json.loads(alone.out)["tokens"]
+
+
+def test_a_tree_for_one_process_is_not_run_by_several(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    tree = shapes.k_ary(2, 2)
+    tree.metadata["engine"] = {"world_size": 1}
+    with pytest.raises(SequoiaError, match="for one process, found 2; start it without torchrun"):
+        check_world(tree)
+    tree.metadata["engine"] = {"world_size": 2}
+    check_world(tree)
 
 
 def test_estimates_are_those_of_one_process(
