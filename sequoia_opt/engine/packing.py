@@ -9,15 +9,16 @@ which are then there twice; nothing is rounded. Knows nothing of attention or tr
 
 from __future__ import annotations
 
+import platform
+from functools import cache
 from itertools import count
+from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 
-# Below that many weights a call costs more than the layout saves.
-WORTH_PACKING = 2**17
 # The layout is chosen for about that many rows; it serves all others too.
 TYPICAL_ROWS = 8
 
@@ -113,10 +114,30 @@ def _packable(linear: nn.Linear) -> bool:
     weight = linear.weight
     own = linear._forward_hooks or linear._forward_pre_hooks or "forward" in vars(linear)
     # Quantised weights are tensors of their own kind, whatever dtype they name.
-    if own or type(weight) is not nn.Parameter or weight.numel() < WORTH_PACKING:
+    if own or type(weight) is not nn.Parameter or weight.numel() < worth_packing(weight.dtype):
         return False
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     return weight.dtype == torch.float32 or (
         weight.dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     )
+
+
+def worth_packing(dtype: torch.dtype) -> int:
+    """Below that many weights a call costs more than the layout saves.
+
+    In float32 the plain layout is MKL's to multiply, Intel's own library: on others' processors
+    it is the slower one throughout, on Intel's the faster one until a layer is large. There a
+    model of 9 million weights in 84 layers took 2.0 ms a token with plain ones, 2.9 with packed.
+    """
+    return 2**20 if dtype == torch.float32 and on_intel() else 2**17
+
+
+@cache
+def on_intel() -> bool:
+    """Whether this machine's processor is Intel's."""
+    try:
+        described = Path("/proc/cpuinfo").read_text()
+    except OSError:  # not Linux
+        described = platform.processor()
+    return "GenuineIntel" in described

@@ -37,10 +37,11 @@ Point = tuple[str, int, int, int]
 """Role, sequences, cached tokens and query tokens of a forward."""
 
 PLAIN_TURNS = 3  # of plain decoding, which every speed-up is measured against
-RUN_IN = 2  # runs before those that are timed
-SAMPLES, DRAFT_SAMPLES = 3, 5
-LONG_MS = 100  # what takes longer is neither run in nor sampled: caches do not matter to it
-REPEATS, OFFLOADED_REPEATS = 15, 5
+# Runs of one thing in succession, before those that are timed and then timed: milliseconds of
+# them, and at most so many.
+RUN_IN_MS, TIMED_MS, RUNS = 60, 40, 16
+LONG_MS = 100  # what takes longer is run once: what went before does not matter to it
+REPEATS, OFFLOADED_REPEATS = 7, 5
 GRAPHED = 4  # forwards in a graph that is timed, as levels follow one another in a step's
 LOGIT_COPIES = 4  # of a step's logits, in float32: themselves, warped, sorted, what is left
 COMPILED_TOKENS = (1, 2, 8)  # of forwards that say whether compiled ones are faster
@@ -74,27 +75,33 @@ class Options:
 class _Timed:
     """Something to run again and again, and how long it took, in milliseconds.
 
-    It is run a few times before it is timed, as a step follows steps like it: on a CPU one that
-    follows something else takes longer, plain decoding by 15 %, since other code and weights are
-    in the caches. In a step the models take turns: what that costs counts as overhead.
+    It is run for a while before it is timed, as a step follows steps like it: on a CPU plain
+    decoding takes 20 % longer right behind something else, 7 % after two runs, and is steady
+    after ten; a large tree's step slows down instead. In a step the models take turns: what that
+    costs counts as overhead.
 
     Attributes:
-        samples: runs in a turn, of which the median counts; a short one needs more of them.
         turns: in a round, of which the median counts; what all else is compared with needs more.
         parts: how many of them one run is: a graph's beginning takes a while of its own.
         times: that counted, by round.
-        last_ms: what it took when it was run in.
         queued: timed as the device sees it that does one piece of work behind another, and not
             from outside, where each takes a while to be issued and waited for.
     """
 
     run: Callable[[], object]
-    samples: int = SAMPLES
     turns: int = 1
     parts: int = 1
     queued: bool = False
     times: list[float] = field(default_factory=list)
-    last_ms: float = 0.0
+
+    def turn_ms(self, device: torch.device, world: World) -> float:
+        """The median of runs in succession; all processes make as many."""
+        once = world.agree_on(self.sample_ms(device))
+        if once >= LONG_MS:
+            return once
+        for _ in range(_runs(RUN_IN_MS, once)):
+            self.sample_ms(device)
+        return float(np.median([self.sample_ms(device) for _ in range(_runs(TIMED_MS, once))]))
 
     def sample_ms(self, device: torch.device) -> float:
         """Run it once; milliseconds."""
@@ -105,6 +112,11 @@ class _Timed:
         self.run()
         _synchronize(device)
         return 1000 * (time.perf_counter() - started)
+
+
+def _runs(milliseconds: float, once: float) -> int:
+    """How many runs fill a time, if one of them takes `once`."""
+    return int(np.clip(np.ceil(milliseconds / max(once, 1e-3)), 1, RUNS))
 
 
 def default_tokens(pair: Pair) -> list[int]:
@@ -345,11 +357,9 @@ def _timed(
         for _ in range(GRAPHED):
             run()
 
-    draft = role == "draft"
     return _Timed(
         cuda.recorded(several, pair.device) if pair.graphs else run,
-        samples=DRAFT_SAMPLES if draft else SAMPLES,
-        turns=PLAIN_TURNS if count == 1 and not draft else 1,
+        turns=PLAIN_TURNS if count == 1 and role == "target" else 1,
         parts=GRAPHED if pair.graphs else 1,
         queued=pair.device.type == "cuda",
     )
@@ -445,13 +455,7 @@ def _round(
     order.shuffle(places)
     found: list[list[float]] = [[] for _ in timed]
     for place in places:
-        item = timed[place]
-        for _ in range(RUN_IN):
-            if item.last_ms < LONG_MS:
-                item.last_ms = world.agree_on(item.sample_ms(device))
-        count = item.samples if item.last_ms < LONG_MS else 1
-        samples = [item.sample_ms(device) for _ in range(count)]
-        found[place].append(float(np.median(samples)))
+        found[place].append(timed[place].turn_ms(device, world))
     return [float(np.median(turns)) for turns in found]
 
 

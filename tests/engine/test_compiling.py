@@ -36,7 +36,7 @@ def pairs(make_model: Callable[..., Path]) -> Iterator[dict[str, Pair]]:
     if COMPILER is None:
         pytest.skip("no C++ compiler here")
     patch = pytest.MonkeyPatch()
-    patch.setattr(packing, "WORTH_PACKING", 1)
+    patch.setattr(packing, "worth_packing", lambda dtype: 1)
     folders = (
         make_model("gemma2", 0, num_hidden_layers=2),
         make_model("llama", 1, num_hidden_layers=1),
@@ -94,7 +94,7 @@ def test_recorded_steps_take_the_same_graphs(
 def test_comparing_with_the_library_leaves_the_graphs_valid(
     pairs: dict[str, Pair], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packing, "WORTH_PACKING", 1)
+    monkeypatch.setattr(packing, "worth_packing", lambda dtype: 1)
     pair = pairs["compiled"]
     decoder = Decoder(pair, TREES[-1])
     before = decoder.generate([5, 6, 7], 20, ignore_eos=True)

@@ -3,10 +3,16 @@ import torch
 from torch import nn
 
 from sequoia_opt import load_pair
-from sequoia_opt.engine.packing import WORTH_PACKING, PackedLinear, pack, unpack
+from sequoia_opt.engine import packing
+from sequoia_opt.engine.packing import PackedLinear, pack, unpack, worth_packing
 
-WIDTH = 512
+WIDTH, WORTH_PACKING = 512, 2**17
 DTYPES = [torch.float32, torch.bfloat16]
+
+
+@pytest.fixture(autouse=True)
+def the_same_on_every_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "worth_packing", lambda dtype: WORTH_PACKING)
 
 
 class Tied(nn.Module):
@@ -88,6 +94,17 @@ def test_what_does_not_gain_stays_as_it_is() -> None:
     model = nn.Sequential(small, double, hooked, elsewhere, wrapped, quantised)
     pack(model)
     assert packed_parts(model) == []
+
+
+def test_small_layers_stay_plain_where_their_kernels_are_quick(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(packing, "on_intel", lambda: False)
+    elsewhere = [worth_packing(dtype) for dtype in DTYPES]
+    monkeypatch.setattr(packing, "on_intel", lambda: True)
+    intel = [worth_packing(dtype) for dtype in DTYPES]
+    assert intel[0] > elsewhere[0]
+    assert intel[1] == elsewhere[1]
 
 
 def test_a_layer_that_is_used_twice_is_packed_once() -> None:

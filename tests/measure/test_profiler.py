@@ -107,14 +107,14 @@ def test_a_profile_taken_between_other_work(
 
 
 def test_the_median_of_a_rounds_turns_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(profiler, "RUN_IN", 0)
     waiting = {"often": [3.0, 1.0, 2.0, 6.0, 4.0, 5.0], "once": [7.0, 7.0]}
+    monkeypatch.setattr(profiler, "LONG_MS", 1.0)  # so that one run is a turn
 
     class Clock(profiler._Timed):
         def sample_ms(self, device: torch.device) -> float:
             return waiting[str(self.run())].pop(0)
 
-    timed = [Clock(lambda: "often", samples=1, turns=3), Clock(lambda: "once", samples=1)]
+    timed = [Clock(lambda: "often", turns=3), Clock(lambda: "once")]
     profiler._rounds(timed, torch.device("cpu"), profiler.Options(repeats=2, warm_up=0))
     assert not any(waiting.values())
     assert timed[0].times[0] / timed[1].times[0] == pytest.approx(2 / 7)
@@ -136,7 +136,7 @@ def test_what_is_timed_follows_runs_like_it() -> None:
         last = name
         return name
 
-    timed = [Clock(lambda: run("a")), Clock(lambda: run("b"), samples=1)]
+    timed = [Clock(lambda: run("a")), Clock(lambda: run("b"))]
     profiler._rounds(timed, torch.device("cpu"), profiler.Options(repeats=6, warm_up=0))
     assert slow > 6
     assert {each for item in timed for each in item.times} == {1.0}
