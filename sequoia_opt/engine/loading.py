@@ -90,7 +90,8 @@ class Loading:
             return whole, place(whole, self.device, offload)
         if getattr(config, "quantization_config", None):
             raise SequoiaError(
-                f"{source}: quantised weights are not read from disk as they are; use --offload cpu"
+                f"{source}: quantised weights are not read from disk as they are; on a GPU use "
+                "--offload cpu"
             )
         model: Any = empty_model(config, self.dtype)
         if cached_file(source, GENERATION, _raise_exceptions_for_missing_entries=False):
@@ -179,7 +180,11 @@ def _check_heads(source: str, config: Any, parts: int) -> None:
 
 
 def _check_dense(source: str, config: Any) -> None:
-    """Refuse to make up the weights of a model whose speed depends on them."""
+    """Refuse to make up the weights of a model whose speed depends on what they are."""
+    if getattr(config, "quantization_config", None):
+        raise SequoiaError(
+            f"{source}: quantised weights cannot be made up from a configuration; load them"
+        )
     text = config.get_text_config()
     experts = max(int(getattr(text, name, None) or 0) for name in EXPERTS)
     if experts > 1:
@@ -205,7 +210,7 @@ def _load_model(source: str, dtype: torch.dtype, split: bool = False) -> torch.n
                 "config.json and the weights do not belong together"
             )
         return model
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         raise SequoiaError(f"{source}: cannot be loaded ({one_line(error)[:200]})") from None
     except Exception as error:  # safetensors raises its own kind for a damaged file
         if type(error).__module__.startswith("safetensors") or "safetensor" in str(type(error)):

@@ -26,6 +26,7 @@ from sequoia_opt.engine.streaming import (
     LayerStream,
     Layout,
     Store,
+    parts_of,
     put,
     weights_of,
 )
@@ -99,15 +100,16 @@ def place(
     sizes = [layout.size for layout in layouts]
     within = {id(tensor) for layer in layers for tensor in weights_of(layer).values()}
     outside = {name: t for name, t in weights_of(model).items() if id(t) not in within}
-    fixed = sum(t.numel() * t.element_size() for t in {id(t): t for t in outside.values()}.values())
+    distinct = {id(tensor): tensor for tensor in outside.values()}
+    fixed = sum(part.nbytes for t in distinct.values() for part in parts_of(t, "").values())
     budget = _budget(offload, fixed, sizes, device)
     streamed = choose_streamed(sizes, budget - fixed)
     names = names_in(checkpoint, model) if checkpoint is not None else {}
     staying = [
-        f"{prefix}{i}.{placed.name}"
+        f"{prefix}{i}.{name}"
         for i, layout in enumerate(layouts)
         if i not in streamed
-        for placed in layout.tensors
+        for name in layout.names
     ]
     _settle(model, [*outside, *staying], device, checkpoint, names)
     weights = weights_of(model)
@@ -119,7 +121,7 @@ def place(
     store: Store
     if checkpoint is not None:
         called = [
-            {placed.name: names[f"{prefix}{i}.{placed.name}"] for placed in layout.tensors}
+            {name: names[f"{prefix}{i}.{name}"] for name in layout.names}
             for i, layout in enumerate(layouts)
         ]
         store = DiskStore(checkpoint, layouts, called)
@@ -127,8 +129,7 @@ def place(
         store = HostStore(device)
         for i in streamed:
             memory = store.add(i, layouts[i].size)
-            for placed in layouts[i].tensors:
-                placed.of(memory).copy_(weights[f"{prefix}{i}.{placed.name}"])
+            layouts[i].fill(memory, layers[i])
             layouts[i].bind(layers[i], memory)  # what it was loaded into is free again
     return LayerStream(list(layers), layouts, streamed, store, device)
 

@@ -27,10 +27,11 @@ ALIGNMENT = 256  # bytes, of each tensor in a buffer: as CUDA's own allocations
 
 @dataclass(frozen=True)
 class Placed:
-    """Where one tensor of a layer lies in the bytes of all.
+    """Where one plain tensor of a layer lies in the bytes of all.
 
     Attributes:
-        name: in the layer, like "mlp.up_proj.weight".
+        name: in the layer, like "mlp.up_proj.weight", or "mlp.up_proj.weight.scale" if it is a part
+            of a quantised one.
     """
 
     name: str
@@ -52,22 +53,35 @@ class Layout:
     """How a layer's weights lie one behind another.
 
     Attributes:
-        tensors: parameters, and buffers that belong to the weights.
+        names: of the parameters, and of the buffers that belong to the weights.
+        tensors: what these are made of.
         size: bytes in all.
     """
 
     def __init__(self, layer: nn.Module) -> None:
         self.tensors: list[Placed] = []
         self.size = 0
-        for name, tensor in weights_of(layer).items():
-            placed = Placed(name, tensor.dtype, tensor.shape, self.size)
-            self.tensors.append(placed)
-            self.size = placed.end + -placed.end % ALIGNMENT
+        weights = weights_of(layer)
+        self.names = list(weights)
+        for whole, tensor in weights.items():
+            for name, part in parts_of(tensor, whole).items():
+                placed = Placed(name, part.dtype, part.shape, self.size)
+                self.tensors.append(placed)
+                self.size = placed.end + -placed.end % ALIGNMENT
 
     def bind(self, layer: nn.Module, memory: Tensor) -> None:
         """Have the layer use the weights in these bytes."""
+        parts = {placed.name: placed.of(memory) for placed in self.tensors}
+        for name, tensor in weights_of(layer).items():
+            put(layer, name, made_of(tensor, parts, name))
+
+    def fill(self, memory: Tensor, layer: nn.Module) -> None:
+        """Copy the layer's weights into these bytes."""
+        parts = {}
+        for name, tensor in weights_of(layer).items():
+            parts |= parts_of(tensor, name)
         for placed in self.tensors:
-            put(layer, placed.name, placed.of(memory))
+            placed.of(memory).copy_(parts[placed.name])
 
 
 class Store(Protocol):
@@ -252,12 +266,38 @@ def weights_of(module: nn.Module) -> dict[str, Tensor]:
     """
     found: dict[str, Tensor] = dict(module.state_dict(keep_vars=True))
     for name, tensor in found.items():
-        if type(tensor) not in (Tensor, nn.Parameter):
+        if type(tensor) not in (Tensor, nn.Parameter) and not _is_made_of_parts(tensor):
             raise SequoiaError(
                 f"{name} is a {type(tensor).__name__}, quantised weights that cannot be offloaded; "
                 "load the model as it is, or another format"
             )
     return found
+
+
+def parts_of(tensor: Tensor, name: str) -> dict[str, Tensor]:
+    """The plain tensors that a weight is made of: itself, or what a quantised one is kept as."""
+    if not _is_made_of_parts(tensor):
+        return {name: tensor}
+    found: dict[str, Tensor] = {}
+    for inner in tensor.__tensor_flatten__()[0]:  # type: ignore[attr-defined]
+        found |= parts_of(getattr(tensor, inner), f"{name}.{inner}")
+    return found
+
+
+def made_of(tensor: Tensor, parts: Mapping[str, Tensor], name: str) -> Tensor:
+    """A weight like `tensor`, of other parts; see `parts_of`."""
+    if not _is_made_of_parts(tensor):
+        return parts[name]
+    names, context = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
+    inner = {each: made_of(getattr(tensor, each), parts, f"{name}.{each}") for each in names}
+    kind: Any = type(tensor)
+    made: Tensor = kind.__tensor_unflatten__(inner, context, tensor.size(), tensor.stride())
+    return made
+
+
+def _is_made_of_parts(tensor: Tensor) -> bool:
+    """Whether it is of a kind that says what plain tensors it wraps, by torch's own protocol."""
+    return hasattr(type(tensor), "__tensor_flatten__")
 
 
 def put(module: nn.Module, name: str, tensor: Tensor) -> None:
