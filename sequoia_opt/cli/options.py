@@ -55,7 +55,8 @@ MemoryBudget = Annotated[
     str | None,
     typer.Option(
         "--memory-budget",
-        help="What of the target's weights stays on the device, 8GB; two layers' buffers apart.",
+        help="What the target may take there, 8GB, with a short text's keys and values; the "
+        "buffers of two layers apart.",
         show_default="most of what is free",
     ),
 ]

@@ -50,7 +50,7 @@ class Pair:
         graphs: whether steps are recorded as CUDA graphs and replayed.
         random_weights: whether the models came without their weights, for their speed alone.
         offload: where layers of the target are that do not fit: "none", "cpu" or "disk".
-        memory_budget: bytes of the target's weights that may stay on the device, if offloaded.
+        memory_budget: bytes that an offloaded target may take on the device.
         world: the processes that the target is spread over.
         peers: those that each have a whole pair, and share out the work.
         user: whose text the buffers hold: a pair runs one generation at a time.
@@ -147,8 +147,9 @@ def load_pair(
         random_weights: make the models up from their config.json alone: they are as fast.
         offload: where layers of the target stay that do not fit onto the device: "cpu", in host
             memory, or "disk".
-        memory_budget: bytes of the target's weights that may stay on the device, the buffers of
-            two layers apart; by default most of what is free.
+        memory_budget: bytes that an offloaded target may take on the device, with the keys and
+            values of a short text, the buffers of two layers apart; by default most of what is
+            free.
         spread: under torchrun, spread the target over the processes; else each has all of it.
 
     Raises:

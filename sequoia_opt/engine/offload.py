@@ -34,6 +34,7 @@ from sequoia_opt.errors import SequoiaError
 
 PLACES = ("none", "cpu", "disk")
 FREE_SHARE = 0.8  # of the free memory, if no budget is given
+KEPT_TOKENS = 512  # whose keys and values a budget holds beside the weights
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class Offload:
 
     Attributes:
         place: where layers stay that do not fit: "cpu" (host memory) or "disk".
-        budget: bytes of weights that may stay on the device, the buffers of two layers apart; by
-            default most of what is free.
+        budget: bytes that the model may take on the device, with the keys and values of a short
+            text, the buffers of two layers apart; by default most of what is free.
     """
 
     place: str
@@ -102,6 +103,7 @@ def place(
     outside = {name: t for name, t in weights_of(model).items() if id(t) not in within}
     distinct = {id(tensor): tensor for tensor in outside.values()}
     fixed = sum(part.nbytes for t in distinct.values() for part in parts_of(t, "").values())
+    fixed += cache_bytes(model)
     budget = _budget(offload, fixed, sizes, device)
     streamed = choose_streamed(sizes, budget - fixed)
     names = names_in(checkpoint, model) if checkpoint is not None else {}
@@ -157,6 +159,16 @@ def choose_streamed(sizes: Sequence[int], room: int) -> list[int]:
         if sum(sizes) - sum(sizes[i] for i in chosen) <= room:
             break
     return chosen
+
+
+def cache_bytes(model: Any) -> int:
+    """What the keys and values of KEPT_TOKENS take, or of as many as the model can read."""
+    text = model.config.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    tokens = min(KEPT_TOKENS, getattr(text, "max_position_embeddings", None) or KEPT_TOKENS)
+    each: int = 2 * text.num_hidden_layers * heads * width * model.dtype.itemsize
+    return tokens * each
 
 
 def names_in(checkpoint: Checkpoint, model: Any) -> dict[str, str]:
@@ -241,8 +253,8 @@ def _budget(offload: Offload, fixed: int, sizes: Sequence[int], device: torch.de
     if budget < least:
         raise SequoiaError(
             f"memory budget: found {budget / GIGABYTE:.3g} GB, expected at least "
-            f"{least / GIGABYTE:.3g} GB; embeddings and head take {fixed / GIGABYTE:.3g} GB, a "
-            f"layer {largest / GIGABYTE:.3g} GB"
+            f"{least / GIGABYTE:.3g} GB; embeddings, head and a short text's keys and values take "
+            f"{fixed / GIGABYTE:.3g} GB, a layer {largest / GIGABYTE:.3g} GB"
         )
     check_fits(
         min(budget, fixed + sum(sizes)) + buffers,

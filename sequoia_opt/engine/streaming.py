@@ -77,7 +77,7 @@ class Layout:
 
     def fill(self, memory: Tensor, layer: nn.Module) -> None:
         """Copy the layer's weights into these bytes."""
-        parts = {}
+        parts: dict[str, Tensor] = {}
         for name, tensor in weights_of(layer).items():
             parts |= parts_of(tensor, name)
         for placed in self.tensors:
