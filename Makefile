@@ -6,7 +6,7 @@ BIN := .venv/bin
 DEMO := build/demo
 DATA ?=
 
-.PHONY: demo test test-gpu lint bench results bench-solver bench-step bench-gpu bench-offload bench-estimator trees check-trees train clean
+.PHONY: demo test test-gpu fuzz lint bench results bench-solver bench-step bench-gpu bench-offload bench-estimator trees check-trees train clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -26,6 +26,10 @@ test: .venv/installed
 # The tests that need an NVIDIA GPU; without one they are skipped, and say so.
 test-gpu: .venv/installed
 	$(BIN)/python -m pytest -m gpu -rs
+
+# Ten times as many broken files and command lines as `make test` tries.
+fuzz: .venv/installed
+	FUZZ=10 $(BIN)/python -m pytest -n 2 tests/fuzz
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -120,6 +120,12 @@ def profile_summary(profile: LatencyProfile) -> None:
         )
 
 
+def bar(share: float, length: int) -> str:
+    """A bar of at most `length` characters, to an eighth of one."""
+    eighths = round(8 * length * min(max(share, 0.0), 1.0))
+    return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
+
+
 def _digits(number: float) -> str:
     """Three of them, at most two behind the point, and all before it."""
     return f"{number:.{max(0, 2 - int(log10(max(number, 1))))}f}"
@@ -143,7 +149,7 @@ def acceptance_summary(acceptance: Acceptance) -> None:
         if acceptance.low is not None and acceptance.high is not None:
             interval = f"{acceptance.low[k]:.3f} – {acceptance.high[k]:.3f}"
         rate = acceptance.rates[k]
-        table.add_row(str(k + 1), f"{rate:.3f}", interval, "█" * round(40 * rate))
+        table.add_row(str(k + 1), f"{rate:.3f}", interval, bar(rate, 32))
     out.print(table)
     rest = acceptance.rates[SHOWN_RANKS:].sum()
     out.print(

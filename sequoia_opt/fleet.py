@@ -14,11 +14,12 @@ from typing import Any
 from sequoia_opt import __version__, paths
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan.acceptance import Acceptance
-from sequoia_opt.plan.files import content_fingerprint, read_text
+from sequoia_opt.plan.files import Fields, content_fingerprint, read_text
 from sequoia_opt.plan.latency import LatencyProfile
 from sequoia_opt.plan.solver import Plan, solve
 from sequoia_opt.plan.tree import FORMAT, TokenTree
 
+THIS = "this tree"
 TOLERANCE = 1e-3  # relative: other processors add up in another order
 
 
@@ -42,6 +43,34 @@ def planned_tree(plan: Plan, source: Source, options: dict[str, Any]) -> TokenTr
         "sequoia_opt": __version__,
     }
     return TokenTree(tree.parents, tree.ranks, tree.metadata | {"provenance": provenance})
+
+
+def plan_again(tree: TokenTree, profile: LatencyProfile, acceptance: Acceptance) -> Plan:
+    """The plan that a tree was chosen in: solved as its provenance says, the tree itself given.
+
+    Raises:
+        SequoiaError: the profile cannot price the tree, or options that cannot be.
+    """
+    provenance = tree.metadata.get("provenance", {})
+    asked = Fields(provenance.get("options", {}), "tree: provenance: options")
+    known: dict[str, Any] = {
+        name: asked.integer(name)
+        for name in ("max_size", "max_depth", "size", "depth", "batch", "max_width")
+        if name in asked.mapping
+    }
+    if "shape" in asked.mapping:
+        known["shape"] = asked.text("shape")
+    if "confidence" in asked.mapping:
+        known["confidence"] = asked.number("confidence", 0.0, 1.0)
+    if "context" in asked.mapping:
+        weights = asked.section("context")
+        try:
+            known["context"] = {
+                float(length): weights.number(length, 0.0) for length in weights.mapping
+            }
+        except ValueError:
+            raise asked.fail("context", "numbers of cached tokens and their weights") from None
+    return solve(profile, acceptance, **known, given={THIS: tree})
 
 
 def solve_all(

@@ -7,7 +7,7 @@ from pathlib import Path
 from sequoia_opt import demo
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan.acceptance import Acceptance
-from sequoia_opt.plan.files import content_fingerprint, safe_name
+from sequoia_opt.plan.files import Fields, content_fingerprint, safe_name
 from sequoia_opt.plan.tree import TokenTree
 
 ACCEPTANCE = "acceptance"  # folder beside the hardware's
@@ -102,20 +102,23 @@ def inputs_of(tree: TokenTree) -> tuple[Path, Path]:
     Raises:
         SequoiaError: they are not in their default places, or have changed since.
     """
-    provenance = tree.metadata.get("provenance", {})
+    provenance = Fields(tree.metadata.get("provenance", {}), "tree: provenance")
     found = []
     for kind, folder in (("profile", "profiles/*"), ("acceptance", f"profiles/{ACCEPTANCE}")):
-        source = provenance.get(kind, {})
+        given = kind in provenance.mapping
+        source = provenance.section(kind).mapping if given else {}
         places = [
             path
             for root in roots()
-            for path in root.glob(f"{folder}/{source.get('file', 'unknown')}")
-            if content_fingerprint(path) == source.get("fingerprint")
+            # The name is not a pattern, nor a way to anywhere else.
+            for path in root.glob(f"{folder}/*.yaml")
+            if path.name == source.get("file")
+            and content_fingerprint(path) == source.get("fingerprint")
         ]
         if not places:
             raise SequoiaError(
                 f"the {kind} that the tree was solved from ({source.get('file', 'unknown')}) is "
-                "not here; name --profile and --acceptance, or the --chain to compare with"
+                f"not here; name it with --{kind}"
             )
         found.append(places[0])
     return found[0], found[1]

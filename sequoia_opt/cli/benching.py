@@ -19,10 +19,13 @@ from sequoia_opt.cli.options import (
     Dtype,
     Graphs,
     Json,
+    MaxSeconds,
     RandomWeights,
+    Resume,
     Target,
     check_output,
     integers,
+    journal,
     load,
     names,
     print_json,
@@ -48,6 +51,7 @@ from sequoia_opt.errors import SequoiaError
 if TYPE_CHECKING:
     from sequoia_opt.engine.models import Pair
     from sequoia_opt.measure.dataset import Document
+    from sequoia_opt.measure.journal import Journal
     from sequoia_opt.measure.methods import Method
     from sequoia_opt.plan.acceptance import Sampling
     from sequoia_opt.plan.tree import TokenTree
@@ -153,6 +157,8 @@ def bench(
     dtype: Dtype = None,
     offload: TreeOffload = None,
     memory_budget: TreeMemoryBudget = None,
+    resume: Resume = False,
+    max_seconds: MaxSeconds = None,
     as_json: Json = False,
 ) -> None:
     """Plain decoding, transformers' ways, other trees and the solved one, side by side."""
@@ -177,6 +183,13 @@ def bench(
         )
     if output and output.suffix != ".json":
         raise typer.BadParameter(f"found {output}, expected a .json file", param_hint="--output")
+    if resume and (calibrate or not output):
+        raise typer.BadParameter(
+            "goes with -o, which says where a run was kept, and not with --calibrate",
+            param_hint="--resume",
+        )
+    if calibrate and max_seconds:
+        raise typer.BadParameter("goes without --calibrate", param_hint="--max-seconds")
     check_output(output)
     limit = limit or (UNSEEN if calibrate else PROMPTS)
     repeats = repeats or (1 if calibrate else 3)
@@ -218,6 +231,7 @@ def bench(
     from sequoia_opt.measure import bench as benchmark
     from sequoia_opt.measure.dataset import load_dataset, spread_over
     from sequoia_opt.measure.hardware import hardware, software
+    from sequoia_opt.measure.journal import Journal
 
     name, documents = load_dataset(dataset)
     models = models_of(loaded, target, draft)
@@ -262,9 +276,24 @@ def bench(
         printed = Format.json if as_json else form
         _calibrate(pair, profile, documents[::2], prompts, samplings, settings, printed, output)
         return
-    racing = [_method(each, pair, trees, options, prompts, max_new_tokens) for each in wanted]
+    kept = Journal(max_seconds=max_seconds)
+    if output:
+        about = {key: value for key, value in settings.items() if key != "date"}
+        about |= {"methods": wanted, "models": pair.fingerprints, "tokens": prompts}
+        kept = journal(output, about, resume, max_seconds)
+    racing = [_method(each, pair, trees, options, prompts, max_new_tokens, kept) for each in wanted]
     with console.progress("decoding") as advance:
-        results = benchmark.race(racing, prompts, max_new_tokens, repeats, advance)
+        results = benchmark.race(
+            racing,
+            prompts,
+            max_new_tokens,
+            repeats,
+            advance,
+            note=console.note,
+            journal=kept,
+            world=pair.world,
+        )
+    settings["prompts"] = results[0].prompts
     document = {"results": [asdict(result) for result in results], **settings}
     if sizes:
         document["sizes"] = budgets
@@ -274,6 +303,7 @@ def bench(
         console.race_csv(results, settings)
     if output:
         _keep(output, document)
+        kept.finish()
     if as_json or form in (Format.json, Format.csv):
         return
     show = console.race_markdown if form is Format.md else console.race_table
@@ -411,11 +441,13 @@ def _method(
     options: dict[str, Any],
     prompts: Sequence[list[int]],
     new_tokens: int,
+    journal: Journal,
 ) -> Method:
     """The method of that name.
 
     Args:
         options: of the decoder.
+        journal: keeps what was found out for it.
     """
     from sequoia_opt import console
     from sequoia_opt.measure import methods
@@ -428,8 +460,11 @@ def _method(
     if name == "assisted":
         return methods.with_assistant(pair, **warm)
     if name == "assisted-best":
-        with console.waiting("finding assisted generation's best number of guesses"):
-            guesses = methods.best_guesses(pair, prompts[:TUNED], new_tokens, **warm)
+        guesses = journal.recall("guesses")
+        if guesses is None:
+            with console.waiting("finding assisted generation's best number of guesses"):
+                guesses = methods.best_guesses(pair, prompts[:TUNED], new_tokens, **warm)
+            journal.keep("guesses", guesses)
         return methods.with_assistant(pair, f"assisted, {guesses} guesses", **warm, guesses=guesses)
     own = dict(options)
     if name in (*SAMPLED, "k-sequences"):

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
 from sequoia_opt.cli.app import app
-from sequoia_opt.cli.options import Device, Draft, Dtype, Graphs, Json, Target, load, print_json
+from sequoia_opt.cli.options import (
+    Device,
+    Draft,
+    Dtype,
+    Graphs,
+    Json,
+    Target,
+    check_output,
+    load,
+    print_json,
+)
 from sequoia_opt.cli.running import (
+    GREEDY,
     Comparable,
     Tree,
     TreeCompile,
@@ -27,9 +39,13 @@ from sequoia_opt.cli.running import (
     offload_of,
     sampling_of,
 )
+from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan.acceptance import Sampling
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from sequoia_opt.engine.decoder import Decoder, Generation
     from sequoia_opt.engine.models import Pair
     from sequoia_opt.plan.tree import TokenTree
 
@@ -38,10 +54,38 @@ if TYPE_CHECKING:
 def decode(
     tree: Tree = None,
     prompt: Annotated[
-        str | None, typer.Option(help="Text to go on from.", show_default="bundled")
+        str | None,
+        typer.Option(help="Text to go on from; - reads standard input.", show_default="bundled"),
+    ] = None,
+    prompt_file: Annotated[
+        Path | None, typer.Option(help="File with the text to go on from.")
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            help="Dataset of prompts (.jsonl with `prompt`, …): each is completed, into -o."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            help="With --prompts: a line of JSON each; one that was cut off is continued.",
+            show_default="the prompts' name, .completions.jsonl",
+        ),
     ] = None,
     target: Target = None,
     draft: Draft = None,
+    chat: Annotated[
+        bool,
+        typer.Option(
+            "--chat",
+            help="Converse, with the tokenizer's chat template: a turn for each line of standard "
+            "input.",
+        ),
+    ] = False,
+    system: Annotated[str | None, typer.Option(help="With --chat: the system's message.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to decode.")] = 128,
     temperature: TreeTemperature = None,
     top_p: TreeTopP = None,
@@ -49,6 +93,13 @@ def decode(
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     stop: Annotated[
         list[str] | None, typer.Option(help="A string that ends the text; may be repeated.")
+    ] = None,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Above 1: tokens of the text so far become less likely.")
+    ] = 1.0,
+    logit_bias: Annotated[
+        list[str] | None,
+        typer.Option(help="Added to a token's logit: 42=-5; may be repeated."),
     ] = None,
     ignore_eos: Annotated[
         bool, typer.Option("--ignore-eos", help="Go on past end-of-text tokens.")
@@ -60,6 +111,12 @@ def decode(
     repeats: Annotated[
         int, typer.Option(min=1, help="Repetitions of each prompt with --compare.")
     ] = 3,
+    stats: Annotated[
+        Path | None,
+        typer.Option(
+            help="File to add to what was tried and accepted, for `estimate --from-stats`."
+        ),
+    ] = None,
     compile: TreeCompile = None,
     graphs: Graphs = None,
     device: Device = None,
@@ -69,29 +126,61 @@ def decode(
     as_json: Json = False,
 ) -> None:
     """Decode a prompt with a tree, losslessly, and say how fast it was."""
-    from sequoia_opt import console, demo
+    from sequoia_opt import console
     from sequoia_opt.plan.tree import TokenTree
 
     if compare and max_new_tokens < 2:
         raise typer.BadParameter("--compare needs at least 2", param_hint="--max-new-tokens")
+    _check_sources(prompt, prompt_file, prompts, output, compare, chat, system)
+    check_output(stats)
+    texts = [] if prompts or chat else _texts(prompt, prompt_file)
     path = tree or bundled_tree(temperature, compile, device)
     loaded = TokenTree.load(path)
     check_world(loaded)
     sampling = sampling_of(loaded, temperature, top_p, verifier)
     target, draft = models_of(loaded, target, draft)
     from sequoia_opt.engine.decoder import Decoder
+    from sequoia_opt.engine.rules import Rules
 
+    rules = Rules(repetition_penalty, _biases(logit_bias or []))
+    if compare and rules.change_anything:
+        raise typer.BadParameter(
+            "compares the models as they are: drop --repetition-penalty and --logit-bias",
+            param_hint="--compare",
+        )
     place, budget = offload_of(loaded, offload, memory_budget)
     roles = compiled_roles(loaded, compile)
     pair = load(target, draft, device, dtype, roles, graphs, offload=place, memory_budget=budget)
-    texts = [prompt] if prompt is not None else demo.prompts()
-    prompts = [pair.encode(text) for text in texts]
-    decoder = Decoder(pair, loaded, **asdict(sampling), seed=seed)
-    stream = decoder.stream(prompts[0], max_new_tokens, ignore_eos, stop or [])
+    decoder = Decoder(pair, loaded, **asdict(sampling), seed=seed, rules=rules, conversing=chat)
+    keep = _keeper(stats, pair, loaded, sampling)
+    if chat:
+        limits = {"max_new_tokens": max_new_tokens, "ignore_eos": ignore_eos, "stop": stop or []}
+        turns = _converse(decoder, system, limits, keep, quiet=as_json)
+        if as_json:
+            print_json({"turns": turns})
+        return
+    if prompts is not None:
+        output = output or Path(f"{prompts.stem}.completions.jsonl")
+        limits = {"max_new_tokens": max_new_tokens, "ignore_eos": ignore_eos, "stop": stop or []}
+        settings = {
+            "target": pair.target_name,
+            "draft": pair.draft_name,
+            "dtype": pair.dtype,
+            **asdict(sampling),
+            "seed": seed,
+            **limits,
+            **(asdict(rules) if rules.change_anything else {}),
+        }
+        done = _complete(decoder, prompts, output, seed, limits, settings, keep)
+        print_json(done) if as_json else console.written(output)
+        return
+    encoded = [pair.encode(text) for text in texts]
+    stream = decoder.stream(encoded[0], max_new_tokens, ignore_eos, stop or [])
     shown = Typewriter(sys.stdout if not as_json else None)
     for _ in stream:
         shown.write(stream.text())
     generation = stream.generation
+    keep(len(encoded[0]), generation)
     shown.write(generation.text)
 
     document: dict[str, Any] = {
@@ -107,15 +196,190 @@ def decode(
         **asdict(sampling),
     }
     fitting = comparable(loaded, pair, sampling)
+    if rules.change_anything:
+        document |= asdict(rules)
+        fitting = Comparable(tokens=False, times=False)  # the rates are of other texts
     if not as_json:
         console.out.print()
         console.generation_summary(generation, loaded if fitting.tokens else None, fitting.times)
     if compare:
         document["compare"] = _compare(
-            pair, loaded, prompts, max_new_tokens, sampling, seed, repeats, fitting, as_json
+            pair, loaded, encoded, max_new_tokens, sampling, seed, repeats, fitting, as_json
         )
     if as_json:
         print_json(document)
+
+
+def _check_sources(
+    prompt: str | None,
+    file: Path | None,
+    dataset: Path | None,
+    output: Path | None,
+    compare: bool,
+    chat: bool,
+    system: str | None,
+) -> None:
+    """Refuse options that do not go together."""
+    sources = {"prompt": prompt, "prompt-file": file, "prompts": dataset, "chat": chat or None}
+    named = [f"--{name}" for name, given in sources.items() if given is not None]
+    if len(named) > 1:
+        raise typer.BadParameter(f"found {' and '.join(named)}, expected one", param_hint=named[1])
+    if system is not None and not chat:
+        raise typer.BadParameter("goes with --chat", param_hint="--system")
+    if compare and (dataset is not None or chat):
+        raise typer.BadParameter("goes with one prompt; see `bench`", param_hint="--compare")
+    if output is not None and dataset is None:
+        raise typer.BadParameter("goes with --prompts", param_hint="--output")
+
+
+def _biases(options: list[str]) -> dict[int, float]:
+    """Tokens and what is added to their logits, of options like 42=-5."""
+    found = {}
+    for text in options:
+        token, _, bias = text.partition("=")
+        try:
+            found[int(token)] = float(bias)
+        except ValueError:
+            raise typer.BadParameter(
+                f"found {text!r}, expected a token's number and its bias, as 42=-5",
+                param_hint="--logit-bias",
+            ) from None
+    return found
+
+
+def _texts(prompt: str | None, file: Path | None) -> list[str]:
+    """The prompt that was asked for; else the bundled ones, of which the first is decoded."""
+    from sequoia_opt import demo
+    from sequoia_opt.plan.files import read_text
+
+    if file is not None:
+        return [read_text(file)]
+    if prompt == "-":
+        try:
+            return [sys.stdin.buffer.read().decode()]
+        except UnicodeDecodeError as error:
+            raise SequoiaError(f"standard input: is not UTF-8 ({error.reason})") from None
+    return demo.prompts() if prompt is None else [prompt]
+
+
+def _keeper(
+    path: Path | None, pair: Pair, tree: TokenTree, sampling: Sampling
+) -> Callable[[int, Generation], None]:
+    """What keeps the statistics of a generation behind a prompt of so many tokens."""
+    from sequoia_opt.plan import traffic
+
+    if path is None:
+        return lambda length, generation: None
+    verifier = GREEDY if sampling.temperature == 0 else sampling.verifier
+    setting = traffic.Setting(
+        pair.target_name, pair.draft_name, sampling.temperature, sampling.top_p, verifier
+    )
+
+    def keep(length: int, generation: Generation) -> None:
+        context = length + len(generation.tokens) / 2
+        traffic.add(path, traffic.Text(setting, tree, dict(generation.ended), context))
+
+    return keep
+
+
+def _converse(
+    decoder: Decoder,
+    system: str | None,
+    limits: dict[str, Any],
+    keep: Callable[[int, Generation], None],
+    quiet: bool,
+) -> list[dict[str, Any]]:
+    """Answer standard input line by line; each turn with its numbers."""
+    from sequoia_opt import console
+
+    messages = [{"role": "system", "content": system}] if system is not None else []
+    decoder.pair.encode_chat([*messages, {"role": "user", "content": ""}])  # it can
+    turns: list[dict[str, Any]] = []
+    for line in _asked():
+        messages.append({"role": "user", "content": line})
+        encoded = decoder.pair.encode_chat(messages)
+        stream = decoder.stream(encoded, **limits)
+        shown = Typewriter(None if quiet else sys.stdout)
+        for _ in stream:
+            shown.write(stream.text())
+        generation = stream.generation
+        shown.write(generation.text)
+        keep(len(encoded), generation)
+        messages.append({"role": "assistant", "content": generation.text})
+        turns.append({
+            "user": line,
+            "assistant": generation.text,
+            "prompt_tokens": len(encoded),
+            "tokens": generation.tokens,
+            "steps": generation.steps,
+            "tokens_per_second": generation.tokens_per_second,
+            "prefill_seconds": generation.prefill_seconds,
+        })  # fmt: skip
+        if not quiet:
+            console.out.print()
+            console.note(
+                f"[{len(generation.tokens)} tokens, {generation.tokens_per_second:.1f} tokens/s]"
+            )
+    return turns
+
+
+def _asked() -> Iterator[str]:
+    """The lines of standard input that say anything; a person is shown that it is their turn."""
+    from sequoia_opt import console
+
+    while True:
+        if sys.stdin.isatty():
+            console.err.print("> ", end="")
+        try:
+            line = sys.stdin.readline()
+        except UnicodeDecodeError as error:
+            raise SequoiaError(f"standard input: is not UTF-8 ({error.reason})") from None
+        if not line:
+            return
+        if line.strip():
+            yield line.strip()
+
+
+def _complete(
+    decoder: Decoder,
+    dataset: Path,
+    output: Path,
+    seed: int,
+    limits: dict[str, Any],
+    settings: dict[str, Any],
+    keep: Callable[[int, Generation], None],
+) -> dict[str, Any]:
+    """Complete all prompts of a dataset, but those that are in the output already."""
+    from sequoia_opt import console
+    from sequoia_opt.completions import Completions
+    from sequoia_opt.measure.dataset import load_dataset
+
+    _, documents = load_dataset(dataset)
+    texts = [document.prompt or document.text for document in documents]
+    seconds, tokens, before = 0.0, 0, 0
+    with Completions(output, texts, settings) as file, console.progress("decoding") as advance:
+        before = file.done
+        if before:
+            console.note(f"{output}: has {before} of {len(texts)} completions already")
+        for place, text in list(enumerate(texts))[before:]:
+            advance(place, len(texts))
+            decoder.reseed(seed + place)  # as if it were decoded alone
+            encoded = decoder.pair.encode(text)
+            found = decoder.generate(encoded, **limits)
+            keep(len(encoded), found)
+            numbers = {
+                "tokens": len(found.tokens), "steps": found.steps, "seconds": found.seconds
+            }  # fmt: skip
+            file.add_completion(
+                text, {"completion": found.text, "stopped": found.stopped, **numbers}
+            )
+            seconds, tokens = seconds + found.seconds, tokens + max(0, len(found.tokens) - 1)
+    return {
+        "output": output,
+        "prompts": len(texts),
+        "completed": len(texts) - before,
+        "tokens_per_second": tokens / seconds if seconds else 0.0,
+    }
 
 
 def _compare(

@@ -1,14 +1,126 @@
-"""The command that draws what bench keeps: plot."""
+"""The commands to look with: show, report and plot."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sequoia_opt.cli.app import app
-from sequoia_opt.cli.options import check_output
+from sequoia_opt.cli.options import Json, any_tree, check_output, print_json
+from sequoia_opt.errors import SequoiaError
+
+if TYPE_CHECKING:
+    from sequoia_opt.plan.acceptance import Acceptance
+    from sequoia_opt.plan.tree import TokenTree
+
+SHOWN_NODES = 40
+
+
+@app.command(epilog="Example: sequoia-opt show tree.json --limit 20")
+def show(
+    file: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A tree, in any format that `import` reads, a profile or an acceptance file.",
+            show_default="the bundled pair's tree",
+        ),
+    ] = None,
+    acceptance: Annotated[
+        Path | None,
+        typer.Option(help="What a tree's nodes are worth.", show_default="what it was solved from"),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Nodes to show.")] = SHOWN_NODES,
+    as_json: Json = False,
+) -> None:
+    """Look at a tree, a latency profile or acceptance rates in the terminal."""
+    from sequoia_opt import charts, paths
+    from sequoia_opt.plan import acceptance as rates
+    from sequoia_opt.plan import latency
+    from sequoia_opt.plan.files import format_of
+
+    file = file or paths.bundled_tree(0.0)
+    kind = "" if file.suffix in (".txt", ".pt") else format_of(file)
+    if kind in (latency.FORMAT, rates.FORMAT) and acceptance is not None:
+        raise typer.BadParameter("goes with a tree", param_hint="--acceptance")
+    if kind == latency.FORMAT:
+        profile = latency.LatencyProfile.load(file)
+        print_json(profile.document()) if as_json else charts.profile(profile)
+    elif kind == rates.FORMAT:
+        found = rates.Acceptance.load(file)
+        print_json(found.document()) if as_json else charts.acceptance(found)
+    else:
+        tree = any_tree(file)
+        known = _worth(tree, acceptance)
+        print_json(_nodes(tree, known)) if as_json else charts.tree(tree, known, limit)
+
+
+def _worth(tree: TokenTree, named: Path | None) -> Acceptance | None:
+    """The rates that say what a tree's nodes are worth, if there are any."""
+    from sequoia_opt import console, paths
+    from sequoia_opt.plan.acceptance import Acceptance
+
+    try:
+        return Acceptance.load(named or paths.inputs_of(tree)[1])
+    except SequoiaError:
+        if named is not None:
+            raise
+        console.note("note: its acceptance file is not here; --acceptance names one")
+        return None
+
+
+def _nodes(tree: TokenTree, acceptance: Acceptance | None) -> dict[str, Any]:
+    """A tree's document, each node's worth with it."""
+    document = tree.document()
+    if acceptance is not None:
+        values = acceptance.node_values(tree)
+        document |= {"reached": values, "shares": values / values.sum()}
+    return document
+
+
+@app.command(epilog="Example: sequoia-opt report tree.json --results bench.json -o report.html")
+def report(
+    tree: Annotated[
+        Path | None, typer.Argument(help="Tree file.", show_default="the bundled pair's")
+    ] = None,
+    profile: Annotated[
+        Path | None,
+        typer.Option(help="Latency profile.", show_default="what the tree was solved from"),
+    ] = None,
+    acceptance: Annotated[
+        Path | None,
+        typer.Option(help="Acceptance file.", show_default="what the tree was solved from"),
+    ] = None,
+    results: Annotated[
+        list[Path] | None,
+        typer.Option(help="What `bench --output` wrote, to show beside; may be repeated."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="File to write.", show_default="the tree's, .html"),
+    ] = None,
+) -> None:
+    """Write a page that shows why the tree was chosen: one HTML file, to be opened offline."""
+    from sequoia_opt import console, fleet, paths
+    from sequoia_opt.plan.acceptance import Acceptance
+    from sequoia_opt.plan.files import write_text
+    from sequoia_opt.plan.latency import LatencyProfile
+    from sequoia_opt.plots import Results
+
+    file = tree or paths.bundled_tree(0.0)
+    output = output or Path(file.with_suffix(".html").name)
+    check_output(output)
+    shown = any_tree(file)
+    if profile is None or acceptance is None:
+        known = paths.inputs_of(shown)
+        profile, acceptance = profile or known[0], acceptance or known[1]
+    plan = fleet.plan_again(shown, LatencyProfile.load(profile), Acceptance.load(acceptance))
+    found = [Results.load(path) for path in results or []]
+    from sequoia_opt.report import page
+
+    write_text(output, page(shown, plan, found))
+    console.written(output)
 
 
 @app.command(epilog="Example: sequoia-opt plot results/*.json -o figures")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,15 +17,18 @@ from sequoia_opt.cli.options import (
     Dtype,
     Graphs,
     Json,
+    MaxSeconds,
     MemoryBudget,
     Offload,
     Output,
     RandomWeights,
+    Resume,
     Target,
     TopP,
     byte_count,
     check_output,
     integers,
+    journal,
     load,
     names,
     numbers,
@@ -54,13 +58,15 @@ def profile(
     ] = "sequoia",
     repeats: Annotated[
         int | None,
-        typer.Option(min=5, help="Rounds that are timed.", show_default="15; 5 if offloaded"),
+        typer.Option(min=5, help="Rounds that are timed.", show_default="7; 5 if offloaded"),
     ] = None,
     compile: Compile = False,
     graphs: Graphs = None,
     random_weights: RandomWeights = False,
     offload: Offload = "none",
     memory_budget: MemoryBudget = None,
+    resume: Resume = False,
+    max_seconds: MaxSeconds = None,
     output: Output = None,
     as_json: Json = False,
 ) -> None:
@@ -89,12 +95,21 @@ def profile(
         verifiers=names(verifiers),
         repeats=repeats or profiler.default_repeats(pair),
     )
+    setting = random_weights, offload, pair.world.size
+    about = {
+        **asdict(options),
+        "models": pair.fingerprints,
+        "hardware": hardware(pair.device),
+        "engine": [pair.dtype, pair.graphs, pair.compiled, *setting],
+    }
+    wanted = output or paths.profile_path(*parts, bool(pair.compiled), *setting)
+    kept = journal(wanted, about, resume, max_seconds)
     with console.progress("profiling") as advance:
-        measured = profiler.profile(pair, options, advance, console.note)
-    path = output or paths.profile_path(
-        *parts, bool(pair.compiled), random_weights, offload, pair.world.size
-    )
+        measured = profiler.profile(pair, options, advance, console.note, kept)
+    # A model that compiling makes no faster is not compiled any more.
+    path = output or paths.profile_path(*parts, bool(pair.compiled), *setting)
     measured.save(path)
+    kept.finish()
     if as_json:
         print_json(measured.document())
     else:
@@ -124,6 +139,13 @@ def estimate(
             "target's continuations.",
         ),
     ] = False,
+    from_stats: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="What `decode --stats` wrote: rates of the texts decoded so, and nothing is "
+            "sampled; may be repeated."
+        ),
+    ] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Documents to use.", show_default="all")
     ] = None,
@@ -134,10 +156,15 @@ def estimate(
     dtype: Dtype = None,
     offload: Offload = "none",
     memory_budget: MemoryBudget = None,
+    resume: Resume = False,
+    max_seconds: MaxSeconds = None,
     output: Output = None,
     as_json: Json = False,
 ) -> None:
     """Sample how often the target accepts the draft's 1st, 2nd, 3rd … guess."""
+    if from_stats:
+        _from_stats(from_stats, output, as_json)
+        return
     samplings = [
         Sampling(warm, top_p, name)
         for warm in numbers("--temperature", temperature)
@@ -183,10 +210,26 @@ def estimate(
         teacher_forced=teacher_forced,
         seed=seed,
     )
+    if resume and pair.peers.size > 1:
+        raise typer.BadParameter("goes with one process", param_hint="--resume")
+    about = {
+        **asdict(options),
+        "samplings": [asdict(sampling) for sampling in samplings],
+        "models": pair.fingerprints,
+        "dtype": pair.dtype,
+        "documents": estimator.fingerprint(documents),
+    }
+    kept = None
+    if pair.peers.size == 1:
+        kept = journal(files[0], about, resume, max_seconds)
     with console.progress("sampling") as advance:
-        found = estimator.estimate(pair, documents, sampled, samplings, options, advance)
+        found = estimator.estimate(
+            pair, documents, sampled, samplings, options, advance, console.note, kept
+        )
     for path, acceptance in zip(files, found, strict=True):
         acceptance.save(path)
+    if kept is not None:
+        kept.finish()
     if as_json:
         entries = [acceptance.document() for acceptance in found]
         print_json(entries[0] if len(entries) == 1 else {"estimates": entries})
@@ -194,3 +237,19 @@ def estimate(
         if not as_json:
             console.acceptance_summary(acceptance)
         console.written(path)
+
+
+def _from_stats(files: list[Path], output: Path | None, as_json: bool) -> None:
+    """The rates of what was decoded."""
+    check_output(output)
+    from sequoia_opt import console, paths
+    from sequoia_opt.plan import traffic
+
+    found = traffic.acceptance([text for path in files for text in traffic.load(path)])
+    path = output or paths.acceptance_path(
+        found.target, found.draft, found.dataset, found.verifier, found.temperature, found.top_p
+    )
+    check_output(path)
+    found.save(path)
+    print_json(found.document()) if as_json else console.acceptance_summary(found)
+    console.written(path)

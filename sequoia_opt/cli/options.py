@@ -14,6 +14,7 @@ from sequoia_opt.errors import SequoiaError
 
 if TYPE_CHECKING:
     from sequoia_opt.engine.models import Pair
+    from sequoia_opt.measure.journal import Journal
     from sequoia_opt.plan.tree import TokenTree
 
 Target = Annotated[
@@ -62,6 +63,13 @@ MemoryBudget = Annotated[
 ]
 Output = Annotated[
     Path | None, typer.Option("-o", "--output", help="File to write.", show_default="by name")
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on where a run that was cut off stopped.")
+]
+MaxSeconds = Annotated[
+    float | None,
+    typer.Option(min=1, help="Begin nothing new after that, and write what was measured."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, nothing else.")]
 Temperature = Annotated[float, typer.Option(help="0 for greedy.")]
@@ -112,6 +120,27 @@ def check_output(path: Path | None) -> None:
 
     if path is not None:
         check_writable(path)
+
+
+def journal(
+    output: Path, about: dict[str, Any], resume: bool, max_seconds: float | None
+) -> Journal:
+    """What keeps the parts of a measurement beside its output until that is written.
+
+    Args:
+        about: all that another run must have in common to be taken up.
+    """
+    from sequoia_opt import __version__, console
+    from sequoia_opt.measure.journal import Journal
+
+    path = output.with_name(f"{output.name}.partial")
+    there = path.exists()
+    kept = Journal(path, {"program": __version__, **about}, resume, max_seconds)
+    if there and not resume:
+        console.note(f"{path} is begun anew; --resume would have gone on with it")
+    elif kept.recalled:
+        console.note(f"{path}: {kept.recalled} parts are taken up")
+    return kept
 
 
 def byte_count(option: str, text: str | None) -> int | None:

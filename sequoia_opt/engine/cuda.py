@@ -130,11 +130,8 @@ class RecordedStep:
         # Of one kind, whoever calls: compiled forwards tell inference tensors from others.
         with torch.inference_mode():
             self._uniforms = torch.zeros(step.uniform_count, device=self._device)
-            self._before, self._after = (
-                State(*(torch.zeros(n, dtype=torch.long, device=self._device) for n in (1, 2)))
-                for _ in range(2)
-            )
-            count = step.tree.depth + 2
+            self._before, self._after = (self._blank(step) for _ in range(2))
+            count = step.tree.depth + 3
             self._emitted = torch.zeros(count, dtype=torch.long, device=self._device)
         self._replays: dict[int, Callable[[], object]] = {}
         self._buffers: list[weakref.ref[KVCache]] = []
@@ -148,8 +145,7 @@ class RecordedStep:
         if [buffer() for buffer in self._buffers] != buffers:
             self._replays.clear()  # they read buffers that are no more
             self._buffers = [weakref.ref(buffer) for buffer in buffers]
-        self._before.length.copy_(state.length)
-        self._before.recent.copy_(state.recent)
+        _copy(state, self._before)
         self._uniforms.copy_(uniforms)
         bucket = min(bucketed(length), target.capacity - self.step.tree.size)
         if bucket not in self._replays:
@@ -162,8 +158,21 @@ class RecordedStep:
     def _work(self, length: int) -> None:
         emitted, state = self.step(self._before, length, self._uniforms)
         self._emitted.copy_(emitted)
-        self._after.length.copy_(state.length)
-        self._after.recent.copy_(state.recent)
+        _copy(state, self._after)
+
+    def _blank(self, step: Step) -> State:
+        """Memory for a state."""
+        length, recent = (
+            torch.zeros(count, dtype=torch.long, device=self._device) for count in (1, 2)
+        )
+        return State(length, recent, None if step.rules is None else step.rules.seen(recent))
+
+
+def _copy(state: State, into: State) -> None:
+    into.length.copy_(state.length)
+    into.recent.copy_(state.recent)
+    if into.seen is not None and state.seen is not None:
+        into.seen.copy_(state.seen)
 
 
 class ReadBack:

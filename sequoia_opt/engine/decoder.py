@@ -6,6 +6,7 @@ Knows when to stop and what to count. The step itself is in step.py.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -14,12 +15,14 @@ from torch import Tensor
 
 from sequoia_opt.engine.cuda import ReadBack, RecordedStep, room
 from sequoia_opt.engine.models import Pair
+from sequoia_opt.engine.rules import Rules
 from sequoia_opt.engine.step import State, Step, at_least_float32
 from sequoia_opt.engine.verify import VERIFIERS, Synthetic, make_verifier
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan.files import FloatArray
 from sequoia_opt.plan.tree import AUTOREGRESSIVE, TokenTree
 
+CONVERSATION = 4096  # slots that are there from the beginning where several texts follow
 CAPACITY_ROUNDING = 256  # slots; generations of similar length share their buffers
 
 
@@ -33,6 +36,7 @@ class Generation:
         verified: tokens that these steps yielded, those past the wanted length included.
         seconds: time of these steps; the prompt and the first token, which it yields, are apart.
         prefill_seconds: time of the prompt.
+        ended: by node of the tree, how many steps it was the last accepted one of.
         stopped: "length", "end" (an end-of-text token) or "stop" (a stop string).
         text: of the new tokens, up to the stop string; empty without a tokenizer.
     """
@@ -42,6 +46,7 @@ class Generation:
     verified: int = 0
     seconds: float = 0.0
     prefill_seconds: float = 0.0
+    ended: Counter[int] = field(default_factory=Counter)
     stopped: str = "length"
     text: str = ""
 
@@ -65,6 +70,8 @@ class Decoder:
         top_p: in (0, 1].
         seed: of everything random.
         verifier: for temperatures above 0.
+        rules: a bias of the target's logits, a penalty for repetitions.
+        conversing: a text that begins as the last one did is read on from there.
         rates: [depth, ranks], to draw from what is accepted, whatever the models say: for speed
             alone, the text means nothing.
 
@@ -81,6 +88,8 @@ class Decoder:
         seed: int = 0,
         verifier: str = "sequoia",
         rates: FloatArray | None = None,
+        rules: Rules | None = None,
+        conversing: bool = False,
     ) -> None:
         check_sampling(temperature, top_p, verifier)
         widest = int(tree.child_counts.max(initial=0))
@@ -89,15 +98,21 @@ class Decoder:
                 f"tree: a node has {widest} children, but the vocabulary only "
                 f"{pair.target.vocabulary} tokens"
             )
-        self.pair, self.tree = pair, tree
+        self.pair, self.tree, self.conversing = pair, tree, conversing
         self.verifier = make_verifier(verifier, temperature, top_p)
         if rates is not None:
             self.verifier = Synthetic(self.verifier, rates).to(pair.device)
-        step = Step(pair.target, pair.draft, tree, self.verifier, pair.world)
+        rules = rules or Rules()
+        rules.check(pair.target.vocabulary)
+        self._rules = (
+            rules.on(pair.device, pair.target.vocabulary) if rules.change_anything else None
+        )
+        step = Step(pair.target, pair.draft, tree, self.verifier, pair.world, self._rules)
         self._step = RecordedStep(step) if pair.graphs else step
-        self._read = ReadBack(tree.depth + 2, pair.device)
+        self._read = ReadBack(tree.depth + 3, pair.device)
         self._first = Step(pair.target, pair.draft, AUTOREGRESSIVE, self.verifier)
         self._random = torch.Generator(pair.device).manual_seed(seed)
+        self.last_node = 0  # that the last step accepted
 
     def generate(
         self,
@@ -146,12 +161,25 @@ class Decoder:
         length = len(prompt) + max_new_tokens
         capacity = (room(length) if self.pair.graphs else length) + tree.size
         capacity += -capacity % CAPACITY_ROUNDING
+        if self.conversing:  # what is read stays where it is as long as it can
+            capacity = max(capacity, min(target.positions, CONVERSATION) + tree.size)
         tokens = torch.tensor([prompt], device=self.pair.device)
+        buffers = target.cache, draft.cache
         target.reserve(capacity)
-        logits = at_least_float32(target.prefill(tokens))
         if tree.size > 1:
             draft.reserve(capacity)
-            draft.prefill(tokens.clamp(max=draft.vocabulary - 1))
+        held = 0
+        if self.conversing and (target.cache, draft.cache) == buffers:
+            held = _alike(self.pair.held, prompt[:-1])
+        self.pair.held = []
+        new = tokens[:, held:]
+        logits = at_least_float32(target.prefill(new, held=held))
+        if tree.size > 1:
+            draft.prefill(new.clamp(max=draft.vocabulary - 1), held=held)
+        seen = None
+        if self._rules is not None:
+            seen = self._rules.seen(tokens[0])
+            logits = self._rules.apply(logits, seen)
         verdict = self.verifier.verify(
             self._first.index,
             tokens[0, -1:],
@@ -161,7 +189,8 @@ class Decoder:
         )
         first = self.pair.world.agree(verdict.next)
         place = torch.tensor([len(prompt)], device=self.pair.device)
-        return int(first), State(place, torch.cat([tokens[0, -1:], first]))
+        seen = None if seen is None else seen.index_fill(0, first, True)
+        return int(first), State(place, torch.cat([tokens[0, -1:], first]), seen)
 
     @torch.inference_mode()
     def advance(self, state: State, length: int, user: object = None) -> tuple[list[int], State]:
@@ -176,8 +205,12 @@ class Decoder:
                 "a second pair"
             )
         emitted, state = self._step(state, length, self.uniforms(self._step))
-        *tokens, count = self._read(emitted)  # the step's only one
+        *tokens, self.last_node, count = self._read(emitted)  # the step's only one
         return tokens[:count], state
+
+    def reseed(self, seed: int) -> None:
+        """Begin everything random anew."""
+        self._random.manual_seed(seed)
 
     @property
     def recording_seconds(self) -> float:
@@ -224,6 +257,7 @@ class Stream:
         generation.prefill_seconds = time.perf_counter() - started
         length = len(self._prompt)
         new = [token]
+        all_new = [token]
         while True:
             done = self._take(new)
             yield new[: len(new) - self._surplus]
@@ -234,8 +268,13 @@ class Stream:
             recording = decoder.recording_seconds - recording
             generation.seconds += time.perf_counter() - started - recording
             generation.steps += 1
+            generation.ended[decoder.last_node] += 1
             generation.verified += len(new)
             length += len(new)
+            all_new += new
+        if decoder.conversing:
+            # All but the last token; the draft may lack the one before it.
+            decoder.pair.held = (self._prompt + all_new)[: length - 1]
         if decoder.pair.tokenizer is not None:
             generation.text, _ = cut(decoder.pair.decode(generation.tokens), self._stop)
 
@@ -288,6 +327,12 @@ class Stream:
             if text.endswith(stop[:length])
         )
         return text[: len(text) - max(waiting, default=0)]
+
+
+def _alike(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens two texts have in common from the beginning."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
 def cut(text: str, stop: Sequence[str]) -> tuple[str, bool]:

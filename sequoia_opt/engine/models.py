@@ -7,7 +7,7 @@ trees.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ class Pair:
         world: the processes that the target is spread over.
         peers: those that each have a whole pair, and share out the work.
         user: whose text the buffers hold: a pair runs one generation at a time.
+        held: the tokens in both models' first slots, where they are kept for the next text.
     """
 
     target: Runner
@@ -70,6 +71,7 @@ class Pair:
     world: World = ALONE
     peers: World = ALONE
     user: object = None
+    held: list[int] = field(default_factory=list)
 
     @property
     def device(self) -> torch.device:
@@ -118,6 +120,30 @@ class Pair:
             if self.tokenizer.bos_token_id is None:
                 raise SequoiaError("the prompt is empty; give at least one token")
             ids = [self.tokenizer.bos_token_id]
+        return ids
+
+    def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
+        """Token ids of a conversation that it is the assistant's turn in.
+
+        Args:
+            messages: each with its `role` and `content`.
+
+        Raises:
+            SequoiaError: the tokenizer has no chat template, or it does not take the messages.
+        """
+        if self.tokenizer is None or not self.tokenizer.chat_template:
+            raise SequoiaError(
+                f"{self.target.name}: its tokenizer has no chat template; use --prompt"
+            )
+        try:
+            text = self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:  # the template's own language raises its own kinds
+            raise SequoiaError(
+                f"{self.target.name}: its chat template fails ({one_line(error)[:200]})"
+            ) from None
+        ids: list[int] = self.tokenizer(str(text), add_special_tokens=False)["input_ids"]
         return ids
 
     def decode(self, tokens: list[int]) -> str:

@@ -314,25 +314,31 @@ class Runner:
         pad: Tensor | None = None,
         keep: int = 1,
         chunk: int | None = None,
+        held: int = 0,
     ) -> Iterator[tuple[int, Tensor]]:
         """Put a text into the buffers, in chunks of bounded memory.
 
         Args:
-            tokens: [batch, count], put into the first slots.
+            tokens: [batch, count], put into the first slots that are not held.
             pad: [batch], how many of each sequence's first slots are padding.
             keep: logits wanted of each chunk's last tokens; 0 for all of its tokens.
             chunk: tokens of one forward; by default as many as memory is sure to hold.
+            held: slots that hold what goes before already.
 
         Yields:
             For each chunk: its first token's place in `tokens`, and its logits.
         """
         chunk = chunk or (PREFILL_CHUNK if self.stream is None else STREAMED_CHUNK)
         for start in range(0, tokens.shape[1], chunk):
-            yield start, self.extend(tokens[:, start : start + chunk], start, pad, keep)
+            yield start, self.extend(tokens[:, start : start + chunk], held + start, pad, keep)
 
-    def prefill(self, tokens: Tensor, pad: Tensor | None = None) -> Tensor:
-        """Put prompts [batch, count] into the buffers; logits [batch, vocabulary] after them."""
-        *_, (_, logits) = self.read(tokens, pad)
+    def prefill(self, tokens: Tensor, pad: Tensor | None = None, held: int = 0) -> Tensor:
+        """Put prompts [batch, count] into the buffers; logits [batch, vocabulary] after them.
+
+        Args:
+            held: tokens before these that are there already.
+        """
+        *_, (_, logits) = self.read(tokens, pad, held=held)
         return logits[:, -1]
 
     def extend(

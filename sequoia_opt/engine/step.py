@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sequoia_opt.engine.attention import Masks
 from sequoia_opt.engine.distributed import ALONE, World
+from sequoia_opt.engine.rules import LogitRules
 from sequoia_opt.engine.runner import Runner
 from sequoia_opt.engine.verify import TreeIndex, Verdict, Verifier, indices
 from sequoia_opt.plan.tree import TokenTree
@@ -27,10 +28,12 @@ class State:
     Attributes:
         length: [1], committed tokens in the target's buffers: the root's place.
         recent: [2], the last two committed tokens; the second is the root, in no buffer yet.
+        seen: [vocabulary], which tokens are in the text, where that matters.
     """
 
     length: Tensor
     recent: Tensor
+    seen: Tensor | None = None
 
 
 class Step:
@@ -49,8 +52,10 @@ class Step:
         tree: TokenTree,
         verifier: Verifier,
         world: World = ALONE,
+        rules: LogitRules | None = None,
     ) -> None:
         self.target, self.draft, self.tree, self.verifier = target, draft, tree, verifier
+        self.rules = rules
         self._world = world
         device = target.device
         self._size = tree.size
@@ -94,12 +99,16 @@ class Step:
             uniforms: [uniform_count], in [0, 1).
 
         Returns:
-            [depth + 2]: the step's tokens, and in the last place how many of them count; and
-            where the generation stands now.
+            [depth + 3]: the step's tokens, the last accepted node, and how many of the tokens
+            count; and where the generation stands now.
         """
         tokens, draft_logits = self._draft_tree(state, length, uniforms)
         tokens = self._world.agree(tokens)
         target_logits = self.score(tokens, state.length, length)
+        if self.rules is not None and state.seen is not None:
+            target_logits = self.rules.apply_to_tree(
+                target_logits, state.seen, tokens, self.index.needed
+            )
         verdict = self.verifier.verify(self.index, tokens, target_logits, draft_logits, uniforms)
         verdict = Verdict(self._world.agree(verdict.last), self._world.agree(verdict.next))
         if self._levels:
@@ -107,7 +116,10 @@ class Step:
         told = self._paths.told.index_select(0, verdict.last)[0]
         emitted, recent = torch.cat([tokens, verdict.next]).take(told).split([len(told) - 2, 2])
         count = self._paths.counts.gather(0, verdict.last)
-        return torch.cat([emitted, count]), State(state.length + count, recent)
+        told = torch.cat([emitted, verdict.last, count])
+        # Past those that count the last one is repeated.
+        seen = None if state.seen is None else state.seen.index_fill(0, emitted, True)
+        return told, State(state.length + count, recent, seen)
 
     def _draft_tree(self, state: State, length: int, uniforms: Tensor) -> tuple[Tensor, Tensor]:
         """Guess all nodes' tokens [size]; the draft's logits in the verifier's order."""
@@ -126,6 +138,9 @@ class Step:
         )
         for level, noise, forward in zip(self._levels, noises, forwards, strict=True):
             found = self._evaluate(level, inputs, *forward)
+            if self.rules is not None and state.seen is not None:
+                # As good a guess as any, and nearer to what the target will be.
+                found = self.rules.apply(found, state.seen)
             guesses = self.verifier.draft(found, level.ranks, noise)
             children = guesses.take(level.children)
             tokens.append(children)

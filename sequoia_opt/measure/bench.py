@@ -7,15 +7,18 @@ decode, nor of how results are shown.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 
+from sequoia_opt.engine.distributed import ALONE, World
 from sequoia_opt.engine.models import Pair
+from sequoia_opt.measure.journal import Journal
 from sequoia_opt.measure.methods import Method, Run
 
 Progress = Callable[[int, int], None]
+LEAST = 2  # prompts, whatever the time
 REPEATED = 4  # tokens of the runs of which the repeated ones are counted
 
 
@@ -31,6 +34,7 @@ class Result:
         speedup: ratio to the first method's time, its tokens being as many.
         speedup_low, speedup_high: 95 % interval of the ratio, prompts resampled.
         agreement: share of prompts whose tokens are the first method's.
+        prompts: how many were decoded.
         repeated: share of the new texts' runs of 4 tokens that came before in the same text: a
             text that loops flatters every draft.
     """
@@ -48,6 +52,7 @@ class Result:
     speedup_high: float
     agreement: float
     repeated: float
+    prompts: int
 
 
 def race(
@@ -57,6 +62,9 @@ def race(
     repeats: int = 3,
     progress: Progress = lambda done, total: None,
     between: Callable[[], object] = lambda: None,
+    note: Callable[[str], None] = lambda message: None,
+    journal: Journal | None = None,
+    world: World = ALONE,
 ) -> list[Result]:
     """Decode every prompt with every method, in turn, so that the machine's drift cancels.
 
@@ -65,7 +73,12 @@ def race(
 
     Args:
         between: called before each prompt's turn.
+        note: called with what was cut short.
+        journal: keeps each prompt's runs, and says when the time is up; two prompts are decoded
+            in any case.
+        world: the processes that decode.
     """
+    journal = journal or Journal()
     runs = {method.name: [[] for _ in prompts] for method in methods}  # type: ignore[var-annotated]
     total, done = len(methods) * (1 + len(prompts) * repeats), 0
 
@@ -77,19 +90,30 @@ def race(
     for method in methods:
         method.run(prompts[0], new_tokens)
         advance()
-    for repeat in range(repeats):
-        for place, prompt in enumerate(prompts):
+    turns = [(repeat, place) for repeat in range(repeats) for place in range(len(prompts))]
+    for number, (repeat, place) in enumerate(turns):
+        if number >= LEAST and journal.is_over(world):
+            note(f"{number} of {len(turns)} turns of a prompt; the time was up")
+            break
+        name = f"repetition {repeat}, prompt {place}"
+        kept = journal.recall(name)
+        if kept is not None:
+            found = {method.name: Run(**kept[method.name]) for method in methods}
+            done += len(methods)
+        else:
+            between()
             # Each method goes first equally often.
             turn = (repeat + place) % len(methods)
-            between()
+            found = {}
             for method in [*methods[turn:], *methods[:turn]]:
-                runs[method.name][place].append(method.run(prompt, new_tokens))
+                found[method.name] = method.run(prompts[place], new_tokens)
                 advance()
-    reference = [_median(each) for each in runs[methods[0].name]]
-    return [
-        _result(method, [_median(each) for each in runs[method.name]], reference)
-        for method in methods
-    ]
+            journal.keep(name, {key: asdict(run) for key, run in found.items()})
+        for method in methods:
+            runs[method.name][place].append(found[method.name])
+    decoded = [place for place, each in enumerate(runs[methods[0].name]) if each]
+    medians = {m.name: [_median(runs[m.name][place]) for place in decoded] for m in methods}
+    return [_result(m, medians[m.name], medians[methods[0].name]) for m in methods]
 
 
 def _median(runs: list[Run]) -> Run:
@@ -135,6 +159,7 @@ def _result(method: Method, runs: list[Run], reference: list[Run]) -> Result:
             )
         ),
         repeated=repeated([run.tokens for run in runs]),
+        prompts=len(runs),
     )
 
 

@@ -7,9 +7,11 @@ temperatures and verifiers. Knows nothing of trees or time.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +25,7 @@ from sequoia_opt.engine.step import at_least_float32, fit_vocabulary
 from sequoia_opt.engine.verify import Positions, Traversal, Trial, Verifier, make_verifier
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure.dataset import Document, spread_over
+from sequoia_opt.measure.journal import Journal
 from sequoia_opt.plan.acceptance import Acceptance, Sampling, bootstrap_rates, fit_monotone
 from sequoia_opt.plan.files import FloatArray
 
@@ -55,6 +58,15 @@ class Options:
     batch: int = 16
     teacher_forced: bool = False
     seed: int = 0
+
+
+def fingerprint(documents: Sequence[Document]) -> str:
+    """Hash of the documents' content, 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for document in documents:
+        for part in (document.prompt, document.text):
+            digest.update(f"{len(part)}:{part}".encode())
+    return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -107,6 +119,8 @@ def estimate(
     samplings: Sequence[Sampling] = (Sampling(),),
     options: Options | None = None,
     progress: Progress = lambda done, total: None,
+    note: Callable[[str], None] = lambda message: None,
+    journal: Journal | None = None,
 ) -> list[Acceptance]:
     """Sample acceptance by rank, with rank traces, for each way to sample.
 
@@ -116,11 +130,14 @@ def estimate(
     Args:
         dataset: its name, for the file.
         progress: called with tokens done and to do.
+        note: called with what was cut short.
+        journal: keeps what was found of each batch, and says when the time is up. Several
+            processes keep nothing.
 
     Raises:
         SequoiaError: options out of range, or nothing to sample.
     """
-    options = options or Options()
+    options, journal = options or Options(), journal or Journal()
     for sampling in samplings:
         check_sampling(**asdict(sampling))
     if any(sampling.verifier == Traversal.name for sampling in samplings):
@@ -150,29 +167,52 @@ def estimate(
     ]
     passes = [ways] if options.teacher_forced else [[way] for way in ways]
     peers = pair.peers
-    own = range(peers.rank, len(batches), peers.size)
+    # Evenly spread over lengths however early the time is up.
+    spread = np.random.default_rng(0).permutation(len(batches)).tolist()
+    own = spread[peers.rank :: peers.size]
     mine = [place for number in own for place in batches[number]]
     total, done = sum(len(texts[place].text) for place in mine) * len(passes), 0
+    sampled: list[int] = []
     run = _teacher_forced if options.teacher_forced else _continuations
     with torch.inference_mode():
-        for together in passes:
-            for number in own:
-                torch.manual_seed(options.seed + number)
-                places = batches[number]
-                batch = [texts[place] for place in places]
+        for turn, number in enumerate(own):
+            if turn and journal.is_over():
+                note(f"{turn} of {len(own)} batches of documents; the time was up")
+                break
+            places = batches[number]
+            batch = [texts[place] for place in places]
+            for part, together in enumerate(passes):
                 tallies = [_Way(w.verifier, [w.tallies[p] for p in places]) for w in together]
+                name = f"part {part}, batch {number}"
+                kept = journal.recall(name)
+                if kept is not None:
+                    _restore(tallies, kept)
+                    done += sum(len(text.text) for text in batch)
+                    continue
+                torch.manual_seed(options.seed + number)
                 for count in run(pair, tallies, batch, width):
                     done += count
                     progress(min(done, total), total)
+                journal.keep(name, [[asdict(t) for t in w.tallies] for w in tallies])
+            sampled += places
     progress(total, total)
     for way in ways:
-        for found in peers.gather({place: way.tallies[place] for place in mine}):
-            for place, tally in found.items():
-                way.tallies[place] = tally
+        shares = peers.gather({place: way.tallies[place] for place in sampled})
+        found = {place: tally for share in shares for place, tally in share.items()}
+        way.tallies[:] = [found[place] for place in sorted(found)]
     return [
         _summary(pair, way, dataset, sampling, options)
         for sampling, way in zip(samplings, ways, strict=True)
     ]
+
+
+def _restore(ways: Sequence[_Way], kept: list[list[dict[str, Any]]]) -> None:
+    """Have the ways' tallies be what was kept of them."""
+    for way, found in zip(ways, kept, strict=True):
+        for tally, values in zip(way.tallies, found, strict=True):
+            tally.sums[:], tally.counts[:] = values["sums"], values["counts"]
+            tally.trace[:] = values["trace"]
+            tally.context, tally.run = values["context"], values["run"]
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from sequoia_opt.engine.step import State
 from sequoia_opt.engine.verify import VERIFIERS
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure.hardware import hardware, software
+from sequoia_opt.measure.journal import Journal
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.acceptance import Sampling
 from sequoia_opt.plan.files import FloatArray, one_line
@@ -151,6 +152,7 @@ def profile(
     options: Options | None = None,
     progress: Progress = lambda done, total: None,
     note: Callable[[str], None] = lambda message: None,
+    journal: Journal | None = None,
 ) -> LatencyProfile:
     """Measure both models' forwards and the step's overhead.
 
@@ -159,19 +161,20 @@ def profile(
 
     Args:
         progress: called with rounds done and to do.
-        note: called with what was left out because it does not fit into memory.
+        note: called with what was left out because it does not fit into memory, or was cut short.
+        journal: keeps each round, and says when the time is up.
 
     Raises:
         SequoiaError: options out of range, or a context that does not fit the models or memory.
     """
-    options = options or Options()
+    options, journal = options or Options(), journal or Journal()
     tokens = sorted(set(options.tokens or default_tokens(pair)))
     contexts = sorted(set(options.contexts))
     _check(pair, tokens, contexts, options)
     batches = sorted({1, *options.batches})
     # The overhead is not the context's: one in the middle is enough.
     context = contexts[len(contexts) // 2]
-    gains = _compile_gains(pair, context, options)
+    gains = _compile_gains(pair, context, options, journal)
     for role, gain in gains.items():
         getattr(pair, role).compiled = gain > 1
     steps: list[tuple[str, TokenTree, _Timed]] = []
@@ -189,7 +192,10 @@ def profile(
             steps = _steps(pair, context, counts[-1], _ways(options.verifiers))
             timed += [step for _, _, step in steps]
         part = _part(progress, number, len(batches))
-        _rounds(timed, pair.device, options, part, pair.world)
+        rounds = _Rounds(options, pair.device, pair.world, journal, f"batch {batch}")
+        counted = rounds.run(timed, part)
+        if counted < options.repeats:
+            note(f"batch {batch}: {counted} of {options.repeats} rounds; the time was up")
         for item in timed:
             item.run = _done  # graphs hold memory, and this batch's buffers are gone
     models = _latencies(pair, measured, contexts, forwards)
@@ -275,7 +281,9 @@ def _latencies(
     }
 
 
-def _compile_gains(pair: Pair, context: int, options: Options) -> dict[str, float]:
+def _compile_gains(
+    pair: Pair, context: int, options: Options, journal: Journal
+) -> dict[str, float]:
     """Eager time over compiled time of each compiled model's forwards."""
     gains = {}
     for role in pair.compiled:
@@ -285,7 +293,8 @@ def _compile_gains(pair: Pair, context: int, options: Options) -> dict[str, floa
             compiled: [_timed(pair, role, context, count, 1, compiled) for count in COMPILED_TOKENS]
             for compiled in (False, True)
         }
-        _rounds([*ways[False], *ways[True]], pair.device, options, world=pair.world)
+        rounds = _Rounds(options, pair.device, pair.world, journal, f"compiled {role}")
+        rounds.run([*ways[False], *ways[True]])
         eager, compiled = (
             sum(float(np.median(item.times)) for item in ways[way]) for way in (False, True)
         )
@@ -428,23 +437,47 @@ def _forward(
     return run
 
 
-def _rounds(
-    timed: Sequence[_Timed],
-    device: torch.device,
-    options: Options,
-    progress: Progress = lambda done, total: None,
-    world: World = ALONE,
-) -> None:
-    """Time everything once a round, in an order that changes, so that drift hits all alike."""
-    order = random.Random(0)
-    total = options.warm_up + options.repeats
-    for number in range(total):
-        found = _round(timed, device, order, world)
-        if number >= options.warm_up:
-            for item, milliseconds in zip(timed, found, strict=True):
-                item.times.append(milliseconds)
-        progress(number + 1, total)
-    _steady(timed)
+@dataclass(frozen=True)
+class _Rounds:
+    """Rounds of one part of a profile, each kept when it is done.
+
+    Attributes:
+        name: of the part, for the journal.
+    """
+
+    options: Options
+    device: torch.device
+    world: World = ALONE
+    journal: Journal = field(default_factory=Journal)
+    name: str = ""
+
+    def run(self, timed: Sequence[_Timed], progress: Progress = lambda done, total: None) -> int:
+        """Time everything once a round, in an order that changes, so that drift hits all alike.
+
+        Returns:
+            How many rounds count: as many as were asked for, unless the time was up.
+        """
+        order = random.Random(0)
+        warm_up = self.options.warm_up
+        total = warm_up + self.options.repeats
+        counted, warm = 0, False
+        for number in range(total):
+            if counted and self.journal.is_over(self.world):
+                break
+            name = f"{self.name}, round {number}"
+            found = self.journal.recall(name)
+            if found is None:
+                if number >= warm_up and warm_up and not warm:  # taken up in another process
+                    _round(timed, self.device, order, self.world)
+                found, warm = _round(timed, self.device, order, self.world), True
+                self.journal.keep(name, found)
+            if number >= warm_up:
+                counted += 1
+                for item, milliseconds in zip(timed, found, strict=True):
+                    item.times.append(milliseconds)
+            progress(number + 1, total)
+        _steady(timed)
+        return counted
 
 
 def _round(

@@ -55,15 +55,7 @@ def read_document(path: str | Path, format_name: str, version: int) -> Document:
     Raises:
         SequoiaError: the file is missing, unreadable, malformed or of another kind.
     """
-    path = Path(path)
-    text = read_text(path)
-    try:
-        document = json.loads(text) if path.suffix == ".json" else _parse_yaml(text)
-    except (ValueError, yaml.YAMLError, RecursionError) as error:
-        kind = "JSON" if path.suffix == ".json" else "YAML"
-        raise SequoiaError(f"{path}: not valid {kind} ({one_line(error)})") from None
-    if not isinstance(document, dict):
-        raise SequoiaError(f"{path}: expected a mapping with a `format` field")
+    document = _parsed(Path(path))
     fields = Fields(document, str(path))
     found = fields.text("format")
     if found != format_name:
@@ -73,6 +65,28 @@ def read_document(path: str | Path, format_name: str, version: int) -> Document:
         raise SequoiaError(
             f"{path}: version: found {found_version}, this program reads up to {version}"
         )
+    return document
+
+
+def format_of(path: str | Path) -> str:
+    """What kind of file it says it is; nothing if it says none.
+
+    Raises:
+        SequoiaError: the file is missing, unreadable or malformed.
+    """
+    return str(_parsed(Path(path)).get("format", ""))
+
+
+def _parsed(path: Path) -> Document:
+    """A JSON or YAML file, by its ending."""
+    text = read_text(path)
+    try:
+        document = json.loads(text) if path.suffix == ".json" else _parse_yaml(text)
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        kind = "JSON" if path.suffix == ".json" else "YAML"
+        raise SequoiaError(f"{path}: not valid {kind} ({one_line(error)})") from None
+    if not isinstance(document, dict):
+        raise SequoiaError(f"{path}: expected a mapping with a `format` field")
     return document
 
 

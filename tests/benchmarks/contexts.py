@@ -70,7 +70,7 @@ def print_steps(pair: Pair, profile: LatencyProfile, context: int, repeats: int)
         for name, tree in TREES.items()
     }
     options = profiler.Options(repeats=repeats)
-    profiler._rounds([*forwards.values(), *steps.values()], pair.device, options)
+    profiler._Rounds(options, pair.device).run([*forwards.values(), *steps.values()])
     took = {point: float(np.median(timed.times)) for point, timed in forwards.items()}
     for (temperature, name), timed in steps.items():
         tree = TREES[name]

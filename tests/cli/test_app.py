@@ -249,7 +249,7 @@ from sequoia_opt.measure import profiler
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 profile = profiler.profile
 
-def interrupted(pair, options, progress, note):
+def interrupted(*_):
     def advance(done, total):
         progress(done, total)
         if done == 2:

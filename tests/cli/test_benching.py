@@ -174,4 +174,4 @@ def test_bench_wants_the_inputs_that_the_tree_was_solved_from(
     run: Callable[..., Outcome], models: list[str]
 ) -> None:
     shapes.k_ary(2, 2).save("k.json")
-    assert "name --profile and --acceptance" in run("bench", "k.json", *models).err
+    assert "name it with --profile" in run("bench", "k.json", *models).err

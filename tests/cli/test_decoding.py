@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from io import StringIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -144,3 +145,124 @@ def test_compiling_follows_the_profile_that_a_tree_was_solved_for(
     graphs_of.clear()
     assert run("decode", "chain.json", *models, "--max-new-tokens", 8, "--compile").code == 0
     assert len(graphs_of) == 2
+
+
+def test_a_prompt_comes_from_a_file_or_from_standard_input(
+    run: Callable[..., Outcome], models: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes.chain(3).save("k.json")
+    common = ["decode", "k.json", *models, "--max-new-tokens", 8, "--json"]
+    wanted = json.loads(run(*common, "--prompt", "def fé():\n").out)["tokens"]
+    path = write("prompt.txt", "def fé():\n")
+    assert json.loads(run(*common, "--prompt-file", path).out)["tokens"] == wanted
+    with path.open("rb") as stream:
+        monkeypatch.setattr("sys.stdin", TextIOWrapper(stream))
+        assert json.loads(run(*common, "--prompt", "-").out)["tokens"] == wanted
+    Path("bytes").write_bytes(b"\xff\xfe\xfa")
+    with Path("bytes").open("rb") as stream:
+        monkeypatch.setattr("sys.stdin", TextIOWrapper(stream))
+        failed = run(*common, "--prompt", "-")
+    assert (failed.code, failed.err.count("\n")) == (1, 1)
+    assert "is not UTF-8" in failed.err
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--prompt", "a", "--prompt-file", "b"], "expected one"),
+        (["--prompts", "a.jsonl", "--compare"], "goes with one prompt"),
+        (["-o", "b.jsonl"], "goes with --prompts"),
+        (["--logit-bias", "a=b"], "as 42=-5"),
+        (["--logit-bias", "4=1", "--compare"], "the models as they are"),
+    ],
+)
+def test_options_that_make_no_sense_are_usage_errors(
+    run: Callable[..., Outcome], options: list[str], complaint: str
+) -> None:
+    failed = run("decode", *options)
+    assert failed.code == 2
+    assert complaint in failed.err
+
+
+def test_many_prompts_are_completed_and_taken_up_again(
+    run: Callable[..., Outcome], models: list[str], dataset: Path
+) -> None:
+    shapes.k_ary(2, 2).save("k.json")
+    sampling = ["--temperature", 0.8, "--seed", 3]
+    common = ["decode", "k.json", *models, *sampling, "--max-new-tokens", 10, "--prompts", dataset]
+    done = run(*common, "-o", "all.jsonl", "--stats", "traffic.jsonl", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["completed"] == 3
+    lines = Path("all.jsonl").read_bytes().splitlines(keepends=True)
+    assert [json.loads(line)["prompt"] for line in lines] == [f"def f{i}(x):\n" for i in range(3)]
+    Path("some.jsonl").write_bytes(lines[0] + lines[1][:20])
+    again = run(*common, "-o", "some.jsonl")
+    assert "has 1 of 3 completions already" in again.err
+
+    def kept(path: str) -> list[dict[str, Any]]:
+        found = [json.loads(line) for line in Path(path).read_text().splitlines()]
+        return [{key: line[key] for key in line if key != "seconds"} for line in found]
+
+    assert kept("some.jsonl") == kept("all.jsonl")
+    other = run(*common, "-o", "all.jsonl", "--top-p", 0.9)
+    assert (other.code, "another top_p" in other.err) == (1, True)
+
+    rates = run("estimate", "--from-stats", "traffic.jsonl", "--json", "-o", "a.yaml")
+    assert rates.code == 0, rates.err
+    document = json.loads(rates.out)
+    assert document["dataset"] == "traffic"
+    assert len(document["acceptance"]) == 2
+    assert document["positions"] >= sum(line["steps"] for line in kept("all.jsonl"))
+
+
+def test_a_bias_and_a_penalty_change_the_text(
+    run: Callable[..., Outcome], arguments: list[Any]
+) -> None:
+    plain = json.loads(run(*arguments, "--json", "--ignore-eos").out)["tokens"]
+    banned = max(plain, key=plain.count)
+    biased = run(*arguments, "--json", "--ignore-eos", "--logit-bias", f"{banned}=-1e9")
+    document = json.loads(biased.out)
+    assert banned not in document["tokens"]
+    assert document["bias"] == {str(banned): -1e9}
+    penalised = run(*arguments, "--json", "--ignore-eos", "--repetition-penalty", 5)
+    tokens = json.loads(penalised.out)["tokens"]
+    assert len(set(tokens)) > len(set(plain))
+    for option in (["--repetition-penalty", 0], ["--logit-bias", "99999=1"]):
+        failed = run(*arguments, *option)
+        assert (failed.code, failed.err.count("\n")) == (1, 1)
+
+
+TEMPLATE = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def test_a_conversation_has_a_turn_for_each_line(
+    run: Callable[..., Outcome], models: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes.k_ary(2, 2).save("k.json")
+    common = ["decode", "k.json", *models, "--chat", "--max-new-tokens", 9, "--ignore-eos"]
+    assert "has no chat template" in run(*common).err
+    for folder in models[1::2]:
+        path = Path(folder) / "tokenizer_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": TEMPLATE}))
+    monkeypatch.setattr("sys.stdin", StringIO("first?\n\nsecond?\n"))
+    done = run(*common, "--system", "be brief", "--json", "--dtype", "float64")
+    assert done.code == 0, done.err
+    first, second = json.loads(done.out)["turns"]
+    assert [first["user"], second["user"]] == ["first?", "second?"]
+    assert first["prompt_tokens"] < second["prompt_tokens"]
+    write(
+        "p.txt",
+        "<system>be brief\n<user>first?\n"
+        f"<assistant>{first['assistant']}\n<user>second?\n<assistant>",
+    )
+    alone = run(
+        *common[:2], *models, "--prompt-file", "p.txt", "--max-new-tokens", 9, "--ignore-eos",
+        "--json", "--dtype", "float64",
+    )  # fmt: skip
+    assert json.loads(alone.out)["tokens"] == second["tokens"]
+    monkeypatch.setattr("sys.stdin", StringIO("first?\n"))
+    shown = run(*common, "--system", "be brief", "--dtype", "float64").out
+    assert shown.startswith(first["assistant"])

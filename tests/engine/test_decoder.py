@@ -304,3 +304,68 @@ def test_kernels_may_return_another_layout(
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", transposed)
     found = Decoder(pair, TREES["k-ary"]).generate(prompt_of(5), 8, ignore_eos=True).tokens
     assert found == wanted
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_where_steps_end_says_what_they_yielded(
+    make_pair: Callable[..., Any], temperature: float
+) -> None:
+    tree = shapes.k_ary(2, 3)
+    found = Decoder(make_pair(), tree, temperature).generate([5, 6, 7], 40, ignore_eos=True)
+    assert sum(found.ended.values()) == found.steps
+    yielded = sum((int(tree.depths[node]) + 1) * n for node, n in found.ended.items())
+    assert yielded == found.verified
+    assert len(found.ended) > 1
+
+
+@pytest.mark.parametrize("tree", [shapes.chain(1), shapes.chain(4), shapes.k_ary(2, 3)])
+def test_a_conversation_is_read_on_from_where_it_was(
+    make_pair: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tree: TokenTree
+) -> None:
+    """The same tokens as read anew; of a text that goes on only what is new is read."""
+    pair = make_pair()
+    decoder = Decoder(pair, tree, conversing=True)
+    read: list[int] = []
+    extend = pair.target.extend
+
+    def watched(tokens: torch.Tensor, *others: Any) -> torch.Tensor:
+        read.append(tokens.shape[1])
+        found: torch.Tensor = extend(tokens, *others)
+        return found
+
+    text = list(range(5, 25))
+    for turn, asked in enumerate(([], [3, 4, 5], [9], [])):
+        text = text + asked if turn < 3 else [*text[:30], 8, 9]
+        wanted = Decoder(make_pair(), tree).generate(text, 15, ignore_eos=True).tokens
+        if turn == 0:
+            decoder.generate(text[:9], 15, ignore_eos=True)
+        else:  # what was decoded in between is not in the buffers any more: begin where we were
+            decoder.generate(text[: -len(asked) - 5] if asked else text[:-5], 15, ignore_eos=True)
+        read.clear()
+        monkeypatch.setattr(pair.target, "extend", watched)
+        found = decoder.generate(text, 15, ignore_eos=True).tokens
+        monkeypatch.setattr(pair.target, "extend", extend)
+        assert found == wanted
+        assert 0 < sum(read) < len(text)
+        text += found
+
+
+def test_a_conversation_is_read_anew_once_another_text_was_decoded(
+    make_pair: Callable[..., Any],
+) -> None:
+    pair, tree = make_pair(), shapes.k_ary(2, 2)
+    decoder = Decoder(pair, tree, conversing=True)
+    first = decoder.generate([5, 6, 7], 12, ignore_eos=True).tokens
+    assert pair.held[:3] == [5, 6, 7]
+    Decoder(pair, tree).generate([9, 8, 7], 12, ignore_eos=True)
+    assert pair.held == []
+    text = [5, 6, 7, *first, 4]
+    wanted = Decoder(pair, tree).generate(text, 12, ignore_eos=True).tokens
+    assert decoder.generate(text, 12, ignore_eos=True).tokens == wanted
+
+
+def test_reseeded_it_draws_the_same_again(make_pair: Callable[..., Any]) -> None:
+    decoder = Decoder(make_pair(), shapes.chain(3), 0.9, seed=4)
+    first, second = (decoder.generate([5, 6, 7], 20, ignore_eos=True).tokens for _ in range(2))
+    decoder.reseed(4)
+    assert decoder.generate([5, 6, 7], 20, ignore_eos=True).tokens == first != second

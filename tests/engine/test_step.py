@@ -77,7 +77,7 @@ def test_a_step_never_touches_the_host(verifier: str, make_model: Callable[..., 
         state = filled(pair)
         with OnMeta():
             emitted, after = step(state, LENGTH, uniforms)
-    assert emitted.shape == (TREE.depth + 2,)
+    assert emitted.shape == (TREE.depth + 3,)
     assert after.recent.shape == (2,)
 
 

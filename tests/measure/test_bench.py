@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sequoia_opt.measure import bench, methods
+from sequoia_opt.measure.journal import Journal
 from sequoia_opt.measure.methods import Method, Run
 from sequoia_opt.plan import shapes
 
@@ -66,3 +68,38 @@ def test_divergence_names_the_place_and_the_gap(make_pair: Callable[..., Any]) -
     assert found is not None
     assert found.place == 4
     assert found.gap > 0
+
+
+def test_taken_up_no_prompt_is_decoded_twice(tmp_path: Path) -> None:
+    decoded: list[tuple[str, int]] = []
+    path, prompts = tmp_path / "journal", [[1], [2], [3]]
+
+    def racing(last: int = -1) -> list[Method]:
+        def method(name: str) -> Method:
+            def run(prompt: list[int], count: int) -> Run:
+                if len(decoded) == last:
+                    raise KeyboardInterrupt
+                decoded.append((name, prompt[0]))
+                return Run([prompt[0]] * count, 5, 10, 1.0 + prompt[0], count - 1)
+
+            return Method(name, run)
+
+        return [method("a"), method("b")]
+
+    with pytest.raises(KeyboardInterrupt):  # in the fourth turn; the first two warm up
+        bench.race(racing(2 + 7), prompts, 11, repeats=2, journal=Journal(path, {}))
+    assert len(decoded) == 9
+    decoded.clear()
+    found = bench.race(racing(), prompts, 11, repeats=2, journal=Journal(path, {}, resume=True))
+    assert len(decoded) == 2 + 6
+    assert sorted(decoded[2:]) == [(name, prompt) for name in "ab" for prompt in (1, 2, 3)]
+    assert found == bench.race(racing(), prompts, 11, repeats=2)
+
+
+def test_when_the_time_is_up_prompts_are_left_out() -> None:
+    method = Method("a", lambda prompt, count: Run([1] * count, 5, 10, 1.0, count - 1))
+    said: list[str] = []
+    journal = Journal(max_seconds=0.0)
+    (found,) = bench.race([method], [[1]] * 5, 11, note=said.append, journal=journal)
+    assert said == ["2 of 15 turns of a prompt; the time was up"]
+    assert found.prompts == 2

@@ -49,8 +49,8 @@ def test_predictions_are_the_solvers_and_times_are_in_plain_steps(
 
     def race(methods: list[Method], *_: object) -> list[Result]:
         raced.extend(method.name for method in methods)
-        plain = Result("plain", 1, 1.0, 1.0, 1.0, 100.0, 10.0, 10.0, 0.5, 0.5, 0.5, 1.0, 0.0)
-        other = Result("tree", 5, 3.0, 2.8, 3.1, 140.0, 7.1, 20.0, 0.7, 0.6, 0.8, 1.0, 0.0)
+        plain = Result("plain", 1, 1.0, 1.0, 1.0, 100.0, 10.0, 10.0, 0.5, 0.5, 0.5, 1.0, 0.0, 4)
+        other = Result("tree", 5, 3.0, 2.8, 3.1, 140.0, 7.1, 20.0, 0.7, 0.6, 0.8, 1.0, 0.0, 4)
         return [*[other] * (len(methods) - 1), plain]
 
     class Interleaved:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from sequoia_opt.engine.runner import Runner
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure.dataset import Document
 from sequoia_opt.measure.estimator import Options, estimate
+from sequoia_opt.measure.journal import Journal
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.acceptance import Sampling
 
@@ -235,3 +237,51 @@ def test_no_depth_without_positions_enough(pair: Any) -> None:
     (found,) = estimate(pair, documents(20, text=9), "numbers", options=options)
     assert found.by_depth is not None
     assert 1 <= len(found.by_depth) <= 8
+
+
+class KilledError(Exception):
+    pass
+
+
+class KilledAfter(Journal):
+    """Keeps so many parts, and then the process is gone."""
+
+    def __init__(self, count: int, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.count = count
+
+    def keep(self, name: str, value: Any) -> None:
+        if self.count == 0:
+            raise KilledError
+        super().keep(name, value)
+        self.count -= 1
+
+
+@pytest.mark.parametrize("teacher_forced", [False, True])
+def test_taken_up_it_finds_what_an_uninterrupted_run_does(
+    pair: Any, tmp_path: Path, teacher_forced: bool
+) -> None:
+    given = documents(7, text=20)
+    options = Options(max_new_tokens=12, width=8, batch=2, depths=2, teacher_forced=teacher_forced)
+    ways = [Sampling(0.0), Sampling(0.7, 0.9, "specinfer")]
+    whole = estimate(pair, given, "numbers", ways, options)
+    path = tmp_path / "journal"
+    for count in (0, 1, 1, 0, 1):
+        with pytest.raises(KilledError):
+            estimate(
+                pair, given, "numbers", ways, options, journal=KilledAfter(count, path, {}, True)
+            )
+    found = estimate(pair, given, "numbers", ways, options, journal=Journal(path, {}, True))
+    assert [each.document() for each in found] == [each.document() for each in whole]
+
+
+def test_when_the_time_is_up_documents_are_left_out(pair: Any) -> None:
+    given = documents(9)
+    options = Options(max_new_tokens=10, width=8, batch=2)
+    said: list[str] = []
+    journal = Journal(max_seconds=0.0)
+    (found,) = estimate(pair, given, "numbers", options=options, note=said.append, journal=journal)
+    assert said == ["1 of 5 batches of documents; the time was up"]
+    assert 1 <= len(found.traces) <= 2
+    (whole,) = estimate(pair, given, "numbers", options=options)
+    assert all(trace in whole.traces for trace in found.traces)

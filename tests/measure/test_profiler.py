@@ -17,6 +17,7 @@ from sequoia_opt.engine.decoder import Decoder
 from sequoia_opt.engine.models import Pair, load_pair
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure import profiler
+from sequoia_opt.measure.journal import Journal
 from sequoia_opt.measure.profiler import (
     LOGIT_COPIES,
     Interleaved,
@@ -115,7 +116,7 @@ def test_the_median_of_a_rounds_turns_counts(monkeypatch: pytest.MonkeyPatch) ->
             return waiting[str(self.run())].pop(0)
 
     timed = [Clock(lambda: "often", turns=3), Clock(lambda: "once")]
-    profiler._rounds(timed, torch.device("cpu"), profiler.Options(repeats=2, warm_up=0))
+    profiler._Rounds(profiler.Options(repeats=2, warm_up=0), torch.device("cpu")).run(timed)
     assert not any(waiting.values())
     assert timed[0].times[0] / timed[1].times[0] == pytest.approx(2 / 7)
     assert timed[0].times[1] / timed[1].times[1] == pytest.approx(5 / 7)
@@ -137,7 +138,7 @@ def test_what_is_timed_follows_runs_like_it() -> None:
         return name
 
     timed = [Clock(lambda: run("a")), Clock(lambda: run("b"))]
-    profiler._rounds(timed, torch.device("cpu"), profiler.Options(repeats=6, warm_up=0))
+    profiler._Rounds(profiler.Options(repeats=6, warm_up=0), torch.device("cpu")).run(timed)
     assert slow > 6
     assert {each for item in timed for each in item.times} == {1.0}
 
@@ -280,3 +281,36 @@ def test_a_model_that_compiling_makes_slower_runs_eagerly(
     found = profile(pair, Options(tokens=[1, 2, 8], contexts=[16], repeats=5, warm_up=0))
     assert found.engine["compile"] == pair.compiled == ["target"]
     assert found.engine["compile_gain"]["target"] > 1 > found.engine["compile_gain"]["draft"]
+
+
+def test_rounds_are_taken_up(tmp_path: Path) -> None:
+    clock = iter(range(1, 1000))
+
+    class Counting(profiler._Timed):
+        def turn_ms(self, device: torch.device, world: Any) -> float:
+            return float(next(clock))
+
+    def rounds(repeats: int, resume: bool) -> tuple[list[float], int]:
+        item = Counting(lambda: None)
+        options = profiler.Options(repeats=repeats, warm_up=1)
+        journal = Journal(tmp_path / "journal", {}, resume)
+        kept = profiler._Rounds(options, torch.device("cpu"), journal=journal, name="x")
+        counted = kept.run([item])
+        return [float(np.median(item.times))], counted
+
+    first, counted = rounds(5, False)  # 2 to 6 count
+    assert (first, counted) == ([4.0], 5)
+    # Of nine rounds five are there; another warms up.
+    second, counted = rounds(9, True)  # 2 to 6 and 8 to 11
+    assert (second, counted) == ([6.0], 9)
+
+
+def test_when_the_time_is_up_fewer_rounds_count(make_pair: Callable[..., Any]) -> None:
+    said: list[str] = []
+    options = Options(tokens=[1, 2, 4], contexts=[16], repeats=20, warm_up=1)
+    found = profile(
+        make_pair(dtype="float32"), options, note=said.append, journal=Journal(max_seconds=0.0)
+    )
+    assert said == ["batch 1: 1 of 20 rounds; the time was up"]
+    assert (found.target.curves[0].median_ms > 0).all()
+    assert solve(found, Acceptance(np.array([0.6, 0.2]))).tree.size <= 4

@@ -1,0 +1,184 @@
+"""What real decoding accepted: a file that `decode --stats` adds to, and the rates that follow.
+
+A line for each text: the tree, and how often each of its nodes was the last accepted one. That
+says which guesses were tried and which of them were accepted. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sequoia_opt.errors import SequoiaError
+from sequoia_opt.plan.acceptance import Acceptance, fit_monotone
+from sequoia_opt.plan.files import Fields, FloatArray
+from sequoia_opt.plan.lines import Lines, read_lines
+from sequoia_opt.plan.tree import TokenTree
+
+FORMAT, VERSION = "sequoia-opt/stats", 1
+DATASET = "traffic"
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What rates are of; texts of different ones are not thrown together."""
+
+    target: str
+    draft: str
+    temperature: float
+    top_p: float
+    verifier: str
+
+
+@dataclass(frozen=True)
+class Text:
+    """What was accepted while one text was decoded.
+
+    Attributes:
+        ended: by node, how many steps it was the last accepted one of.
+        context: mean number of cached tokens.
+    """
+
+    setting: Setting
+    tree: TokenTree
+    ended: dict[int, int]
+    context: float
+
+    def document(self) -> dict[str, Any]:
+        """Its line of a file, as a mapping."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            **asdict(self.setting),
+            "context": round(self.context, 1),
+            "parents": list(self.tree.parents),
+            "ranks": list(self.tree.ranks),
+            "ended": {str(node): count for node, count in sorted(self.ended.items())},
+        }
+
+    def tried(self, ranks: int) -> tuple[FloatArray, FloatArray]:
+        """How often each rank was tried, all elder ones having failed, and how often it was
+        accepted: [ranks] each."""
+        tried, accepted = np.zeros(ranks), np.zeros(ranks)
+        for node, count in self.ended.items():
+            tried[: self.tree.child_counts[node]] += count  # and none was accepted
+            while node:
+                rank = self.tree.ranks[node]
+                tried[:rank] += count
+                accepted[rank - 1] += count
+                node = self.tree.parents[node]
+        return tried, accepted
+
+
+def add(path: Path, text: Text) -> None:
+    """Add a text to a file.
+
+    Raises:
+        SequoiaError: it cannot be written.
+    """
+    with Lines(path, f'{{"format": "{FORMAT}"') as lines:
+        lines.add(text.document())
+
+
+def load(path: Path) -> list[Text]:
+    """All texts of a file.
+
+    Raises:
+        SequoiaError: it is missing, or of something else.
+    """
+    found = read_lines(path)
+    if not found:
+        raise SequoiaError(f"{path}: has no line that `decode --stats` wrote")
+    return [_text(Fields(line, f"{path}: line {n}")) for n, line in enumerate(found, start=1)]
+
+
+def _text(fields: Fields) -> Text:
+    if fields.text("format", "") != FORMAT or fields.integer("version", minimum=1) > VERSION:
+        raise fields.fail("format", f"{FORMAT}, version {VERSION} at most")
+    setting = Setting(
+        fields.text("target"),
+        fields.text("draft"),
+        fields.number("temperature", 0.0),
+        fields.number("top_p", 0.0, 1.0),
+        fields.text("verifier"),
+    )
+    parents, ranks = fields.integers("parents", minimum=-1), fields.integers("ranks")
+    try:
+        tree = TokenTree(parents, ranks)
+    except SequoiaError as error:
+        raise SequoiaError(f"{fields.where}: {error}") from None
+    ended = fields.section("ended")
+    nodes = {str(node): node for node in range(tree.size)}
+    if not set(ended.mapping) <= set(nodes):
+        raise fields.fail("ended", f"nodes from 0 to {tree.size - 1}")
+    counts = {nodes[node]: ended.integer(node) for node in ended.mapping}
+    return Text(setting, tree, counts, fields.number("context", 0.0))
+
+
+def acceptance(texts: Sequence[Text]) -> Acceptance:
+    """The rates of all texts together, with intervals: whole texts resampled.
+
+    A rank is tried only where the tree has it and all elder ones have failed. Its chance given
+    that is what can be counted; the rates follow as in a life table (Kaplan and Meier, 1958):
+    p[k] = h[k] Π (1 - h[j]) over j < k. Ranks that no tree has had are unknown, and left out.
+
+    Raises:
+        SequoiaError: they are of different settings, of a verifier without rates, or no guess
+            was ever tried.
+    """
+    settings = {text.setting for text in texts}
+    if len(settings) > 1:
+        first, second, *_ = (asdict(setting) for setting in settings)
+        differing = next(key for key in first if first[key] != second[key])
+        raise SequoiaError(
+            f"stats: found {differing} {first[differing]} and {second[differing]}; rates are of "
+            "one pair and one way of sampling"
+        )
+    [setting] = settings
+    if setting.verifier == "traversal" and setting.temperature > 0:
+        raise SequoiaError(
+            "stats: traversal decides on whole paths, which says nothing of single guesses; "
+            "decode with another --verifier"
+        )
+    width = max(int(text.tree.child_counts.max(initial=0)) for text in texts)
+    counts = [text.tried(width) for text in texts] if width else []
+    tried, accepted = (np.array([pair[part] for pair in counts]) for part in (0, 1))
+    total = tried.sum(axis=0) if width else np.zeros(0)
+    known = int(np.argmin(total > 0)) if (total == 0).any() else width
+    if not known:
+        raise SequoiaError("stats: no guess was ever tried; decode with a tree, and more tokens")
+    tried, accepted = tried[:, :known], accepted[:, :known]
+    rates = life_table(tried.sum(axis=0), accepted.sum(axis=0))
+    weights = np.random.default_rng(0).multinomial(
+        len(texts), np.full(len(texts), 1 / len(texts)), size=RESAMPLES
+    )
+    resampled = life_table(weights @ tried, weights @ accepted)
+    low, high = np.quantile(resampled, [0.025, 0.975], axis=0)
+    positions = int(total[0])
+    fitted, fit = fit_monotone(rates, low, high, positions)
+    steps = [sum(text.ended.values()) for text in texts]
+    mean = float(np.average([text.context for text in texts], weights=np.maximum(steps, 1)))
+    return Acceptance(
+        rates=fitted,
+        low=low,
+        high=high,
+        positions=positions,
+        dataset=DATASET,
+        fit=fit,
+        measured=rates if fit != "raw" else None,
+        context=mean,
+        **asdict(setting),
+    )
+
+
+def life_table(tried: FloatArray, accepted: FloatArray) -> FloatArray:
+    """Rates [..., ranks] of what was counted, see `acceptance`."""
+    chance = accepted / np.maximum(tried, 1)
+    failed = np.cumprod(1 - chance, axis=-1)
+    before = np.concatenate([np.ones_like(failed[..., :1]), failed[..., :-1]], axis=-1)
+    return np.asarray(chance * before)

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from transformers import RepetitionPenaltyLogitsProcessor, SequenceBiasLogitsProcessor
+
+from sequoia_opt.engine.cuda import RecordedStep
+from sequoia_opt.engine.decoder import Decoder
+from sequoia_opt.engine.rules import Rules
+from sequoia_opt.engine.verify import TreeIndex
+from sequoia_opt.errors import SequoiaError
+from sequoia_opt.plan import shapes
+from sequoia_opt.plan.tree import TokenTree
+
+CPU, VOCABULARY = torch.device("cpu"), 61
+PROMPT = [5, 6, 7, 6, 30]
+RULES = Rules(1.7, {3: 2.5, 11: -4.0})
+TREES = [shapes.chain(1), shapes.chain(4), shapes.k_ary(2, 3)]
+
+
+def librarys(rules: Rules, text: list[int], logits: torch.Tensor) -> torch.Tensor:
+    """Logits [vocabulary] as transformers makes them."""
+    ids, scores = torch.tensor([text]), logits[None]
+    if rules.bias:
+        bias = {(token,): value for token, value in rules.bias.items()}
+        scores = SequenceBiasLogitsProcessor(bias)(ids, scores)
+    return RepetitionPenaltyLogitsProcessor(rules.repetition_penalty)(ids, scores)[0]
+
+
+@pytest.mark.parametrize("tree", TREES, ids=lambda tree: f"{tree.size}-{tree.depth}")
+def test_each_node_has_the_rules_of_its_own_text(tree: TokenTree) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(tree.size, VOCABULARY, generator=generator, dtype=torch.float64)
+    tokens = torch.randint(VOCABULARY, (tree.size,), generator=generator)
+    tokens[0] = PROMPT[-1]
+    rules = RULES.on(CPU, VOCABULARY)
+    needed = TreeIndex(tree, CPU).needed
+    found = rules.apply_to_tree(logits, rules.seen(torch.tensor(PROMPT)), tokens, needed)
+    for node in range(tree.size):
+        path = [int(tokens[v]) for v in range(tree.size) if tree.ancestor_mask[node, v]]
+        assert torch.equal(found[node], librarys(RULES, PROMPT + path[1:], logits[node]))
+
+
+@pytest.mark.parametrize("tree", TREES, ids=lambda tree: f"{tree.size}-{tree.depth}")
+@pytest.mark.parametrize("rules", [RULES, Rules(1.3), Rules(bias={7: 6.0})])
+def test_greedy_tokens_are_the_librarys(
+    make_pair: Callable[..., Any], tree: TokenTree, rules: Rules
+) -> None:
+    pair = make_pair()
+    bias = {(token,): value for token, value in rules.bias.items()} or None
+    with pair.target.native() as model:
+        wanted = model.generate(
+            torch.tensor([PROMPT]), max_new_tokens=40, do_sample=False, eos_token_id=None,
+            repetition_penalty=rules.repetition_penalty, sequence_bias=bias,
+        )[0, len(PROMPT) :].tolist()  # fmt: skip
+    found = Decoder(pair, tree, rules=rules).generate(PROMPT, 40, ignore_eos=True)
+    assert found.tokens == wanted
+    assert found.tokens != Decoder(pair, tree).generate(PROMPT, 40, ignore_eos=True).tokens
+
+
+def test_sampled_tokens_are_those_of_the_ruled_target(make_pair: Callable[..., Any]) -> None:
+    """Often drawn, the first tokens of a tree's step are distributed as plain decoding's."""
+    pair, rules = make_pair(), Rules(3.0, {9: 3.0})
+    counts = []
+    for tree, seed in ((shapes.chain(1), 1), (shapes.k_ary(2, 1), 2)):
+        decoder = Decoder(pair, tree, 1.5, seed=seed, rules=rules)
+        texts = [tuple(decoder.generate(PROMPT, 2, ignore_eos=True).tokens) for _ in range(1500)]
+        counts.append(torch.bincount(torch.tensor([second for _, second in texts]), minlength=61))
+    both = torch.stack(counts).double()
+    kept = both.sum(dim=0) >= 10
+    both = torch.cat([both[:, kept], both[:, ~kept].sum(dim=1, keepdim=True)], dim=1)
+    expected = both.sum(dim=0) / 2
+    statistic = float(((both - expected) ** 2 / expected.clamp_min(1)).sum())
+    freedom = both.shape[1] - 1
+    assert statistic < freedom + 5 * (2 * freedom) ** 0.5
+
+
+def test_recorded_steps_keep_to_the_rules(make_pair: Callable[..., Any]) -> None:
+    pair, tree = make_pair(), shapes.k_ary(2, 2)
+    wanted = Decoder(pair, tree, rules=RULES).generate(PROMPT, 30, ignore_eos=True).tokens
+    decoder = Decoder(pair, tree, rules=RULES)
+    decoder._step = RecordedStep(decoder._step, lambda work, device: work)  # type: ignore[arg-type]
+    assert decoder.generate(PROMPT, 30, ignore_eos=True).tokens == wanted
+
+
+@pytest.mark.parametrize(
+    ("rules", "complaint"),
+    [
+        (Rules(0.0), "repetition-penalty: found 0"),
+        (Rules(float("nan")), "repetition-penalty: found nan"),
+        (Rules(bias={61: 1.0}), "found token 61, expected 0 to 60"),
+        (Rules(bias={1: float("inf")}), "found inf for token 1"),
+    ],
+)
+def test_rules_that_cannot_be_are_refused(
+    make_pair: Callable[..., Any], rules: Rules, complaint: str
+) -> None:
+    with pytest.raises(SequoiaError, match=complaint):
+        Decoder(make_pair(), rules=rules)

@@ -1,0 +1,108 @@
+"""Whatever is on the command line, it ends in a result or in one clear line."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mutations import cases
+
+from sequoia_opt import cli, paths
+from sequoia_opt.plan import shapes
+
+PLANNING = ["solve", "show", "export", "import", "plot"]
+RUNNING = ["report", "estimate", "decode", "bench", "profile"]
+FLAGS = [
+    "--json", "--compare", "--scaling", "--check", "--all", "--help", "--debug", "--version",
+    "--compile", "--calibrate", "--chat", "--resume", "--random-weights", "--nonsense",
+]  # fmt: skip
+OPTIONS = [
+    "--profile", "--acceptance", "--max-size", "--max-depth", "--size", "--depth", "--context",
+    "--batch", "--shape", "--max-width", "--confidence", "--against", "--sweep", "--limit", "--to",
+    "--format", "--target", "--temperature", "--hardware", "--from-stats", "--methods", "--sizes",
+    "--tokens", "--offload", "--memory-budget", "--max-seconds", "--prompt-file", "--logit-bias",
+    "-o",
+]  # fmt: skip
+VALUES = [
+    "p.yaml", "a.yaml", "t.json", "c.txt", "b.jsonl", "none.yaml", ".", "", "-", "0", "1", "8",
+    "64", "-1", "1e9", "1e400", "nan", "inf", "0.5", "128:3,512:1", "128,", ":", "tree", "chain",
+    "context",
+    "eagle", "vllm", "json", "csv", "disk", "1GB", "9" * 30, "é\u202e", "a=b", "../x.json",
+    "\x00",
+]  # fmt: skip
+ARGUMENTS = st.one_of(
+    st.sampled_from(FLAGS).map(lambda flag: [flag]),
+    st.tuples(st.sampled_from(OPTIONS), st.sampled_from(VALUES)).map(list),
+    st.sampled_from(VALUES).map(lambda value: [value]),
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = tmp_path_factory.mktemp("fuzz")
+    shutil.copy(paths.bundled_profile(), found / "p.yaml")
+    shutil.copy(paths.bundled_acceptance(), found / "a.yaml")
+    shapes.k_ary(2, 2).save(found / "t.json")
+    (found / "c.txt").write_text("[[0], [1], [0, 0]]")
+    (found / "b.jsonl").write_text('{"prompt": "x"}\n')
+    return found
+
+
+@cases(250)
+@given(command=st.sampled_from(PLANNING), parts=st.lists(ARGUMENTS, max_size=5))
+def test_any_options(
+    command: str,
+    parts: list[list[str]],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Of the commands that run no model."""
+    ends_in_a_result_or_a_line(command, parts, folder, monkeypatch, capfd)
+
+
+@cases(250)
+@given(
+    command=st.sampled_from(RUNNING),
+    parts=st.lists(ARGUMENTS, max_size=4),
+    wrong=st.sampled_from(["--nonsense", "--limit=x", "--prompt"]),
+)
+def test_any_options_before_a_model_is_loaded(
+    command: str,
+    parts: list[list[str]],
+    wrong: str,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    code = ends_in_a_result_or_a_line(command, [*parts, [wrong]], folder, monkeypatch, capfd)
+    said = {part for each in parts for part in each}
+    assert code == 2 or said & {"--help", "--version"}
+
+
+def ends_in_a_result_or_a_line(
+    command: str,
+    parts: list[list[str]],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> int:
+    monkeypatch.chdir(folder)
+    arguments = [command, *(part for each in parts for part in each)]
+    monkeypatch.setattr(sys, "argv", ["sequoia-opt", *arguments])
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    told = capfd.readouterr().err
+    code = stopped.value.code
+    assert code in (0, 1, 2)
+    if code and "--debug" not in arguments:
+        assert told.splitlines()[-1].startswith("error: ")
+        assert told.count("error: ") == 1
+        assert "(--debug shows where)" not in told  # what nobody foresaw
+        assert "Traceback" not in told
+    return int(code)

@@ -1,0 +1,231 @@
+"""Whatever is in a file, reading it gives a valid result or one clear line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mutations import as_json, as_yaml, cases, damaged, mutated
+
+from sequoia_opt import demo, fleet, paths, torch_files
+from sequoia_opt.cli.options import any_tree
+from sequoia_opt.completions import Completions
+from sequoia_opt.errors import SequoiaError
+from sequoia_opt.measure.dataset import load_dataset
+from sequoia_opt.measure.journal import Journal
+from sequoia_opt.plan import export, shapes, tables, traffic
+from sequoia_opt.plan.acceptance import Acceptance
+from sequoia_opt.plan.latency import LatencyProfile
+from sequoia_opt.plan.solver import solve
+from sequoia_opt.plan.tree import TokenTree
+from sequoia_opt.plots import Results, figures
+
+ROOT = Path(__file__).parents[2]
+PROFILE = LatencyProfile.load(paths.bundled_profile())
+RATES = Acceptance.load(paths.bundled_acceptance())
+SHORT = Acceptance(
+    RATES.rates[:4], RATES.rates[:4] * 0.9, np.minimum(RATES.rates[:4] * 1.1, 1),
+    by_depth=np.array([[0.5, 0.2], [0.4, 0.1]]), traces=[[1, 2, 0, 1], [1, 1]],
+    positions=9, target="t", draft="d", context=3.0,
+)  # fmt: skip
+TREE = TokenTree.load(paths.bundled_tree(0.0))
+TREES = [TREE.document(), shapes.k_ary(2, 2).document(), shapes.chain(1).document()]
+TEXT = traffic.Text(
+    traffic.Setting("t", "d", 0.6, 1.0, "sequoia"), shapes.k_ary(2, 2), {0: 3, 4: 2}, 90.0
+)
+BENCHES = [
+    json.loads(path.read_text())
+    for path in sorted((ROOT / "benchmarks").glob("*/humaneval/*.json"))
+]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Callable[[str, bytes], Path]:
+    def write(name: str, content: bytes) -> Path:
+        path = tmp_path / name
+        path.write_bytes(content)
+        return path
+
+    return write
+
+
+def tried(work: Callable[[], Any]) -> Any:
+    """What it gives; nothing where it is refused in one line."""
+    said = "something"
+    try:
+        return work()
+    except SequoiaError as error:
+        said = str(error)
+    assert said.strip()
+    assert "Traceback" not in said
+    return None
+
+
+@cases(1200)
+@given(document=mutated(TREES))
+def test_trees(document: Any, file: Callable[[str, bytes], Path], tmp_path: Path) -> None:
+    path = file("tree.json", as_json(document))
+    tree = tried(lambda: TokenTree.load(path))
+    if tree is not None:
+        tree.save(tmp_path / "again.json")
+        assert TokenTree.load(tmp_path / "again.json") == tree
+        tried(lambda: paths.inputs_of(tree))
+        if tree.size <= 64:
+            tried(lambda: fleet.plan_again(tree, PROFILE, SHORT))
+
+
+@cases(1200)
+@given(document=mutated([SHORT.document()]))
+def test_acceptances(document: Any, file: Callable[[str, bytes], Path], tmp_path: Path) -> None:
+    path = file("a.yaml", as_yaml(document))
+    found = tried(lambda: Acceptance.load(path))
+    if found is not None:
+        found.save(tmp_path / "again.yaml")
+        again = Acceptance.load(tmp_path / "again.yaml")
+        assert again.document() == found.document()
+        found.replicates([shapes.chain(3)], 10)
+
+
+@cases(500)
+@given(document=mutated([PROFILE.document()]))
+def test_profiles(document: Any, file: Callable[[str, bytes], Path], tmp_path: Path) -> None:
+    path = file("p.yaml", as_yaml(document))
+    found = tried(lambda: LatencyProfile.load(path))
+    if found is not None:
+        found.save(tmp_path / "again.yaml")
+        again = LatencyProfile.load(tmp_path / "again.yaml")
+        assert again.document() == found.document()
+        tried(lambda: solve(found, SHORT, max_size=6, replicates=5))
+
+
+@cases(900)
+@given(document=mutated(BENCHES))
+def test_results(document: Any, file: Callable[[str, bytes], Path]) -> None:
+    path = file("bench.json", as_json(document))
+    found = tried(lambda: Results.load(path))
+    if found is not None:
+        tried(lambda: figures([found]))
+
+
+@cases(900)
+@given(document=mutated([TEXT.document()]))
+def test_statistics(document: Any, file: Callable[[str, bytes], Path]) -> None:
+    path = file("traffic.jsonl", as_json(document) + b"\n" + as_json(TEXT.document()) + b"\n")
+    found = tried(lambda: traffic.load(path))
+    if found is not None:
+        tried(lambda: traffic.acceptance(found))
+
+
+@cases(600)
+@given(document=mutated([{"journal": "about", "value": {"a": 1}}, {"journal": "x", "value": [1]}]))
+def test_journals(document: Any, file: Callable[[str, bytes], Path]) -> None:
+    content = b'{"journal": "about", "value": {"a": 1}}\n' + as_json(document) + b"\n"
+    path = file("journal", content)
+    if tried(lambda: Journal(path, {"a": 1}, resume=True)) is None:
+        assert path.read_bytes() == content
+
+
+@cases(600)
+@given(document=mutated([{"prompt": "one", "completion": "two", "seed": 0}]))
+def test_completions(document: Any, file: Callable[[str, bytes], Path]) -> None:
+    content = as_json(document) + b"\n"
+    path = file("done.jsonl", content)
+    if tried(lambda: Completions(path, ["one", "two"], {"seed": 0})) is None:
+        assert path.read_bytes() == content
+
+
+DATASETS = [
+    b'{"prompt": "def f():", "completion": "pass"}\n{"text": "and so on"}\n',
+    demo.DATASET.read_bytes()[:3000],
+]
+
+
+@cases(700)
+@given(content=damaged(DATASETS), name=st.sampled_from(["d.jsonl", "d.txt"]))
+def test_datasets(content: bytes, name: str, file: Callable[[str, bytes], Path]) -> None:
+    path = file(name, content)
+    found = tried(lambda: load_dataset(path))
+    assert found is None or found[1]
+
+
+FILES = {
+    "t.json": [TokenTree(TREE.parents, TREE.ranks).document(), *TREES],
+    "t.yaml": [SHORT.document()],
+}
+WHOLE = {
+    "t.json": [as_json(document) for document in FILES["t.json"]],
+    "t.yaml": [as_yaml(document) for document in FILES["t.yaml"]],
+}
+
+
+@cases(1200)
+@given(content=damaged(WHOLE["t.json"]))
+def test_damaged_trees(content: bytes, file: Callable[[str, bytes], Path]) -> None:
+    path = file("t.json", content)
+    tried(lambda: TokenTree.load(path))
+
+
+@cases(1000)
+@given(content=damaged(WHOLE["t.yaml"]))
+def test_damaged_acceptances(content: bytes, file: Callable[[str, bytes], Path]) -> None:
+    path = file("t.yaml", content)
+    tried(lambda: Acceptance.load(path))
+
+
+EXPORTED = [
+    (to, export.export(tree, to)[0].encode())
+    for to in export.FORMATS
+    for tree in (shapes.chain(4), shapes.k_ary(2, 2))
+    if tried(lambda tree=tree, to=to: export.export(tree, to)) is not None
+]
+
+
+@cases(1200)
+@given(
+    content=damaged([text for _, text in EXPORTED]), ending=st.sampled_from(["json", "txt", "yaml"])
+)
+def test_trees_of_other_engines(
+    content: bytes, ending: str, file: Callable[[str, bytes], Path]
+) -> None:
+    path = file(f"other.{ending}", content)
+    found = tried(lambda: any_tree(path))
+    assert found is None or isinstance(found, TokenTree)
+
+
+TABLES = [
+    b"role,batch,context,tokens,ms\ntarget,1,128,1,3.5\ntarget,1,128,2,4\ndraft,1,128,1,0.4\n"
+    b"draft,1,128,2,0.5\n",
+    b"rank,acceptance\n1,0.6\n2,0.2\n",
+    b"0.6,0.2,0.1\n0.5,0.2,0.1\n",
+]
+
+
+@cases(1000)
+@given(content=damaged(TABLES))
+def test_tables(content: bytes, file: Callable[[str, bytes], Path]) -> None:
+    path = file("table.csv", content)
+
+    def read() -> Any:
+        rows = tables.read_csv(path)
+        if tables.is_latency_table(rows):
+            return tables.profile_of(rows, str(path), "t", "d", "m")
+        return tables.acceptance_rates(rows, str(path))
+
+    tried(read)
+
+
+@cases(60)
+@given(data=st.data())
+def test_files_of_the_research_code(data: st.DataObject, tmp_path: Path) -> None:
+    """Of torch.save, from which no code is ever run."""
+    whole = tmp_path / "whole.pt"
+    torch_files.save_growmap(export.growmap(shapes.k_ary(2, 2)), whole)
+    path = tmp_path / "damaged.pt"
+    path.write_bytes(data.draw(damaged([whole.read_bytes()])))
+    tried(lambda: torch_files.load(path))

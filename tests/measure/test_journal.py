@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from sequoia_opt.errors import SequoiaError
+from sequoia_opt.measure.journal import Journal
+
+ABOUT = {"prompts": 3, "models": {"target": "0"}}
+
+
+def test_parts_are_taken_up(tmp_path: Path) -> None:
+    path = tmp_path / "x.partial"
+    first = Journal(path, ABOUT)
+    first.keep("one", [1.5, 0.1 + 0.2])
+    first.keep("two", {"a": [1]})
+    with path.open("ab") as stream:
+        stream.write(b'{"journal": "three", "val')  # killed here
+    again = Journal(path, ABOUT, resume=True)
+    assert again.recalled == 2
+    assert again.recall("one") == [1.5, 0.1 + 0.2]
+    assert again.recall("two") == {"a": [1]}
+    assert again.recall("three") is None
+    again.keep("three", 3)
+    assert Journal(path, ABOUT, resume=True).recall("three") == 3
+    again.finish()
+    assert not path.exists()
+
+
+def test_without_resume_it_is_begun_anew(tmp_path: Path) -> None:
+    path = tmp_path / "x.partial"
+    Journal(path, ABOUT).keep("one", 1)
+    other = Journal(path, {"prompts": 4})
+    assert other.recall("one") is None
+    assert Journal(path, ABOUT, resume=True).recall("one") == 1  # as long as nothing is measured
+    other.keep("two", 2)
+    again = Journal(path, {"prompts": 4}, resume=True)
+    assert (again.recalled, again.recall("two")) == (1, 2)
+
+
+def test_resuming_what_was_never_begun_begins_it(tmp_path: Path) -> None:
+    path = tmp_path / "x.partial"
+    Journal(path, ABOUT, resume=True).keep("one", 1)
+    assert Journal(path, ABOUT, resume=True).recall("one") == 1
+
+
+def test_another_measurement_is_not_taken_up(tmp_path: Path) -> None:
+    path = tmp_path / "x.partial"
+    Journal(path, ABOUT).keep("one", 1)
+    content = path.read_bytes()
+    with pytest.raises(SequoiaError, match="was begun with another prompts"):
+        Journal(path, ABOUT | {"prompts": 4}, resume=True)
+    with pytest.raises(SequoiaError, match="was begun with another program"):
+        Journal(path, {"prompts": 3}, resume=True)
+    assert path.read_bytes() == content
+    path.write_text(json.dumps({"something": "else"}) + "\n")
+    with pytest.raises(SequoiaError, match="do not begin with"):
+        Journal(path, ABOUT, resume=True)
+
+
+def test_without_a_file_nothing_is_kept() -> None:
+    journal = Journal()
+    journal.keep("one", 1)
+    assert journal.recall("one") is None
+    assert not journal.is_over()
+    journal.finish()
+
+
+def test_the_time_is_up_when_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    journal = Journal(max_seconds=5)
+    now = 104.9
+    assert not journal.is_over()
+    now = 105.0
+    assert journal.is_over()

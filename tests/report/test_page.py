@@ -1,0 +1,104 @@
+"""The page in a browser: headless Chromium, without a network."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from page_data import NASTY, measured, plan_of
+
+from sequoia_opt.plan import shapes
+from sequoia_opt.report import page
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    path = folder / "report.html"
+    path.write_text(page(shapes.k_ary(2, 2), plan_of(shapes.k_ary(2, 2)), measured(folder)))
+    return path
+
+
+class Elements(HTMLParser):
+    """The elements of a page, and the text of its scripts."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def of(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.found if name == tag]
+
+
+def test_it_needs_no_other_file_and_names_are_text(report: Path) -> None:
+    text = report.read_text()
+    elements = Elements(text)
+    [policy] = (each for each in elements.of("meta") if "http-equiv" in each)
+    assert str(policy["content"]).startswith("default-src 'none'; ")
+    assert not elements.of("link")
+    assert not elements.of("img")
+    assert all("src" not in attributes for attributes in elements.of("script"))
+    assert not elements.of("b")
+    # One script for each figure, plotly's, and the page's own.
+    assert len(elements.of("script")) == len(elements.of("section")) + 2
+    assert NASTY not in text
+    assert page(shapes.k_ary(2, 2), plan_of(shapes.k_ary(2, 2))) == page(
+        shapes.k_ary(2, 2), plan_of(shapes.k_ary(2, 2))
+    )
+
+
+def test_a_tree_of_one_node_has_a_page_too() -> None:
+    plan = plan_of(shapes.chain(1))
+    assert "plain decoding. No tree is predicted to be faster" in page(shapes.chain(1), plan)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to look at the page with")
+@pytest.mark.parametrize("width", [390, 1200])
+def test_a_browser_draws_every_chart(report: Path, tmp_path: Path, width: int) -> None:
+    assert CHROMIUM is not None
+    done = subprocess.run(
+        [
+            CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}",
+            f"--window-size={width},900",
+            "--enable-logging=stderr", "--virtual-time-budget=20000",
+            "--dump-dom", report.as_uri(),
+        ],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    # It would say here too what the page asked of the network, which its policy forbids.
+    said = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    assert said == []
+    drawn = Elements(done.stdout)
+    [body] = drawn.of("body")
+    figures = re.findall(
+        r'<script type="application/json" id="figure-[^"]+">(.*?)</script>', report.read_text()
+    )
+    assert body["data-drawn"] == str(len(figures)) == "8"
+    charts = done.stdout.split('class="chart')[1:]
+    for figure, chart in zip(figures, charts, strict=True):
+        data = json.loads(figure)["data"]
+        assert chart.count('class="main-svg"') >= 1
+        points = sum(len(trace["x"]) for trace in data if trace["type"] == "bar")
+        assert chart.count('<g class="point"') == points
+        lines = [trace for trace in data if trace["type"] == "scatter"]
+        assert len(re.findall(r'class="trace scatter', chart)) == len(lines)
+        heats = [trace for trace in data if trace["type"] == "heatmap"]
+        assert chart.count('class="hm"') == len(heats)
+    # Nothing wider than the window, which is never narrower than 500.
+    widths = [
+        float(found) for found in re.findall(r'class="main-svg"[^>]*width="([\d.]+)"', done.stdout)
+    ]
+    assert widths
+    assert max(widths) <= max(width, 500)
