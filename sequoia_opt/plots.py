@@ -27,6 +27,8 @@ SAME = (  # in files that are set together
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
 MARKERS = "os^Dv<>P"
 NUMBERS = ("nodes", "tokens_per_step", "tokens_per_second", "speedup")
+OPTIONAL = ("speedup_low", "speedup_high", "tokens_low", "tokens_high")
+LARGEST = 1e9  # that any of them can be
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,9 @@ class Results:
             )
         else:
             rows = document.get("results")
-            complete = _lists(rows, NUMBERS) and all("name" in row for row in rows or [])
+            complete = _lists(rows, NUMBERS, OPTIONAL) and all(
+                isinstance(row.get("name"), str) for row in rows or []
+            )
         if not complete:
             kind = "calibration" if "calibration" in document else "results"
             raise SequoiaError(f"{path}: {kind}: expected a list of what `bench` found")
@@ -158,17 +162,23 @@ def _speedups(part: Mapping[str, Any]) -> list[Any]:
     return [tree.get("speedup") for tree in part["trees"]]
 
 
-def _lists(rows: object, numbers: Sequence[str]) -> bool:
+def _lists(rows: object, numbers: Sequence[str], optional: Sequence[str] = ()) -> bool:
     """Whether these are mappings, at least one, each with these numbers."""
     return (
         isinstance(rows, list)
         and bool(rows)
         and all(
             isinstance(row, Mapping)
-            and all(isinstance(row.get(name), int | float) for name in numbers)
+            and all(_is_number(row.get(name)) for name in numbers)
+            and all(_is_number(row.get(name, 0)) for name in optional)
             for row in rows
         )
     )
+
+
+def _is_number(value: object) -> bool:
+    """Whether it is one that can be drawn."""
+    return isinstance(value, int | float) and abs(value) <= LARGEST  # which NaN is not
 
 
 def _figure(title: str, width: float = 7.5, height: float = 4.5) -> tuple[Figure, Axes]:

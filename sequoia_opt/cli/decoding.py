@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,7 +22,6 @@ from sequoia_opt.cli.options import (
     print_json,
 )
 from sequoia_opt.cli.running import (
-    GREEDY,
     Comparable,
     Tree,
     TreeCompile,
@@ -39,13 +38,10 @@ from sequoia_opt.cli.running import (
     offload_of,
     sampling_of,
 )
-from sequoia_opt.errors import SequoiaError
+from sequoia_opt.cli.texts import Typewriter, complete, converse, keeper, texts_of
 from sequoia_opt.plan.acceptance import Sampling
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from sequoia_opt.engine.decoder import Decoder, Generation
     from sequoia_opt.engine.models import Pair
     from sequoia_opt.plan.tree import TokenTree
 
@@ -133,7 +129,7 @@ def decode(
         raise typer.BadParameter("--compare needs at least 2", param_hint="--max-new-tokens")
     _check_sources(prompt, prompt_file, prompts, output, compare, chat, system)
     check_output(stats)
-    texts = [] if prompts or chat else _texts(prompt, prompt_file)
+    texts = [] if prompts or chat else texts_of(prompt, prompt_file)
     path = tree or bundled_tree(temperature, compile, device)
     loaded = TokenTree.load(path)
     check_world(loaded)
@@ -152,10 +148,10 @@ def decode(
     roles = compiled_roles(loaded, compile)
     pair = load(target, draft, device, dtype, roles, graphs, offload=place, memory_budget=budget)
     decoder = Decoder(pair, loaded, **asdict(sampling), seed=seed, rules=rules, conversing=chat)
-    keep = _keeper(stats, pair, loaded, sampling)
+    keep = keeper(stats, pair, loaded, sampling)
     if chat:
         limits = {"max_new_tokens": max_new_tokens, "ignore_eos": ignore_eos, "stop": stop or []}
-        turns = _converse(decoder, system, limits, keep, quiet=as_json)
+        turns = converse(decoder, system, limits, keep, quiet=as_json)
         if as_json:
             print_json({"turns": turns})
         return
@@ -171,7 +167,7 @@ def decode(
             **limits,
             **(asdict(rules) if rules.change_anything else {}),
         }
-        done = _complete(decoder, prompts, output, seed, limits, settings, keep)
+        done = complete(decoder, prompts, output, seed, limits, settings, keep)
         print_json(done) if as_json else console.written(output)
         return
     encoded = [pair.encode(text) for text in texts]
@@ -247,141 +243,6 @@ def _biases(options: list[str]) -> dict[int, float]:
     return found
 
 
-def _texts(prompt: str | None, file: Path | None) -> list[str]:
-    """The prompt that was asked for; else the bundled ones, of which the first is decoded."""
-    from sequoia_opt import demo
-    from sequoia_opt.plan.files import read_text
-
-    if file is not None:
-        return [read_text(file)]
-    if prompt == "-":
-        try:
-            return [sys.stdin.buffer.read().decode()]
-        except UnicodeDecodeError as error:
-            raise SequoiaError(f"standard input: is not UTF-8 ({error.reason})") from None
-    return demo.prompts() if prompt is None else [prompt]
-
-
-def _keeper(
-    path: Path | None, pair: Pair, tree: TokenTree, sampling: Sampling
-) -> Callable[[int, Generation], None]:
-    """What keeps the statistics of a generation behind a prompt of so many tokens."""
-    from sequoia_opt.plan import traffic
-
-    if path is None:
-        return lambda length, generation: None
-    verifier = GREEDY if sampling.temperature == 0 else sampling.verifier
-    setting = traffic.Setting(
-        pair.target_name, pair.draft_name, sampling.temperature, sampling.top_p, verifier
-    )
-
-    def keep(length: int, generation: Generation) -> None:
-        context = length + len(generation.tokens) / 2
-        traffic.add(path, traffic.Text(setting, tree, dict(generation.ended), context))
-
-    return keep
-
-
-def _converse(
-    decoder: Decoder,
-    system: str | None,
-    limits: dict[str, Any],
-    keep: Callable[[int, Generation], None],
-    quiet: bool,
-) -> list[dict[str, Any]]:
-    """Answer standard input line by line; each turn with its numbers."""
-    from sequoia_opt import console
-
-    messages = [{"role": "system", "content": system}] if system is not None else []
-    decoder.pair.encode_chat([*messages, {"role": "user", "content": ""}])  # it can
-    turns: list[dict[str, Any]] = []
-    for line in _asked():
-        messages.append({"role": "user", "content": line})
-        encoded = decoder.pair.encode_chat(messages)
-        stream = decoder.stream(encoded, **limits)
-        shown = Typewriter(None if quiet else sys.stdout)
-        for _ in stream:
-            shown.write(stream.text())
-        generation = stream.generation
-        shown.write(generation.text)
-        keep(len(encoded), generation)
-        messages.append({"role": "assistant", "content": generation.text})
-        turns.append({
-            "user": line,
-            "assistant": generation.text,
-            "prompt_tokens": len(encoded),
-            "tokens": generation.tokens,
-            "steps": generation.steps,
-            "tokens_per_second": generation.tokens_per_second,
-            "prefill_seconds": generation.prefill_seconds,
-        })  # fmt: skip
-        if not quiet:
-            console.out.print()
-            console.note(
-                f"[{len(generation.tokens)} tokens, {generation.tokens_per_second:.1f} tokens/s]"
-            )
-    return turns
-
-
-def _asked() -> Iterator[str]:
-    """The lines of standard input that say anything; a person is shown that it is their turn."""
-    from sequoia_opt import console
-
-    while True:
-        if sys.stdin.isatty():
-            console.err.print("> ", end="")
-        try:
-            line = sys.stdin.readline()
-        except UnicodeDecodeError as error:
-            raise SequoiaError(f"standard input: is not UTF-8 ({error.reason})") from None
-        if not line:
-            return
-        if line.strip():
-            yield line.strip()
-
-
-def _complete(
-    decoder: Decoder,
-    dataset: Path,
-    output: Path,
-    seed: int,
-    limits: dict[str, Any],
-    settings: dict[str, Any],
-    keep: Callable[[int, Generation], None],
-) -> dict[str, Any]:
-    """Complete all prompts of a dataset, but those that are in the output already."""
-    from sequoia_opt import console
-    from sequoia_opt.completions import Completions
-    from sequoia_opt.measure.dataset import load_dataset
-
-    _, documents = load_dataset(dataset)
-    texts = [document.prompt or document.text for document in documents]
-    seconds, tokens, before = 0.0, 0, 0
-    with Completions(output, texts, settings) as file, console.progress("decoding") as advance:
-        before = file.done
-        if before:
-            console.note(f"{output}: has {before} of {len(texts)} completions already")
-        for place, text in list(enumerate(texts))[before:]:
-            advance(place, len(texts))
-            decoder.reseed(seed + place)  # as if it were decoded alone
-            encoded = decoder.pair.encode(text)
-            found = decoder.generate(encoded, **limits)
-            keep(len(encoded), found)
-            numbers = {
-                "tokens": len(found.tokens), "steps": found.steps, "seconds": found.seconds
-            }  # fmt: skip
-            file.add_completion(
-                text, {"completion": found.text, "stopped": found.stopped, **numbers}
-            )
-            seconds, tokens = seconds + found.seconds, tokens + max(0, len(found.tokens) - 1)
-    return {
-        "output": output,
-        "prompts": len(texts),
-        "completed": len(texts) - before,
-        "tokens_per_second": tokens / seconds if seconds else 0.0,
-    }
-
-
 def _compare(
     pair: Pair,
     tree: TokenTree,
@@ -423,17 +284,3 @@ def _compare(
         if temperature == 0:
             console.divergences(found, len(prompts))
     return document
-
-
-class Typewriter:
-    """Writes a growing text as it comes."""
-
-    def __init__(self, stream: TextIO | None) -> None:
-        self._stream, self._done = stream, 0
-
-    def write(self, text: str) -> None:
-        """Write what `text` adds to what has been written."""
-        if self._stream is not None:
-            self._stream.write(text[self._done :])
-            self._stream.flush()
-            self._done = max(self._done, len(text))

@@ -77,6 +77,7 @@ def tree(drawn: TokenTree, values: FloatArray) -> str:
             "reached %{customdata[2]:.3f}<br>%{customdata[3]:.1f} % of all tokens<extra></extra>",
         )
     )
+    figure.update_layout(showlegend=False)
     widest = max(abs(x) for x in across)
     figure.update_xaxes(visible=False, range=[-widest - 1, widest + 1])
     figure.update_yaxes(visible=False, range=[-drawn.depth - 0.5, 0.5])

@@ -52,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return found
 
 
-@cases(250)
+@cases(1500)
 @given(command=st.sampled_from(PLANNING), parts=st.lists(ARGUMENTS, max_size=5))
 def test_any_options(
     command: str,
@@ -65,7 +65,7 @@ def test_any_options(
     ends_in_a_result_or_a_line(command, parts, folder, monkeypatch, capfd)
 
 
-@cases(250)
+@cases(1500)
 @given(
     command=st.sampled_from(RUNNING),
     parts=st.lists(ARGUMENTS, max_size=4),
