@@ -72,7 +72,7 @@ class Decoder:
         verifier: for temperatures above 0.
         rules: a bias of the target's logits, a penalty for repetitions.
         conversing: a text that begins as the last one did is read on from there.
-        rates: [depth, ranks], to draw from what is accepted, whatever the models say: for speed
+        rates: [depth + 1, ranks], to draw from what is accepted, whatever the models say: for speed
             alone, the text means nothing.
 
     Raises:

@@ -146,7 +146,7 @@ def best_tree(pair: Pair) -> dict[str, Any]:
     published = Acceptance(vector[: np.searchsorted(vector.cumsum(), 1 + 1e-6)])
     plan = solve(measured, published, max_size=SIZES[-1])
     tree = plan.tree
-    guessing = Decoder(pair, tree, rates=published.table(tree.depth))
+    guessing = Decoder(pair, tree, rates=published.table(1 + tree.depth))
     plain = Decoder(pair)
     times = [(seconds_a_token(plain), seconds_a_token(guessing)) for _ in range(ROUNDS)]
     [curve] = measured.target.curves

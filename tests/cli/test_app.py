@@ -249,12 +249,12 @@ from sequoia_opt.measure import profiler
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 profile = profiler.profile
 
-def interrupted(*_):
+def interrupted(pair, options, progress, note, journal):
     def advance(done, total):
         progress(done, total)
         if done == 2:
             os.kill(os.getpid(), signal.SIGINT)
-    return profile(pair, options, advance, note)
+    return profile(pair, options, advance, note, journal)
 
 profiler.profile = interrupted
 cli.main()
@@ -278,7 +278,8 @@ def test_interruption_leaves_the_old_file(tmp_path: Path) -> None:
     assert process.returncode == 1
     assert errors.strip().splitlines()[-1].startswith("error: interrupted")
     assert path.read_text() == "precious"
-    assert [p.name for p in tmp_path.iterdir()] == ["profile.yaml"]
+    # What was measured until then is there, to be taken up.
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["profile.yaml", "profile.yaml.partial"]
 
 
 @pytest.mark.parametrize("words", [["--help"], ["--help", "solve"], []])
