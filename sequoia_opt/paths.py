@@ -97,31 +97,29 @@ def bundled_tree(temperature: float, compiled: bool = False, hardware: str = "")
 
 
 def inputs_of(tree: TokenTree) -> tuple[Path, Path]:
-    """The profile and the acceptance file that a tree was solved from.
+    """The profile and the acceptance file that a tree was solved from, see `input_of`."""
+    return input_of(tree, "profile"), input_of(tree, "acceptance")
+
+
+def input_of(tree: TokenTree, kind: str) -> Path:
+    """The profile, or the acceptance file, that a tree was solved from.
 
     Raises:
-        SequoiaError: they are not in their default places, or have changed since.
+        SequoiaError: it is not in its default place, or has changed since.
     """
     provenance = Fields(tree.metadata.get("provenance", {}), "tree: provenance")
-    found = []
-    for kind, folder in (("profile", "profiles/*"), ("acceptance", f"profiles/{ACCEPTANCE}")):
-        given = kind in provenance.mapping
-        source = provenance.section(kind).mapping if given else {}
-        places = [
-            path
-            for root in roots()
+    source = provenance.section(kind).mapping if kind in provenance.mapping else {}
+    folder = "profiles/*" if kind == "profile" else f"profiles/{ACCEPTANCE}"
+    for root in roots():
+        for path in root.glob(f"{folder}/*.yaml"):
             # The name is not a pattern, nor a way to anywhere else.
-            for path in root.glob(f"{folder}/*.yaml")
-            if path.name == source.get("file")
-            and content_fingerprint(path) == source.get("fingerprint")
-        ]
-        if not places:
-            raise SequoiaError(
-                f"the {kind} that the tree was solved from ({source.get('file', 'unknown')}) is "
-                f"not here; name it with --{kind}"
-            )
-        found.append(places[0])
-    return found[0], found[1]
+            same = path.name == source.get("file")
+            if same and content_fingerprint(path) == source.get("fingerprint"):
+                return path
+    raise SequoiaError(
+        f"the {kind} that the tree was solved from ({source.get('file', 'unknown')}) is not here; "
+        f"name it with --{kind}"
+    )
 
 
 def _newest(pattern: str, command: str, skipped: str = "", hardware: str = "") -> Path:

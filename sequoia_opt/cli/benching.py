@@ -165,6 +165,7 @@ def bench(
     from sequoia_opt import console, paths
     from sequoia_opt.plan import shapes
     from sequoia_opt.plan.acceptance import Acceptance
+    from sequoia_opt.plan.files import content_fingerprint
     from sequoia_opt.plan.tree import AUTOREGRESSIVE, TokenTree
 
     if calibrate and (methods or chain or acceptance or sizes):
@@ -270,7 +271,7 @@ def bench(
         **asdict(sampling),
     }
     if calibrate:
-        profile = profile or paths.inputs_of(loaded)[0]
+        profile = profile or paths.input_of(loaded, "profile")
         warmths = CALIBRATED if temperature is None else (temperature,)
         samplings = [replace(sampling, temperature=warmth) for warmth in warmths]
         printed = Format.json if as_json else form
@@ -280,6 +281,8 @@ def bench(
     if output:
         about = {key: value for key, value in settings.items() if key != "date"}
         about |= {"methods": wanted, "models": pair.fingerprints, "tokens": prompts}
+        about["trees"] = {each: [t.parents, t.ranks] for each, t in trees.items()}
+        about["rates"] = content_fingerprint(synthetic) if synthetic else None
         kept = journal(output, about, resume, max_seconds)
     racing = [_method(each, pair, trees, options, prompts, max_new_tokens, kept) for each in wanted]
     with console.progress("decoding") as advance:
@@ -401,7 +404,7 @@ def _by_size(
     from sequoia_opt.plan.acceptance import Acceptance
     from sequoia_opt.plan.scaling import of_size
 
-    rates = Acceptance.load(acceptance or paths.inputs_of(tree)[1])
+    rates = Acceptance.load(acceptance or paths.input_of(tree, "acceptance"))
     return {
         f"{name.replace('k-seq', 'k seq')} ({shape.size} nodes)": shape
         for size in budgets

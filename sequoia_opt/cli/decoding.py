@@ -40,6 +40,7 @@ from sequoia_opt.cli.running import (
 )
 from sequoia_opt.cli.texts import Typewriter, complete, converse, keeper, texts_of
 from sequoia_opt.plan.acceptance import Sampling
+from sequoia_opt.plan.files import is_one_of_several
 
 if TYPE_CHECKING:
     from sequoia_opt.engine.models import Pair
@@ -139,11 +140,12 @@ def decode(
     from sequoia_opt.engine.rules import Rules
 
     rules = Rules(repetition_penalty, _biases(logit_bias or []))
-    if compare and rules.change_anything:
-        raise typer.BadParameter(
-            "compares the models as they are: drop --repetition-penalty and --logit-bias",
-            param_hint="--compare",
-        )
+    for option, given in (("--compare", compare), ("--stats", stats is not None)):
+        if given and rules.change_anything:
+            raise typer.BadParameter(
+                "is for the models as they are: drop --repetition-penalty and --logit-bias",
+                param_hint=option,
+            )
     place, budget = offload_of(loaded, offload, memory_budget)
     roles = compiled_roles(loaded, compile)
     pair = load(target, draft, device, dtype, roles, graphs, offload=place, memory_budget=budget)
@@ -220,6 +222,11 @@ def _check_sources(
     named = [f"--{name}" for name, given in sources.items() if given is not None]
     if len(named) > 1:
         raise typer.BadParameter(f"found {' and '.join(named)}, expected one", param_hint=named[1])
+    if is_one_of_several() and (chat or prompt == "-"):
+        raise typer.BadParameter(
+            "several processes cannot share standard input; use --prompt-file",
+            param_hint="--chat" if chat else "--prompt",
+        )
     if system is not None and not chat:
         raise typer.BadParameter("goes with --chat", param_hint="--system")
     if compare and (dataset is not None or chat):

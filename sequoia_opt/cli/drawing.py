@@ -38,10 +38,11 @@ def show(
     from sequoia_opt import charts, paths
     from sequoia_opt.plan import acceptance as rates
     from sequoia_opt.plan import latency
-    from sequoia_opt.plan.files import format_of
+    from sequoia_opt.plan.files import read_text
 
     file = file or paths.bundled_tree(0.0)
-    kind = "" if file.suffix in (".txt", ".pt") else format_of(file)
+    text = "" if file.suffix == ".pt" else read_text(file)
+    kind = next((each for each in (latency.FORMAT, rates.FORMAT) if each in text), "")
     if kind in (latency.FORMAT, rates.FORMAT) and acceptance is not None:
         raise typer.BadParameter("goes with a tree", param_hint="--acceptance")
     if kind == latency.FORMAT:
@@ -62,7 +63,7 @@ def _worth(tree: TokenTree, named: Path | None) -> Acceptance | None:
     from sequoia_opt.plan.acceptance import Acceptance
 
     try:
-        return Acceptance.load(named or paths.inputs_of(tree)[1])
+        return Acceptance.load(named or paths.input_of(tree, "acceptance"))
     except SequoiaError:
         if named is not None:
             raise
@@ -112,9 +113,8 @@ def report(
     output = output or Path(file.with_suffix(".html").name)
     check_output(output)
     shown = any_tree(file)
-    if profile is None or acceptance is None:
-        known = paths.inputs_of(shown)
-        profile, acceptance = profile or known[0], acceptance or known[1]
+    profile = profile or paths.input_of(shown, "profile")
+    acceptance = acceptance or paths.input_of(shown, "acceptance")
     plan = fleet.plan_again(shown, LatencyProfile.load(profile), Acceptance.load(acceptance))
     found = [Results.load(path) for path in results or []]
     from sequoia_opt.report import page

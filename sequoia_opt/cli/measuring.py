@@ -79,7 +79,7 @@ def profile(
     from sequoia_opt import console, paths
     from sequoia_opt.engine.models import ROLES
     from sequoia_opt.measure import profiler
-    from sequoia_opt.measure.hardware import hardware
+    from sequoia_opt.measure.hardware import hardware, software
 
     roles = ROLES if compile else ()
     pair = load(target, draft, device, dtype, roles, graphs, random_weights, offload, budget)
@@ -100,7 +100,8 @@ def profile(
         **asdict(options),
         "models": pair.fingerprints,
         "hardware": hardware(pair.device),
-        "engine": [pair.dtype, pair.graphs, pair.compiled, *setting],
+        "software": software(pair.device),
+        "engine": [pair.dtype, pair.graphs, pair.compiled, *setting, budget],
     }
     wanted = output or paths.profile_path(*parts, bool(pair.compiled), *setting)
     kept = journal(wanted, about, resume, max_seconds)
@@ -180,6 +181,7 @@ def estimate(
     from sequoia_opt.engine.verify import Greedy
     from sequoia_opt.measure import estimator
     from sequoia_opt.measure.dataset import load_dataset
+    from sequoia_opt.measure.journal import Journal
 
     for sampling in samplings:
         check_sampling(**asdict(sampling))
@@ -219,17 +221,17 @@ def estimate(
         "dtype": pair.dtype,
         "documents": estimator.fingerprint(documents),
     }
-    kept = None
     if pair.peers.size == 1:
         kept = journal(files[0], about, resume, max_seconds)
+    else:  # each process would have to keep its own
+        kept = Journal(max_seconds=max_seconds)
     with console.progress("sampling") as advance:
         found = estimator.estimate(
             pair, documents, sampled, samplings, options, advance, console.note, kept
         )
     for path, acceptance in zip(files, found, strict=True):
         acceptance.save(path)
-    if kept is not None:
-        kept.finish()
+    kept.finish()
     if as_json:
         entries = [acceptance.document() for acceptance in found]
         print_json(entries[0] if len(entries) == 1 else {"estimates": entries})

@@ -92,11 +92,11 @@ def race(
         advance()
     turns = [(repeat, place) for repeat in range(repeats) for place in range(len(prompts))]
     for number, (repeat, place) in enumerate(turns):
-        if number >= LEAST and journal.is_over(world):
-            note(f"{number} of {len(turns)} turns of a prompt; the time was up")
-            break
         name = f"repetition {repeat}, prompt {place}"
         kept = journal.recall(name)
+        if kept is None and number >= LEAST and journal.is_over(world):
+            note(f"{number} of {len(turns)} turns of a prompt; the time was up")
+            break
         if kept is not None:
             found = {method.name: Run(**kept[method.name]) for method in methods}
             done += len(methods)

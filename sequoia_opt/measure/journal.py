@@ -49,6 +49,7 @@ class Journal:
         self._parts: dict[str, Any] = {}
         self._path, self._about = path, dict(plain(about or {}))
         self._lines: Lines | None = None
+        self._cut_short = False
         if path is not None and resume and path.exists():
             self._take_up(path)
         self.recalled = len(self._parts)
@@ -93,11 +94,15 @@ class Journal:
         self._lines.add({"journal": name, "value": plain(value)})
 
     def is_over(self, world: World = ALONE) -> bool:
-        """Whether the time is up; all processes agree."""
-        return bool(world.agree_on(self._ends is not None and time.monotonic() >= self._ends))
+        """Whether the time is up, so that what is left is left out; all processes agree."""
+        over = self._ends is not None and time.monotonic() >= self._ends
+        self._cut_short = bool(world.agree_on(over))
+        return self._cut_short
 
     def finish(self) -> None:
-        """The measurement is done and written: nothing is left to take up."""
+        """What was measured is written; unless it was cut short, nothing is left to take up."""
+        if self._cut_short:
+            return
         if self._lines is not None and self._path is not None and is_first_process():
             self._lines.close()
             _remove(self._path)

@@ -43,6 +43,7 @@ PLAIN_TURNS = 3  # of plain decoding, which every speed-up is measured against
 RUN_IN_MS, TIMED_MS, RUNS = 60, 40, 16
 LONG_MS = 100  # what takes longer is run once: what went before does not matter to it
 REPEATS, OFFLOADED_REPEATS = 7, 5
+LEAST_ROUNDS = 5  # that a median and its interval take
 GRAPHED = 4  # forwards in a graph that is timed, as levels follow one another in a step's
 LOGIT_COPIES = 4  # of a step's logits, in float32: themselves, warped, sorted, what is left
 COMPILED_TOKENS = (1, 2, 8)  # of forwards that say whether compiled ones are faster
@@ -318,7 +319,7 @@ def tokens_of_batch(tokens: list[int], batch: int) -> list[int]:
 
 
 def _check(pair: Pair, tokens: list[int], contexts: list[int], options: Options) -> None:
-    if min(tokens[0], contexts[0], *options.batches) < 1 or options.repeats < 5:
+    if min(tokens[0], contexts[0], *options.batches) < 1 or options.repeats < LEAST_ROUNDS:
         raise SequoiaError("tokens, contexts and batches must be at least 1, repeats at least 5")
     if tokens[0] != 1:
         raise SequoiaError("tokens: 1 is missing; plain decoding is measured with it")
@@ -462,11 +463,11 @@ class _Rounds:
         total = warm_up + self.options.repeats
         counted, warm = 0, False
         for number in range(total):
-            if counted and self.journal.is_over(self.world):
-                break
             name = f"{self.name}, round {number}"
             found = self.journal.recall(name)
             if found is None:
+                if counted >= LEAST_ROUNDS and self.journal.is_over(self.world):
+                    break
                 if number >= warm_up and warm_up and not warm:  # taken up in another process
                     _round(timed, self.device, order, self.world)
                 found, warm = _round(timed, self.device, order, self.world), True

@@ -68,15 +68,6 @@ def read_document(path: str | Path, format_name: str, version: int) -> Document:
     return document
 
 
-def format_of(path: str | Path) -> str:
-    """What kind of file it says it is; nothing if it says none.
-
-    Raises:
-        SequoiaError: the file is missing, unreadable or malformed.
-    """
-    return str(_parsed(Path(path)).get("format", ""))
-
-
 def _parsed(path: Path) -> Document:
     """A JSON or YAML file, by its ending."""
     text = read_text(path)

@@ -48,6 +48,9 @@ class Lines:
                     raise SequoiaError(
                         f"{path}: has lines that do not begin with {begins}; name another file"
                     )
+            self._file.seek(self._whole)
+            # One that lacks nothing but its end is a line.
+            self._unended = is_json(self._file.read(self._size - self._whole))
         except OSError as error:
             raise self._failed(error) from None
 
@@ -68,7 +71,7 @@ class Lines:
         Raises:
             SequoiaError: a line is no JSON.
         """
-        return read_lines(self.path)
+        return read_lines(self.path) if self.path.exists() else []
 
     def add(self, document: Mapping[str, Any]) -> None:
         """Write a line; it is on the disk when this returns.
@@ -78,11 +81,12 @@ class Lines:
         """
         if not is_first_process():
             return
-        line = memoryview((json.dumps(plain(document), ensure_ascii=False) + "\n").encode())
+        text = json.dumps(plain(document), ensure_ascii=False) + "\n"
+        line = memoryview(("\n" * self._unended + text).encode(errors="replace"))
         try:
-            if self._whole < self._size:
+            if self._whole < self._size and not self._unended:
                 self._file.truncate(self._whole)
-                self._size = self._whole
+            self._size, self._unended = self._whole, False
             while line:
                 line = line[self._file.write(line) or 0 :]
             os.fsync(self._file.fileno())
@@ -119,9 +123,20 @@ def read_lines(path: Path) -> list[Any]:
     except OSError as error:
         raise SequoiaError(f"{path}: cannot be read ({error.strerror or error})") from None
     found = []
-    for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), start=1):
+    whole = content.rfind(b"\n") + 1
+    lines = content if is_json(content[whole:]) else content[:whole]
+    for number, line in enumerate(lines.splitlines(), start=1):
         try:
             found.append(json.loads(line))
         except (ValueError, RecursionError):
             raise SequoiaError(f"{path}: line {number}: not valid JSON") from None
     return found
+
+
+def is_json(content: bytes) -> bool:
+    """Whether it is a whole document."""
+    try:
+        json.loads(content)
+    except (ValueError, RecursionError):
+        return False
+    return True

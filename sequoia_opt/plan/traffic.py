@@ -160,13 +160,14 @@ def acceptance(texts: Sequence[Text]) -> Acceptance:
     resampled = life_table(weights @ tried, weights @ accepted)
     low, high = np.quantile(resampled, [0.025, 0.975], axis=0)
     positions = int(total[0])
-    fitted, fit = fit_monotone(rates, low, high, positions)
+    fitted, fit = fit_monotone(rates, low, high, positions) if len(texts) > 1 else (rates, "raw")
+    known_spread = len(texts) > 1  # of one text there is none
     steps = [sum(text.ended.values()) for text in texts]
     mean = float(np.average([text.context for text in texts], weights=np.maximum(steps, 1)))
     return Acceptance(
         rates=fitted,
-        low=low,
-        high=high,
+        low=low if known_spread else None,
+        high=high if known_spread else None,
         positions=positions,
         dataset=DATASET,
         fit=fit,

@@ -174,6 +174,7 @@ def test_a_prompt_comes_from_a_file_or_from_standard_input(
         (["-o", "b.jsonl"], "goes with --prompts"),
         (["--logit-bias", "a=b"], "as 42=-5"),
         (["--logit-bias", "4=1", "--compare"], "the models as they are"),
+        (["--repetition-penalty", "2", "--stats", "s"], "the models as they are"),
     ],
 )
 def test_options_that_make_no_sense_are_usage_errors(

@@ -40,6 +40,8 @@ def test_show_takes_trees_of_other_engines(run: Callable[..., Outcome]) -> None:
     assert alone.code == 0, alone.err
     assert "--acceptance names one" in alone.err
     assert "reached" not in alone.out
+    Path("medusa.json").write_text("[[0], [1], [0, 0]]")
+    assert "4 nodes, 2 deep" in run("show", "medusa.json").out
     valued = run("show", "medusa.txt", "--acceptance", paths.bundled_acceptance())
     assert "reached" in valued.out
 

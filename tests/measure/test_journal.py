@@ -77,3 +77,12 @@ def test_the_time_is_up_when_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not journal.is_over()
     now = 105.0
     assert journal.is_over()
+
+
+def test_what_was_cut_short_can_be_taken_up(tmp_path: Path) -> None:
+    path = tmp_path / "x.partial"
+    journal = Journal(path, ABOUT, max_seconds=0.0)
+    journal.keep("one", 1)
+    assert journal.is_over()
+    journal.finish()
+    assert Journal(path, ABOUT, resume=True).recall("one") == 1

@@ -311,6 +311,6 @@ def test_when_the_time_is_up_fewer_rounds_count(make_pair: Callable[..., Any]) -
     found = profile(
         make_pair(dtype="float32"), options, note=said.append, journal=Journal(max_seconds=0.0)
     )
-    assert said == ["batch 1: 1 of 20 rounds; the time was up"]
+    assert said == ["batch 1: 5 of 20 rounds; the time was up"]
     assert (found.target.curves[0].median_ms > 0).all()
     assert solve(found, Acceptance(np.array([0.6, 0.2]))).tree.size <= 4

@@ -35,7 +35,7 @@ def test_cut_off_anywhere_it_goes_on_from_the_last_whole_line(
             assert there == documents[: len(there)]
             for document in documents[len(there) :]:
                 file.add(document)
-        assert path.read_bytes() == whole
+        assert path.read_bytes().rstrip(b"\n") == whole.rstrip(b"\n")
         assert read_lines(path) == documents
 
 
@@ -63,3 +63,13 @@ def test_a_file_of_something_else_is_left_alone(tmp_path: Path, content: bytes) 
     with pytest.raises(SequoiaError, match="do not begin with"):
         Lines(path, BEGINS)
     assert path.read_bytes() == content
+
+
+def test_a_last_line_without_its_end_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "file.jsonl"
+    path.write_text('{"a": 1}\n{"a": 2}')
+    with Lines(path, BEGINS) as file:
+        assert file.read() == [{"a": 1}, {"a": 2}]
+        file.add({"a": 3})
+        file.add({"a": 4})
+    assert path.read_text() == '{"a": 1}\n{"a": 2}\n{"a": 3}\n{"a": 4}\n'

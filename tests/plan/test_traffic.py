@@ -121,3 +121,9 @@ def test_a_file_of_nothing_is_refused(tmp_path: Path) -> None:
     path.write_text("")
     with pytest.raises(SequoiaError, match="has no line"):
         load(path)
+
+
+def test_one_text_has_rates_and_no_intervals() -> None:
+    found = acceptance([decoded(shapes.k_ary(2, 2), [0.5, 0.2], 50, 0)])
+    assert (found.low, found.high) == (None, None)
+    assert found.rates.size == 2
