@@ -38,10 +38,12 @@ class Results:
     Attributes:
         name: the file's, without its ending.
         document: its content.
+        temperature: that was decoded at.
     """
 
     name: str
     document: Document
+    temperature: float
 
     @staticmethod
     def load(path: Path) -> Results:
@@ -54,7 +56,7 @@ class Results:
         fields = Fields(document, str(path))
         for name in ("target", "draft", "dataset", "dtype"):
             fields.text(name)
-        fields.number("temperature", low=0)
+        temperature = fields.number("temperature", low=0)
         for name in ("prompts", "max_new_tokens"):
             fields.integer(name, minimum=1)
         if not isinstance(document.get("hardware"), Mapping):
@@ -73,7 +75,7 @@ class Results:
         if not complete:
             kind = "calibration" if "calibration" in document else "results"
             raise SequoiaError(f"{path}: {kind}: expected a list of what `bench` found")
-        return Results(path.stem, document)
+        return Results(path.stem, document, temperature)
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -120,7 +122,7 @@ def figures(found: Sequence[Results]) -> dict[str, Figure]:
             key = safe_name("--".join(str(each.document[part]) for part in SAME[:3]))
             together.setdefault(key, []).append(each)
     for key, several in together.items():
-        if len({each.document["temperature"] for each in several}) > 1:
+        if len({each.temperature for each in several}) > 1:
             _check_alike(several)
             drawn[f"{key}--temperatures"] = _temperatures(several)
     return drawn
@@ -195,7 +197,7 @@ def _figure(title: str, width: float = 7.5, height: float = 4.5) -> tuple[Figure
 def _speeds(results: Results) -> Figure:
     """Speed-ups over the first method, with their intervals."""
     rows = results.rows[::-1]
-    warmth = f", temperature {results.document['temperature']:g}"
+    warmth = f", temperature {results.temperature:g}"
     figure, axes = _figure(results.title + warmth, height=1.2 + 0.35 * len(rows))
     speeds = [row["speedup"] for row in rows]
     errors = _errors(rows, "speedup", "speedup_low", "speedup_high")
@@ -216,16 +218,15 @@ def _speeds(results: Results) -> Figure:
 
 def _temperatures(several: Sequence[Results]) -> Figure:
     """Tokens per step of each tree method by temperature."""
-    ordered = sorted(several, key=lambda each: float(each.document["temperature"]))
+    ordered = sorted(several, key=lambda each: each.temperature)
     figure, axes = _figure(f"{ordered[0].engine}\n{ordered[0].document['dataset']}")
     lines: dict[str, list[tuple[float, dict[str, Any]]]] = {}
     for each in ordered:
-        warmth = float(each.document["temperature"])
         trees = [row for row in each.rows if row["nodes"] > 1]
         kinds = [_kind(row["name"]) for row in trees]
         for kind, row in zip(kinds, trees, strict=True):
             name = kind if kinds.count(kind) == 1 else row["name"]
-            lines.setdefault(name, []).append((warmth, row))
+            lines.setdefault(name, []).append((each.temperature, row))
     _draw_lines(axes, lines)
     axes.set_xlabel("temperature")
     return figure
@@ -233,7 +234,7 @@ def _temperatures(several: Sequence[Results]) -> Figure:
 
 def _sizes(results: Results) -> Figure:
     """Tokens per step by nodes, for each shape."""
-    figure, axes = _figure(f"{results.title}, temperature {results.document['temperature']:g}")
+    figure, axes = _figure(f"{results.title}, temperature {results.temperature:g}")
     lines: dict[str, list[tuple[float, dict[str, Any]]]] = {}
     for row in results.rows:
         if row["nodes"] > 1:

@@ -38,13 +38,20 @@ def row(name: str, nodes: int, tokens: float, speedup: float = 1.0) -> dict[str,
     }
 
 
-def kept(path: Path, temperature: float, rows: list[dict[str, Any]], **others: Any) -> Results:
+def kept(path: Path, temperature: float | str, rows: list[dict[str, Any]], **others: Any) -> Results:
     document = SETTINGS | {"temperature": temperature, "results": rows} | others
     path.write_text(json.dumps(document))
     return Results.load(path)
 
 
 RACE = [row("plain", 1, 1.0), row("generate", 0, 1.0, 0.6), row("solved tree (9 nodes)", 9, 4, 2.5)]
+
+
+def test_a_temperature_in_quotes_is_the_number(tmp_path: Path) -> None:
+    found = kept(tmp_path / "race.json", "1e-1", RACE)
+    assert found.temperature == 0.1
+    [figure] = plots.figures([found]).values()
+    assert "temperature 0.1" in figure.axes[0].get_title(loc="left")
 
 
 def test_speeds_are_bars_with_their_intervals(tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def _measured(place: int, results: Results) -> Section:
         )
     return Section(
         f"measured-{place}",
-        f"Measured at temperature {document['temperature']:g}",
+        f"Measured at temperature {results.temperature:g}",
         f"{where}. Speed over {results.rows[0]['name']} with 95 % intervals, prompts resampled.",
         figures.race(results),
     )
