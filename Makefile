@@ -4,21 +4,36 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := build/demo
+WHEEL := build/wheel
 DATA ?=
 
-.PHONY: demo test test-gpu fuzz lint bench results bench-solver bench-step bench-gpu bench-offload bench-estimator trees check-trees train clean
+.PHONY: demo wheel test test-gpu fuzz lint bench results bench-solver bench-step bench-gpu bench-offload bench-estimator trees check-trees train clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	touch $@
 
-# Profile, sample, solve and decode on the bundled pair, on this machine.
+# Profile, sample, solve and decode on the bundled pair, on this machine: with a program, into a
+# folder.
+define demonstration
+	$(1)/sequoia-opt profile -o $(2)/profile.yaml
+	$(1)/sequoia-opt estimate -o $(2)/acceptance.yaml
+	$(1)/sequoia-opt solve --profile $(2)/profile.yaml --acceptance $(2)/acceptance.yaml -o $(2)/tree.json
+	$(1)/sequoia-opt decode $(2)/tree.json --compare
+endef
+
 demo: .venv/installed
-	$(BIN)/sequoia-opt profile -o $(DEMO)/profile.yaml
-	$(BIN)/sequoia-opt estimate -o $(DEMO)/acceptance.yaml
-	$(BIN)/sequoia-opt solve --profile $(DEMO)/profile.yaml --acceptance $(DEMO)/acceptance.yaml -o $(DEMO)/tree.json
-	$(BIN)/sequoia-opt decode $(DEMO)/tree.json --compare
+	$(call demonstration,$(BIN),$(DEMO))
+
+# Build the wheel, install it into an environment of its own, and run the demonstration from there.
+wheel: .venv/installed
+	rm -rf $(WHEEL)
+	$(BIN)/python -m build --quiet --wheel --outdir $(WHEEL)
+	$(PYTHON) -m venv $(WHEEL)/venv
+	$(WHEEL)/venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(WHEEL)/*.whl
+	cd $(WHEEL) && test -z "$$(venv/bin/python -c 'import sequoia_opt; print(sequoia_opt.__file__)' | grep -v site-packages)"
+	$(call demonstration,cd $(WHEEL) && venv/bin,demo)
 
 test: .venv/installed
 	$(BIN)/python -m pytest -n 2

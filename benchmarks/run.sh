@@ -12,12 +12,15 @@ if [ $# -gt 0 ]; then
   data=(--dataset "$(realpath "$1")")
 fi
 cd "$(dirname "$0")/.."
-# HARDWARE names the folder, else the one with the newest trees.
-newest=$(dirname "$(ls -t trees/*/*+compiled--"$name"-greedy-T0.json | head -1)")
-hardware=${HARDWARE:-$(basename "$newest")}
+# The machine's folder, and the bundled pair's files in it.
+hardware=$(python -c 'from sequoia_opt.engine.models import usable_device
+from sequoia_opt.measure.hardware import hardware
+print(hardware(usable_device(None))["slug"])')
+pair=demo-target--demo-draft
+profile=$(ls profiles/"$hardware"/"$pair"--*+compiled.yaml)
 trees=trees/$hardware
 out=benchmarks/$hardware/$name
-tree() { ls "$trees"/*+compiled--"$name"-*-T"$1".json; }
+tree() { ls "$trees"/"$pair"--*+compiled--"$name"-{greedy,sequoia}-T"$1".json 2>/dev/null; }
 bench() { sequoia-opt bench "$@" "${data[@]}" --format md; }
 
 # Predictions, on documents that the estimate has not seen; first, the sooner after the profile.
@@ -34,8 +37,8 @@ bench "$(tree 0.6)" --sizes 4,8,16,32,64,128 --limit 8 --repeats 1 --max-new-tok
 
 # The four verifiers on one large tree for each temperature.
 for t in 0.3 0.6 1 1.2; do
-  sequoia-opt solve --size 64 --profile "$(ls profiles/"$hardware"/*+compiled.yaml)" \
-    --acceptance "$(ls profiles/acceptance/*--"$name"--*-T$t.yaml)" -o build/64-nodes.json
+  sequoia-opt solve --size 64 --profile "$profile" \
+    --acceptance "profiles/acceptance/$pair--$name--sequoia-T$t.yaml" -o build/64-nodes.json
   bench build/64-nodes.json --methods tree,specinfer,topk,traversal --limit 16 --repeats 1 \
     --max-new-tokens 96 -o "$out/64-nodes/T$t.json"
 done

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from csv import DictWriter, writer
+from csv import DictWriter
 from dataclasses import asdict
 from math import log10
 from pathlib import Path
@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from sequoia_opt.plan.latency import UNSURE
 from sequoia_opt.plan.spread import interval
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from sequoia_opt.measure.bench import Divergence, Result
     from sequoia_opt.measure.calibration import Checked, Compared
     from sequoia_opt.measure.drafts import Judged
-    from sequoia_opt.plan.acceptance import Acceptance
+    from sequoia_opt.plan.acceptance import Acceptance, Sampling
     from sequoia_opt.plan.latency import LatencyProfile
     from sequoia_opt.plan.scaling import Scaling
     from sequoia_opt.plan.solver import Candidate, Plan
@@ -116,6 +117,26 @@ def profile_summary(profile: LatencyProfile) -> None:
             f"{1000 * overhead.per_token_ms:+.0f} µs a token, "
             f"{1000 * overhead.per_level_ms:+.0f} µs a level, "
             f"{overhead.drafting_ms:+.2f} ms for drafting at all",
+            markup=False,
+        )
+    _disturbances(profile)
+
+
+def _disturbances(profile: LatencyProfile) -> None:
+    """What makes a profile's times less than they seem."""
+    if profile.disturbed:
+        out.print(f"disturbed while it was measured: {profile.disturbed}", markup=False)
+    unsure = [
+        f"{role}{f' in batches of {curve.batch}' if curve.batch > 1 else ''} at {curve.context}: "
+        + ", ".join(map(str, curve.unsure()))
+        for role, model in (("target", profile.target), ("draft", profile.draft))
+        for curve in model.curves
+        if curve.unsure()
+    ]
+    if unsure:
+        out.print(
+            f"not to be trusted, with intervals wider than {UNSURE:.0%} of the median (tokens by "
+            f"model and context): {'; '.join(unsure)}",
             markup=False,
         )
 
@@ -350,22 +371,44 @@ def race_markdown(results: Sequence[Result], title: str, greedy: bool) -> None:
 
 def race_csv(results: Sequence[Result], settings: Mapping[str, object]) -> None:
     """Methods side by side, one a row, each with all that was set: rows of several runs add up."""
-    shared = {key: value for key, value in settings.items() if not isinstance(value, Mapping)}
-    for part in ("hardware", "software"):
-        own = settings[part]
-        assert isinstance(own, Mapping)
-        shared |= {f"{part}_{key}": value for key, value in own.items()}
-    rows = [{**asdict(result), **shared} for result in results]
+    _csv([{**asdict(result), **_flat(settings)} for result in results])
+
+
+def calibration_csv(
+    parts: Sequence[tuple[Sampling, Sequence[Checked]]], settings: Mapping[str, object]
+) -> None:
+    """Predicted and measured, a tree a row, each with all that was set."""
+    _csv(
+        [
+            {**_flat(each.document()), **_flat({**settings, **asdict(sampling)})}
+            for sampling, found in parts
+            for each in found
+        ]
+    )
+
+
+def _csv(rows: Sequence[Mapping[str, object]]) -> None:
     sheet = DictWriter(sys.stdout, rows[0], lineterminator="\n")
     sheet.writeheader()
     sheet.writerows(rows)
+
+
+def _flat(document: Mapping[str, object]) -> dict[str, object]:
+    """A mapping's numbers and texts in one row: those of a part under its name and theirs."""
+    row: dict[str, object] = {}
+    for key, value in document.items():
+        if isinstance(value, Mapping):
+            row |= {f"{key}_{name}": inner for name, inner in value.items()}
+        else:
+            row[key] = value
+    return row
 
 
 def calibration(found: Sequence[Checked], title: str, form: str) -> None:
     """Predicted and measured, tree by tree; then how far off, and whether the choice was right.
 
     Args:
-        form: "table", "md" or "csv".
+        form: "table" or "md".
     """
     kinds = ("tokens/step", "plain steps", "speed-up")
     columns = ["nodes", "depth"]
@@ -378,13 +421,7 @@ def calibration(found: Sequence[Checked], title: str, form: str) -> None:
         for number in (each.tokens, each.step, each.speedup):
             cells += [f"{number.predicted:.2f}", _measured(number)]
             cells.append(f"{100 * number.error:+.1f} %")
-        beside, low, high = each.beside_chosen
-        rows.append([*cells, f"{beside:.2f} ({low:.2f} – {high:.2f})"])
-    if form == "csv":
-        writer(sys.stdout, lineterminator="\n").writerows([
-            ["tree", *(column.replace("\n", " ") for column in columns)], *rows
-        ])  # fmt: skip
-        return
+        rows.append([*cells, _measured(each.beside_chosen)])
     if form == "md":
         lines = [["tree", *(column.replace("\n", " ") for column in columns)]]
         lines += [["---", *["---:"] * len(columns)], *rows]
@@ -407,20 +444,23 @@ def calibration(found: Sequence[Checked], title: str, form: str) -> None:
         errors = [abs(getattr(each, name).error) for each in found]
         middle, most = 100 * float(np.median(errors)), 100 * max(errors)
         out.print(f"{kind}: off by {middle:.1f} % (median), {most:.1f} % at most", markup=False)
-    best = max(found, key=lambda each: each.beside_chosen[0])
-    beside, low, high = best.beside_chosen
+    best = max(found, key=lambda each: each.beside_chosen.measured)
     out.print(
         "the chosen tree is the fastest of them"
         if best is found[0]
-        else f"the fastest is {best.name}, {beside:.2f} × ({low:.2f} – {high:.2f}) the chosen one",
+        else f"the fastest is {best.name}, {_measured(best.beside_chosen)} × the chosen one",
         markup=False,
     )
 
 
 def _measured(number: Compared) -> str:
     """A measured number, with its interval where it has one."""
-    interval = "" if number.low is None else f" ({number.low:.2f} – {number.high:.2f})"
-    return f"{number.measured:.2f}{interval}"
+    return f"{number.measured:.2f}{_interval(number.low, number.high)}"
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    """In brackets; nothing where there is none."""
+    return "" if low is None or high is None else f" ({low:.2f} – {high:.2f})"
 
 
 def drafts_table(judged: Sequence[Judged]) -> None:
@@ -447,8 +487,8 @@ def drafts_table(judged: Sequence[Judged]) -> None:
         first, second = (each.choice.speedup[1:] for each in judged[:2])
         surer = float((first[:, None] > second[None, :]).mean())
         out.print(
-            f"{judged[0].draft} is the fastest, ahead of {judged[1].draft} in {100 * surer:.0f} % "
-            "of resamplings",
+            f"{judged[0].draft} is predicted to be the fastest, ahead of {judged[1].draft} in "
+            f"{100 * surer:.0f} % of pairs of resamplings",
             markup=False,
         )
 
@@ -464,7 +504,7 @@ def _race_cells(result: Result, greedy: bool) -> list[str]:
         f"{result.tokens_per_step:.2f}",
         f"{result.tokens_per_second:.1f}",
         f"{result.ms_per_token:.2f}",
-        f"{result.speedup:.2f} × ({result.speedup_low:.2f} – {result.speedup_high:.2f})",
+        f"{result.speedup:.2f} ×" + _interval(result.speedup_low, result.speedup_high),
         *[f"{100 * result.agreement:.0f} %"] * greedy,
         f"{100 * result.repeated:.0f} %",
     ]
@@ -483,11 +523,17 @@ def settings_line(settings: Mapping[str, Any]) -> str:
     warmth = f"temperature {settings['temperature']:g}"
     if settings["temperature"] > 0:
         warmth += f", top-p {settings['top_p']:g}" * (settings["top_p"] < 1)
+        warmth += f", {settings['verifier']}"
+    warmth += f", {settings['repeats']} repetitions" * (settings["repeats"] > 1)
     versions = ", ".join(f"{key} {software[key]}" for key in ("torch", "transformers"))
     if "synthetic_acceptance" in settings:
         engine += f", acceptance SYNTHETIC from {settings['synthetic_acceptance']}"
     if settings.get("random_weights"):
         engine += ", random weights"
+    if "offload" in settings:
+        engine += f", layers from {settings['offload']}"
+    if "world_size" in settings:
+        engine += f", {settings['world_size']} processes"
     return (
         f"{settings['dataset']}: {settings['prompts']} prompts of {settings['max_new_tokens']} new "
         f"tokens, {warmth}; {settings['target']} with {settings['draft']}, {engine}; "

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 FORMAT, VERSION = "sequoia-opt/bench", 1
 FORMATS = ("svg", "png", "pdf")
 SAME = (  # in files that are set together
-    "target", "draft", "dataset", "dtype", "compile", "max_new_tokens",
+    "target", "draft", "dataset", "dtype", "compile", "max_new_tokens", "verifier", "top_p",
     "synthetic_acceptance", "random_weights",
 )  # fmt: skip
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
 MARKERS = "os^Dv<>P"
 NUMBERS = ("nodes", "tokens_per_step", "tokens_per_second", "speedup")
-OPTIONAL = ("speedup_low", "speedup_high", "tokens_low", "tokens_high")
+OPTIONAL = ("speedup_low", "speedup_high", "tokens_low", "tokens_high")  # or None
 LARGEST = 1e9  # that any of them can be
 
 
@@ -172,7 +172,7 @@ def _lists(rows: object, numbers: Sequence[str], optional: Sequence[str] = ()) -
         and all(
             isinstance(row, Mapping)
             and all(_is_number(row.get(name)) for name in numbers)
-            and all(_is_number(row.get(name, 0)) for name in optional)
+            and all(row.get(name) is None or _is_number(row[name]) for name in optional)
             for row in rows
         )
     )
@@ -205,7 +205,7 @@ def _speeds(results: Results) -> Figure:
     axes.barh([row["name"] for row in rows], speeds, xerr=errors, color=colours, capsize=2)
     for place, row in enumerate(rows):
         label = f"{row['speedup']:.2f} ×  ({row['tokens_per_second']:.0f} tokens/s)"
-        end = row.get("speedup_high", row["speedup"])
+        end = _end(row, "speedup_high", "speedup")
         axes.annotate(
             label, (end, place), (6, 0), textcoords="offset points", va="center", fontsize=8
         )
@@ -291,11 +291,16 @@ def _errors(
 ) -> tuple[list[float], list[float]]:
     """Distances to both ends of an interval, as matplotlib wants them."""
     ends: list[Callable[[Mapping[str, float]], float]] = [
-        lambda row: max(0.0, row[value] - row.get(low, row[value])),
-        lambda row: max(0.0, row.get(high, row[value]) - row[value]),
+        lambda row: max(0.0, row[value] - _end(row, low, value)),
+        lambda row: max(0.0, _end(row, high, value) - row[value]),
     ]
     below, above = ([end(row) for row in rows] for end in ends)
     return below, above
+
+
+def _end(row: Mapping[str, float], end: str, value: str) -> float:
+    """Of an interval; where there is none, the value itself."""
+    return row[value] if row.get(end) is None else row[end]
 
 
 def _kind(name: str) -> str:

@@ -29,6 +29,14 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _short_runs() -> None:
+    """Times are not looked at: each is taken of as few runs as can be."""
+    from sequoia_opt.measure import profiler
+
+    profiler.RUN_IN_MS = profiler.TIMED_MS = profiler.PATIENCE = 1
+
+
 @pytest.fixture(scope="session")
 def make_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Saves a random model and returns its folder; the same arguments give the same folder."""

@@ -38,7 +38,9 @@ def row(name: str, nodes: int, tokens: float, speedup: float = 1.0) -> dict[str,
     }
 
 
-def kept(path: Path, temperature: float | str, rows: list[dict[str, Any]], **others: Any) -> Results:
+def kept(
+    path: Path, temperature: float | str, rows: list[dict[str, Any]], **others: Any
+) -> Results:
     document = SETTINGS | {"temperature": temperature, "results": rows} | others
     path.write_text(json.dumps(document))
     return Results.load(path)

@@ -26,7 +26,6 @@ app = typer.Typer(
     "The steps: profile, estimate, solve, decode. Without options each runs on a small pair of "
     "models that comes along.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from sequoia_opt.plan.tree import TokenTree
 
 LARGEST = 1024  # nodes
+ASSISTED = ("assisted", "assisted-best")
 BLIND = {"blind-64": 64, "blind-128": 128}
 # Verifiers of the solved tree other than its own; at temperature 0 they are all the same.
 SAMPLED = ("sequoia", "specinfer", "topk", "traversal")
@@ -230,7 +231,7 @@ def bench(
         trees |= _rivals(loaded, rivals, profile, acceptance) if rivals else {}
 
     from sequoia_opt.measure import bench as benchmark
-    from sequoia_opt.measure.dataset import load_dataset, spread_over
+    from sequoia_opt.measure.dataset import load_dataset
     from sequoia_opt.measure.hardware import hardware, software
     from sequoia_opt.measure.journal import Journal
 
@@ -239,13 +240,18 @@ def bench(
     place, budget = offload_of(loaded, offload, memory_budget)
     roles = compiled_roles(loaded, compile)
     pair = load(*models, device, dtype, roles, graphs, random_weights, place, budget)
-    unseen = documents[1::2] if calibrate else documents
-    texts = [d.prompt or d.text[: len(d.text) // 2] for d in spread_over(unseen, limit)]
     if pair.tokenizer is None and random_weights:
         prompts, name = _random_prompts(pair, limit), "random tokens"
     else:
-        prompts = _usable(pair, texts, max_new_tokens)
-    _warn(pair, len(prompts))
+        prompts = _usable(pair, documents[1::2] if calibrate else documents, limit, max_new_tokens)
+    _warn(len(prompts))
+    longest = max(map(len, prompts)) + max_new_tokens
+    if set(ASSISTED) & set(wanted) and longest > pair.draft.positions:
+        console.note(
+            f"assisted generation is left out: the draft has {pair.draft.positions} positions, "
+            f"prompts and new tokens take {longest}"
+        )
+        wanted = [each for each in wanted if each not in ASSISTED]
     options = asdict(sampling)
     if synthetic:
         deepest = 1 + max(tree.depth for tree in trees.values())
@@ -266,6 +272,7 @@ def bench(
         "max_new_tokens": max_new_tokens,
         "repeats": repeats,
         "tree": str(path),
+        "fingerprints": {**pair.fingerprints, "tree": content_fingerprint(path)},
         **({"synthetic_acceptance": str(synthetic)} if synthetic else {}),
         **({"random_weights": True} if random_weights else {}),
         **asdict(sampling),
@@ -280,14 +287,17 @@ def bench(
     kept = Journal(max_seconds=max_seconds)
     if output:
         about = {key: value for key, value in settings.items() if key != "date"}
-        about |= {"methods": wanted, "models": pair.fingerprints, "tokens": prompts}
+        about |= {"methods": wanted, "tokens": prompts}
         about["trees"] = {each: [t.parents, t.ranks] for each, t in trees.items()}
         about["rates"] = content_fingerprint(synthetic) if synthetic else None
         kept = journal(output, about, resume, max_seconds)
-    racing = [_method(each, pair, trees, options, prompts, max_new_tokens, kept) for each in wanted]
+    named = {
+        each: _method(each, pair, trees, options, prompts, max_new_tokens, kept) for each in wanted
+    }
+    racing = {method.name: method for method in named.values()}  # two may be the same tree
     with console.progress("decoding") as advance:
-        results = benchmark.race(
-            racing,
+        raced = benchmark.race(
+            list(racing.values()),
             prompts,
             max_new_tokens,
             repeats,
@@ -296,7 +306,15 @@ def bench(
             journal=kept,
             world=pair.world,
         )
+    results = raced.beside()
+    if results[0].prompts < settings["prompts"]:
+        _warn(results[0].prompts)
     settings["prompts"] = results[0].prompts
+    shapes_of = {named[each].name: trees[each] for each in wanted if each in trees}
+    settings["trees"] = {
+        label: {"parents": list(each.parents), "ranks": list(each.ranks)}
+        for label, each in shapes_of.items()
+    }
     document = {"results": [asdict(result) for result in results], **settings}
     if sizes:
         document["sizes"] = budgets
@@ -315,7 +333,8 @@ def bench(
     fitting = comparable(loaded, pair, sampling)
     if "tree" in wanted and fitting.tokens and _predicts(loaded, synthetic):
         times = fitting.times and wanted[0] == "plain"
-        console.prediction_lines(results[wanted.index("tree")], loaded, times)
+        own = next(result for result in results if result.name == named["tree"].name)
+        console.prediction_lines(own, loaded, times)
 
 
 def _wanted(methods: str | None, chain: bool, planned: bool) -> list[str]:
@@ -351,10 +370,15 @@ def _calibrate(
     """Estimate from the documents that may be seen, decode the prompts, and print both."""
     from sequoia_opt import console
     from sequoia_opt.measure import calibration
-    from sequoia_opt.measure.estimator import Options, estimate
-    from sequoia_opt.plan.latency import LatencyProfile
+    from sequoia_opt.measure.estimator import Options, check_sampled, estimate
+    from sequoia_opt.plan.latency import LatencyProfile, overhead_name
 
     latencies = LatencyProfile.load(profile)
+    for sampling in samplings:  # before anything that takes long
+        check_sampled(sampling)
+        latencies.overhead_for(
+            overhead_name(sampling.verifier, sampling.temperature, sampling.top_p)
+        )
     options = Options(max_new_tokens=settings["max_new_tokens"])
     found = []
     for sampling in samplings:
@@ -380,6 +404,9 @@ def _calibrate(
         _keep(output, document)
     if form is Format.json:
         print_json(document)
+        return
+    if form is Format.csv:
+        console.calibration_csv(found, settings)
         return
     for sampling, checked in found:
         line = console.settings_line(settings | asdict(sampling))
@@ -423,10 +450,9 @@ def _rivals(
     from sequoia_opt.plan.latency import LatencyProfile
     from sequoia_opt.plan.optimum import best_trees
 
-    if profile is None or acceptance is None:
-        profile, acceptance = paths.inputs_of(tree)
-    rates = Acceptance.load(acceptance)
-    plan = solver.solve(LatencyProfile.load(profile), rates)
+    rates = Acceptance.load(acceptance or paths.input_of(tree, "acceptance"))
+    latencies = LatencyProfile.load(profile or paths.input_of(tree, "profile"))
+    plan = solver.solve(latencies, rates)
     # Where the profile prices no other, the smallest.
     found = {"chain": shapes.chain(2), "k-sequences": shapes.k_sequences(2, 1)}
     found |= {candidate.name: candidate.tree for candidate in plan.baselines}
@@ -509,36 +535,51 @@ def _random_prompts(pair: Pair, count: int) -> list[list[int]]:
     return prompts
 
 
-def _usable(pair: Pair, texts: Sequence[str], new_tokens: int) -> list[list[int]]:
-    """The prompts that the models can go on from; the others are left out, and it says so.
+def _usable(
+    pair: Pair, documents: Sequence[Document], limit: int, new_tokens: int
+) -> list[list[int]]:
+    """Prompts that the models can go on from, spread over the documents; in the place of those
+    that they cannot there are others, and it says so.
 
     Raises:
-        SequoiaError: none is.
+        SequoiaError: there are none.
     """
     from sequoia_opt import console
     from sequoia_opt.engine.decoder import check_prompt
+    from sequoia_opt.measure.dataset import spread_over
 
-    usable, reason = [], ""
-    for text in texts:
-        prompt = pair.encode(text)
+    first = spread_over(documents, limit)
+    taken = set(map(id, first))
+    usable: list[list[int]] = []
+    left_out, reason = (
+        0,
+        "half of the dataset's documents are estimated from, and there is no other",
+    )
+    for document in [*first, *(each for each in documents if id(each) not in taken)]:
+        if len(usable) == limit:
+            break
         try:
+            prompt = pair.encode(document.prompt or document.text[: len(document.text) // 2])
             check_prompt(pair, prompt, new_tokens)
         except SequoiaError as error:
-            reason = str(error)
+            left_out, reason = left_out + 1, str(error)
         else:
             usable.append(prompt)
     if not usable:
         raise SequoiaError(f"no prompt is usable: {reason}")
-    if reason:
-        console.note(f"{len(texts) - len(usable)} of {len(texts)} prompts left out: {reason}")
+    if left_out:
+        console.note(f"{left_out} of {left_out + len(usable)} prompts left out: {reason}")
     return usable
 
 
-def _warn(pair: Pair, prompts: int) -> None:
+def _warn(prompts: int) -> None:
     """Say what makes the results less than they seem."""
     from sequoia_opt import console
 
     if prompts < FEW_PROMPTS:
-        console.note(f"{prompts} prompts are few: their intervals say little; raise --limit")
-    if pair.draft.parameters >= pair.target.parameters:
-        console.note("the draft is no smaller than the target: speculation can hardly pay")
+        few = (
+            "prompts are few: their intervals say little"
+            if prompts > 1
+            else ("prompt is not enough for an interval")
+        )
+        console.note(f"{prompts} {few}; raise --limit")

@@ -272,7 +272,7 @@ def _compare(
     ]
     temperature = sampling.temperature
     with console.progress("comparing") as advance:
-        results = bench.race(racing, prompts, max_new_tokens, repeats, advance)
+        results = bench.race(racing, prompts, max_new_tokens, repeats, advance).beside()
     document: dict[str, Any] = {"results": [asdict(result) for result in results]}
     found = []
     if temperature == 0 and results[1].agreement < 1:

@@ -9,6 +9,7 @@ import typer
 
 from sequoia_opt.cli.app import app
 from sequoia_opt.cli.options import (
+    Compile,
     DatasetOption,
     Device,
     Dtype,
@@ -46,13 +47,16 @@ def compare_drafts(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each document.")] = 128,
     contexts: Annotated[str, typer.Option(help="Cached tokens.")] = "128,512,1024",
     repeats: Annotated[int, typer.Option(min=5, help="Rounds that are timed.")] = 15,
+    compile: Compile = False,
     graphs: Graphs = None,
     device: Device = None,
     dtype: Dtype = None,
     as_json: Json = False,
 ) -> None:
-    """Profile, sample and solve for each draft with one target: which decodes fastest, and how
-    sure that is. Writes the profile, the acceptance and the tree of each where they belong."""
+    """Profile, sample and solve for each draft with one target, and rank them by predicted speed.
+
+    Writes the profile, the acceptance and the tree of each where they belong.
+    """
     names = list(dict.fromkeys(draft or []))
     if len(names) < 2:
         raise typer.BadParameter(
@@ -61,12 +65,11 @@ def compare_drafts(
     lengths = integers("--contexts", contexts)
     sampling = Sampling(temperature, top_p, verifier)
     from sequoia_opt import console, fleet, paths
-    from sequoia_opt.engine.decoder import check_sampling
-    from sequoia_opt.engine.models import short_name
+    from sequoia_opt.engine.models import ROLES, short_name
     from sequoia_opt.measure import drafts, estimator, profiler
     from sequoia_opt.measure.dataset import load_dataset
 
-    check_sampling(**asdict(sampling))
+    estimator.check_sampled(sampling)
     if len({short_name(name) for name in names}) < len(names):
         raise SequoiaError(
             "two drafts' folders have the same name, and so would their files; rename one"
@@ -81,17 +84,18 @@ def compare_drafts(
     judged = []
     for name in names:
         try:
-            pair = load(target, name, device, dtype, graphs=graphs)
             found = drafts.judge(
-                pair, documents, source, sampling, measuring, estimating, console.progress
-            )
+                # Nothing holds on to the pair: the next one needs its memory.
+                load(target, name, device, dtype, ROLES if compile else (), graphs),
+                documents, source, sampling, measuring, estimating, console.progress,
+            )  # fmt: skip
         except SequoiaError as error:
             console.note(f"left out: {error}")
             continue
-        slug = str(found.profile.hardware["slug"])
-        own = pair.target_name, pair.draft_name
+        slug, engine = str(found.profile.hardware["slug"]), found.profile.engine
+        own = found.profile.target.model, found.profile.draft.model
         rates = found.acceptance
-        profile = paths.profile_path(slug, *own, pair.dtype)
+        profile = paths.profile_path(slug, *own, engine["dtype"], bool(engine["compile"]))
         acceptance = paths.acceptance_path(
             *own, source, rates.verifier, rates.temperature, rates.top_p
         )
@@ -106,6 +110,15 @@ def compare_drafts(
         raise SequoiaError("no draft could be measured")
     judged = drafts.ranked(judged)
     if as_json:
-        print_json({"drafts": [each.document() for each in judged], **asdict(sampling)})
+        first = judged[0].profile
+        document = {
+            "drafts": [each.document() for each in judged],
+            "target": first.target.model,
+            "dataset": source,
+            "hardware": first.hardware,
+            "software": first.software,
+            **asdict(sampling),
+        }
+        print_json(document)
     else:
         console.drafts_table(judged)

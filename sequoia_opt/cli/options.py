@@ -102,6 +102,8 @@ def load(
     pair = load_pair(
         target, draft, device, dtype, graphs, random_weights, offload, memory_budget, spread
     )
+    if pair.draft.parameters >= pair.target.parameters:
+        console.note("the draft is no smaller than the target: speculation can hardly pay")
     for role in compiled:
         if role == "target" and pair.world.size > 1:
             console.note("the target is not compiled: it is spread over processes")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import (
     AutoConfig,
@@ -135,11 +136,15 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase | None:
     return tokenizer
 
 
-def fingerprint(source: str, config: Any) -> str:
-    """Hash of the canonical config and of the weight files' index or header, 16 digits."""
+def fingerprint(source: str, config: Any, weights: bool = True) -> str:
+    """Hash of the canonical config and of the weight files' index or header, 16 digits.
+
+    Args:
+        weights: whether there are any; else nothing of them is asked for.
+    """
     canonical = {k: v for k, v in config.to_dict().items() if k not in IGNORED_CONFIG}
     digest = hashlib.sha256(json.dumps(canonical, sort_keys=True, default=str).encode())
-    for name in WEIGHT_FILES:
+    for name in WEIGHT_FILES if weights else ():
         path = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
         if path is not None:
             with open(path, "rb") as stream:
@@ -185,13 +190,19 @@ def _check_dense(source: str, config: Any) -> None:
         raise SequoiaError(
             f"{source}: quantised weights cannot be made up from a configuration; load them"
         )
-    text = config.get_text_config()
-    experts = max(int(getattr(text, name, None) or 0) for name in EXPERTS)
-    if experts > 1:
+    if (experts := _experts(config.to_dict())) > 1:
         raise SequoiaError(
             f"{source}: what a mixture of {experts} experts takes depends on its weights, which "
             "route the tokens; load them"
         )
+
+
+def _experts(config: Any) -> int:
+    """The most experts that a configuration, or a part of it, has."""
+    if not isinstance(config, dict):
+        return 0
+    own = [int(np.max(config.get(name) or 0)) for name in EXPERTS]  # some have a list of them
+    return max([*own, *map(_experts, config.values())])
 
 
 def _load_model(source: str, dtype: torch.dtype, split: bool = False) -> torch.nn.Module:

@@ -217,7 +217,9 @@ def load_pair(
         draft=runners["draft"],
         target_name=short_name(target),
         draft_name=short_name(draft),
-        fingerprints={role: fingerprint(sources[role], configs[role]) for role in ROLES},
+        fingerprints={
+            role: fingerprint(sources[role], configs[role], not random_weights) for role in ROLES
+        },
         tokenizer=tokenizers["target"] or tokenizers["draft"],
         end_tokens=end_tokens(runners["target"].model, tokenizers["target"]),
         graphs=graphs,

@@ -6,6 +6,7 @@ decode, nor of how results are shown.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
@@ -14,6 +15,7 @@ import torch
 
 from sequoia_opt.engine.distributed import ALONE, World
 from sequoia_opt.engine.models import Pair
+from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure.journal import Journal
 from sequoia_opt.measure.methods import Method, Run
 
@@ -30,9 +32,10 @@ class Result:
         nodes: of its tree; 0 where it has none.
         tokens_per_step, tokens_per_second, ms_per_token, ms_per_step: over all prompts, of the
             median repetition of each.
-        tokens_low, tokens_high: 95 % interval of the tokens per step, prompts resampled.
+        tokens_low, tokens_high: 95 % interval of the tokens per step, prompts resampled; of a
+            single prompt there is none.
         speedup: ratio to the first method's time, its tokens being as many.
-        speedup_low, speedup_high: 95 % interval of the ratio, prompts resampled.
+        speedup_low, speedup_high: 95 % interval of the ratio, likewise.
         agreement: share of prompts whose tokens are the first method's.
         prompts: how many were decoded.
         repeated: share of the new texts' runs of 4 tokens that came before in the same text: a
@@ -42,17 +45,38 @@ class Result:
     name: str
     nodes: int
     tokens_per_step: float
-    tokens_low: float
-    tokens_high: float
+    tokens_low: float | None
+    tokens_high: float | None
     tokens_per_second: float
     ms_per_token: float
     ms_per_step: float
     speedup: float
-    speedup_low: float
-    speedup_high: float
+    speedup_low: float | None
+    speedup_high: float | None
     agreement: float
     repeated: float
     prompts: int
+
+
+@dataclass(frozen=True)
+class Raced:
+    """What every method did with each prompt.
+
+    Attributes:
+        runs: of each method, by prompt, the median repetition.
+    """
+
+    methods: Sequence[Method]
+    runs: Sequence[Sequence[Run]]
+
+    def beside(self, reference: int = 0) -> list[Result]:
+        """Every method's result, beside the method of that place.
+
+        Raises:
+            SequoiaError: a method had no time that could be compared.
+        """
+        first = self.runs[reference]
+        return [_result(m, runs, first) for m, runs in zip(self.methods, self.runs, strict=True)]
 
 
 def race(
@@ -65,11 +89,11 @@ def race(
     note: Callable[[str], None] = lambda message: None,
     journal: Journal | None = None,
     world: World = ALONE,
-) -> list[Result]:
-    """Decode every prompt with every method, in turn, so that the machine's drift cancels.
+) -> Raced:
+    """Decode every prompt with every method, so that the machine's drift cancels.
 
-    The first method is what the others are compared with. Each method decodes the first prompt
-    once before anything counts.
+    In an order that changes from prompt to prompt: what a method leaves in the caches is another
+    one's each time. Each method decodes the first prompt once before anything counts.
 
     Args:
         between: called before each prompt's turn.
@@ -102,18 +126,15 @@ def race(
             done += len(methods)
         else:
             between()
-            # Each method goes first equally often.
-            turn = (repeat + place) % len(methods)
             found = {}
-            for method in [*methods[turn:], *methods[:turn]]:
+            for method in random.Random(number).sample(methods, len(methods)):
                 found[method.name] = method.run(prompts[place], new_tokens)
                 advance()
             journal.keep(name, {key: asdict(run) for key, run in found.items()})
         for method in methods:
             runs[method.name][place].append(found[method.name])
     decoded = [place for place, each in enumerate(runs[methods[0].name]) if each]
-    medians = {m.name: [_median(runs[m.name][place]) for place in decoded] for m in methods}
-    return [_result(m, medians[m.name], medians[methods[0].name]) for m in methods]
+    return Raced(methods, [[_median(runs[m.name][p]) for p in decoded] for m in methods])
 
 
 def _median(runs: list[Run]) -> Run:
@@ -121,8 +142,13 @@ def _median(runs: list[Run]) -> Run:
     return sorted(runs, key=lambda run: run.seconds)[len(runs) // 2]
 
 
-def _result(method: Method, runs: list[Run], reference: list[Run]) -> Result:
+def _result(method: Method, runs: Sequence[Run], reference: Sequence[Run]) -> Result:
     tokens = np.array([run.timed for run in runs], dtype=np.float64)
+    if not tokens.all():
+        raise SequoiaError(
+            f"{method.name}: all of a prompt's tokens came at once, in no time that could be "
+            "compared; raise --max-new-tokens"
+        )
     steps = np.array([run.steps for run in runs], dtype=np.float64)
     verified = np.array([run.verified for run in runs], dtype=np.float64)
     seconds = np.array([run.seconds for run in runs])
@@ -137,22 +163,28 @@ def _result(method: Method, runs: list[Run], reference: list[Run]) -> Result:
     def per_step(rows: np.ndarray) -> np.ndarray:
         return np.asarray(verified[rows].sum(axis=-1) / steps[rows].sum(axis=-1))
 
+    def ends(of: Callable[[np.ndarray], np.ndarray]) -> tuple[float | None, float | None]:
+        if len(runs) < 2:
+            return None, None
+        resampled = np.random.default_rng(0).integers(len(runs), size=(1000, len(runs)))
+        low, high = np.quantile(of(resampled), [0.025, 0.975])
+        return float(low), float(high)
+
     every = np.arange(len(runs))
-    resampled = np.random.default_rng(0).integers(len(runs), size=(1000, len(runs)))
-    low, high = np.quantile(ratio(resampled), [0.025, 0.975])
-    tokens_low, tokens_high = np.quantile(per_step(resampled), [0.025, 0.975])
+    low, high = ends(ratio)
+    tokens_low, tokens_high = ends(per_step)
     return Result(
         name=method.name,
         nodes=method.nodes,
         tokens_per_step=float(per_step(every)),
-        tokens_low=float(tokens_low),
-        tokens_high=float(tokens_high),
+        tokens_low=tokens_low,
+        tokens_high=tokens_high,
         tokens_per_second=float(tokens.sum() / seconds.sum()),
         ms_per_token=float(1000 * seconds.sum() / tokens.sum()),
         ms_per_step=float(1000 * seconds.sum() / steps.sum()),
         speedup=float(ratio(every)),
-        speedup_low=float(low),
-        speedup_high=float(high),
+        speedup_low=low,
+        speedup_high=high,
         agreement=float(
             np.mean(
                 [run.tokens == other.tokens for run, other in zip(runs, reference, strict=True)]

@@ -28,6 +28,7 @@ from sequoia_opt.plan.tree import AUTOREGRESSIVE, TokenTree
 
 LEAST = 4  # nodes that the sizes are spread around, if the chosen tree has fewer
 SHARES = (0.5, 0.75, 1.0, 1.5, 2.0)  # of the chosen size
+MEASURED = ("measured", "low", "high")
 
 
 @dataclass(frozen=True)
@@ -56,26 +57,28 @@ class Checked:
     Attributes:
         tokens: per step.
         step: its time, in plain steps.
+        step_ms: its time, in milliseconds.
         speedup: over plain decoding, of a text without an end: the tokens that a last step
             yields beyond the wanted ones count, as they do in what is predicted.
         filed_step, filed_speedup: the same by the profile on file.
-        beside_chosen: measured speed over the chosen tree's, with its 95 % interval.
+        beside_chosen: measured speed over the chosen tree's, likewise, with its 95 % interval.
     """
 
     name: str
     tree: TokenTree
     tokens: Compared
     step: Compared
+    step_ms: Compared
     speedup: Compared
     filed_step: Compared
     filed_speedup: Compared
-    beside_chosen: tuple[float, float, float]
+    beside_chosen: Compared
 
     def document(self) -> dict[str, Any]:
         """For machines."""
         numbers = {
             name: asdict(number) | {"error": number.error}
-            for name in ("tokens", "step", "speedup", "filed_step", "filed_speedup")
+            for name in ("tokens", "step", "step_ms", "speedup", "filed_step", "filed_speedup")
             for number in (getattr(self, name),)
         }
         return {
@@ -83,7 +86,7 @@ class Checked:
             "size": self.tree.size,
             "depth": self.tree.depth,
             **numbers,
-            "beside_chosen": list(self.beside_chosen),
+            "beside_chosen": [getattr(self.beside_chosen, name) for name in MEASURED],
         }
 
 
@@ -137,14 +140,18 @@ def calibrate(
     trees = trees_around(plan.tree, acceptance, largest)
     sampling = Sampling(acceptance.temperature, acceptance.top_p, verifier_of(acceptance))
     options = asdict(sampling)
-    methods = [with_tree(pair, name, tree, **options) for name, tree in trees.items()]
-    methods.append(with_tree(pair, "plain", AUTOREGRESSIVE, **options))
+    methods = [
+        with_tree(pair, name, tree, endless=True, **options)
+        for name, tree in (*trees.items(), ("plain", AUTOREGRESSIVE))
+    ]
     longest = max(len(prompt) for prompt in prompts) + new_tokens
     for runner in (pair.target, pair.draft):  # once for all: what is timed keeps its buffers
         runner.reserve(room(longest) + 2 * largest)
     widths = {n for tree in trees.values() for n in (tree.size, *tree.draft_widths)}
     beside = Interleaved(pair, [1, *widths], max(1, context), sampling)
-    *results, plain = race(methods, prompts, new_tokens, repeats, progress, beside.round)
+    raced = race(methods, prompts, new_tokens, repeats, progress, beside.round)
+    *results, plain = raced.beside(-1)
+    *ratios, _ = raced.beside(0)
     today = beside.profile(profile)
     judged = solve(today, acceptance, context=max(1, context), given=trees).given
     filed = solve(profile, acceptance, context=context, given=trees).given
@@ -158,28 +165,31 @@ def calibrate(
                 result.tokens_low,
                 result.tokens_high,
             ),
-            step=_step(candidate, _steps(result, plain)),
-            speedup=_speedup(candidate, result, plain),
-            filed_step=_step(on_file, _steps(result, plain)),
-            filed_speedup=_speedup(on_file, result, plain),
-            beside_chosen=(result.speedup, result.speedup_low, result.speedup_high),
+            step=_step(candidate, result, plain),
+            step_ms=Compared(float(candidate.step_ms[0]), result.ms_per_step),
+            speedup=_speedup(candidate, result),
+            filed_step=_step(on_file, result, plain),
+            filed_speedup=_speedup(on_file, result),
+            beside_chosen=Compared(
+                float(candidate.speedup[0] / judged[0].speedup[0]),
+                ratio.speedup,
+                ratio.speedup_low,
+                ratio.speedup_high,
+            ),
         )
-        for candidate, on_file, result in zip(judged, filed, results, strict=True)
+        for candidate, on_file, result, ratio in zip(judged, filed, results, ratios, strict=True)
     ]
 
 
-def _step(candidate: Candidate, measured: float) -> Compared:
-    return Compared(float(candidate.step_ms[0] / candidate.plain_ms[0]), measured)
-
-
-def _speedup(candidate: Candidate, result: Result, plain: Result) -> Compared:
-    measured = result.tokens_per_step / _steps(result, plain)
-    return Compared(float(candidate.speedup[0]), measured)
-
-
-def _steps(result: Result, plain: Result) -> float:
+def _step(candidate: Candidate, result: Result, plain: Result) -> Compared:
     """A step's time in plain steps."""
-    return result.ms_per_step / plain.ms_per_step
+    predicted = float(candidate.step_ms[0] / candidate.plain_ms[0])
+    return Compared(predicted, result.ms_per_step / plain.ms_per_step)
+
+
+def _speedup(candidate: Candidate, result: Result) -> Compared:
+    predicted = float(candidate.speedup[0])
+    return Compared(predicted, result.speedup, result.speedup_low, result.speedup_high)
 
 
 def verifier_of(acceptance: Acceptance) -> str:

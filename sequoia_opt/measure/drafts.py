@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from sequoia_opt.engine.models import Pair
+from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure import estimator, profiler
 from sequoia_opt.measure.dataset import Document
 from sequoia_opt.plan.acceptance import Acceptance, Sampling
+from sequoia_opt.plan.files import one_line
 from sequoia_opt.plan.latency import LatencyProfile
 from sequoia_opt.plan.solver import Candidate, Plan, solve
 from sequoia_opt.plan.spread import interval
@@ -84,12 +87,15 @@ def judge(
     Raises:
         SequoiaError: what profiling, sampling or solving raises.
     """
-    with watch(f"profiling {pair.draft_name}") as advance:
-        profile = profiler.profile(pair, measuring, advance)
-    with watch(f"sampling {pair.draft_name}") as advance:
-        (acceptance,) = estimator.estimate(
-            pair, documents, dataset, [sampling], estimating, advance
-        )
+    try:
+        with watch(f"profiling {pair.draft_name}") as advance:
+            profile = profiler.profile(pair, measuring, advance)
+        with watch(f"sampling {pair.draft_name}") as advance:
+            (acceptance,) = estimator.estimate(
+                pair, documents, dataset, [sampling], estimating, advance
+            )
+    except torch.OutOfMemoryError as error:
+        raise SequoiaError(f"{pair.draft_name}: out of memory ({one_line(error)[:120]})") from None
     plan = solve(profile, acceptance)
     return Judged(pair.draft_name, pair.draft.parameters, profile, acceptance, plan)
 

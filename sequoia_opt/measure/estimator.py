@@ -112,6 +112,20 @@ class _Tally:
         self.context += sum(contexts)
 
 
+def check_sampled(sampling: Sampling) -> None:
+    """Refuse what has no acceptance by rank.
+
+    Raises:
+        SequoiaError: its verifier has none, or an option is out of range.
+    """
+    check_sampling(**asdict(sampling))
+    if sampling.verifier == Traversal.name:
+        raise SequoiaError(
+            "verifier: traversal decides on whole paths and has no acceptance by rank; estimate "
+            "with sequoia, which drafts as it does, and decode with --verifier traversal"
+        )
+
+
 def estimate(
     pair: Pair,
     documents: Sequence[Document],
@@ -139,12 +153,7 @@ def estimate(
     """
     options, journal = options or Options(), journal or Journal()
     for sampling in samplings:
-        check_sampling(**asdict(sampling))
-    if any(sampling.verifier == Traversal.name for sampling in samplings):
-        raise SequoiaError(
-            "verifier: traversal decides on whole paths and has no acceptance by rank; estimate "
-            "with sequoia, which drafts as it does, and decode with --verifier traversal"
-        )
+        check_sampled(sampling)
     for name in ("width", "depths", "max_new_tokens", "max_prompt_tokens", "batch"):
         if getattr(options, name) < 1:
             raise SequoiaError(

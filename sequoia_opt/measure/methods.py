@@ -57,13 +57,20 @@ class Method:
     nodes: int = 0
 
 
-def with_tree(pair: Pair, name: str, tree: TokenTree, **options: Any) -> Method:
-    """Decoding with this program's engine."""
+def with_tree(
+    pair: Pair, name: str, tree: TokenTree, endless: bool = False, **options: Any
+) -> Method:
+    """Decoding with this program's engine.
+
+    Args:
+        endless: count the tokens of the last step that are past the wanted length too, as in a
+            text that goes on.
+    """
     decoder = Decoder(pair, tree, **options)
 
     def run(prompt: list[int], new_tokens: int) -> Run:
         found = decoder.generate(prompt, new_tokens, ignore_eos=True)
-        timed = len(found.tokens) - 1
+        timed = found.verified if endless else len(found.tokens) - 1
         return Run(found.tokens, found.steps, found.verified, found.seconds, timed)
 
     return Method(name, run, tree.size)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.optimize import nnls
+from scipy.stats import binom
 
 from sequoia_opt.engine import cuda
 from sequoia_opt.engine.decoder import Decoder, check_sampling
@@ -27,10 +28,18 @@ from sequoia_opt.engine.verify import VERIFIERS
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure.hardware import hardware, software
 from sequoia_opt.measure.journal import Journal
+from sequoia_opt.measure.noise import Watch, slowdown
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.acceptance import Sampling
 from sequoia_opt.plan.files import FloatArray, one_line
-from sequoia_opt.plan.latency import TOP_P, Curve, LatencyProfile, ModelLatency, Overhead
+from sequoia_opt.plan.latency import (
+    UNSURE,
+    Curve,
+    LatencyProfile,
+    ModelLatency,
+    Overhead,
+    overhead_name,
+)
 from sequoia_opt.plan.tree import TokenTree
 
 Progress = Callable[[int, int], None]
@@ -44,6 +53,7 @@ RUN_IN_MS, TIMED_MS, RUNS = 60, 40, 16
 LONG_MS = 100  # what takes longer is run once: what went before does not matter to it
 REPEATS, OFFLOADED_REPEATS = 7, 5
 LEAST_ROUNDS = 5  # that a median and its interval take
+PATIENCE = 2  # times as many rounds, at most, where times spread too far to be trusted
 GRAPHED = 4  # forwards in a graph that is timed, as levels follow one another in a step's
 LOGIT_COPIES = 4  # of a step's logits, in float32: themselves, warped, sorted, what is left
 COMPILED_TOKENS = (1, 2, 8)  # of forwards that say whether compiled ones are faster
@@ -180,6 +190,8 @@ def profile(
         getattr(pair, role).compiled = gain > 1
     steps: list[tuple[str, TokenTree, _Timed]] = []
     measured: dict[int, list[int]] = {}  # tokens of each batch
+    watch = Watch(pair.device)
+    disturbed: list[str] = []
     forwards: dict[Point, _Timed] = {}
     for number, batch in enumerate(batches):
         counts = _that_fit(pair, tokens_of_batch(tokens, batch), contexts[-1], batch, note)
@@ -193,8 +205,8 @@ def profile(
             steps = _steps(pair, context, counts[-1], _ways(options.verifiers))
             timed += [step for _, _, step in steps]
         part = _part(progress, number, len(batches))
-        rounds = _Rounds(options, pair.device, pair.world, journal, f"batch {batch}")
-        counted = rounds.run(timed, part)
+        rounds = _Rounds(options, pair.device, pair.world, journal, f"batch {batch}", PATIENCE)
+        counted = rounds.run(timed, part, disturbed.append)
         if counted < options.repeats:
             note(f"batch {batch}: {counted} of {options.repeats} rounds; the time was up")
         for item in timed:
@@ -217,6 +229,7 @@ def profile(
         target=models["target"],
         draft=models["draft"],
         overhead=_overhead(steps, forwards, measured[1], context),
+        disturbed="; ".join([*disturbed, *watch.notes()]),
     )
 
 
@@ -444,6 +457,7 @@ class _Rounds:
 
     Attributes:
         name: of the part, for the journal.
+        patience: how many times as many rounds there are at most, as long as times spread too far.
     """
 
     options: Options
@@ -451,18 +465,27 @@ class _Rounds:
     world: World = ALONE
     journal: Journal = field(default_factory=Journal)
     name: str = ""
+    patience: int = 1
 
-    def run(self, timed: Sequence[_Timed], progress: Progress = lambda done, total: None) -> int:
+    def run(
+        self,
+        timed: Sequence[_Timed],
+        progress: Progress = lambda done, total: None,
+        tell: Callable[[str], None] = lambda what: None,
+    ) -> int:
         """Time everything once a round, in an order that changes, so that drift hits all alike.
 
+        Args:
+            tell: called with what makes the times less than they seem.
+
         Returns:
-            How many rounds count: as many as were asked for, unless the time was up.
+            How many rounds count: as many as were asked for, fewer if the time was up, more where
+            times spread.
         """
         order = random.Random(0)
-        warm_up = self.options.warm_up
-        total = warm_up + self.options.repeats
-        counted, warm = 0, False
-        for number in range(total):
+        warm_up, repeats = self.options.warm_up, self.options.repeats
+        counted, warm, number = 0, False, 0
+        while counted < repeats or (counted < self.patience * repeats and self._are_unsure(timed)):
             name = f"{self.name}, round {number}"
             found = self.journal.recall(name)
             if found is None:
@@ -476,9 +499,19 @@ class _Rounds:
                 counted += 1
                 for item, milliseconds in zip(timed, found, strict=True):
                     item.times.append(milliseconds)
-            progress(number + 1, total)
+            number += 1
+            progress(number, max(number, warm_up + repeats))
+        if slower := slowdown(paces([item.times for item in timed])):
+            tell(slower)
         _steady(timed)
         return counted
+
+    def _are_unsure(self, timed: Sequence[_Timed]) -> bool:
+        """Whether any time spreads too far to be trusted; all processes agree."""
+        steady = without_drift([item.times for item in timed])
+        intervals = np.array([median_interval(times) for times in steady])
+        wide = intervals[:, 2] - intervals[:, 1] > UNSURE * intervals[:, 0]
+        return bool(self.world.agree_on(bool(wide.any())))
 
 
 def _round(
@@ -507,10 +540,15 @@ def without_drift(times: Sequence[Sequence[float]]) -> list[list[float]]:
     all points alike, and speed-ups are ratios of them: only what a point does of its own is
     its spread.
     """
-    table: FloatArray = np.asarray(times, dtype=np.float64)
-    paces = np.median(table / np.median(table, axis=1, keepdims=True), axis=0)
-    steady: list[list[float]] = (table / paces).tolist()
+    steady: list[list[float]] = (np.asarray(times) / paces(times)).tolist()
     return steady
+
+
+def paces(times: Sequence[Sequence[float]]) -> list[float]:
+    """How long each round took beside the others, of times of each point by round."""
+    table: FloatArray = np.asarray(times, dtype=np.float64)
+    found: list[float] = np.median(table / np.median(table, axis=1, keepdims=True), axis=0).tolist()
+    return found
 
 
 def _synchronize(device: torch.device) -> None:
@@ -526,14 +564,12 @@ def _curve(batch: int, context: int, tokens: list[int], times: list[list[float]]
 def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
     """Median and its 95 % interval, from order statistics: no distribution is assumed.
 
-    The number of values below the median is binomial; ranks n/2 ± 0.98 √n enclose it.
+    The number of values below the median is binomial. Of fewer than six values the interval is
+    all of them, and covers less.
     """
     ordered: FloatArray = np.sort(np.asarray(values, dtype=np.float64))
-    count = len(ordered)
-    reach = 0.98 * np.sqrt(count)
-    low = max(0, int(np.floor(count / 2 - reach)))
-    high = min(count - 1, int(np.ceil(count / 2 + reach)))
-    return float(np.median(ordered)), float(ordered[low]), float(ordered[high])
+    left_out = max(0, int(binom.ppf(0.025, len(ordered), 0.5)) - 1)  # at either end
+    return float(np.median(ordered)), float(ordered[left_out]), float(ordered[-1 - left_out])
 
 
 def overhead_trees(largest: int) -> list[TokenTree]:
@@ -570,7 +606,7 @@ def _steps(
     for way in ways:
         for tree in overhead_trees(largest):
             decoder = Decoder(pair, tree, **asdict(way))
-            name = decoder.verifier.name + (TOP_P if way.top_p < 1 else "")
+            name = overhead_name(decoder.verifier.name, way.temperature, way.top_p)
             turns = PLAIN_TURNS if tree.size == 1 else 1
             timed = _Timed(_whole_step(decoder, context), turns=turns)
             steps.append((name, tree, timed))

@@ -14,7 +14,7 @@ import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import yaml
@@ -24,6 +24,7 @@ from sequoia_opt.errors import SequoiaError
 
 Document = dict[str, Any]
 FloatArray = NDArray[np.float64]
+LARGEST = 10**15  # whole number: any that is counted is smaller, and a float still holds it
 _ASIDE = "a table set aside"
 _TABLE = re.compile(r"^(?P<key>\w+):\n(?P<rows>(?:- \[[\d, \n]*\]\n)+)(?=\w|\Z)", re.MULTILINE)
 
@@ -72,13 +73,24 @@ def _parsed(path: Path) -> Document:
     """A JSON or YAML file, by its ending."""
     text = read_text(path)
     try:
-        document = json.loads(text) if path.suffix == ".json" else _parse_yaml(text)
+        document = _parse_json(text) if path.suffix == ".json" else _parse_yaml(text)
     except (ValueError, yaml.YAMLError, RecursionError) as error:
         kind = "JSON" if path.suffix == ".json" else "YAML"
         raise SequoiaError(f"{path}: not valid {kind} ({one_line(error)})") from None
     if not isinstance(document, dict):
         raise SequoiaError(f"{path}: expected a mapping with a `format` field")
     return document
+
+
+def _parse_json(text: str) -> Any:
+    """A JSON document, of numbers that can be written as JSON again."""
+
+    def parse(number: str) -> float:
+        if not math.isfinite(float(number)):
+            raise ValueError(f"found the number {number}, expected a finite one")
+        return float(number)
+
+    return json.loads(text, parse_float=parse, parse_constant=parse)
 
 
 def _parse_yaml(text: str) -> Any:
@@ -270,9 +282,9 @@ class Fields:
     def integer(self, key: str, minimum: int = 0, default: int | None = None) -> int:
         """A whole number of at least `minimum`."""
         value = self.mapping.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-            raise self.fail(key, f"a whole number of at least {minimum}")
-        return value
+        if not _is_whole(value, minimum):
+            raise self.fail(key, _whole(value, minimum))
+        return int(value)
 
     def number(
         self, key: str, low: float = -math.inf, high: float = math.inf, default: float | None = None
@@ -304,10 +316,10 @@ class Fields:
         if not isinstance(values, list):
             raise self.fail(key, "a list of whole numbers")
         for place, value in enumerate(values):
-            if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+            if not _is_whole(value, minimum):
                 raise SequoiaError(
                     f"{self.where}: {key}[{place}]: found {shown(value)}, "
-                    f"expected a whole number of at least {minimum}"
+                    f"expected {_whole(value, minimum)}"
                 )
         return values
 
@@ -323,6 +335,16 @@ class Fields:
         if not isinstance(values, list) or not values:
             raise self.fail(key, "a list of mappings")
         return [Fields(value, f"{self.where}: {key}[{i}]") for i, value in enumerate(values)]
+
+
+def _is_whole(value: Any, minimum: int) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and minimum <= value <= LARGEST
+
+
+def _whole(value: Any, minimum: int) -> str:
+    """What was expected instead of the value."""
+    too_large = isinstance(value, int) and value > LARGEST
+    return f"a whole number of at {f'most {LARGEST}' if too_large else f'least {minimum}'}"
 
 
 def finite(value: Any) -> float | None:

@@ -21,6 +21,14 @@ FORMAT, VERSION = "sequoia-opt/profile", 1
 QUANTITIES = ("median_ms", "low_ms", "high_ms")
 GREEDY = "greedy"
 TOP_P = "-top-p"  # ending of the overhead of a verifier whose target is cut
+UNSURE = 0.5  # of a median: where its interval is wider, it is not to be trusted
+
+
+def overhead_name(verifier: str, temperature: float, top_p: float) -> str:
+    """What a profile calls the overhead of decoding so."""
+    if temperature == 0:
+        return GREEDY
+    return verifier + (TOP_P if top_p < 1 else "")
 
 
 @dataclass
@@ -40,6 +48,11 @@ class Curve:
     low_ms: FloatArray
     high_ms: FloatArray
     extra: dict[str, Any] = field(default_factory=dict)
+
+    def unsure(self) -> list[int]:
+        """The numbers of tokens whose time is not to be trusted: it spread too far."""
+        wide = self.high_ms - self.low_ms > UNSURE * self.median_ms
+        return [count for count, is_wide in zip(self.tokens, wide, strict=True) if is_wide]
 
 
 @dataclass
@@ -154,6 +167,7 @@ class LatencyProfile:
         target, draft: the models' curves.
         overhead: by verifier; `greedy` for temperature 0, and with `-top-p` where the target's
             distribution is cut, which takes a sort.
+        disturbed: what else the machine did meanwhile that makes times longer.
         extra: fields of the file that this program does not know; they are kept.
     """
 
@@ -163,6 +177,7 @@ class LatencyProfile:
     target: ModelLatency
     draft: ModelLatency
     overhead: dict[str, Overhead]
+    disturbed: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
 
     def contexts(self, batch: int = 1) -> tuple[int, int]:
@@ -242,6 +257,7 @@ class LatencyProfile:
                 }
                 for name, o in self.overhead.items()
             },
+            **({"disturbed": self.disturbed} if self.disturbed else {}),
             **self.extra,
         }
 
@@ -267,7 +283,8 @@ class LatencyProfile:
             target=_read_model(fields.section("target")),
             draft=_read_model(fields.section("draft")),
             overhead={name: _read_overhead(overhead.section(name)) for name in overhead.mapping},
-            extra=_unknown(fields, "format", "version", *parsed),
+            disturbed=fields.text("disturbed", ""),
+            extra=_unknown(fields, "format", "version", "disturbed", *parsed),
         )
 
 

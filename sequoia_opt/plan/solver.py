@@ -20,7 +20,7 @@ from sequoia_opt.plan import shapes
 from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.climb import capped, climb_from
 from sequoia_opt.plan.files import FloatArray, rounded
-from sequoia_opt.plan.latency import GREEDY, TOP_P, LatencyProfile
+from sequoia_opt.plan.latency import GREEDY, LatencyProfile, overhead_name
 from sequoia_opt.plan.objective import Objective
 from sequoia_opt.plan.optimum import BestFirst, Family, best_trees
 from sequoia_opt.plan.search import BoolArray, CapSearch, hopeful
@@ -196,8 +196,7 @@ def solve(
         SequoiaError: the profile has no point for what was asked, or for a given tree.
     """
     _check_options(max_size, max_depth, size, depth, max_width, shape, confidence)
-    verifier = GREEDY if acceptance.temperature == 0 else acceptance.verifier
-    work = verifier + (TOP_P if verifier != GREEDY and acceptance.top_p < 1 else "")
+    work = overhead_name(acceptance.verifier, acceptance.temperature, acceptance.top_p)
     if context is None:
         context = default_context(profile, acceptance, batch)
     contexts = context if isinstance(context, Mapping) else {float(context): 1.0}
@@ -260,7 +259,7 @@ def solve(
         batch=batch,
         confidence=confidence,
         may_speculate=max_depth > 0,
-        verifier=verifier,
+        verifier=GREEDY if acceptance.temperature == 0 else acceptance.verifier,
         profile=profile,
         acceptance=acceptance,
     )

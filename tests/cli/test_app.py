@@ -292,3 +292,18 @@ def test_a_misspelt_command_is_guessed(run: Callable[..., Outcome]) -> None:
     done = run("solv", "--profile", "decode")
     assert done.code == 2
     assert "solve" in done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [("sequoia-opt dec", "decode"), ("sequoia-opt solve --max-s", "--max-size")],
+)
+def test_the_shell_completes(
+    words: str, wanted: str, run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("_SEQUOIA_OPT_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(words.count(" ")))
+    done = run()
+    assert done.code == 0
+    assert done.out.split() == [wanted]

@@ -174,4 +174,7 @@ def test_bench_wants_the_inputs_that_the_tree_was_solved_from(
     run: Callable[..., Outcome], models: list[str]
 ) -> None:
     shapes.k_ary(2, 2).save("k.json")
-    assert "name it with --profile" in run("bench", "k.json", *models).err
+    assert "name it with --acceptance" in run("bench", "k.json", *models).err
+    Acceptance(np.array([0.6, 0.2, 0.1])).save("rates.yaml")
+    done = run("bench", "k.json", *models, "--acceptance", "rates.yaml")
+    assert "name it with --profile" in done.err

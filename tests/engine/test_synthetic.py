@@ -44,6 +44,21 @@ def test_paths_are_accepted_at_the_given_rates(verifier: Verifier) -> None:
     assert (abs(reached / count - wanted) <= 4 * deviation + 1e-9).all()
 
 
+def test_ranks_without_a_rate_are_never_accepted() -> None:
+    """The tree's third children are past the two rates there are."""
+    index = TreeIndex(TREE, torch.device("cpu"))
+    synthetic = Synthetic(Greedy(), np.tile([0.1, 0.1], (4, 1)))
+    generator = torch.Generator().manual_seed(0)
+    tokens, logits = torch.zeros(TREE.size, dtype=torch.long), torch.randn(TREE.size, VOCABULARY)
+    last = set()
+    for _ in range(200):
+        uniforms = torch.rand(synthetic.uniform_count(index, VOCABULARY), generator=generator)
+        verdict = synthetic.verify(index, tokens, logits, logits[: len(index.internal)], uniforms)
+        last.add(int(verdict.last))
+    assert 0 in last
+    assert not any(TREE.ranks[node] > 2 for node in last)
+
+
 def test_decoding_yields_what_the_rates_promise(make_pair: Callable[..., Any]) -> None:
     acceptance = Acceptance(np.array([0.6, 0.2]))
     decoder = Decoder(make_pair(dtype="float32"), TREE, rates=acceptance.table(TREE.depth + 1))

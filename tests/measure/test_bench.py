@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure import bench, methods
 from sequoia_opt.measure.journal import Journal
 from sequoia_opt.measure.methods import Method, Run
@@ -19,7 +21,7 @@ def test_all_methods_decode_the_same_greedy_tokens(make_pair: Callable[..., Any]
         methods.with_generate(pair),
         methods.with_tree(pair, "tree", shapes.k_ary(2, 2)),
     ]
-    results = bench.race(racing, [[5, 6, 7], [9, 8]], new_tokens=12, repeats=2)
+    results = bench.race(racing, [[5, 6, 7], [9, 8]], new_tokens=12, repeats=2).beside()
     assert [r.agreement for r in results] == [1, 1, 1]
     assert results[0].tokens_per_step == results[1].tokens_per_step == 1
     assert results[2].tokens_per_step > 1
@@ -36,7 +38,7 @@ def test_ratios_are_of_median_runs() -> None:
 
     first, second = bench.race(
         [timed("a", [9.0, 2.0, 1.0]), timed("b", [1.0, 1.0, 50.0])], [[1]], 11, repeats=3
-    )
+    ).beside()
     assert first.tokens_per_second == pytest.approx(10 / 2)
     assert second.tokens_per_second == pytest.approx(10)
     assert second.speedup == pytest.approx(2)
@@ -54,9 +56,47 @@ def test_ratios_count_the_tokens_that_were_timed() -> None:
     """A method whose first forward yields four of its eleven tokens has timed seven."""
     plain = Method("plain", lambda prompt, count: Run([1] * count, 10, 10, 10.0, 10))
     other = Method("other", lambda prompt, count: Run([1] * count, 3, 7, 3.5, 7))
-    _, found = bench.race([plain, other], [[1]], 11, repeats=1)
+    _, found = bench.race([plain, other], [[1]], 11, repeats=1).beside()
     assert found.speedup == pytest.approx(2)
     assert found.tokens_per_step == pytest.approx(7 / 3)
+
+
+def test_one_prompt_has_no_interval() -> None:
+    method = Method("a", lambda prompt, count: Run([1] * count, 5, 10, 1.0, count - 1))
+    (found,) = bench.race([method], [[1]], 11).beside()
+    assert found.speedup == 1
+    assert found.speedup_low is found.speedup_high is found.tokens_low is None
+    (found,) = bench.race([method], [[1], [2]], 11).beside()
+    assert found.speedup_low == found.speedup_high == 1
+
+
+def test_a_method_without_a_time_is_refused() -> None:
+    """All tokens came with the first forward."""
+    plain = Method("plain", lambda prompt, count: Run([1] * count, 1, 1, 1.0, 1))
+    other = Method("other", lambda prompt, count: Run([1] * count, 0, 0, 0.0, 0))
+    with pytest.raises(SequoiaError, match="other: all of a prompt's tokens came at once"):
+        bench.race([plain, other], [[1]], 2).beside()
+
+
+def test_what_goes_before_a_method_changes(tmp_path: Path) -> None:
+    """Whatever a method leaves behind meets all the others."""
+    ran: list[str] = []
+
+    def method(name: str) -> Method:
+        def run(prompt: list[int], count: int) -> Run:
+            ran.append(name)
+            return Run([1] * count, 5, 10, 1.0, count - 1)
+
+        return Method(name, run)
+
+    raced = bench.race([method(name) for name in "abc"], [[i] for i in range(12)], 11, repeats=1)
+    turns = [ran[3:][i : i + 3] for i in range(0, 36, 3)]
+    assert all(sorted(turn) == ["a", "b", "c"] for turn in turns)
+    assert {pair for turn in turns for pair in pairwise(turn)} == {
+        (a, b) for a in "abc" for b in "abc" if a != b
+    }
+    # Results may be set beside any of them.
+    assert [each.speedup for each in raced.beside(-1)] == [1, 1, 1]
 
 
 def test_divergence_names_the_place_and_the_gap(make_pair: Callable[..., Any]) -> None:
@@ -93,13 +133,14 @@ def test_taken_up_no_prompt_is_decoded_twice(tmp_path: Path) -> None:
     found = bench.race(racing(), prompts, 11, repeats=2, journal=Journal(path, {}, resume=True))
     assert len(decoded) == 2 + 6
     assert sorted(decoded[2:]) == [(name, prompt) for name in "ab" for prompt in (1, 2, 3)]
-    assert found == bench.race(racing(), prompts, 11, repeats=2)
+    assert found.beside() == bench.race(racing(), prompts, 11, repeats=2).beside()
 
 
 def test_when_the_time_is_up_prompts_are_left_out() -> None:
     method = Method("a", lambda prompt, count: Run([1] * count, 5, 10, 1.0, count - 1))
     said: list[str] = []
     journal = Journal(max_seconds=0.0)
-    (found,) = bench.race([method], [[1]] * 5, 11, note=said.append, journal=journal)
+    raced = bench.race([method], [[1]] * 5, 11, note=said.append, journal=journal)
+    (found,) = raced.beside()
     assert said == ["2 of 15 turns of a prompt; the time was up"]
     assert found.prompts == 2

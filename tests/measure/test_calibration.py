@@ -9,9 +9,9 @@ import pytest
 from brute_force import random_profile
 
 from sequoia_opt.measure import calibration
-from sequoia_opt.measure.bench import Result
+from sequoia_opt.measure.bench import Raced
 from sequoia_opt.measure.calibration import Compared, calibrate, trees_around
-from sequoia_opt.measure.methods import Method
+from sequoia_opt.measure.methods import Method, Run
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.acceptance import Acceptance, Sampling
 from sequoia_opt.plan.latency import LatencyProfile
@@ -43,15 +43,15 @@ def test_errors_are_shares_of_what_was_measured() -> None:
 def test_predictions_are_the_solvers_and_times_are_in_plain_steps(
     make_pair: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A race in which a step takes twice a plain one and yields three tokens, some of them past
-    the end of the text: the speed-up of the tokens that were kept is 1.4 only."""
+    """A race in which a step takes twice a plain one and yields three tokens."""
     raced: list[str] = []
 
-    def race(methods: list[Method], *_: object) -> list[Result]:
+    def race(methods: list[Method], *_: object) -> Raced:
         raced.extend(method.name for method in methods)
-        plain = Result("plain", 1, 1.0, 1.0, 1.0, 100.0, 10.0, 10.0, 0.5, 0.5, 0.5, 1.0, 0.0, 4)
-        other = Result("tree", 5, 3.0, 2.8, 3.1, 140.0, 7.1, 20.0, 0.7, 0.6, 0.8, 1.0, 0.0, 4)
-        return [*[other] * (len(methods) - 1), plain]
+        texts = [20, 40]  # plain steps; a tree's yield as many tokens in two thirds of the time
+        plain = [Run([], steps, steps, 0.01 * steps, steps) for steps in texts]
+        other = [Run([], n // 4, 3 * n // 4, 0.02 * (n // 4), 3 * n // 4) for n in texts]
+        return Raced(methods, [*[other] * (len(methods) - 1), plain])
 
     class Interleaved:
         """On a machine on which the target takes twice as long as the profile on file says."""
@@ -88,9 +88,14 @@ def test_predictions_are_the_solvers_and_times_are_in_plain_steps(
     assert found[0].step.predicted == pytest.approx(today)
     assert found[0].speedup.predicted == pytest.approx(chosen.tokens[0] / today, rel=0.01)
     for each in found:
-        assert (each.tokens.measured, each.tokens.low, each.tokens.high) == (3, 2.8, 3.1)
+        assert (each.tokens.measured, each.tokens.low, each.tokens.high) == (3, 3, 3)
         assert each.step.measured == pytest.approx(2)
+        assert each.step_ms.measured == pytest.approx(20)
         assert each.speedup.measured == pytest.approx(1.5)
-        assert each.beside_chosen == (0.7, 0.6, 0.8)
+        assert each.speedup.low == each.speedup.high == pytest.approx(1.5)
+        assert each.beside_chosen.measured == pytest.approx(1)
+        assert each.beside_chosen.predicted == pytest.approx(
+            each.speedup.predicted / found[0].speedup.predicted
+        )
         assert each.document()["step"]["measured"] == pytest.approx(2)
     assert AUTOREGRESSIVE not in [each.tree for each in found[1:]]

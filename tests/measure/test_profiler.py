@@ -57,7 +57,8 @@ def test_measures_every_point(make_pair: Callable[..., Any]) -> None:
     assert solve(found, Acceptance(np.array([0.6, 0.2])), max_size=8).choice.tree.size >= 1
 
 
-def test_measures_batches(make_pair: Callable[..., Any]) -> None:
+def test_measures_batches(make_pair: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profiler, "PATIENCE", 1)
     seen: list[tuple[int, int]] = []
     options = Options(tokens=[1, 2, 8, 32], contexts=[16], batches=[4, 16], repeats=5, warm_up=1)
     found = profile(make_pair(dtype="float32"), options, lambda *counts: seen.append(counts))
@@ -141,6 +142,42 @@ def test_what_is_timed_follows_runs_like_it() -> None:
     profiler._Rounds(profiler.Options(repeats=6, warm_up=0), torch.device("cpu")).run(timed)
     assert slow > 6
     assert {each for item in timed for each in item.times} == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("spread", "rounds"),
+    [([1.0] * 40, 5), ([1.0, 9.0, *[1.0] * 40], 9), ([1.0, 2.0, 3.0] * 14, 15)],
+    ids=["quiet", "disturbed once", "never quiet"],
+)
+def test_rounds_are_added_while_times_spread(spread: list[float], rounds: int) -> None:
+    """One round that is off counts until there are nine; three times as many are the most."""
+    seen: list[tuple[int, int]] = []
+    waiting = iter(spread)
+
+    class Clock(profiler._Timed):
+        def turn_ms(self, device: torch.device, world: Any) -> float:
+            return float(next(waiting)) if self.parts == 2 else 1.0
+
+    timed = [Clock(lambda: None, parts=parts) for parts in (1, 1, 2)]
+    options = profiler.Options(repeats=5, warm_up=0)
+    counted = profiler._Rounds(options, torch.device("cpu"), patience=3).run(
+        timed, lambda *counts: seen.append(counts)
+    )
+    assert counted == len(timed[0].times) == rounds
+    assert seen == [(n, max(n, 5)) for n in range(1, rounds + 1)]
+
+
+def test_a_machine_that_slows_down_is_told_of() -> None:
+    pace = iter([1.0, 1.0, 1.0, 1.0, 1.5, 1.5, 1.5])
+
+    class Clock(profiler._Timed):
+        def turn_ms(self, device: torch.device, world: Any) -> float:
+            return next(pace)
+
+    said: list[str] = []
+    options = profiler.Options(repeats=7, warm_up=0)
+    profiler._Rounds(options, torch.device("cpu")).run([Clock(lambda: None)], tell=said.append)
+    assert said == ["all became 50% slower from first to last"]
 
 
 def test_overhead_fit_finds_its_parts() -> None:

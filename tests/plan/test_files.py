@@ -148,3 +148,19 @@ def test_names_never_leave_their_folder(name: str) -> None:
     assert safe
     assert Path(safe).name == safe
     assert safe not in (".", "..")
+
+
+@pytest.mark.parametrize("number", ["Infinity", "NaN", "-Infinity", "1e999"])
+def test_numbers_that_no_json_file_can_hold_are_refused(number: str, tmp_path: Path) -> None:
+    path = tmp_path / "t.json"
+    path.write_text(f'{{"format": "f", "version": 1, "more": {number}}}')
+    with pytest.raises(SequoiaError, match=r"not valid JSON.*expected a finite one"):
+        files.read_document(path, "f", 1)
+
+
+def test_numbers_that_nothing_can_count_are_refused() -> None:
+    fields = files.Fields({"many": 10**30, "list": [1, 10**400]}, "file")
+    with pytest.raises(SequoiaError, match=r"many: found 1000.*at most"):
+        fields.integer("many")
+    with pytest.raises(SequoiaError, match=r"list\[1\]: found 1000.*at most"):
+        fields.integers("list")

@@ -60,7 +60,8 @@ class Synthetic:
         own = self._own(index, uniforms)
         verdict = self.verifier.verify(index, tokens, target_logits, draft_logits, own)
         sums = self._sums.index_select(0, index.depths)  # of each node's children
-        drawn = (uniforms[-index.size :, None] >= sums).sum(dim=1) + 1
+        # The rank of the accepted child; where it is none of those that have rates, 0.
+        drawn = ((uniforms[-index.size :, None] >= sums).sum(dim=1) + 1) % (sums.shape[1] + 1)
         accepted = drawn.index_select(0, index.parent)[1:] == index.ranks[1:]
         return Verdict(last_reached(index, accepted), verdict.next)
 
