@@ -17,7 +17,7 @@ DATA ?=
 # Profile, sample, solve and decode on the bundled pair, on this machine: with a program, into a
 # folder.
 define demonstration
-	$(1)/sequoia-opt profile -o $(2)/profile.yaml
+	$(1)/sequoia-opt profile --contexts 128,512 --tokens 1,2,3,4,6,8,12,16,24,32 -o $(2)/profile.yaml
 	$(1)/sequoia-opt estimate -o $(2)/acceptance.yaml
 	$(1)/sequoia-opt solve --profile $(2)/profile.yaml --acceptance $(2)/acceptance.yaml -o $(2)/tree.json
 	$(1)/sequoia-opt decode $(2)/tree.json --compare
@@ -54,8 +54,8 @@ lint: .venv/installed
 # The README's tables, greedy, compiled, with this machine's committed tree: methods side by side,
 # and the tree against the best chain on more prompts.
 bench: .venv/installed
-	$(BIN)/sequoia-opt bench --compile --limit 16 --repeats 3 --format md
-	$(BIN)/sequoia-opt bench --compile --methods chain,tree --limit 32 --repeats 3 --format md
+	$(BIN)/sequoia-opt bench --compile --limit 16 --repeats 1 --format md
+	$(BIN)/sequoia-opt bench --compile --methods chain,tree --limit 32 --repeats 1 --format md
 
 # What benchmarks/ keeps: every method at five temperatures, trees by size, verifiers, predictions.
 results: .venv/installed

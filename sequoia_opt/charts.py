@@ -16,6 +16,7 @@ from sequoia_opt.plan.latency import Curve, LatencyProfile
 from sequoia_opt.plan.tree import TokenTree
 
 BAR = 30  # characters
+WIDEST = 40  # characters of a node and the lines to it; of deeper ones the end
 SHOWN_DEPTHS, SHOWN_RANKS = 8, 6
 
 
@@ -33,14 +34,14 @@ def tree(drawn: TokenTree, acceptance: Acceptance | None, limit: int) -> None:
     values = None if acceptance is None else acceptance.node_values(drawn)
     kept = most_probable(drawn, values, limit)
     table = Table(box=SIMPLE, pad_edge=False)
-    table.add_column("rank")
+    table.add_column("rank", no_wrap=True)
     if values is not None:
         for column in ("reached", "share"):
             table.add_column(column, justify="right")
         table.add_column("")
         largest = 1 / float(values.sum())
     for node, line in outline(drawn, kept):
-        cells = [line]
+        cells = [line if len(line) <= WIDEST else f"… {line[2 - WIDEST :]}"]
         if values is not None:
             share = float(values[node] / values.sum())
             cells += [f"{values[node]:.3f}", f"{100 * share:.1f} %", bar(share / largest, BAR)]

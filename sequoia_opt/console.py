@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from csv import DictWriter
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from sequoia_opt.plan.sweep import Point
     from sequoia_opt.plan.tree import TokenTree
 
+MINUTE = 60  # seconds
 SHOWN_RANKS = 8
 MOST_COLUMNS = 7  # sizes that fit beside the rest in 80 characters
 SHOWN_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -42,7 +44,11 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 @contextmanager
 def progress(label: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on standard error for long work; nothing where that is no terminal."""
+    """How far long work is, on standard error: a bar, or a line a minute where that is no
+    terminal."""
+    if not err.is_terminal:
+        yield _line_a_minute(label)
+        return
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -57,10 +63,26 @@ def progress(label: str) -> Iterator[Callable[[int, int], None]]:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    bar = Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
+    bar = Progress(*columns, console=err, transient=True)
     with bar:
         task = bar.add_task(label, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _line_a_minute(label: str) -> Callable[[int, int], None]:
+    """Says how much is done, and how long the rest will take at that pace."""
+    began = said = time.monotonic()
+    first = -1  # what was there already took no time
+
+    def advance(done: int, total: int) -> None:
+        nonlocal said, first
+        now, first = time.monotonic(), done if first < 0 else first
+        if now - said >= MINUTE and first < done < total:
+            rest = (now - began) * (total - done) / (done - first)
+            note(f"{label}: {done} of {total}, about {rest / MINUTE:.0f} min left")
+            said = now
+
+    return advance
 
 
 @contextmanager
@@ -157,7 +179,8 @@ def acceptance_summary(acceptance: Acceptance) -> None:
     out.print(
         f"{acceptance.draft} for {acceptance.target} on {acceptance.dataset}: temperature "
         f"{acceptance.temperature:g}, top-p {acceptance.top_p:g}, {acceptance.verifier}, "
-        f"{acceptance.positions} tokens of {len(acceptance.traces)} documents"
+        f"{acceptance.positions} tokens"
+        + (f" of {len(acceptance.traces)} documents" if acceptance.traces else "")
         + ("" if acceptance.fit == "raw" else f", {acceptance.fit} fit"),
         markup=False,
     )
@@ -172,12 +195,10 @@ def acceptance_summary(acceptance: Acceptance) -> None:
         rate = acceptance.rates[k]
         table.add_row(str(k + 1), f"{rate:.3f}", interval, bar(rate, 32))
     out.print(table)
-    rest = acceptance.rates[SHOWN_RANKS:].sum()
-    out.print(
-        f"ranks {SHOWN_RANKS + 1} to {acceptance.rates.size}: {rest:.3f} together; "
-        f"none of them: {max(0.0, 1 - acceptance.rates.sum()):.3f}",
-        markup=False,
-    )
+    rest = acceptance.rates[SHOWN_RANKS:]
+    together = f"ranks {SHOWN_RANKS + 1} to {acceptance.rates.size}: {rest.sum():.3f} together; "
+    none = f"none of them: {max(0.0, 1 - acceptance.rates.sum()):.3f}"
+    out.print((together if rest.size else "") + none, markup=False)
 
 
 def plan_summary(plan: Plan) -> None:
@@ -394,11 +415,13 @@ def _csv(rows: Sequence[Mapping[str, object]]) -> None:
 
 
 def _flat(document: Mapping[str, object]) -> dict[str, object]:
-    """A mapping's numbers and texts in one row: those of a part under its name and theirs."""
+    """A mapping's numbers and texts in one row: those of a part under its name and theirs. What is
+    deeper, as trees are, is left out."""
     row: dict[str, object] = {}
     for key, value in document.items():
         if isinstance(value, Mapping):
-            row |= {f"{key}_{name}": inner for name, inner in value.items()}
+            parts = {name: inner for name, inner in value.items() if not isinstance(inner, Mapping)}
+            row |= {f"{key}_{name}": inner for name, inner in parts.items()}
         else:
             row[key] = value
     return row

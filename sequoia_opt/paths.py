@@ -101,8 +101,11 @@ def inputs_of(tree: TokenTree) -> tuple[Path, Path]:
     return input_of(tree, "profile"), input_of(tree, "acceptance")
 
 
-def input_of(tree: TokenTree, kind: str) -> Path:
+def input_of(tree: TokenTree, kind: str, beside: Path | None = None) -> Path:
     """The profile, or the acceptance file, that a tree was solved from.
+
+    Args:
+        beside: a folder that it may be in besides its default place: the tree's own.
 
     Raises:
         SequoiaError: it is not in its default place, or has changed since.
@@ -110,8 +113,9 @@ def input_of(tree: TokenTree, kind: str) -> Path:
     provenance = Fields(tree.metadata.get("provenance", {}), "tree: provenance")
     source = provenance.section(kind).mapping if kind in provenance.mapping else {}
     folder = "profiles/*" if kind == "profile" else f"profiles/{ACCEPTANCE}"
-    for root in roots():
-        for path in root.glob(f"{folder}/*.yaml"):
+    places = [(root, f"{folder}/*.yaml") for root in roots()]
+    for root, pattern in [*places, *([(beside, "*.yaml")] if beside else [])]:
+        for path in root.glob(pattern):
             # The name is not a pattern, nor a way to anywhere else.
             same = path.name == source.get("file")
             if same and content_fingerprint(path) == source.get("fingerprint"):

@@ -188,7 +188,7 @@ def _figure(title: str, width: float = 7.5, height: float = 4.5) -> tuple[Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
-    axes.set_title(title, fontsize=8, loc="left")
+    axes.set_title(_literal(title), fontsize=8, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.3)
     return figure, axes
@@ -202,7 +202,9 @@ def _speeds(results: Results) -> Figure:
     speeds = [row["speedup"] for row in rows]
     errors = _errors(rows, "speedup", "speedup_low", "speedup_high")
     colours = [COLOURS[1] if "solved tree" in row["name"] else COLOURS[0] for row in rows]
-    axes.barh([row["name"] for row in rows], speeds, xerr=errors, color=colours, capsize=2)
+    axes.barh(
+        [_literal(row["name"]) for row in rows], speeds, xerr=errors, color=colours, capsize=2
+    )
     for place, row in enumerate(rows):
         label = f"{row['speedup']:.2f} ×  ({row['tokens_per_second']:.0f} tokens/s)"
         end = _end(row, "speedup_high", "speedup")
@@ -211,7 +213,7 @@ def _speeds(results: Results) -> Figure:
         )
     axes.margins(x=0.25)
     axes.axvline(1, color="black", linewidth=0.8)
-    axes.set_xlabel(f"speed over {results.rows[0]['name']} (95 % interval)")
+    axes.set_xlabel(f"speed over {_literal(results.rows[0]['name'])} (95 % interval)")
     axes.grid(visible=False, axis="y")
     return figure
 
@@ -279,7 +281,7 @@ def _draw_lines(axes: Axes, lines: Mapping[str, list[tuple[float, dict[str, Any]
             markersize=4,
             capsize=2,
             linewidth=1.2,
-            label=name,
+            label=_literal(name),
         )
     axes.set_ylabel("tokens per step (95 % interval)")
     axes.set_ylim(bottom=0)
@@ -296,6 +298,11 @@ def _errors(
     ]
     below, above = ([end(row) for row in rows] for end in ends)
     return below, above
+
+
+def _literal(text: str) -> str:
+    """A text in which no dollar begins a formula."""
+    return text.replace("$", r"\$")
 
 
 def _end(row: Mapping[str, float], end: str, value: str) -> float:

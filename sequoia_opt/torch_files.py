@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sequoia_opt.errors import SequoiaError
-from sequoia_opt.plan.files import FloatArray, one_line
+from sequoia_opt.plan.files import FloatArray, one_line, write_bytes
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def save_growmap(growmap: dict[str, Any], path: Path) -> None:
@@ -16,7 +20,9 @@ def save_growmap(growmap: dict[str, Any], path: Path) -> None:
     import torch
 
     tensors = {key: torch.tensor(growmap[key]) for key in ("mask", "depth")}
-    torch.save(growmap | tensors, path)
+    buffer = BytesIO()
+    torch.save(growmap | tensors, buffer)
+    write_bytes(path, buffer.getvalue())
 
 
 def load(path: Path) -> dict[str, Any] | FloatArray:
@@ -34,7 +40,10 @@ def load(path: Path) -> dict[str, Any] | FloatArray:
     except FileNotFoundError:
         raise SequoiaError(f"{path}: no such file") from None
     except Exception as error:
-        raise SequoiaError(f"{path}: cannot be read ({one_line(error)})") from None
+        raise SequoiaError(f"{path}: cannot be read ({one_line(error)[:200]})") from None
+    tensors = found.values() if isinstance(found, dict) else [found]
+    if not all(_is_plain(each) for each in tensors if isinstance(each, torch.Tensor)):
+        raise SequoiaError(f"{path}: has a tensor that is no plain table of real numbers")
     if isinstance(found, dict):
         return {k: v.tolist() if isinstance(v, torch.Tensor) else v for k, v in found.items()}
     if isinstance(found, torch.Tensor) and found.ndim == 1 and len(found) > 2:
@@ -44,3 +53,11 @@ def load(path: Path) -> dict[str, Any] | FloatArray:
                 raise SequoiaError(f"{path}: rank {rank}: found {rate:g}, expected 0 to 1")
         return rates
     raise SequoiaError(f"{path}: found neither a growmap nor a vector of acceptance rates")
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor's numbers are there, one by one, and real."""
+    import torch
+
+    whole = tensor.layout == torch.strided and tensor.device.type == "cpu"
+    return whole and not tensor.is_complex() and not tensor.is_quantized

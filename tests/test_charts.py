@@ -62,3 +62,18 @@ def test_a_tree_without_rates_is_its_structure(capsys: pytest.CaptureFixture[str
 )
 def test_bars_are_as_long_as_they_should_be(share: float, drawn: str) -> None:
     assert bar(share, 4) == drawn
+
+
+def test_deep_trees_fit_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    charts.tree(shapes.chain(40), RATES, 40)
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("─ 1 " in line for line in lines) == 39
+    assert max(map(len, lines)) <= 110
+    assert any(line.startswith("…") for line in lines)
+
+
+def test_few_rates_have_no_rest(capsys: pytest.CaptureFixture[str]) -> None:
+    charts.acceptance(RATES)
+    shown = capsys.readouterr().out
+    assert "ranks 9" not in shown
+    assert "none of them: " in shown

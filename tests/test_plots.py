@@ -8,7 +8,7 @@ import pytest
 
 from sequoia_opt import plots
 from sequoia_opt.errors import SequoiaError
-from sequoia_opt.plots import Results
+from sequoia_opt.plots import Results, figures, save
 
 SETTINGS = {
     "format": plots.FORMAT,
@@ -152,3 +152,16 @@ def test_other_files_are_refused(
     path.write_text(json.dumps(document))
     with pytest.raises(SequoiaError, match=message):
         Results.load(path)
+
+
+def test_a_dollar_in_a_name_is_a_dollar(tmp_path: Path) -> None:
+    results = kept(tmp_path / "r.json", 0, [row("plain", 1, 1.0), row("$\\frac$", 3, 2.0)])
+    for figure in figures([results]).values():
+        save(figure, tmp_path / "r.svg")
+    assert "$\\frac$" in (tmp_path / "r.svg").read_text()
+
+
+def test_results_of_a_single_prompt_have_no_interval(tmp_path: Path) -> None:
+    alone = row("plain", 1, 1.0) | {"speedup_low": None, "speedup_high": None}
+    results = kept(tmp_path / "r.json", 0, [alone])
+    save(figures([results])["r"], tmp_path / "r.svg")

@@ -88,7 +88,7 @@ def _run(arguments: list[str], debug: bool) -> NoReturn:
     except Exception as error:
         _fail(f"{type(error).__name__}: {error} (--debug shows where)", 1, debug)
     if code == INTERRUPTED:
-        _fail("interrupted; no result was written (--resume goes on, where there is one)", 1, debug)
+        _fail("interrupted; what was finished is kept, for --resume where there is one", 1, debug)
     sys.exit(code if isinstance(code, int) else 0)
 
 

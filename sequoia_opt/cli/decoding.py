@@ -124,13 +124,24 @@ def decode(
 ) -> None:
     """Decode a prompt with a tree, losslessly, and say how fast it was."""
     from sequoia_opt import console
+    from sequoia_opt.plan import traffic
     from sequoia_opt.plan.tree import TokenTree
 
     if compare and max_new_tokens < 2:
         raise typer.BadParameter("--compare needs at least 2", param_hint="--max-new-tokens")
     _check_sources(prompt, prompt_file, prompts, output, compare, chat, system)
     check_output(stats)
-    texts = [] if prompts or chat else texts_of(prompt, prompt_file)
+    if stats is not None and stats.exists():
+        traffic.check(stats)
+    texts: list[str] = []
+    if prompts is not None:  # a file that is not there, or cannot be written, before the models
+        from sequoia_opt.measure.dataset import load_prompts
+
+        texts = load_prompts(prompts)
+        output = output or Path(f"{prompts.stem}.completions.jsonl")
+        check_output(output)
+    elif not chat:
+        texts = texts_of(prompt, prompt_file)
     path = tree or bundled_tree(temperature, compile, device)
     loaded = TokenTree.load(path)
     check_world(loaded)
@@ -153,23 +164,26 @@ def decode(
     keep = keeper(stats, pair, loaded, sampling)
     if chat:
         limits = {"max_new_tokens": max_new_tokens, "ignore_eos": ignore_eos, "stop": stop or []}
-        turns = converse(decoder, system, limits, keep, quiet=as_json)
-        if as_json:
-            print_json({"turns": turns})
+        turns: list[dict[str, Any]] = []
+        try:
+            converse(decoder, system, limits, keep, as_json, turns)
+        finally:
+            if as_json:
+                print_json({"turns": turns})
         return
-    if prompts is not None:
-        output = output or Path(f"{prompts.stem}.completions.jsonl")
+    if output is not None:
         limits = {"max_new_tokens": max_new_tokens, "ignore_eos": ignore_eos, "stop": stop or []}
         settings = {
             "target": pair.target_name,
             "draft": pair.draft_name,
+            "fingerprints": pair.fingerprints,
             "dtype": pair.dtype,
             **asdict(sampling),
             "seed": seed,
             **limits,
-            **(asdict(rules) if rules.change_anything else {}),
+            **asdict(rules),
         }
-        done = complete(decoder, prompts, output, seed, limits, settings, keep)
+        done = complete(decoder, texts, output, seed, limits, settings, keep)
         print_json(done) if as_json else console.written(output)
         return
     encoded = [pair.encode(text) for text in texts]

@@ -53,17 +53,21 @@ def show(
         print_json(found.document()) if as_json else charts.acceptance(found)
     else:
         tree = any_tree(file)
-        known = _worth(tree, acceptance)
+        known = _worth(tree, acceptance, file.parent)
         print_json(_nodes(tree, known)) if as_json else charts.tree(tree, known, limit)
 
 
-def _worth(tree: TokenTree, named: Path | None) -> Acceptance | None:
-    """The rates that say what a tree's nodes are worth, if there are any."""
+def _worth(tree: TokenTree, named: Path | None, beside: Path) -> Acceptance | None:
+    """The rates that say what a tree's nodes are worth, if there are any.
+
+    Args:
+        beside: folder that they may be in.
+    """
     from sequoia_opt import console, paths
     from sequoia_opt.plan.acceptance import Acceptance
 
     try:
-        return Acceptance.load(named or paths.input_of(tree, "acceptance"))
+        return Acceptance.load(named or paths.input_of(tree, "acceptance", beside))
     except SequoiaError:
         if named is not None:
             raise
@@ -101,6 +105,7 @@ def report(
         Path | None,
         typer.Option("-o", "--output", help="File to write.", show_default="the tree's, .html"),
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Write a page that shows why the tree was chosen: one HTML file, to be opened offline."""
     from sequoia_opt import console, fleet, paths
@@ -113,13 +118,15 @@ def report(
     output = output or Path(file.with_suffix(".html").name)
     check_output(output)
     shown = any_tree(file)
-    profile = profile or paths.input_of(shown, "profile")
-    acceptance = acceptance or paths.input_of(shown, "acceptance")
+    profile = profile or paths.input_of(shown, "profile", file.parent)
+    acceptance = acceptance or paths.input_of(shown, "acceptance", file.parent)
     plan = fleet.plan_again(shown, LatencyProfile.load(profile), Acceptance.load(acceptance))
     found = [Results.load(path) for path in results or []]
     from sequoia_opt.report import page
 
     write_text(output, page(shown, plan, found))
+    if as_json:
+        print_json({"written": [output]})
     console.written(output)
 
 
@@ -130,6 +137,7 @@ def plot(
         "figures"
     ),
     form: Annotated[str, typer.Option("--format", help="svg, png or pdf.")] = "svg",
+    as_json: Json = False,
 ) -> None:
     """Draw results: speed by method, tokens per step by temperature and by tree size, predictions.
 
@@ -143,7 +151,9 @@ def plot(
         )
     found = [plots.Results.load(path) for path in results]
     check_output(output / f"figure.{form}")
-    for name, figure in plots.figures(found).items():
-        path = output / f"{name}.{form}"
+    figures = {output / f"{name}.{form}": figure for name, figure in plots.figures(found).items()}
+    for path, figure in figures.items():
         plots.save(figure, path)
         console.written(path)
+    if as_json:
+        print_json({"written": list(figures)})

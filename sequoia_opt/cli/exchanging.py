@@ -30,6 +30,7 @@ def export(
         Path | None,
         typer.Option("-o", "--output", help="File to write.", show_default="standard output"),
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Write a tree as another engine takes it."""
     check_output(output)
@@ -42,8 +43,11 @@ def export(
     text, notes = formats.export(loaded, to)
     for line in notes:
         console.note(f"note: {line}")
+    if as_json:
+        print_json({"to": to, "text": text, "notes": notes})
     if output is None:
-        print(text, end="")
+        if not as_json:
+            print(text, end="")
         return
     if to == "sequoia" and output.suffix == ".pt":
         from sequoia_opt import torch_files

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -35,6 +36,9 @@ from sequoia_opt.cli.options import (
     print_json,
 )
 from sequoia_opt.plan.acceptance import Sampling
+
+if TYPE_CHECKING:
+    from sequoia_opt.plan.acceptance import Acceptance
 
 
 @app.command(epilog="Example: sequoia-opt profile --contexts 128,1024 --tokens 1,2,4,8,16,32")
@@ -229,9 +233,42 @@ def estimate(
         found = estimator.estimate(
             pair, documents, sampled, samplings, options, advance, console.note, kept
         )
-    for path, acceptance in zip(files, found, strict=True):
-        acceptance.save(path)
+    _finish(files, found, as_json)
     kept.finish()
+
+
+def _from_stats(files: list[Path], output: Path | None, as_json: bool) -> None:
+    """The rates of what was decoded, for each way of sampling that there was."""
+    check_output(output)
+    from sequoia_opt import paths
+    from sequoia_opt.plan import traffic
+
+    found = traffic.acceptances([text for path in files for text in traffic.load(path)])
+    if output is not None and len(found) > 1:
+        raise typer.BadParameter(
+            f"names one file, but the texts were decoded in {len(found)} ways",
+            param_hint="--output",
+        )
+    _finish(
+        [
+            output
+            or paths.acceptance_path(
+                a.target, a.draft, a.dataset, a.verifier, a.temperature, a.top_p
+            )
+            for a in found
+        ],
+        found,
+        as_json,
+    )
+
+
+def _finish(files: Sequence[Path], found: Sequence[Acceptance], as_json: bool) -> None:
+    """Write and show what was found."""
+    from sequoia_opt import console
+
+    for path, acceptance in zip(files, found, strict=True):
+        check_output(path)
+        acceptance.save(path)
     if as_json:
         entries = [acceptance.document() for acceptance in found]
         print_json(entries[0] if len(entries) == 1 else {"estimates": entries})
@@ -239,19 +276,3 @@ def estimate(
         if not as_json:
             console.acceptance_summary(acceptance)
         console.written(path)
-
-
-def _from_stats(files: list[Path], output: Path | None, as_json: bool) -> None:
-    """The rates of what was decoded."""
-    check_output(output)
-    from sequoia_opt import console, paths
-    from sequoia_opt.plan import traffic
-
-    found = traffic.acceptance([text for path in files for text in traffic.load(path)])
-    path = output or paths.acceptance_path(
-        found.target, found.draft, found.dataset, found.verifier, found.temperature, found.top_p
-    )
-    check_output(path)
-    found.save(path)
-    print_json(found.document()) if as_json else console.acceptance_summary(found)
-    console.written(path)

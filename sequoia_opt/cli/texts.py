@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -58,13 +58,17 @@ def converse(
     limits: dict[str, Any],
     keep: Callable[[int, Generation], None],
     quiet: bool,
-) -> list[dict[str, Any]]:
-    """Answer standard input line by line; each turn with its numbers."""
+    turns: list[dict[str, Any]],
+) -> None:
+    """Answer standard input line by line.
+
+    Args:
+        turns: where each is added with its numbers; those that there were stay if one fails.
+    """
     from sequoia_opt import console
 
     messages = [{"role": "system", "content": system}] if system is not None else []
     decoder.pair.encode_chat([*messages, {"role": "user", "content": ""}])  # it can
-    turns: list[dict[str, Any]] = []
     for line in _asked():
         messages.append({"role": "user", "content": line})
         encoded = decoder.pair.encode_chat(messages)
@@ -90,7 +94,6 @@ def converse(
             console.note(
                 f"[{len(generation.tokens)} tokens, {generation.tokens_per_second:.1f} tokens/s]"
             )
-    return turns
 
 
 def _asked() -> Iterator[str]:
@@ -104,6 +107,8 @@ def _asked() -> Iterator[str]:
             line = sys.stdin.readline()
         except UnicodeDecodeError as error:
             raise SequoiaError(f"standard input: is not UTF-8 ({error.reason})") from None
+        except KeyboardInterrupt:  # one leaves so
+            return
         if not line:
             return
         if line.strip():
@@ -112,21 +117,22 @@ def _asked() -> Iterator[str]:
 
 def complete(
     decoder: Decoder,
-    dataset: Path,
+    texts: Sequence[str],
     output: Path,
     seed: int,
     limits: dict[str, Any],
     settings: dict[str, Any],
     keep: Callable[[int, Generation], None],
 ) -> dict[str, Any]:
-    """Complete all prompts of a dataset, but those that are in the output already."""
+    """Complete all prompts, but those that are in the output already.
+
+    A prompt that cannot be gone on from has its line too, which says why.
+    """
     from sequoia_opt import console
     from sequoia_opt.completions import Completions
-    from sequoia_opt.measure.dataset import load_dataset
+    from sequoia_opt.engine.decoder import Generation
 
-    _, documents = load_dataset(dataset)
-    texts = [document.prompt or document.text for document in documents]
-    seconds, tokens, before = 0.0, 0, 0
+    seconds, tokens, before, failed = 0.0, 0, 0, 0
     with Completions(output, texts, settings) as file, console.progress("decoding") as advance:
         before = file.done
         if before:
@@ -134,20 +140,28 @@ def complete(
         for place, text in list(enumerate(texts))[before:]:
             advance(place, len(texts))
             decoder.reseed(seed + place)  # as if it were decoded alone
-            encoded = decoder.pair.encode(text)
-            found = decoder.generate(encoded, **limits)
-            keep(len(encoded), found)
+            reason, encoded = {}, []
+            try:
+                encoded = decoder.pair.encode(text)
+                found = decoder.generate(encoded, **limits)
+            except SequoiaError as error:
+                found, reason = Generation(stopped="error"), {"error": str(error)}
+                console.note(f"prompt {place + 1}: {error}")
+                failed += 1
             numbers = {
                 "tokens": len(found.tokens), "steps": found.steps, "seconds": found.seconds
             }  # fmt: skip
             file.add_completion(
-                text, {"completion": found.text, "stopped": found.stopped, **numbers}
+                text, {"completion": found.text, "stopped": found.stopped, **reason, **numbers}
             )
+            if not reason:
+                keep(len(encoded), found)
             seconds, tokens = seconds + found.seconds, tokens + max(0, len(found.tokens) - 1)
     return {
         "output": output,
         "prompts": len(texts),
-        "completed": len(texts) - before,
+        "completed": len(texts) - before - failed,
+        "failed": failed,
         "tokens_per_second": tokens / seconds if seconds else 0.0,
     }
 

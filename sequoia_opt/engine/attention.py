@@ -142,10 +142,11 @@ class MaskTable:
         order = np.concatenate([np.tile(own, groups) for own in queries])
         self._nodes = attends.shape[1]
         self._blocked = torch.finfo(dtype).min  # finite: a row with nothing to see stays finite
-        table = np.full((len(attends), self._nodes + 2), self._blocked)
+        # In its own dtype from the beginning: that of a prompt's chunk is megabytes.
+        table = torch.full((len(attends), self._nodes + 2), self._blocked, dtype=dtype)
         table[:, 0] = 0.0  # before the tree; the last column is what lies after it
-        table[:, 1:-1][attends] = 0.0
-        self._table = torch.from_numpy(table[order]).to(dtype).to(device)
+        table[:, 1:-1].masked_fill_(torch.tensor(attends), 0.0)
+        self._table = table[torch.from_numpy(order)].to(device)
         self._windows = {layer.window for layer in layers}
         self._query_depths = torch.tensor(np.asarray(query_depths)[order], device=device)[:, None]
         self._depths = torch.tensor([0, *depths, 0], device=device)

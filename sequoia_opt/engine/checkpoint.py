@@ -8,6 +8,7 @@ bytes and dtypes; knows nothing of models.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from transformers.utils.hub import cached_file
 from sequoia_opt.errors import SequoiaError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-PIECE = 2**23  # bytes that are converted at a time, where the file has another dtype
+PIECE = 2**23  # bytes that are converted at a time, where the file has another dtype, or compared
 LONGEST_HEADER = 10**8  # bytes, as the format allows
 DTYPES = {
     "F64": torch.float64,
@@ -120,11 +121,33 @@ class Checkpoint:
                 piece = self._piece[: len(part) * width]
                 self._read(entry, entry.start + first * width, piece)
                 part.copy_(piece.view(entry.dtype))
-        if hasattr(os, "posix_fadvise"):  # not everywhere
-            os.posix_fadvise(
-                entry.file.descriptor, entry.start, entry.end - entry.start, os.POSIX_FADV_DONTNEED
-            )
+        _give_back(entry)
         return entry.end - entry.start
+
+    def same(self, first: str, second: str) -> bool:
+        """Whether two names are of the same bytes, read as the same.
+
+        Raises:
+            SequoiaError: a file has changed or cannot be read.
+        """
+        entries = self._entries[first], self._entries[second]
+        (one, other), size = entries, entries[0].end - entries[0].start
+        if (one.dtype, one.shape) != (other.dtype, other.shape):
+            return False
+        starts = range(0, size, PIECE) if one != other else ()
+        equal = all(
+            torch.equal(*(self._bytes(each, start, min(PIECE, size - start)) for each in entries))
+            for start in starts
+        )
+        for each in entries:
+            _give_back(each)
+        return equal
+
+    def _bytes(self, entry: _Entry, start: int, count: int) -> Tensor:
+        """Some of a tensor's bytes."""
+        found = torch.empty(count, dtype=torch.uint8)
+        self._read(entry, entry.start + start, found)
+        return found
 
     def _read(self, entry: _Entry, offset: int, into: Tensor) -> None:
         """Fill `into`, bytes, from a place in the entry's file."""
@@ -155,7 +178,7 @@ class Checkpoint:
                     self._entries[name] = _entry(file, 8 + length, entry)
         except OSError as error:
             raise SequoiaError(f"{path}: cannot be read ({error.strerror})") from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise SequoiaError(f"{path}: damaged weights ({error})") from None
 
 
@@ -167,9 +190,19 @@ def _entry(file: _File, data: int, entry: dict[str, Any]) -> _Entry:
     """
     dtype, shape = DTYPES[entry["dtype"]], tuple(int(size) for size in entry["shape"])
     start, end = (data + int(offset) for offset in entry["data_offsets"])
-    if end - start != torch.Size(shape).numel() * dtype.itemsize or end > file.state[0]:
-        raise ValueError(f"{end - start} bytes for {list(shape)} of {entry['dtype']}")
+    there = data <= start <= end <= file.state[0] and min(shape, default=0) >= 0
+    if not there or end - start != math.prod(shape) * dtype.itemsize:
+        found = f"bytes {start - data} to {end - data}"
+        raise ValueError(f"{found} for {list(shape)} of {entry['dtype']}")
     return _Entry(file, start, end, dtype, shape)
+
+
+def _give_back(entry: _Entry) -> None:
+    """Have the system keep nothing of a tensor's bytes in its page cache."""
+    if hasattr(os, "posix_fadvise"):  # not everywhere
+        os.posix_fadvise(
+            entry.file.descriptor, entry.start, entry.end - entry.start, os.POSIX_FADV_DONTNEED
+        )
 
 
 def _state(descriptor: int) -> tuple[int, int]:

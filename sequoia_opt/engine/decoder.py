@@ -304,8 +304,9 @@ class Stream:
         """How many tokens it takes to write a stop string, if one is written after `before`."""
         decode, tokens = self._decoder.pair.decode, self.generation.tokens
         for end in range(before + 1, len(tokens) + 1):
-            # As many tokens as characters are enough to hold a string that ends here.
-            tail = decode(tokens[max(0, end - 8 - max(map(len, self._stop))) : end])
+            # As many tokens as bytes are enough to hold a string that ends here.
+            longest = max(len(text.encode()) for text in self._stop)
+            tail = decode(tokens[max(0, end - 8 - longest) : end])
             if any(text in tail for text in self._stop):
                 return end
         return None

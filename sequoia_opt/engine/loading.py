@@ -10,6 +10,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -109,8 +110,13 @@ def load_config(source: str) -> Any:
     if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
         raise SequoiaError(f"{source}: no config.json; expected a Hugging Face model folder")
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
+        if "trust_remote_code" in str(error):
+            raise SequoiaError(
+                f"{source}: comes with code of its own, which is never run; only architectures "
+                "that transformers knows are"
+            ) from None
         raise SequoiaError(f"{source}: cannot be loaded ({one_line(error)[:200]})") from None
     kind = config.model_type
     if config.is_encoder_decoder or kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
@@ -128,7 +134,9 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase | None:
     if folder.is_dir() and not any(f for p in TOKENIZER_FILES for f in folder.glob(p)):
         return None
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            source, trust_remote_code=False
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SequoiaError(
             f"{source}: its tokenizer cannot be loaded ({one_line(error)[:200]})"
@@ -210,7 +218,7 @@ def _load_model(source: str, dtype: torch.dtype, split: bool = False) -> torch.n
     options = {"distributed_config": DistributedConfig(tp_plan="auto")} if split else {}
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, output_loading_info=True, **options
+            source, dtype=dtype, output_loading_info=True, trust_remote_code=False, **options
         )
         model: torch.nn.Module
         model, info = loaded
@@ -223,6 +231,11 @@ def _load_model(source: str, dtype: torch.dtype, split: bool = False) -> torch.n
         return model
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         raise SequoiaError(f"{source}: cannot be loaded ({one_line(error)[:200]})") from None
+    except UnpicklingError:
+        raise SequoiaError(
+            f"{source}: its weights are damaged, or hold code, which is never run; expected "
+            "model.safetensors"
+        ) from None
     except Exception as error:  # safetensors raises its own kind for a damaged file
         if type(error).__module__.startswith("safetensors") or "safetensor" in str(type(error)):
             raise SequoiaError(f"{source}: damaged weights ({one_line(error)[:200]})") from None
@@ -234,7 +247,9 @@ def _random_model(config: Any, device: torch.device, dtype: torch.dtype) -> torc
     kept = torch.random.get_rng_state()
     torch.manual_seed(0)
     with device:
-        model: torch.nn.Module = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model: torch.nn.Module = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, trust_remote_code=False
+        )
     torch.random.set_rng_state(kept)
     return model
 

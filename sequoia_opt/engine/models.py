@@ -115,6 +115,8 @@ class Pair:
             raise SequoiaError(
                 f"{self.target.name}: has no tokenizer; put its tokenizer.json into the folder"
             )
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise SequoiaError("the prompt is no text: it has half of a character (a surrogate)")
         ids: list[int] = self.tokenizer(text, add_special_tokens=beginning)["input_ids"]
         if beginning and not ids:
             if self.tokenizer.bos_token_id is None:

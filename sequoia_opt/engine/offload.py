@@ -7,7 +7,7 @@ budgets; knows nothing of when layers run.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,6 +97,10 @@ def place(
             does not have its weights.
     """
     prefix, layers = decoder_layers(model)
+    names: dict[str, str] = {}
+    if checkpoint is not None:
+        names = names_in(checkpoint, model)
+        _untie(model, checkpoint, names)
     layouts = [Layout(layer) for layer in layers]
     sizes = [layout.size for layout in layouts]
     within = {id(tensor) for layer in layers for tensor in weights_of(layer).values()}
@@ -106,7 +110,6 @@ def place(
     fixed += cache_bytes(model)
     budget = _budget(offload, fixed, sizes, device)
     streamed = choose_streamed(sizes, budget - fixed)
-    names = names_in(checkpoint, model) if checkpoint is not None else {}
     staying = [
         f"{prefix}{i}.{name}"
         for i, layout in enumerate(layouts)
@@ -133,7 +136,7 @@ def place(
             memory = store.add(i, layouts[i].size)
             layouts[i].fill(memory, layers[i])
             layouts[i].bind(layers[i], memory)  # what it was loaded into is free again
-    return LayerStream(list(layers), layouts, streamed, store, device)
+    return LayerStream(list(layers), layouts, streamed, store, device, budget)
 
 
 def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
@@ -173,7 +176,7 @@ def cache_bytes(model: Any) -> int:
 
 def names_in(checkpoint: Checkpoint, model: Any) -> dict[str, str]:
     """What a checkpoint calls each of a model's weights, as transformers would find them; of tied
-    ones it has one.
+    ones it may have one, which is then all of theirs.
 
     Raises:
         SequoiaError: it has not all of them, or not as they are: transformers would split or join
@@ -182,22 +185,41 @@ def names_in(checkpoint: Checkpoint, model: Any) -> dict[str, str]:
     rules = get_model_conversion_mapping(model)
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
     converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
-    weights, found = weights_of(model), {}
+    weights = weights_of(model)
+    found: dict[str, str] = {}
+    unfit = set()
     for own in checkpoint.names:
         name, converted = rename_source_key(
             own, renamings, converters, model.base_model_prefix, weights
         )
-        if name in weights and not converted and checkpoint.shape(own) == weights[name].shape:
-            found[name] = own
-    present = {id(weights[name]) for name in found}
-    missing = [name for name, tensor in weights.items() if id(tensor) not in present]
+        if name in weights:
+            if converted or checkpoint.shape(own) != weights[name].shape:
+                unfit.add(name)
+            else:
+                found[name] = own
+    tied = {id(weights[name]): own for name, own in found.items()}
+    missing = [name for name, t in weights.items() if id(t) not in tied or name in unfit]
     if missing:
         raise SequoiaError(
             f"{checkpoint.source}: its files have no {missing[0]} of the right shape, nor "
             f"{len(missing) - 1} others; layers that are read from disk must be there as the model "
             "has them (save it anew with save_pretrained, or use --offload cpu)"
         )
-    return found
+    return {name: found.get(name) or tied[id(tensor)] for name, tensor in weights.items()}
+
+
+def _untie(model: nn.Module, checkpoint: Checkpoint, names: Mapping[str, str]) -> None:
+    """Part weights that are tied by the configuration but differ in the checkpoint, as
+    transformers does.
+
+    Args:
+        names: what the checkpoint calls each weight.
+    """
+    first: dict[int, str] = {}
+    for name, tensor in weights_of(model).items():
+        other = first.setdefault(id(tensor), name)
+        if not checkpoint.same(names[name], names[other]):
+            put(model, name, torch.empty_like(tensor))
 
 
 def _settle(
@@ -207,19 +229,19 @@ def _settle(
     checkpoint: Checkpoint | None,
     called: dict[str, str],
 ) -> None:
-    """Put these weights onto the device for good."""
+    """Put these weights onto the device for good: each once, under all names that it has."""
     weights = weights_of(model)
-    done = set()
+    settled: dict[int, Tensor] = {}
     for name in names:
         tensor = weights[name]
-        if id(tensor) in done or (checkpoint is not None and name not in called):
-            continue  # tied to another
-        done.add(id(tensor))
+        if id(tensor) in settled:
+            put(model, name, settled[id(tensor)])
+            continue
+        found = tensor.detach()
         if checkpoint is not None:
-            tensor = torch.empty(tensor.shape, dtype=tensor.dtype)
-            checkpoint.read(called[name], tensor)
-        put(model, name, tensor.detach().to(device))
-    model.tie_weights()
+            found = torch.empty(tensor.shape, dtype=tensor.dtype)
+            checkpoint.read(called[name], found)
+        settled[id(tensor)] = put(model, name, found.to(device))
 
 
 def _initialize(model: Any, tensors: dict[str, Tensor]) -> None:

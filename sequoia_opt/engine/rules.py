@@ -7,7 +7,6 @@ the ruled target's distribution, exactly. Knows nothing of drafting.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -15,6 +14,9 @@ import torch
 from torch import Tensor
 
 from sequoia_opt.errors import SequoiaError
+
+# What a float32 logit is sure to hold, and a hundred times more than rules out a token.
+STRONGEST, LARGEST = 1e6, 1e30
 
 
 @dataclass(frozen=True)
@@ -36,17 +38,20 @@ class Rules:
         Raises:
             SequoiaError: with what was found.
         """
-        if not 0 < self.repetition_penalty < math.inf:
+        if not 1 / STRONGEST <= self.repetition_penalty <= STRONGEST:
             raise SequoiaError(
-                f"repetition-penalty: found {self.repetition_penalty:g}, expected above 0"
+                f"repetition-penalty: found {self.repetition_penalty:g}, expected "
+                f"{1 / STRONGEST:g} to {STRONGEST:g}"
             )
         for token, bias in self.bias.items():
             if not 0 <= token < vocabulary:
                 raise SequoiaError(
                     f"logit-bias: found token {token}, expected 0 to {vocabulary - 1}"
                 )
-            if not math.isfinite(bias):
-                raise SequoiaError(f"logit-bias: found {bias:g} for token {token}")
+            if not abs(bias) <= LARGEST:  # which NaN is not
+                raise SequoiaError(
+                    f"logit-bias: found {bias:g} for token {token}, expected at most {LARGEST:g}"
+                )
 
     @property
     def change_anything(self) -> bool:

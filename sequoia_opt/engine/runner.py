@@ -31,7 +31,9 @@ from sequoia_opt.engine.packing import pack, unpack
 from sequoia_opt.engine.streaming import LayerStream
 from sequoia_opt.errors import SequoiaError
 
-PREFILL_CHUNK, STREAMED_CHUNK = 512, 2048  # tokens; each chunk brings all layers in
+# Tokens of a prompt that are read together. Where layers are brought in, memory is what counts: so
+# few take less than the keys and values that a budget has room for beside the weights.
+PREFILL_CHUNK, STREAMED_CHUNK = 512, 256
 KEPT_TABLES = 8  # causal mask tables of that many chunk lengths stay prepared
 CHECKED_TOKENS = 16
 # On CUDA: attention kernels copy a mask whose rows do not begin at a multiple of this.
@@ -347,15 +349,8 @@ class Runner:
         """One forward of `tokens` [batch, count] that follow `length` cached ones, in order."""
         count = tokens.shape[1]
         used = length + count
-        if count not in self._chunks:
-            if len(self._chunks) >= KEPT_TABLES:
-                self._chunks.clear()
-            order = list(range(count))
-            self._chunks[count] = self.mask_table(
-                np.tri(count, dtype=np.bool_), query_depths=order, depths=order
-            )
         slots = self._slots[length:used]
-        [masks] = self._chunks[count].masks(
+        [masks] = self._causal(count).masks(
             self.places(torch.tensor([length], device=self.device), used)
         )
         positions = slots[None]
@@ -367,6 +362,19 @@ class Runner:
                 for window, mask in masks.items()
             }
         return self._eager(tokens, positions, slots, masks, keep)
+
+    def _causal(self, count: int) -> MaskTable:
+        """The mask table of `count` tokens in order; kept, unless layers are brought in: making it
+        is nothing beside that, and its memory would count."""
+        if count in self._chunks:
+            return self._chunks[count]
+        order = list(range(count))
+        table = self.mask_table(np.tri(count, dtype=np.bool_), query_depths=order, depths=order)
+        if self.stream is None:
+            if len(self._chunks) >= KEPT_TABLES:
+                self._chunks.clear()
+            self._chunks[count] = table
+        return table
 
 
 def _keep_rope(model: torch.nn.Module) -> None:

@@ -11,6 +11,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -100,7 +101,7 @@ class HostStore:
 
     def add(self, layer: int, size: int) -> Tensor:
         """Memory for a layer's bytes."""
-        memory = host_memory(size, pinned=self.device.type == "cuda")
+        memory = host_memory(size, self.device)
         self._memories[layer] = memory
         return memory
 
@@ -161,9 +162,12 @@ class Lane:
         self._loading: Future[None] | None = None
         self._copying = copying
         if copying is not None:
+            # A forward leaves copies under way: if the model goes, nobody gets this memory before
+            # they have arrived. On a CPU, the worker holds on to the lane as long as it copies.
+            self.memory.record_stream(copying)
             self._used, self._ready = torch.cuda.Event(), torch.cuda.Event()
             if isinstance(store, DiskStore):
-                self._host = host_memory(size, pinned=True)
+                self._host = host_memory(size, device)
 
     def begin(self, layer: int, worker: ThreadPoolExecutor) -> None:
         """Have a layer's weights brought in, behind all work that the device has been given."""
@@ -210,6 +214,7 @@ class LayerStream:
 
     Attributes:
         streamed: the layers that do not stay on the device.
+        budget: bytes that the model may take on the device beside the buffers.
         moved_bytes: that each forward brings in.
         buffer_bytes: of the buffers on the device.
         lanes: these, and what is in them.
@@ -223,8 +228,9 @@ class LayerStream:
         streamed: Sequence[int],
         store: Store,
         device: torch.device,
+        budget: int,
     ) -> None:
-        self.streamed, self.store = list(streamed), store
+        self.streamed, self.store, self.budget = list(streamed), store, budget
         self.moved_bytes, self.buffer_bytes = 0, 0
         self.lanes: list[Lane] = []
         copying = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -300,18 +306,20 @@ def _is_made_of_parts(tensor: Tensor) -> bool:
     return hasattr(type(tensor), "__tensor_flatten__")
 
 
-def put(module: nn.Module, name: str, tensor: Tensor) -> None:
-    """Replace a parameter or buffer."""
+def put(module: nn.Module, name: str, tensor: Tensor) -> Tensor:
+    """Replace a parameter or buffer; returns what is there now, to be put under other names too."""
     path, _, leaf = name.rpartition(".")
     owner = module.get_submodule(path)
-    if leaf in owner._parameters:
-        owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
-    else:
+    if leaf not in owner._parameters:
         owner._buffers[leaf] = tensor
+        return tensor
+    own = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, requires_grad=False)
+    owner._parameters[leaf] = own
+    return own
 
 
-def host_memory(size: int, pinned: bool) -> Tensor:
-    """So many bytes of host memory, pinned if a GPU is to read them by itself.
+def host_memory(size: int, device: torch.device) -> Tensor:
+    """So many bytes of host memory, pinned if the device is a GPU, which reads them by itself.
 
     Pinned in place: torch's own pinned memory comes in powers of two, which for a model of half
     the host's memory is too much.
@@ -320,13 +328,24 @@ def host_memory(size: int, pinned: bool) -> Tensor:
         SequoiaError: the system does not allow that much.
     """
     memory = torch.empty(size, dtype=torch.uint8)
-    if pinned and size:
+    if device.type == "cuda" and size:
         runtime: Any = torch.cuda.cudart()
-        failed = int(runtime.cudaHostRegister(memory.data_ptr(), size, 0))
-        if failed:
-            raise SequoiaError(
-                f"{size / GIGABYTE:.1f} GB of host memory could not be pinned (CUDA error "
-                f"{failed}); raise the limit of locked memory (ulimit -l)"
-            )
-        weakref.finalize(memory, runtime.cudaHostUnregister, memory.data_ptr())
+        with torch.cuda.device(device):
+            failed = int(runtime.cudaHostRegister(memory.data_ptr(), size, 0))
+            if failed:
+                with suppress(RuntimeError):  # the next kernel is told of it, and must not be ours
+                    torch.ones(1, device=device)
+                raise SequoiaError(
+                    f"{size / GIGABYTE:.1f} GB of host memory could not be pinned (CUDA error "
+                    f"{failed}); raise the limit of locked memory (ulimit -l)"
+                )
+        weakref.finalize(memory, _unpin, memory.data_ptr(), device)
     return memory
+
+
+def _unpin(address: int, device: torch.device) -> None:
+    """Give up pinned memory, once no copy from it is under way any more."""
+    runtime: Any = torch.cuda.cudart()
+    with torch.cuda.device(device):
+        torch.cuda.synchronize()
+        runtime.cudaHostUnregister(address)

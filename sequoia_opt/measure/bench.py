@@ -122,7 +122,8 @@ def race(
             note(f"{number} of {len(turns)} turns of a prompt; the time was up")
             break
         if kept is not None:
-            found = {method.name: Run(**kept[method.name]) for method in methods}
+            with journal.taking_up(name):
+                found = {method.name: Run(**kept[method.name]) for method in methods}
             done += len(methods)
         else:
             between()

@@ -26,16 +26,31 @@ class Document:
     Attributes:
         prompt: where decoding would start from; empty where the dataset has only texts.
         text: what follows the prompt, or the whole text where there is no prompt.
+        is_whole: the dataset has texts only, so that this is one.
     """
 
     prompt: str
     text: str
+    is_whole: bool = False
 
 
-def load_dataset(name: str | Path | None = None) -> tuple[str, list[Document]]:
+def load_prompts(path: Path) -> list[str]:
+    """The prompts of a file in their order, each of them; of a file of texts, the texts.
+
+    Raises:
+        SequoiaError: as in `load_dataset`.
+    """
+    _, documents = load_dataset(path, with_blank=True)
+    return [document.text if document.is_whole else document.prompt for document in documents]
+
+
+def load_dataset(
+    name: str | Path | None = None, with_blank: bool = False
+) -> tuple[str, list[Document]]:
     """A dataset's short name and its documents; by default the bundled one.
 
     Args:
+        with_blank: those without any text too.
         name: a .jsonl or .parquet file whose records have `prompt` (and, if known,
             `completion`) or `text`, a .txt file, or a Hugging Face dataset id, with a split
             after an @ (`user/name@validation`; `test` by default).
@@ -57,7 +72,8 @@ def load_dataset(name: str | Path | None = None) -> tuple[str, list[Document]]:
     else:
         short = str(name)
         documents = _from_hub(short)
-    documents = [d for d in documents if d.prompt.strip() or d.text.strip()]
+    if not with_blank:
+        documents = [d for d in documents if d.prompt.strip() or d.text.strip()]
     if not documents:
         raise SequoiaError(f"{name}: the dataset has no documents")
     return short, documents
@@ -95,7 +111,8 @@ def _from_text(path: Path) -> list[Document]:
         if len(piece) >= PIECE:
             pieces.append(piece)
             piece = ""
-    return [Document("", text) for text in [*pieces, piece]]
+    pieces += [piece] if piece else []
+    return [Document("", text, is_whole=True) for text in pieces]
 
 
 def _from_parquet(path: Path) -> list[Document]:
@@ -141,4 +158,4 @@ def _record(record: Any, where: str) -> Document:
     for part in parts:
         if not isinstance(part, str):
             raise SequoiaError(f"{where}: found {shown(part)}, expected text")
-    return Document(*parts)
+    return Document(*parts, is_whole="prompt" not in record)

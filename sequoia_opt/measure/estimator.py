@@ -195,7 +195,8 @@ def estimate(
                 name = f"part {part}, batch {number}"
                 kept = journal.recall(name)
                 if kept is not None:
-                    _restore(tallies, kept)
+                    with journal.taking_up(name):
+                        _restore(tallies, kept)
                     done += sum(len(text.text) for text in batch)
                     continue
                 torch.manual_seed(options.seed + number)

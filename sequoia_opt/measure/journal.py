@@ -7,7 +7,8 @@ it stopped. Knows nothing of what is measured.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,20 @@ class Journal:
     def recall(self, name: str) -> Any:
         """What a part found; None if it has not been run."""
         return self._parts.get(name)
+
+    @contextmanager
+    def taking_up(self, name: str) -> Iterator[None]:
+        """While what a part found is made use of.
+
+        Raises:
+            SequoiaError: it is not what this program kept.
+        """
+        try:
+            yield
+        except (TypeError, ValueError, LookupError, AttributeError):
+            raise SequoiaError(
+                f"{self._path}: {name}: is damaged; leave out --resume to begin anew"
+            ) from None
 
     def keep(self, name: str, value: Any) -> None:
         """Have a part's findings on the disk.

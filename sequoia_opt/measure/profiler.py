@@ -497,8 +497,9 @@ class _Rounds:
                 self.journal.keep(name, found)
             if number >= warm_up:
                 counted += 1
-                for item, milliseconds in zip(timed, found, strict=True):
-                    item.times.append(milliseconds)
+                with self.journal.taking_up(name):
+                    for item, milliseconds in zip(timed, found, strict=True):
+                        item.times.append(float(milliseconds))
             number += 1
             progress(number, max(number, warm_up + repeats))
         if slower := slowdown(paces([item.times for item in timed])):

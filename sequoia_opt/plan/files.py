@@ -11,6 +11,7 @@ import json
 import math
 import os
 import re
+import reprlib
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,14 +27,26 @@ Document = dict[str, Any]
 FloatArray = NDArray[np.float64]
 LARGEST = 10**15  # whole number: any that is counted is smaller, and a float still holds it
 _ASIDE = "a table set aside"
+_SHORT = reprlib.Repr()  # of which no more is made than is shown
+_SHORT.maxstring = _SHORT.maxother = 60
 _TABLE = re.compile(r"^(?P<key>\w+):\n(?P<rows>(?:- \[[\d, \n]*\]\n)+)(?=\w|\Z)", re.MULTILINE)
 
 try:  # the C parser reads a profile some ten times faster
     from yaml import CSafeDumper as _Dumper
-    from yaml import CSafeLoader as _Loader
+    from yaml import CSafeLoader as _SafeLoader
 except ImportError:  # PyYAML without libyaml
     from yaml import SafeDumper as _Dumper  # type: ignore[assignment]
-    from yaml import SafeLoader as _Loader  # type: ignore[assignment]
+    from yaml import SafeLoader as _SafeLoader  # type: ignore[assignment]
+
+
+class _Loader(_SafeLoader):
+    """Knows what JSON knows: a date is text."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in kinds if not tag.endswith(":timestamp")]
+    for first, kinds in _SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 def read_text(path: str | Path) -> str:
@@ -73,7 +86,8 @@ def _parsed(path: Path) -> Document:
     """A JSON or YAML file, by its ending."""
     text = read_text(path)
     try:
-        document = _parse_json(text) if path.suffix == ".json" else _parse_yaml(text)
+        document = json.loads(text) if path.suffix == ".json" else _parse_yaml(text)
+        _check_plain(document)
     except (ValueError, yaml.YAMLError, RecursionError) as error:
         kind = "JSON" if path.suffix == ".json" else "YAML"
         raise SequoiaError(f"{path}: not valid {kind} ({one_line(error)})") from None
@@ -82,15 +96,29 @@ def _parsed(path: Path) -> Document:
     return document
 
 
-def _parse_json(text: str) -> Any:
-    """A JSON document, of numbers that can be written as JSON again."""
+def _check_plain(document: Any) -> None:
+    """Refuse what could not be written again as JSON, or would grow beyond all bounds.
 
-    def parse(number: str) -> float:
-        if not math.isfinite(float(number)):
-            raise ValueError(f"found the number {number}, expected a finite one")
-        return float(number)
-
-    return json.loads(text, parse_float=parse, parse_constant=parse)
+    Raises:
+        ValueError: a part that is there twice (a few aliases in YAML can stand for millions), a
+            number that is not finite, text that is not Unicode, or something else altogether.
+    """
+    waiting, met = [document], set()
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict | list):
+            if id(value) in met:
+                raise ValueError("found an alias of a whole part, expected the part itself")
+            met.add(id(value))
+            waiting += [*value, *value.values()] if isinstance(value, dict) else value
+        elif isinstance(value, float):
+            if not math.isfinite(value):
+                raise ValueError(f"found the number {value}, expected a finite one")
+        elif isinstance(value, str):
+            if not value.isascii():
+                value.encode()
+        elif value is not None and not isinstance(value, int):
+            raise ValueError(f"found {shown(value)}, expected text, a number, a list or a mapping")
 
 
 def _parse_yaml(text: str) -> Any:
@@ -152,6 +180,10 @@ def write_bytes(path: str | Path, content: bytes) -> None:
     if not is_first_process():
         return
     try:
+        if _is_stream(path):
+            path.write_bytes(content)
+            return
+        path = path.resolve()  # a link goes on being one
         path.parent.mkdir(parents=True, exist_ok=True)
         mode = path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask()
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -180,6 +212,8 @@ def check_writable(path: str | Path) -> None:
         return
     if path.is_dir():
         raise SequoiaError(f"{path}: is a folder; name a file to write to")
+    if _is_stream(path):
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
@@ -188,6 +222,12 @@ def check_writable(path: str | Path) -> None:
         raise SequoiaError(
             f"{path}: cannot be written ({error.strerror or error}); choose another with -o"
         ) from None
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether it is a pipe or a device, which is written to and not replaced."""
+    in_devices = Path("/dev") in Path(os.path.abspath(path)).parents
+    return path.exists() and (in_devices or not path.is_file())
 
 
 def to_json(document: Mapping[str, Any]) -> str:
@@ -360,7 +400,7 @@ def finite(value: Any) -> float | None:
 
 def shown(value: Any) -> str:
     """A short form of a value for an error message."""
-    text = repr(value)
+    text = _SHORT.repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 

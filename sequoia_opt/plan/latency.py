@@ -276,6 +276,7 @@ class LatencyProfile:
         fields = Fields(document, str(path))
         parsed = ("hardware", "software", "engine", "target", "draft", "overhead")
         overhead = fields.section("overhead")
+        _check_engine(fields.section("engine"))
         return cls(
             hardware=fields.section("hardware").mapping,
             software=fields.section("software").mapping,
@@ -286,6 +287,20 @@ class LatencyProfile:
             disturbed=fields.text("disturbed", ""),
             extra=_unknown(fields, "format", "version", "disturbed", *parsed),
         )
+
+
+def _check_engine(engine: Fields) -> None:
+    """What the program itself reads of how a profile was measured must be readable."""
+    compiled = engine.mapping.get("compile", False)
+    named = isinstance(compiled, list) and all(isinstance(role, str) for role in compiled)
+    if not isinstance(compiled, bool) and not named:
+        raise engine.fail("compile", "true, false or a list of models")
+    if "compile_gain" in engine.mapping:
+        gains = engine.section("compile_gain")
+        for role in gains.mapping:
+            gains.mapping[role] = gains.number(role, 0.0)
+    for key in ("dtype", "offload"):
+        engine.text(key, "")
 
 
 def _model_document(model: ModelLatency) -> dict[str, Any]:

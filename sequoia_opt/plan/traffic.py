@@ -20,6 +20,7 @@ from sequoia_opt.plan.lines import Lines, read_lines
 from sequoia_opt.plan.tree import TokenTree
 
 FORMAT, VERSION = "sequoia-opt/stats", 1
+BEGINS = f'{{"format": "{FORMAT}"'
 DATASET = "traffic"
 RESAMPLES = 1000
 
@@ -81,8 +82,17 @@ def add(path: Path, text: Text) -> None:
     Raises:
         SequoiaError: it cannot be written.
     """
-    with Lines(path, f'{{"format": "{FORMAT}"') as lines:
+    with Lines(path, BEGINS) as lines:
         lines.add(text.document())
+
+
+def check(path: Path) -> None:
+    """Refuse a file that `add` would: before anything is decoded.
+
+    Raises:
+        SequoiaError: it is of something else, or cannot be written.
+    """
+    Lines(path, BEGINS).close()
 
 
 def load(path: Path) -> list[Text]:
@@ -118,6 +128,16 @@ def _text(fields: Fields) -> Text:
         raise fields.fail("ended", f"nodes from 0 to {tree.size - 1}")
     counts = {nodes[node]: ended.integer(node) for node in ended.mapping}
     return Text(setting, tree, counts, fields.number("context", 0.0))
+
+
+def acceptances(texts: Sequence[Text]) -> list[Acceptance]:
+    """The rates of each setting's texts, see `acceptance`.
+
+    Raises:
+        SequoiaError: of a setting nothing can be said.
+    """
+    settings = dict.fromkeys(text.setting for text in texts)
+    return [acceptance([t for t in texts if t.setting == setting]) for setting in settings]
 
 
 def acceptance(texts: Sequence[Text]) -> Acceptance:

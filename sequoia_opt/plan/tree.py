@@ -233,9 +233,17 @@ def _check_metadata(fields: Fields) -> None:
     for key in ("hardware", "engine", "provenance"):
         if key in given:
             fields.section(key)
+    engine = fields.section("engine") if "engine" in given else Fields({}, "")
+    for key, least in (("world_size", 1), ("memory_budget", 0)):
+        if engine.mapping.get(key) is not None:
+            engine.integer(key, least)
     if "predicted" in given:
+        predicted = fields.section("predicted")
         for key in ("step_ms", "tokens_per_second", "speedup"):
-            fields.section("predicted").number(key, 0.0)
+            predicted.mapping[key] = predicted.number(key, 0.0)
+        for key in ("speedup_low", "speedup_high"):
+            if key in predicted.mapping:
+                predicted.mapping[key] = predicted.number(key, 0.0)
 
 
 AUTOREGRESSIVE = TokenTree([-1], [0])

@@ -267,3 +267,82 @@ def test_a_conversation_has_a_turn_for_each_line(
     monkeypatch.setattr("sys.stdin", StringIO("first?\n"))
     shown = run(*common, "--system", "be brief", "--dtype", "float64").out
     assert shown.startswith(first["assistant"])
+
+
+def test_a_prompt_that_cannot_be_used_has_its_line_and_the_others_theirs(
+    run: Callable[..., Outcome], models: list[str]
+) -> None:
+    shapes.chain(3).save("k.json")
+    prompts = ["def f", "x = 1\n" * 400, "", "a\ud800b", "class A"]
+    records = [{"prompt": each, "completion": "SECRET"} for each in prompts]
+    path = write("d.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+    common = ["decode", "k.json", *models, "--max-new-tokens", 8, "--prompts", path]
+    done = run(*common, "-o", "out.jsonl", "--json")
+    assert done.code == 0, done.err
+    lines = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
+    assert len(lines) == len(prompts)
+    stopped = [line["stopped"] for line in lines]
+    assert [stop == "error" for stop in stopped] == [False, True, False, True, False]
+    assert "positions" in lines[1]["error"]
+    alone = json.loads(run(*common[:-2], "--prompt", "", "--json").out)
+    assert lines[2]["completion"] == alone["text"]  # and not what follows SECRET
+    document = json.loads(done.out)
+    assert (document["completed"], document["failed"]) == (3, 2)
+    assert "prompt 2: " in done.err
+
+
+def test_rules_are_part_of_what_a_file_of_completions_is_of(
+    run: Callable[..., Outcome], models: list[str], dataset: Path
+) -> None:
+    shapes.chain(3).save("k.json")
+    common = ["decode", "k.json", *models, "--max-new-tokens", 8, "--prompts", dataset]
+    common += ["-o", "out.jsonl"]
+    assert run(*common, "--repetition-penalty", 1.3).code == 0
+    lines = Path("out.jsonl").read_bytes().splitlines(keepends=True)
+    Path("out.jsonl").write_bytes(b"".join(lines[:2]))
+    failed = run(*common)
+    assert (failed.code, "another repetition_penalty" in failed.err) == (1, True)
+
+
+def test_what_is_missing_is_found_before_models_are_loaded(
+    run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object, **__: object) -> None:
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr("sequoia_opt.cli.decoding.load", load)
+    write("notes.txt", "mine")
+    for options in (["--prompts", "none.jsonl"], ["--stats", "notes.txt"]):
+        failed = run("decode", *options)
+        assert failed.code == 1
+        assert "loaded" not in failed.err
+
+
+def test_turns_of_a_conversation_that_fails_are_kept(
+    run: Callable[..., Outcome], models: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The third line is longer than the models' positions."""
+    for folder in models[1::2]:
+        path = Path(folder) / "tokenizer_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": TEMPLATE}))
+    shapes.chain(3).save("k.json")
+    monkeypatch.setattr("sys.stdin", StringIO(f"one\ntwo\n{'x = 1 ' * 400}\nfour\n"))
+    done = run("decode", "k.json", *models, "--chat", "--max-new-tokens", 5, "--json")
+    assert done.code == 1
+    assert [turn["user"] for turn in json.loads(done.out)["turns"]] == ["one", "two"]
+    assert done.err.count("error: ") == 1
+
+
+def test_statistics_of_several_temperatures_make_several_files(
+    run: Callable[..., Outcome], models: list[str]
+) -> None:
+    shapes.k_ary(2, 2).save("k.json")
+    for warmth in (0.7, 0.8):
+        common = ["decode", "k.json", *models, "--prompt", "def", "--max-new-tokens", 30]
+        assert run(*common, "--temperature", warmth, "--stats", "s.jsonl").code == 0
+    done = run("estimate", "--from-stats", "s.jsonl", "--json")
+    assert done.code == 0, done.err
+    assert [each["temperature"] for each in json.loads(done.out)["estimates"]] == [0.7, 0.8]
+    assert len(list(Path("profiles/acceptance").iterdir())) == 2
+    refused = run("estimate", "--from-stats", "s.jsonl", "-o", "a.yaml")
+    assert (refused.code, "decoded in 2 ways" in refused.err) == (2, True)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -78,3 +79,14 @@ def test_report_needs_what_the_tree_was_solved_from(run: Callable[..., Outcome])
     done = run("report", "own.json", *named)
     assert done.code == 0, done.err
     assert Path("own.html").exists()
+
+
+def test_inputs_may_lie_beside_the_tree(run: Callable[..., Outcome]) -> None:
+    shutil.copy(paths.bundled_profile(), "p.yaml")
+    shutil.copy(paths.bundled_acceptance(), "a.yaml")
+    solved = run("solve", "--profile", "p.yaml", "--acceptance", "a.yaml", "-o", "t.json")
+    assert solved.code == 0, solved.err
+    done = run("report", "t.json", "-o", "t.html", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out) == {"written": ["t.html"]}
+    assert "reached" in run("show", "t.json").out

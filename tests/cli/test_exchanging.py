@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from command_line import Outcome
+
+from sequoia_opt.plan import shapes
 
 
 def test_export_and_import(run: Callable[..., Outcome], tmp_path: Path) -> None:
@@ -49,3 +53,25 @@ def test_the_research_codes_vector_is_imported(run: Callable[..., Outcome], tmp_
     found = run("import", tmp_path / "v.pt", "-o", tmp_path / "x.yaml")
     assert (found.code, found.err.count("\n")) == (1, 1)
     assert not (tmp_path / "x.yaml").exists()
+
+
+def test_export_speaks_json(run: Callable[..., Outcome]) -> None:
+    shapes.chain(4).save("t.json")
+    document = json.loads(run("export", "t.json", "--to", "llama.cpp", "--json").out)
+    assert document["text"].startswith("--spec-draft-n-max 3")
+
+
+def test_a_failed_export_leaves_the_old_file(
+    run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes.k_ary(2, 2).save("t.json")
+    assert run("export", "t.json", "--to", "sequoia", "-o", "g.pt").code == 0
+    old = Path("g.pt").read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    failed = run("export", "t.json", "--to", "sequoia", "-o", "g.pt")
+    assert (failed.code, "No space left" in failed.err) == (1, True)
+    assert Path("g.pt").read_bytes() == old

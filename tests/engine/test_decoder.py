@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from sequoia_opt.engine.compiling import compiled
 from sequoia_opt.engine.decoder import Decoder
+from sequoia_opt.engine.models import load_pair
 from sequoia_opt.engine.runner import PREFILL_CHUNK
 from sequoia_opt.engine.verify import VERIFIERS
 from sequoia_opt.errors import SequoiaError
@@ -369,3 +370,18 @@ def test_reseeded_it_draws_the_same_again(make_pair: Callable[..., Any]) -> None
     first, second = (decoder.generate([5, 6, 7], 20, ignore_eos=True).tokens for _ in range(2))
     decoder.reseed(4)
     assert decoder.generate([5, 6, 7], 20, ignore_eos=True).tokens == first != second
+
+
+@pytest.mark.parametrize("stop", ["日本語日本語", "🙂🙂🙂", "。。。。。。"])
+def test_stop_strings_of_several_bytes_a_character_end_the_text(stop: str) -> None:
+    """Each of their characters takes two to four tokens."""
+    pair = load_pair()
+    wanted = pair.encode(stop, beginning=False)
+    said = [*pair.encode("x = 1", beginning=False), *wanted, *pair.encode("y", beginning=False)]
+    stream = Decoder(pair).stream([1], 128, ignore_eos=True, stop=[stop])
+    for start in range(0, len(said), 3):
+        if stream._take(said[start : start + 3]):
+            break
+    assert stream.generation.stopped == "stop"
+    assert pair.decode(stream.generation.tokens) == f"x = 1{stop}"
+    assert stream.text() == "x = 1"

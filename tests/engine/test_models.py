@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from sequoia_opt import demo
 from sequoia_opt.engine.loading import fingerprint
 from sequoia_opt.engine.models import load_pair, short_name
 from sequoia_opt.errors import SequoiaError
@@ -186,3 +188,42 @@ def test_rotary_embeddings_that_change_end_the_context(make_model: Callable[...,
     assert _usable_positions(config) == 32
     config.rope_parameters = {"rope_type": "yarn", "original_max_position_embeddings": 32}
     assert _usable_positions(config) == 256
+
+
+def test_code_that_comes_with_a_model_is_not_run(folders: tuple[Path, Path]) -> None:
+    target, draft = folders
+    ran = target / "ran"
+    (target / "own.py").write_text(
+        f"open({str(ran)!r}, 'w')\nfrom transformers import LlamaConfig as Own\n"
+    )
+    path = target / "config.json"
+    config = json.loads(path.read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}
+    path.write_text(json.dumps(config))
+    with pytest.raises(SequoiaError, match="code of its own, which is never run"):
+        load_pair(target, draft, "cpu")
+    assert not ran.exists()
+
+
+def test_weights_that_hold_code_are_not_loaded(folders: tuple[Path, Path]) -> None:
+    target, draft = folders
+    ran = target / "ran"
+
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str, str]]:
+            return open, (str(ran), "w")
+
+    (target / "model.safetensors").unlink()
+    torch.save({"model.embed_tokens.weight": Evil()}, target / "pytorch_model.bin")
+    with pytest.raises(SequoiaError, match="hold code, which is never run"):
+        load_pair(target, draft, "cpu")
+    assert not ran.exists()
+
+
+def test_half_characters_are_no_prompt(folders: tuple[Path, Path]) -> None:
+    target, draft = folders
+    for folder in (target, draft):
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(demo.FOLDER / "target" / name, folder)
+    with pytest.raises(SequoiaError, match="half of a character"):
+        load_pair(target, draft, "cpu").encode("a\ud800b")

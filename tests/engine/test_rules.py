@@ -100,3 +100,17 @@ def test_rules_that_cannot_be_are_refused(
 ) -> None:
     with pytest.raises(SequoiaError, match=complaint):
         Decoder(make_pair(), rules=rules)
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        Rules(bias={3: 1e39}),
+        Rules(bias={3: float("nan")}),
+        Rules(repetition_penalty=1e-40),
+        Rules(repetition_penalty=1e40),
+    ],
+)
+def test_what_a_float32_cannot_hold_is_refused(rules: Rules) -> None:
+    with pytest.raises(SequoiaError, match=r"found .*, expected"):
+        rules.check(61)

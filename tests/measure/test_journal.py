@@ -86,3 +86,12 @@ def test_what_was_cut_short_can_be_taken_up(tmp_path: Path) -> None:
     assert journal.is_over()
     journal.finish()
     assert Journal(path, ABOUT, resume=True).recall("one") == 1
+
+
+def test_what_was_tampered_with_is_refused_in_a_line(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "x.partial", ABOUT)
+    with (
+        pytest.raises(SequoiaError, match=r"x\.partial: round 1: is damaged"),
+        journal.taking_up("round 1"),
+    ):
+        float("three")

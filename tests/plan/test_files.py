@@ -164,3 +164,71 @@ def test_numbers_that_nothing_can_count_are_refused() -> None:
         fields.integer("many")
     with pytest.raises(SequoiaError, match=r"list\[1\]: found 1000.*at most"):
         fields.integers("list")
+
+
+def test_dates_are_text(tmp_path: Path) -> None:
+    path = tmp_path / "f.yaml"
+    path.write_text("format: test\nversion: 1\nwhen: 2024-01-01\n")
+    document = files.read_document(path, "test", 1)
+    assert document["when"] == "2024-01-01"
+    files.write_document(tmp_path / "f.json", document)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("more: .inf", "expected a finite one"),
+        ("more: !!set {a, b}", "expected text, a number"),
+        ("more: !!binary aGVsbG8=", "expected text, a number"),
+        ("a: &a [1]\nb: *a", "found an alias"),
+        ("a: &a {x: *a}", "found an alias"),
+    ],
+)
+def test_what_could_not_be_written_again_is_refused(
+    text: str, complaint: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "f.yaml"
+    path.write_text(f"format: test\nversion: 1\n{text}\n")
+    with pytest.raises(SequoiaError, match=f"f.yaml: not valid YAML.*{complaint}"):
+        files.read_document(path, "test", 1)
+
+
+def test_aliases_of_aliases_do_not_explode(tmp_path: Path) -> None:
+    """Ten billion zeros in four hundred bytes, which no error message may spell out."""
+    levels = [f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 10)}]" for n in range(1, 10)]
+    path = tmp_path / "bomb.yaml"
+    path.write_text("\n".join(["format: test", "version: 1", "l0: &l0 [0, 0, 0]", *levels]))
+    with pytest.raises(SequoiaError, match="found an alias"):
+        files.read_document(path, "test", 1)
+    nested: list[object] = [0]
+    for _ in range(60):
+        nested = [nested, nested]
+    assert len(files.shown(nested)) <= 60
+
+
+def test_half_characters_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "t.json"
+    path.write_text('{"format": "f", "version": 1, "name": "\\ud800"}')
+    with pytest.raises(SequoiaError, match="not valid JSON"):
+        files.read_document(path, "f", 1)
+
+
+def test_a_link_goes_on_being_one(tmp_path: Path) -> None:
+    (tmp_path / "real.json").write_text("{}")
+    (tmp_path / "link.json").symlink_to("real.json")
+    files.write_text(tmp_path / "link.json", "new")
+    assert (tmp_path / "link.json").is_symlink()
+    assert (tmp_path / "real.json").read_text() == "new"
+
+
+def test_a_pipe_is_written_to_and_stays_one(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    files.check_writable(pipe)
+    files.write_text(pipe, "through")
+    assert os.read(reader, 100) == b"through"
+    os.close(reader)
+    assert pipe.is_fifo()
+    files.write_text("/dev/null", "nowhere")
+    assert Path("/dev/null").is_char_device()

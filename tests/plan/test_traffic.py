@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan import shapes
-from sequoia_opt.plan.traffic import Setting, Text, acceptance, add, life_table, load
+from sequoia_opt.plan.traffic import (
+    Setting,
+    Text,
+    acceptance,
+    acceptances,
+    add,
+    check,
+    life_table,
+    load,
+)
 from sequoia_opt.plan.tree import TokenTree
 
 SETTING = Setting("big", "small", 0.6, 1.0, "sequoia")
@@ -127,3 +136,24 @@ def test_one_text_has_rates_and_no_intervals() -> None:
     found = acceptance([decoded(shapes.k_ary(2, 2), [0.5, 0.2], 50, 0)])
     assert (found.low, found.high) == (None, None)
     assert found.rates.size == 2
+
+
+def test_each_way_of_sampling_has_rates_of_its_own() -> None:
+    texts = [decoded(shapes.k_ary(2, 2), [0.5, 0.2], 500, seed) for seed in range(4)]
+    other = Setting("big", "small", 0.9, 1.0, "sequoia")
+    texts += [
+        Text(other, text.tree, text.ended, text.context)
+        for text in (decoded(shapes.chain(3), [0.3], 500, seed) for seed in range(4))
+    ]
+    first, second = acceptances(texts[::-1])[::-1]
+    assert (first.temperature, second.temperature) == (0.6, 0.9)
+    assert first.rates == pytest.approx([0.5, 0.2], abs=0.05)
+    assert second.rates == pytest.approx([0.3], abs=0.05)
+
+
+def test_a_file_of_something_else_is_found_out_beforehand(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("my notes\n")
+    with pytest.raises(SequoiaError, match="do not begin with"):
+        check(path)
+    assert path.read_text() == "my notes\n"

@@ -102,3 +102,30 @@ def test_a_browser_draws_every_chart(report: Path, tmp_path: Path, width: int) -
     ]
     assert widths
     assert max(widths) <= max(width, 500)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to look at the page with")
+def test_in_the_dark_what_is_written_is_light_and_values_show_on_hover(
+    report: Path, tmp_path: Path
+) -> None:
+    assert CHROMIUM is not None
+    drawn = "document.body.dataset.drawn = charts.length;"
+    hover = "for (const c of charts) Plotly.Fx.hover(c, [{curveNumber: 0, pointNumber: 0}]);"
+    text = report.read_text()
+    assert text.count(drawn) == 1
+    path = tmp_path / "hovered.html"
+    path.write_text(text.replace(drawn, hover + drawn))
+    done = subprocess.run(
+        [
+            CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--window-size=900,900",
+            "--blink-settings=preferredColorScheme=0", "--virtual-time-budget=20000",
+            "--dump-dom", path.as_uri(),
+        ],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    charts = done.stdout.split('class="chart')[1:]
+    assert charts
+    for chart in charts:
+        assert 'class="hovertext' in chart
+        assert "fill: rgb(230, 232, 235)" in chart  # what the page has for ink in the dark
+        assert "fill: rgb(31, 35, 40)" not in chart
