@@ -24,7 +24,7 @@ SAME = (  # in files that are set together
     "target", "draft", "dataset", "dtype", "compile", "max_new_tokens", "verifier", "top_p",
     "synthetic_acceptance", "random_weights",
 )  # fmt: skip
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#999933")
 MARKERS = "os^Dv<>P"
 NUMBERS = ("nodes", "tokens_per_step", "tokens_per_second", "speedup")
 OPTIONAL = ("speedup_low", "speedup_high", "tokens_low", "tokens_high")  # or None
@@ -207,7 +207,7 @@ def _speeds(results: Results) -> Figure:
     )
     for place, row in enumerate(rows):
         label = f"{row['speedup']:.2f} ×  ({row['tokens_per_second']:.0f} tokens/s)"
-        end = _end(row, "speedup_high", "speedup")
+        end = end_of(row, "speedup_high", "speedup")
         axes.annotate(
             label, (end, place), (6, 0), textcoords="offset points", va="center", fontsize=8
         )
@@ -293,8 +293,8 @@ def _errors(
 ) -> tuple[list[float], list[float]]:
     """Distances to both ends of an interval, as matplotlib wants them."""
     ends: list[Callable[[Mapping[str, float]], float]] = [
-        lambda row: max(0.0, row[value] - _end(row, low, value)),
-        lambda row: max(0.0, _end(row, high, value) - row[value]),
+        lambda row: max(0.0, row[value] - end_of(row, low, value)),
+        lambda row: max(0.0, end_of(row, high, value) - row[value]),
     ]
     below, above = ([end(row) for row in rows] for end in ends)
     return below, above
@@ -305,7 +305,7 @@ def _literal(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def _end(row: Mapping[str, float], end: str, value: str) -> float:
+def end_of(row: Mapping[str, float], end: str, value: str) -> float:
     """Of an interval; where there is none, the value itself."""
     return row[value] if row.get(end) is None else row[end]
 

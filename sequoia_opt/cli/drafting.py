@@ -24,6 +24,7 @@ from sequoia_opt.cli.options import (
 )
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan.acceptance import Sampling
+from sequoia_opt.plan.files import is_one_of_several
 
 
 @app.command(
@@ -57,6 +58,8 @@ def compare_drafts(
 
     Writes the profile, the acceptance and the tree of each where they belong.
     """
+    if is_one_of_several():
+        raise SequoiaError("compare-drafts runs in one process; start it without torchrun")
     names = list(dict.fromkeys(draft or []))
     if len(names) < 2:
         raise typer.BadParameter(

@@ -130,22 +130,20 @@ class Checkpoint:
         Raises:
             SequoiaError: a file has changed or cannot be read.
         """
-        entries = self._entries[first], self._entries[second]
-        (one, other), size = entries, entries[0].end - entries[0].start
-        if (one.dtype, one.shape) != (other.dtype, other.shape):
-            return False
-        starts = range(0, size, PIECE) if one != other else ()
+        one, other = self._entries[first], self._entries[second]
+        if one == other or (one.dtype, one.shape) != (other.dtype, other.shape):
+            return one == other
         equal = all(
-            torch.equal(*(self._bytes(each, start, min(PIECE, size - start)) for each in entries))
-            for start in starts
+            torch.equal(self._bytes(one, start), self._bytes(other, start))
+            for start in range(0, one.end - one.start, PIECE)
         )
-        for each in entries:
-            _give_back(each)
+        _give_back(one)
+        _give_back(other)
         return equal
 
-    def _bytes(self, entry: _Entry, start: int, count: int) -> Tensor:
-        """Some of a tensor's bytes."""
-        found = torch.empty(count, dtype=torch.uint8)
+    def _bytes(self, entry: _Entry, start: int) -> Tensor:
+        """A piece of a tensor's bytes."""
+        found = torch.empty(min(PIECE, entry.end - entry.start - start), dtype=torch.uint8)
         self._read(entry, entry.start + start, found)
         return found
 

@@ -21,7 +21,10 @@ from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan.files import is_one_of_several, one_line
 
 BACKENDS = {"cuda": "nccl", "cpu": "gloo"}
-PATIENCE = timedelta(minutes=30)  # loading takes one process longer than another
+# One process waits for another, which loads longer, or has a share of the work that takes longer:
+# a process that dies ends the run, whatever the others wait for.
+PATIENCE, SHARE_PATIENCE = timedelta(minutes=30), timedelta(days=1)
+MEETING = ("RANK", "MASTER_ADDR", "MASTER_PORT")  # what torchrun tells each process besides
 
 
 @dataclass(frozen=True)
@@ -62,15 +65,28 @@ ALONE = World()
 
 
 def launched() -> int:
-    """How many processes torchrun has started; 1 without it."""
-    return int(os.environ["WORLD_SIZE"]) if is_one_of_several() else 1
+    """How many processes torchrun has started; 1 without it.
+
+    Raises:
+        SequoiaError: there should be several, but where they meet is not said.
+    """
+    if not is_one_of_several():
+        return 1
+    if missing := [name for name in MEETING if not os.environ.get(name)]:
+        raise SequoiaError(
+            f"LOCAL_RANK and WORLD_SIZE are set, as for one of several processes, but {missing[0]} "
+            "is not; start them with torchrun, or unset the two"
+        )
+    return int(os.environ["WORLD_SIZE"])
 
 
 def is_first_to_fail() -> bool:
     """Whether none of the processes has asked this before: one of them says what was wrong."""
     host, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+    if not host or not port:
+        return True  # there is nobody to ask
     try:
-        store = TCPStore(str(host), int(port or 0), timeout=timedelta(seconds=10))
+        store = TCPStore(host, int(port), timeout=timedelta(seconds=10))
         return bool(store.add("sequoia_opt/failed", 1) == 1)
     except (RuntimeError, ValueError):
         return True
@@ -80,11 +96,18 @@ def own_device(kind: str) -> str:
     """This process's device of a kind: of several, the one with its number.
 
     Raises:
-        SequoiaError: there are fewer than processes.
+        SequoiaError: there are fewer than processes, or all would take the same.
     """
-    if launched() == 1 or kind != "cuda":
+    if launched() == 1 or not kind.startswith("cuda"):
         return kind
+    if kind != "cuda":
+        raise SequoiaError(
+            f"device: found {kind} for each of {launched()} processes; use --device cuda, of which "
+            "each takes its own"
+        )
     place, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if not count:
+        raise SequoiaError("this machine has no GPU for its processes; use --device cpu")
     if place >= count:
         raise SequoiaError(
             f"process {place} of this machine has no GPU: there are {count}; start as many "
@@ -93,8 +116,11 @@ def own_device(kind: str) -> str:
     return f"cuda:{place}"
 
 
-def join(device: torch.device) -> World:
+def join(device: torch.device, patience: timedelta = PATIENCE) -> World:
     """Meet the other processes, if there are any.
+
+    Args:
+        patience: how long one waits for another, now and later.
 
     Raises:
         SequoiaError: they do not meet.
@@ -107,15 +133,9 @@ def join(device: torch.device) -> World:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         try:
-            dist.init_process_group(BACKENDS[device.type], timeout=PATIENCE)
+            dist.init_process_group(BACKENDS[device.type], timeout=patience)
         except (RuntimeError, ValueError) as error:
             raise SequoiaError(
                 f"the {launched()} processes do not meet ({one_line(error)[:200]})"
             ) from None
     return World(dist.get_rank(), dist.get_world_size())
-
-
-def leave() -> None:
-    """Part from the other processes, when all is done."""
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()

@@ -15,7 +15,14 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from sequoia_opt import demo
-from sequoia_opt.engine.distributed import ALONE, World, join, own_device
+from sequoia_opt.engine.distributed import (
+    ALONE,
+    PATIENCE,
+    SHARE_PATIENCE,
+    World,
+    join,
+    own_device,
+)
 from sequoia_opt.engine.loading import (
     Loading,
     end_tokens,
@@ -50,7 +57,8 @@ class Pair:
         graphs: whether steps are recorded as CUDA graphs and replayed.
         random_weights: whether the models came without their weights, for their speed alone.
         offload: where layers of the target are that do not fit: "none", "cpu" or "disk".
-        memory_budget: bytes that an offloaded target may take on the device.
+        memory_budget: bytes that an offloaded target may take on the device; None where all of it
+            fits.
         world: the processes that the target is spread over.
         peers: those that each have a whole pair, and share out the work.
         user: whose text the buffers hold: a pair runs one generation at a time.
@@ -189,11 +197,11 @@ def load_pair(
         raise SequoiaError(f"dtype: found {dtype!r}, expected one of {', '.join(DTYPES)}")
     kind = DTYPES[dtype or ("bfloat16" if where.type == "cuda" else "float32")]
     _check_offload(offload, memory_budget, where, random_weights)
-    world = join(where)
+    world = join(where, PATIENCE if spread else SHARE_PATIENCE)
     parts = world.size if spread else 1
     graphs = _graphs(graphs, where, offload, parts)
-    if parts > 1 and (offload != "none" or random_weights):
-        raise SequoiaError("several processes run a target with its weights, and not offloaded")
+    if parts > 1:
+        _check_spread(where, offload, random_weights)
     if where.type == "cuda":
         # Where cuDNN is preferred for attention (from torch 2.11 on, on Hopper and later), it
         # plans anew for every shape, which a tree's change with the text's length.
@@ -202,18 +210,14 @@ def load_pair(
     configs = {role: load_config(source) for role, source in sources.items()}
     tokenizers = {role: load_tokenizer(source) for role, source in sources.items()}
     _check_fit(sources, configs, tokenizers)
-    whole = [role for role in ROLES if role == "draft" or offload == "none"]
-    check_fits(
-        sum(weight_bytes(configs[role], kind) or 0 for role in whole),
-        where,
-        f"the weights of {' and '.join(sources[role] for role in whole)}",
-        "use a smaller dtype, another device or smaller models, or --offload",
-    )
+    sizes = {role: weight_bytes(configs[role], kind) or 0 for role in ROLES}
+    _check_memory(sources, sizes, where, offload, parts)
     plain = Loading(where, kind, random_weights)
     wanted = Offload(offload, memory_budget) if offload != "none" else None
     ways = {"draft": plain, "target": replace(plain, offload=wanted, parts=parts)}
     # The draft first: what is left after it is the target's.
     runners = {role: way.runner(sources[role], configs[role]) for role, way in ways.items()}
+    stream = runners["target"].stream
     return Pair(
         target=runners["target"],
         draft=runners["draft"],
@@ -227,7 +231,7 @@ def load_pair(
         graphs=graphs,
         random_weights=random_weights,
         offload=offload,
-        memory_budget=memory_budget,
+        memory_budget=None if stream is None else stream.budget,
         world=world if spread else ALONE,
         peers=ALONE if spread else world,
     )
@@ -273,6 +277,46 @@ def _check_fit(
         raise SequoiaError(
             f"{names} have different vocabularies ({sizes[0]} and {sizes[1]} tokens); "
             "a draft must share its target's"
+        )
+
+
+def _check_memory(
+    sources: dict[str, str], sizes: dict[str, int], device: torch.device, offload: str, parts: int
+) -> None:
+    """Refuse weights that do not fit where they are to be.
+
+    Args:
+        sizes: bytes of each model.
+        parts: processes that the target is spread over: on GPUs each has its own memory.
+    """
+    target = sizes["target"] // (parts if device.type == "cuda" else 1)
+    needed, names = sizes["draft"], sources["draft"]
+    if offload == "none":
+        needed, names = needed + target, f"{sources['target']} and {names}"
+    spread = f", the first spread over {parts} processes," if parts > 1 else ""
+    check_fits(
+        needed,
+        device,
+        f"the weights of {names}{spread}",
+        "use a smaller dtype, another device or smaller models, or --offload",
+    )
+    if offload == "cpu":
+        check_fits(
+            target,
+            torch.device("cpu"),
+            f"the weights of {sources['target']}",
+            "use a smaller dtype or a smaller target, or --offload disk",
+        )
+
+
+def _check_spread(device: torch.device, offload: str, random_weights: bool) -> None:
+    """Refuse a target that cannot be spread over processes."""
+    if offload != "none" or random_weights:
+        raise SequoiaError("several processes run a target with its weights, and not offloaded")
+    if device.type == "cpu" and torch.cuda.is_available():
+        raise SequoiaError(
+            "several processes on the cpu: transformers takes a GPU where it sees one; hide them "
+            "from it (CUDA_VISIBLE_DEVICES= torchrun …)"
         )
 
 

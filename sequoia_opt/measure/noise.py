@@ -15,6 +15,8 @@ import numpy as np
 import psutil
 import torch
 
+from sequoia_opt.engine.distributed import ALONE, World
+
 OTHERS = 0.1  # of the processors' time: what others may take
 SLOWER = 1.15  # the last rounds than the first
 FALLEN = 0.9  # of a GPU's clock at the beginning
@@ -29,7 +31,7 @@ class Moment:
         wall: seconds on the clock.
         busy, stolen: seconds of all processors that this process may run on: that they worked,
             and that their host took for others.
-        own: seconds that this process worked.
+        own: seconds that this process worked, and those that run together with it.
         clock: MHz of the GPU; 0 where that is not known.
     """
 
@@ -43,8 +45,8 @@ class Moment:
 class Watch:
     """What a device and its machine do besides what is measured, from now on."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, device: torch.device, world: World = ALONE) -> None:
+        self._device, self._world = device, world
         self._began = self._now()
 
     def notes(self) -> list[str]:
@@ -67,7 +69,7 @@ class Watch:
                 sum(t._asdict().values()) - sum(getattr(t, i, 0.0) for i in IDLE) for t in times
             ),
             stolen=sum(getattr(t, "steal", 0.0) for t in times),
-            own=own.user + own.system,
+            own=sum(self._world.gather(own.user + own.system)),
         )
 
 

@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -98,19 +99,21 @@ class _Timed:
         times: that counted, by round.
         queued: timed as the device sees it that does one piece of work behind another, and not
             from outside, where each takes a while to be issued and waited for.
+        streams: it brings layers in, the first of which came while something else was timed.
     """
 
     run: Callable[[], object]
     turns: int = 1
     parts: int = 1
     queued: bool = False
+    streams: bool = False
     times: list[float] = field(default_factory=list)
 
     def turn_ms(self, device: torch.device, world: World) -> float:
         """The median of runs in succession; all processes make as many."""
         once = world.agree_on(self.sample_ms(device))
         if once >= LONG_MS:
-            return once
+            return self.sample_ms(device) if self.streams else once
         for _ in range(_runs(RUN_IN_MS, once)):
             self.sample_ms(device)
         return float(np.median([self.sample_ms(device) for _ in range(_runs(TIMED_MS, once))]))
@@ -153,8 +156,11 @@ def _streaming(pair: Pair) -> dict[str, Any]:
     stream = pair.target.stream
     if stream is None:
         return {}
-    budget = {} if pair.memory_budget is None else {"memory_budget": pair.memory_budget}
-    return budget | {"streamed_layers": len(stream.streamed), "moved_bytes": stream.moved_bytes}
+    return {
+        "memory_budget": pair.memory_budget,
+        "streamed_layers": len(stream.streamed),
+        "moved_bytes": stream.moved_bytes,
+    }
 
 
 @torch.inference_mode()
@@ -190,13 +196,15 @@ def profile(
         getattr(pair, role).compiled = gain > 1
     steps: list[tuple[str, TokenTree, _Timed]] = []
     measured: dict[int, list[int]] = {}  # tokens of each batch
-    watch = Watch(pair.device)
+    watch: Watch | None = None
     disturbed: list[str] = []
     forwards: dict[Point, _Timed] = {}
     for number, batch in enumerate(batches):
         counts = _that_fit(pair, tokens_of_batch(tokens, batch), contexts[-1], batch, note)
         if not counts:
             continue
+        # Not sooner: a GPU that has done nothing yet is at another clock.
+        watch = watch or Watch(pair.device, pair.world)
         measured[batch] = counts
         points = _forwards(pair, counts, contexts, batch)
         forwards |= points
@@ -211,6 +219,7 @@ def profile(
             note(f"batch {batch}: {counted} of {options.repeats} rounds; the time was up")
         for item in timed:
             item.run = _done  # graphs hold memory, and this batch's buffers are gone
+    assert watch is not None  # one sequence fits, or there is an error
     models = _latencies(pair, measured, contexts, forwards)
     return LatencyProfile(
         hardware=hardware(pair.device),
@@ -380,52 +389,85 @@ def _timed(
         for _ in range(GRAPHED):
             run()
 
+    queued = pair.device.type == "cuda"
     return _Timed(
         cuda.recorded(several, pair.device) if pair.graphs else run,
         turns=PLAIN_TURNS if count == 1 and role == "target" else 1,
         parts=GRAPHED if pair.graphs else 1,
-        queued=pair.device.type == "cuda",
+        queued=queued,
+        streams=runner.stream is not None and not queued,  # then it comes behind itself anyway
     )
 
 
 def _that_fit(
     pair: Pair, tokens: list[int], context: int, batch: int, note: Callable[[str], None]
 ) -> list[int]:
-    """Fill both models' buffers and try the forwards, the smallest first: those that fit.
+    """Fill both models' buffers and try the forwards, the smallest first: those that fit, in all
+    processes.
 
     Raises:
-        SequoiaError: not even plain decoding fits.
+        SequoiaError: not even plain decoding fits, or one of several processes is out of memory
+            where the others wait for it.
     """
     fitting: list[int] = []
     try:
-        for runner in (pair.target, pair.draft):
+        both = pair.target, pair.draft
+        _all_can(pair.world, partial(_reserve, context, tokens[-1], batch, *both))
+        for runner in both:
             _fill(runner, context, tokens[-1], batch)
         for count in tokens:
-            for runner in (pair.target, pair.draft):
-                what = f"logits of {batch} × {count} tokens of {runner.name}"
-                each = runner.dtype.itemsize + LOGIT_COPIES * torch.float32.itemsize
-                check_fits(
-                    batch * count * runner.vocabulary * each,
-                    pair.device,
-                    what,
-                    "measure fewer --tokens, or free memory",
-                )
+            _all_can(pair.world, partial(_check_logits, count, batch, *both))
+            for runner in both:
                 _forward(runner, context, count, batch, context)()
             fitting.append(count)
     except (SequoiaError, torch.OutOfMemoryError) as error:
-        if batch == 1 and not fitting:
+        alone = pair.world.size == 1 or isinstance(error, SequoiaError)
+        if not alone or (batch == 1 and not fitting):
             raise SequoiaError(f"{one_line(error)}; profile shorter --contexts") from None
         kept = f"measured to {fitting[-1]} tokens" if fitting else "left out"
         note(f"batch {batch}: {kept}, more do not fit into memory ({one_line(error)[:200]})")
     return fitting
 
 
+def _all_can(world: World, attempt: Callable[[], object]) -> None:
+    """Attempt what a process may find no memory for: all find what one of them does.
+
+    Raises:
+        SequoiaError: what the first of them found.
+    """
+    found = ""
+    try:
+        attempt()
+    except (SequoiaError, torch.OutOfMemoryError) as error:
+        found = one_line(error)
+    if refused := [each for each in world.gather(found) if each]:
+        raise SequoiaError(refused[0])
+
+
+def _reserve(context: int, room: int, batch: int, *runners: Runner) -> None:
+    """Have buffers for `context` tokens of each sequence and `room` more."""
+    for runner in runners:
+        # Never read to the last slot, as in decoding: reading all of a buffer compiles anew.
+        runner.reserve(cuda.room(context) + room, batch)
+
+
+def _check_logits(count: int, batch: int, *runners: Runner) -> None:
+    """Refuse forwards whose logits do not fit."""
+    for runner in runners:
+        each = runner.dtype.itemsize + LOGIT_COPIES * torch.float32.itemsize
+        check_fits(
+            batch * count * runner.vocabulary * each,
+            runner.device,
+            f"logits of {batch} × {count} tokens of {runner.name}",
+            "measure fewer --tokens, or free memory",
+        )
+
+
 def _fill(runner: Runner, context: int, room: int, batch: int) -> None:
     """Put `context` random tokens of each sequence into the buffers."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(runner.vocabulary, (batch, context), generator=generator)
-    # Never read to the last slot, as in decoding: reading all of a buffer compiles anew.
-    runner.reserve(cuda.room(context) + room, batch)
+    _reserve(context, room, batch, runner)
     runner.prefill(tokens.to(runner.device))
 
 
@@ -609,7 +651,8 @@ def _steps(
             decoder = Decoder(pair, tree, **asdict(way))
             name = overhead_name(decoder.verifier.name, way.temperature, way.top_p)
             turns = PLAIN_TURNS if tree.size == 1 else 1
-            timed = _Timed(_whole_step(decoder, context), turns=turns)
+            streams = pair.target.stream is not None
+            timed = _Timed(_whole_step(decoder, context), turns=turns, streams=streams)
             steps.append((name, tree, timed))
     return steps
 

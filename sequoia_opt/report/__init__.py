@@ -49,7 +49,10 @@ def page(tree: TokenTree, plan: Plan, results: Sequence[Results] = ()) -> str:
     """
     import plotly
 
-    sections = [*_planned(tree, plan), *(_measured(place, r) for place, r in enumerate(results))]
+    sections = [
+        *_planned(tree, plan),
+        *(_measured(place, r, plan) for place, r in enumerate(results)),
+    ]
     pair = f"{plan.profile.target.model} with {plan.profile.draft.model}"
     return Template(PAGE.read_text(encoding="utf-8")).substitute(
         title=escape(f"{pair}: {tree.size} nodes"),
@@ -126,8 +129,8 @@ def _planned(tree: TokenTree, plan: Plan) -> list[Section]:
     return found
 
 
-def _measured(place: int, results: Results) -> Section:
-    """What a bench found."""
+def _measured(place: int, results: Results, plan: Plan) -> Section:
+    """What a bench found, and what had been predicted where it ran this tree."""
     document = results.document
     where = results.title.replace("\n", "; ")
     if "calibration" in document:
@@ -137,12 +140,24 @@ def _measured(place: int, results: Results) -> Section:
             f"{where}. On the line, decoding was as fast as predicted; the band is 10 % off.",
             figures.calibration(results),
         )
+    predicted = _predicted(results, plan)
     return Section(
         f"measured-{place}",
         f"Measured at temperature {results.temperature:g}",
-        f"{where}. Speed over {results.rows[0]['name']} with 95 % intervals, prompts resampled.",
-        figures.race(results),
+        f"{where}. Speed over {results.rows[0]['name']} with 95 % intervals, prompts resampled."
+        + (" The diamond is what was predicted for this tree." if predicted else ""),
+        figures.race(results, predicted),
     )
+
+
+def _predicted(results: Results, plan: Plan) -> dict[str, float]:
+    """This tree's predicted speed-up, by the name that it has in results of its temperature."""
+    [given] = plan.given
+    trees = results.document.get("trees", {})
+    if results.temperature != plan.acceptance.temperature or not isinstance(trees, Mapping):
+        return {}
+    own = {"parents": list(given.tree.parents), "ranks": list(given.tree.ranks)}
+    return {name: float(given.speedup[0]) for name, tree in trees.items() if tree == own}
 
 
 def _summary(tree: TokenTree, plan: Plan) -> str:
@@ -176,7 +191,8 @@ def _facts(plan: Plan) -> dict[str, str]:
         "machine": ", ".join(hardware),
         "engine": ", ".join(ways),
         "versions": ", ".join(f"{name} {version}" for name, version in software.items()),
-        "dataset": f"{rates.dataset}, {rates.positions} tokens of {len(rates.traces)} documents",
+        "dataset": f"{rates.dataset}, {rates.positions} tokens"
+        + (f" of {len(rates.traces)} documents" if rates.traces else ""),
         "sampling": warmth,
         "cached tokens": f"{plan.context:.0f}",
         "sequences": str(plan.batch),

@@ -5,7 +5,7 @@ Knows what is shown and how; colours of text and lines are the page's own, for l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from sequoia_opt.plan.latency import ModelLatency
 from sequoia_opt.plan.solver import Candidate, Plan
 from sequoia_opt.plan.spread import interval
 from sequoia_opt.plan.tree import TokenTree
-from sequoia_opt.plots import COLOURS, Results
+from sequoia_opt.plots import COLOURS, Results, end_of
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -175,17 +175,23 @@ def _others(plan: Plan) -> list[tuple[str, Candidate]]:
     return sorted(ranking.values(), key=lambda row: -float(row[1].speedup[0]))
 
 
-def race(results: Results) -> str:
-    """Measured speeds of each method."""
+def race(results: Results, predicted: Mapping[str, float] | None = None) -> str:
+    """Measured speeds of each method.
+
+    Args:
+        predicted: what was, by method.
+    """
     rows = results.rows
-    speeds = [float(row["speedup"]) for row in rows]
-    ends = [
-        (float(row.get("speedup_low", speed)), float(row.get("speedup_high", speed)))
-        for row, speed in zip(rows, speeds, strict=True)
-    ]
     names = [str(row["name"]) for row in rows]
     return _bars(
-        [escape(name) for name in names], speeds, ends, ["solved tree" in name for name in names]
+        [escape(name) for name in names],
+        [float(row["speedup"]) for row in rows],
+        [
+            (end_of(row, "speedup_low", "speedup"), end_of(row, "speedup_high", "speedup"))
+            for row in rows
+        ],
+        ["solved tree" in name for name in names],
+        [(predicted or {}).get(name) for name in names],
     )
 
 
@@ -194,15 +200,18 @@ def _bars(
     speeds: Sequence[float],
     ends: Sequence[tuple[float, float]],
     marked: Sequence[bool],
+    predicted: Sequence[float | None] = (),
 ) -> str:
-    """A bar for each speed, the first on top, with its interval."""
+    """A bar for each speed, the first on top, with its interval, and a diamond where it was
+    predicted."""
     import plotly.graph_objects as go
 
     figure = _figure(BAR * len(labels) + 90)
+    # Two bars of one name would be one.
+    places = [f"{label}{' ' * place}" for place, label in enumerate(labels)]
     figure.add_trace(
         go.Bar(
-            # Two bars of one name would be one.
-            y=[f"{label}{' ' * place}" for place, label in enumerate(labels)],
+            y=places,
             x=list(speeds),
             orientation="h",
             marker={"color": [SECOND if each else FIRST for each in marked]},
@@ -218,6 +227,15 @@ def _bars(
             "<extra></extra>",
         )
     )
+    known = [(x, y) for x, y in zip(predicted, places, strict=False) if x is not None]
+    if known:
+        figure.add_trace(
+            go.Scatter(
+                x=[x for x, _ in known], y=[y for _, y in known], mode="markers", showlegend=False,
+                marker={"symbol": "diamond-open", "size": 11, "color": GREY},
+                hovertemplate="predicted %{x:.2f} ×<extra></extra>",
+            )
+        )  # fmt: skip
     figure.add_vline(x=1, line={"color": GREY, "width": 1, "dash": "dot"})
     figure.update_xaxes(title="speed over plain decoding", rangemode="tozero")
     figure.update_yaxes(autorange="reversed")

@@ -93,5 +93,7 @@ def test_measured_files_are_drawn(tmp_path: Path) -> None:
     [bars] = traces(figures.race(race), "bar")
     assert bars["y"] == ["plain", "solved &lt;tree&gt; (9 nodes) "]
     assert bars["error_x"]["array"] == pytest.approx([0.1, 0.2])
+    [diamond] = traces(figures.race(race, {race.rows[1]["name"]: 2.4}), "scatter")
+    assert (diamond["x"], diamond["y"]) == ([2.4], bars["y"][1:])
     points = traces(figures.calibration(calibration), "scatter")
     assert (points[0]["x"], points[0]["y"]) == ([2.0, 1.5], [2.1, 1.4])

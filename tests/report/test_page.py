@@ -59,6 +59,18 @@ def test_it_needs_no_other_file_and_names_are_text(report: Path) -> None:
     )
 
 
+def test_what_was_predicted_is_shown_beside_what_was_measured(tmp_path: Path) -> None:
+    """Where the bench ran the very tree."""
+    tree, own = shapes.k_ary(2, 2), {"parents": [-1, 0, 0, 1, 1, 2, 2]}
+    race, _ = measured(tmp_path)
+    text = page(tree, plan_of(tree), [race])
+    assert "The diamond is what was predicted" not in text
+    race.document["trees"] = {race.rows[1]["name"]: own | {"ranks": [0, 1, 2, 1, 2, 1, 2]}}
+    text = page(tree, plan_of(tree), [race])
+    assert "The diamond is what was predicted" in text
+    assert "predicted %{x:.2f}" in text
+
+
 def test_a_tree_of_one_node_has_a_page_too() -> None:
     plan = plan_of(shapes.chain(1))
     assert "plain decoding. No tree is predicted to be faster" in page(shapes.chain(1), plan)
@@ -110,7 +122,8 @@ def test_in_the_dark_what_is_written_is_light_and_values_show_on_hover(
 ) -> None:
     assert CHROMIUM is not None
     drawn = "document.body.dataset.drawn = charts.length;"
-    hover = "for (const c of charts) Plotly.Fx.hover(c, [{curveNumber: 0, pointNumber: 0}]);"
+    hover = "for (const c of charts) Plotly.Fx.hover(c, [{pointNumber: 0,"
+    hover += " curveNumber: c.data.findIndex((trace) => trace.hoverinfo !== 'skip')}]);"
     text = report.read_text()
     assert text.count(drawn) == 1
     path = tmp_path / "hovered.html"
