@@ -24,7 +24,7 @@ tree() { ls "$trees"/"$pair"--*+compiled--"$name"-{greedy,sequoia}-T"$1".json 2>
 bench() { sequoia-opt bench "$@" "${data[@]}" --format md; }
 
 # Predictions, on documents that the estimate has not seen; first, the sooner after the profile.
-bench "$(tree 0)" --calibrate --limit 40 --max-new-tokens 96 -o "$out/calibration.json"
+bench "$(tree 0)" --calibrate --limit 80 --max-new-tokens 96 -o "$out/calibration.json"
 
 # Every method at five temperatures.
 for t in 0 0.3 0.6 1 1.2; do

@@ -158,4 +158,4 @@ def _record(record: Any, where: str) -> Document:
     for part in parts:
         if not isinstance(part, str):
             raise SequoiaError(f"{where}: found {shown(part)}, expected text")
-    return Document(*parts, is_whole="prompt" not in record)
+    return Document(parts[0], parts[1], is_whole="prompt" not in record)

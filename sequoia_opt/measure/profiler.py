@@ -421,8 +421,8 @@ def _that_fit(
                 _forward(runner, context, count, batch, context)()
             fitting.append(count)
     except (SequoiaError, torch.OutOfMemoryError) as error:
-        alone = pair.world.size == 1 or isinstance(error, SequoiaError)
-        if not alone or (batch == 1 and not fitting):
+        others_wait = pair.world.size > 1 and isinstance(error, torch.OutOfMemoryError)
+        if others_wait or (batch == 1 and not fitting):
             raise SequoiaError(f"{one_line(error)}; profile shorter --contexts") from None
         kept = f"measured to {fitting[-1]} tokens" if fitting else "left out"
         note(f"batch {batch}: {kept}, more do not fit into memory ({one_line(error)[:200]})")

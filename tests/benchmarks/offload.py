@@ -1,9 +1,10 @@
-"""What a target costs whose layers are read from disk: `python tests/benchmarks/offload.py`.
+"""What a target costs whose layers are brought in: `python tests/benchmarks/offload.py`.
 
 Makes a pair of random weights on the spot and decodes with it, each way in a process of its own:
-how fast weights are read beside the disk's own rate, how much memory the process takes, what a
-forward takes by its tokens, the tree that pays and its speed at published rates of acceptance,
-the same with the target in memory, and accelerate's offloading of it.
+how fast layers come, from disk or from host memory, beside what the disk or the bus gives alone;
+how much memory they take, also after a long prompt; what a forward takes by its tokens, the tree
+that pays and its speed at published rates of acceptance; the same with the target in memory, and
+accelerate's offloading of it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +26,8 @@ from safetensors.torch import save_file
 
 from sequoia_opt.engine.decoder import Decoder
 from sequoia_opt.engine.models import Pair, load_pair
+from sequoia_opt.engine.streaming import DiskStore, LayerStream, host_memory
+from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure import profiler
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.acceptance import Acceptance
@@ -32,14 +36,50 @@ from sequoia_opt.plan.solver import solve
 DRAFT: dict[str, Any] = dict(
     hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4
 )
-VOCABULARY, CONTEXT = 2048, 128
+VOCABULARY, POSITIONS, CONTEXT = 2048, 4096, 128
 BUDGET = 0.15  # of the weights
 SIZES = [1, 2, 4, 8, 16, 32, 64, 128]
 STEPS, ROUNDS = 4, 3
 PIECE = 2**23
+COPIES = 20  # of a layer, that say what the bus gives
 OURS, RESIDENT, ACCELERATE = "this program", "in memory", "accelerate"
 # What the Sequoia research code publishes: how often a rank is accepted.
 PUBLISHED = Path(__file__).parents[1] / "plan" / "sequoia_reference_table.json"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured.
+
+    Attributes:
+        folder: of the models.
+        device: "cpu" or "cuda".
+        offload: where the target's layers are: "disk" or "cpu".
+        prompt: tokens of the prompt after which memory is looked at.
+    """
+
+    folder: Path
+    device: str
+    offload: str
+    prompt: int
+
+    @property
+    def target(self) -> Path:
+        return self.folder / "target"
+
+    @property
+    def draft(self) -> Path:
+        return self.folder / "draft"
+
+    @property
+    def weights(self) -> int:
+        """Bytes of the target's."""
+        return sum(path.stat().st_size for path in self.target.glob("*.safetensors"))
+
+    @property
+    def budget(self) -> int:
+        """Bytes that the target may take on the device."""
+        return int(BUDGET * self.weights)
 
 
 def make(folder: Path, config: Any) -> None:
@@ -67,16 +107,22 @@ def make(folder: Path, config: Any) -> None:
     os.sync()
 
 
-def resident(peak: bool = False) -> int:
-    """Bytes of memory that the process has, or has had since `forget`."""
+def taken(device: str, peak: bool = False) -> int:
+    """Bytes of the device's memory that the process has, or has had since `forget`."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()
     wanted = "VmHWM:" if peak else "VmRSS:"
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(wanted))
 
 
-def forget() -> None:
+def forget(device: str) -> None:
     """Begin to look for the peak anew."""
-    Path("/proc/self/clear_refs").write_text("5")
+    if device == "cuda":
+        torch.cuda.init()
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def disk_rate(folder: Path) -> float:
@@ -92,49 +138,98 @@ def disk_rate(folder: Path) -> float:
     return total / (time.perf_counter() - started) / 1e9
 
 
-def run_ours(target: Path, draft: Path, budget: int) -> dict[str, Any]:
+def bus_rate(size: int) -> float:
+    """GB/s at which a layer's bytes can be copied from pinned memory, again and again."""
+    device = torch.device("cuda")
+    source = host_memory(size, device)
+    destination = torch.empty(size, dtype=torch.uint8, device=device)
+    torch.cuda.synchronize()
+    started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    destination.copy_(source, non_blocking=True)
+    started.record()
+    for _ in range(COPIES):
+        destination.copy_(source, non_blocking=True)
+    ended.record()
+    ended.synchronize()
+    return COPIES * size / started.elapsed_time(ended) / 1e6
+
+
+def alone_rate(setting: Setting, stream: LayerStream) -> float:
+    """GB/s that what the layers come over gives when nothing else is done."""
+    stream._worker.submit(int).result()  # what was on its way has come
+    if setting.offload == "disk":
+        return disk_rate(setting.target)
+    return bus_rate(len(stream.lanes[0].memory))
+
+
+def run_ours(setting: Setting) -> dict[str, Any]:
     """Decode with this program."""
-    empty = load_pair(draft, draft, "cpu", "bfloat16")
-    Decoder(empty, shapes.chain(4)).generate(list(range(CONTEXT)), 8, ignore_eos=True)
-    before = resident()
-    forget()
-    pair = load_pair(target, draft, "cpu", "bfloat16", offload="disk", memory_budget=budget)
-    stream: Any = pair.target.stream
+    device, draft = setting.device, setting.draft
+    empty = load_pair(draft, draft, device, "bfloat16")
+    Decoder(empty, shapes.chain(4)).generate(text(CONTEXT), 8, ignore_eos=True)
+    before = taken(device)
+    forget(device)
+    pair = load_pair(
+        setting.target, draft, device, "bfloat16",
+        offload=setting.offload, memory_budget=setting.budget,
+    )  # fmt: skip
+    stream = pair.target.stream
+    assert stream is not None
     decoder = Decoder(pair)
-    decoder.generate(list(range(CONTEXT)), 2, ignore_eos=True)
-    store = stream.store
-    rates, steps, reading = [disk_rate(target)], [], []
-    for _ in range(ROUNDS):
-        bytes_before, seconds_before = store.read_bytes, store.read_seconds
-        steps.append(seconds_a_token(decoder))
-        reading.append(
-            (store.read_bytes - bytes_before) / (store.read_seconds - seconds_before) / 1e9
-        )
-        rates.append(disk_rate(target))
-    grown = resident(peak=True) - before
+    long = decoder.generate(text(setting.prompt), 2, ignore_eos=True)
+    grown = taken(device, peak=True) - before
     assert pair.target.cache is not None
     caches = sum(t.nbytes for t in (*pair.target.cache.keys, *pair.target.cache.values))
+    rates, steps, coming = [alone_rate(setting, stream)], [], []
+    for _ in range(ROUNDS):
+        seconds, rate = seconds_and_rate(decoder, stream)
+        steps.append(seconds)
+        coming.append(rate)
+        rates.append(alone_rate(setting, stream))
     return {
         "seconds a token": float(np.median(steps)),
+        "seconds of the prompt": long.prefill_seconds,
         "moved": stream.moved_bytes,
         "streamed": len(stream.streamed),
-        "read": float(np.median(reading)),
-        "disk": float(np.median(rates)),
+        "coming": float(np.median(coming)),
+        "alone": float(np.median(rates)),
         "grown": grown,
         "caches": caches,
-        "allowed": budget + stream.buffer_bytes,
+        "allowed": setting.budget + stream.buffer_bytes,
         **best_tree(pair),
     }
 
 
-def run_resident(target: Path, draft: Path, budget: int) -> dict[str, Any]:
-    """The same with all weights in memory."""
-    return best_tree(load_pair(target, draft, "cpu", "bfloat16"))
+def seconds_and_rate(decoder: Decoder, stream: LayerStream) -> tuple[float, float]:
+    """Seconds a token, and GB/s at which layers come: from disk while it is read; over the bus
+    over all of the time, so that it says too whether what is computed hides behind it."""
+    store = stream.store
+    if not isinstance(store, DiskStore):
+        seconds = seconds_a_token(decoder)
+        return seconds, stream.moved_bytes / seconds / 1e9
+    read, reading = store.read_bytes, store.read_seconds
+    seconds = seconds_a_token(decoder)
+    return seconds, (store.read_bytes - read) / (store.read_seconds - reading) / 1e9
+
+
+def run_resident(setting: Setting) -> dict[str, Any]:
+    """The same with all weights on the device; nothing where they do not fit."""
+    try:
+        pair = load_pair(setting.target, setting.draft, setting.device, "bfloat16")
+    except SequoiaError as error:
+        print(f"not {RESIDENT}: {error}", file=sys.stderr)
+        return {}
+    return best_tree(pair)
+
+
+def text(length: int) -> list[int]:
+    """A prompt."""
+    return [place % VOCABULARY for place in range(length)]
 
 
 def seconds_a_token(decoder: Decoder) -> float:
     """Decode a few steps."""
-    found = decoder.generate(list(range(CONTEXT)), STEPS * (decoder.tree.depth + 1), True)
+    found = decoder.generate(text(CONTEXT), STEPS * (decoder.tree.depth + 1), True)
     return found.seconds / found.verified
 
 
@@ -161,48 +256,75 @@ def best_tree(pair: Pair) -> dict[str, Any]:
     }
 
 
-def run_accelerate(target: Path, draft: Path, budget: int) -> dict[str, Any]:
-    """Decode with transformers and accelerate, as much of the model in memory."""
+def run_accelerate(setting: Setting) -> dict[str, Any]:
+    """Decode with transformers and accelerate, as much of the model on the device."""
     from accelerate import infer_auto_device_map
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(target)
+    config = AutoConfig.from_pretrained(setting.target)
     with torch.device("meta"):
         shell: Any = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    first: int | str = 0 if setting.device == "cuda" else "cpu"
     kept = infer_auto_device_map(
-        shell, {"cpu": budget, "disk": 10**15}, no_split_module_classes=shell._no_split_modules
+        shell,
+        {first: setting.budget, setting.offload: 10**15},
+        no_split_module_classes=shell._no_split_modules,
     )
-    before = resident()
-    forget()
+    before = taken(setting.device)
+    forget(setting.device)
     with tempfile.TemporaryDirectory() as folder:
         model: Any = AutoModelForCausalLM.from_pretrained(
-            target, dtype=torch.bfloat16, device_map=kept, offload_folder=folder
+            setting.target, dtype=torch.bfloat16, device_map=kept, offload_folder=folder
         )
-        tokens = torch.arange(CONTEXT)[None]
-        files = list(target.glob("*.safetensors"))
-
-        def forget_files(*_: object) -> None:
-            for path in files:
-                with path.open("rb") as stream:
-                    os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-        found = {}
-        for name, cached in (("seconds a token", False), ("from the page cache", True)):
+        tokens = torch.tensor([text(CONTEXT)], device=setting.device)
+        # Whether they come from the disk or, once read, from the system's memory.
+        ways = [("seconds a token", setting.offload == "disk")]
+        ways += [("from the page cache", False)] * (setting.offload == "disk")
+        found: dict[str, Any] = {}
+        for name, anew in ways:
             times: list[float] = []
-            hook = None if cached else model.register_forward_pre_hook(forget_files)
-            note = model.register_forward_hook(lambda *_: times.append(time.perf_counter()))
+            hook = model.register_forward_pre_hook(forgetting(setting.target)) if anew else None
+            note = model.register_forward_hook(lambda *_: times.append(now(setting.device)))
             options: Any = dict(max_new_tokens=STEPS, do_sample=False, pad_token_id=0)
             model.generate(tokens, attention_mask=torch.ones_like(tokens), **options)
             found[name] = float(np.median(np.diff(times)))
             note.remove()
             if hook is not None:
                 hook.remove()
-    return found | {"grown": resident(peak=True) - before}
+    return found | {"grown": taken(setting.device, peak=True) - before}
+
+
+def forgetting(folder: Path) -> Any:
+    """A hook that has the system forget what it has read of a model's files."""
+    files = list(folder.glob("*.safetensors"))
+
+    def hook(*_: object) -> None:
+        for path in files:
+            with path.open("rb") as stream:
+                os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+    return hook
+
+
+def now(device: str) -> float:
+    """The time when all work is done."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+WAYS = {OURS: run_ours, RESIDENT: run_resident, ACCELERATE: run_accelerate}
 
 
 def main(
     layers: Annotated[int, typer.Option(help="Of the target.")] = 24,
     hidden: Annotated[int, typer.Option(help="Its width.")] = 2048,
+    groups: Annotated[int, typer.Option(help="Query heads for each key-value head.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    offload: Annotated[str, typer.Option(help="disk; on cuda cpu too, host memory.")] = "disk",
+    prompt: Annotated[
+        int, typer.Option(min=1, max=POSITIONS - 2, help="Tokens, for the memory.")
+    ] = CONTEXT,
     folder: Annotated[
         Path | None, typer.Option(help="Where to make the models.", show_default="temporary")
     ] = None,
@@ -211,59 +333,67 @@ def main(
     """Print what was measured."""
     if way is not None:  # the process for one of them
         assert folder is not None
-        weights = sum(path.stat().st_size for path in (folder / "target").glob("*.safetensors"))
-        run = {OURS: run_ours, RESIDENT: run_resident, ACCELERATE: run_accelerate}[way]
-        print(json.dumps(run(folder / "target", folder / "draft", int(BUDGET * weights))))
+        print(json.dumps(WAYS[way](Setting(folder, device, offload, prompt))))
         return
     from transformers import LlamaConfig
 
     with tempfile.TemporaryDirectory(dir=folder) as name:
-        place = Path(name)
-        common: Any = dict(vocab_size=VOCABULARY, max_position_embeddings=2048)
+        setting = Setting(Path(name), device, offload, prompt)
+        common: Any = dict(vocab_size=VOCABULARY, max_position_embeddings=POSITIONS)
         shape: Any = dict(
             hidden_size=hidden,
             intermediate_size=4 * hidden,
             num_hidden_layers=layers,
             num_attention_heads=hidden // 64,
+            num_key_value_heads=hidden // 64 // groups,
         )
-        make(place / "target", LlamaConfig(**shape, **common))
-        make(place / "draft", LlamaConfig(**DRAFT, **common))
-        weights = sum(path.stat().st_size for path in (place / "target").glob("*.safetensors"))
-        print(f"a target of {weights / 1e9:.2f} GB, {BUDGET:.0%} of it in memory")
+        make(setting.target, LlamaConfig(**shape, **common))
+        make(setting.draft, LlamaConfig(**DRAFT, **common))
+        print(f"a target of {setting.weights / 1e9:.2f} GB, {BUDGET:.0%} of it on the {device}")
         found = {}
-        for each in (OURS, RESIDENT, ACCELERATE):
-            command = [sys.executable, __file__, "--folder", str(place), "--way", each]
+        for each in WAYS:
+            options = [f"--{key}={value}" for key, value in asdict(setting).items()]
+            command = [sys.executable, __file__, *options, "--way", each]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             found[each] = json.loads(done.stdout.splitlines()[-1])
-    report(found[OURS], found[RESIDENT], found[ACCELERATE])
+    report(setting, found[OURS], found[RESIDENT], found[ACCELERATE])
 
 
-def report(ours: dict[str, Any], whole: dict[str, Any], other: dict[str, Any]) -> None:
+def report(
+    setting: Setting, ours: dict[str, Any], whole: dict[str, Any], other: dict[str, Any]
+) -> None:
     """Print all ways' numbers."""
+    source = "the disk" if setting.offload == "disk" else "pinned memory"
     print(
-        f"{ours['streamed']} layers are streamed, {ours['moved'] / 1e9:.2f} GB a forward, read at "
-        f"{ours['read']:.2f} GB/s; the disk alone gives {ours['disk']:.2f}"
+        f"{ours['streamed']} layers are streamed, {ours['moved'] / 1e9:.2f} GB a forward, at "
+        f"{ours['coming']:.2f} GB/s; {source} alone gives {ours['alone']:.2f}, of which that is "
+        f"{ours['coming'] / ours['alone']:.0%}"
     )
+    counted = ours["grown"] - ours["caches"]
+    holds = "holds" if counted <= ours["allowed"] else "does NOT hold"
     print(
-        f"memory grew by {ours['grown'] / 1e9:.3f} GB, {ours['caches'] / 1e9:.3f} of it keys and "
-        f"values; budget and two layers are {ours['allowed'] / 1e9:.3f}; with accelerate by "
-        f"{other['grown'] / 1e9:.3f}"
+        f"memory grew by {counted / 1e9:.3f} GB with a prompt of {setting.prompt} tokens (read in "
+        f"{ours['seconds of the prompt']:.1f} s), keys and values of {ours['caches'] / 1e9:.3f} "
+        f"apart; budget and two layers are {ours['allowed'] / 1e9:.3f}: the bound {holds}; with "
+        f"accelerate, of {CONTEXT} tokens, by {other['grown'] / 1e9:.3f}"
     )
+    cached = other.get("from the page cache")
     print(
-        f"plain decoding: {ours['seconds a token']:.2f} s a token, accelerate "
-        f"{other['seconds a token']:.2f} (from the page cache {other['from the page cache']:.2f})"
+        f"plain decoding: {ours['seconds a token']:.3f} s a token, accelerate "
+        f"{other['seconds a token']:.3f}"
+        + (f" (from the page cache {cached:.3f})" if cached is not None else "")
     )
-    for name, found in (("from disk", ours), (RESIDENT, whole)):
+    ways = [(f"from {source}", ours), *([(RESIDENT, whole)] if whole else [])]
+    for name, found in ways:
         print(
             f"{name}: at published rates a tree of {found['size']} nodes, {found['depth']} deep, "
             f"predicted {found['predicted']:.2f} times plain decoding, measured "
             f"{found['speedup']:.2f} ({found['tree']:.3f} s a token, plain {found['plain']:.3f})"
         )
-    print("| seconds of a forward, by tokens | " + " | ".join(ours["forwards"]) + " |")
+    print("| milliseconds of a forward, by tokens | " + " | ".join(ours["forwards"]) + " |")
     print("| --- |" + " ---: |" * len(ours["forwards"]))
-    for name, found in (("from disk", ours), (RESIDENT, whole)):
-        times = [f"{ms / 1000:.2f}" for ms in found["forwards"].values()]
-        print(f"| {name} | " + " | ".join(times) + " |")
+    for name, found in ways:
+        print(f"| {name} | " + " | ".join(f"{ms:.1f}" for ms in found["forwards"].values()) + " |")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from command_line import Outcome
 
 
@@ -37,3 +38,16 @@ def test_compare_drafts_ranks_those_that_fit(
     shutil.copytree(draft, twin)
     assert "the same name" in run(*arguments, "--draft", draft, "--draft", twin).err
     assert run(*arguments, "--draft", misfit, "--draft", tmp_path / "none").code == 1
+
+
+def test_several_processes_do_not_compare_drafts(
+    run: Callable[..., Outcome], models: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their profiles would have the names of one process's."""
+    for name, value in {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    target, draft = models[1], models[3]
+    done = run("compare-drafts", "--target", target, "--draft", target, "--draft", draft)
+    assert done.code == 1
+    assert "runs in one process; start it without torchrun" in " ".join(done.err.split())
+    assert not Path("profiles").exists()

@@ -20,6 +20,7 @@ from sequoia_opt.cli.running import check_world
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan import shapes
 
+FIRST_OF_TWO = {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "2"}
 ENDS_WITHIN = 300  # seconds; far from what it takes, near enough to call the rest a hang
 
 
@@ -29,7 +30,8 @@ def launch(*arguments: object, count: int = 2) -> subprocess.Popen[str]:
     command += ["--nproc-per-node", str(count), "-m", "sequoia_opt", *map(str, arguments)]
     return subprocess.Popen(
         command,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # Where there are GPUs, transformers would spread the target over them.
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -70,9 +72,8 @@ def test_profile_and_decode_with_a_target_on_two_processes(
 def test_a_tree_for_one_process_is_not_run_by_several(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in {**FIRST_OF_TWO, "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
     tree = shapes.k_ary(2, 2)
     tree.metadata["engine"] = {"world_size": 1}
     with pytest.raises(SequoiaError, match="for one process, found 2; start it without torchrun"):
@@ -101,6 +102,29 @@ def test_bad_input_is_said_once(run: Callable[..., Outcome], models: list[str]) 
     assert done.code != 0
     assert re.fullmatch(r"error: .* its 4 heads cannot be shared out to 3 processes.*", done.err)
     assert not Path("profiles").exists()
+
+
+def test_processes_without_a_device_are_told_once(
+    run: Callable[..., Outcome], models: list[str]
+) -> None:
+    done = finish(launch("profile", *models, *SMALL, "--device", "cuda"))
+    assert done.code != 0
+    assert done.err == "error: this machine has no GPU for its processes; use --device cpu"
+
+
+def test_what_another_programs_processes_leave_behind_is_told_of(
+    run: Callable[..., Outcome], models: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in FIRST_OF_TWO.items():
+        monkeypatch.setenv(name, value)
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    started = time.monotonic()
+    done = run("profile", *models, *SMALL)
+    assert time.monotonic() - started < 5
+    assert done.code == 1
+    [line] = done.err.splitlines()
+    assert re.fullmatch(r"error: .* MASTER_ADDR is not; start them with torchrun, .*", line)
 
 
 def test_a_process_that_dies_ends_the_run(

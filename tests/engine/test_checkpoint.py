@@ -105,6 +105,43 @@ def test_damaged_files_are_named(tmp_path: Path, content: bytes) -> None:
         Checkpoint(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("shape", "offsets"),
+    [
+        ([-1, -1], [0, 4]),
+        ([0, -1], [0, 0]),
+        ([2], [-8, 0]),
+        ([2], [-4, 4]),
+        ([2], [8, 0]),
+        ([1], [64, 68]),
+        ([2**40, 2**40], [0, 0]),
+        ([10**30], [0, 8]),
+    ],
+)
+def test_tensors_that_cannot_be_are_refused(
+    tmp_path: Path, shape: list[int], offsets: list[int]
+) -> None:
+    entry = {"dtype": "F32", "shape": shape, "data_offsets": offsets}
+    header = json.dumps({"a": entry}).encode()
+    content = len(header).to_bytes(8, "little") + header + bytes(64)
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(SequoiaError, match=r"model.safetensors: damaged weights"):
+        Checkpoint(str(tmp_path))
+
+
+@pytest.mark.parametrize("piece", [12, 2**23])
+def test_tells_tensors_apart(tmp_path: Path, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "PIECE", piece)
+    one = torch.arange(35.0).view(5, 7)
+    last = one.clone()
+    last[-1, -1] = 0
+    tensors = {"one": one, "twin": one.clone(), "last": last, "flat": one.flatten()}
+    save_file(tensors | {"half": one.bfloat16()}, tmp_path / "model.safetensors")
+    found = Checkpoint(str(tmp_path))
+    same = [name for name in found.names if found.same("one", name)]
+    assert sorted(same) == ["one", "twin"]
+
+
 def test_data_that_is_not_there_is_noticed(folder: Path) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-4])

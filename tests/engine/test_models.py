@@ -12,9 +12,15 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from sequoia_opt import demo
+from sequoia_opt.engine import memory
+from sequoia_opt.engine import models as pairs
+from sequoia_opt.engine.distributed import PATIENCE, SHARE_PATIENCE, World
 from sequoia_opt.engine.loading import fingerprint
 from sequoia_opt.engine.models import load_pair, short_name
 from sequoia_opt.errors import SequoiaError
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+SOURCES, SIZES = {"target": "big", "draft": "small"}, {"target": 8 * 10**9, "draft": 10**9}
 
 
 def give_tokenizer(folder: Path, words: list[str]) -> None:
@@ -227,3 +233,50 @@ def test_half_characters_are_no_prompt(folders: tuple[Path, Path]) -> None:
             shutil.copy(demo.FOLDER / "target" / name, folder)
     with pytest.raises(SequoiaError, match="half of a character"):
         load_pair(target, draft, "cpu").encode("a\ud800b")
+
+
+def test_a_spread_target_takes_its_share_of_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 5 * 10**9)
+    pairs._check_memory(SOURCES, SIZES, CUDA, "none", parts=2)
+    with pytest.raises(SequoiaError, match=r"the weights of big and small take 9\.0 GB"):
+        pairs._check_memory(SOURCES, SIZES, CUDA, "none", parts=1)
+    with pytest.raises(SequoiaError, match=r"take 9\.0 GB"):  # all parts are in its one memory
+        pairs._check_memory(SOURCES, SIZES, CPU, "none", parts=2)
+
+
+def test_the_host_must_hold_what_is_offloaded_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = {"cuda": 2 * 10**9, "cpu": 7 * 10**9}
+    monkeypatch.setattr(memory, "free_bytes", lambda device: free[device.type])
+    complaint = "the weights of big take 8.0 GB and 7.0 GB of cpu memory are free; .*--offload disk"
+    with pytest.raises(SequoiaError, match=complaint):
+        pairs._check_memory(SOURCES, SIZES, CUDA, "cpu", parts=1)
+    pairs._check_memory(SOURCES, SIZES, CUDA, "disk", parts=1)
+    free["cpu"] = 9 * 10**9
+    pairs._check_memory(SOURCES, SIZES, CUDA, "cpu", parts=1)
+
+
+def test_processes_on_the_cpu_of_a_machine_with_a_gpu_are_refused(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Transformers would have the target on GPUs, and only there."""
+    monkeypatch.setattr(pairs, "join", lambda *_: World(0, 2))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(SequoiaError, match="CUDA_VISIBLE_DEVICES= torchrun"):
+        load(folders)
+
+
+def test_shares_of_the_work_are_waited_for_longer(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def join(device: torch.device, patience: Any) -> World:
+        asked.append(patience)
+        raise SequoiaError("do not meet")
+
+    monkeypatch.setattr(pairs, "join", join)
+    for spread in (True, False):
+        with pytest.raises(SequoiaError, match="do not meet"):
+            load_pair(*folders, device="cpu", spread=spread)
+    assert asked == [PATIENCE, SHARE_PATIENCE]
+    assert PATIENCE < SHARE_PATIENCE

@@ -1,7 +1,12 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +20,7 @@ from sequoia_opt.engine.checkpoint import Checkpoint
 from sequoia_opt.engine.decoder import Decoder
 from sequoia_opt.engine.models import load_pair
 from sequoia_opt.engine.offload import (
+    FREE_SHARE,
     Offload,
     cache_bytes,
     choose_streamed,
@@ -23,8 +29,11 @@ from sequoia_opt.engine.offload import (
     place,
     random_model,
 )
+from sequoia_opt.engine.runner import STREAMED_CHUNK
 from sequoia_opt.engine.streaming import (
+    LANES,
     HostStore,
+    Lane,
     LayerStream,
     Layout,
     host_memory,
@@ -85,9 +94,13 @@ def test_logits_are_the_resident_models(
     make_model: Callable[..., Path], architecture: str, where: str
 ) -> None:
     """From disk, and as for a GPU from host memory; without a resident layer but one."""
+    check_logits(deep(make_model, architecture), where)
+
+
+def check_logits(folder: Path, where: str) -> None:
+    """A model's logits, with one or two of seven layers in memory, are those it has with all."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    folder = deep(make_model, architecture)
     resident: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
     fixed, layer = sizes(folder, torch.float64)
     offload = Offload(where, fixed + layer)
@@ -101,13 +114,45 @@ def test_logits_are_the_resident_models(
         assert isinstance(stream, LayerStream)
         assert isinstance(stream.store, HostStore)
     assert stream is not None
-    assert 5 <= len(stream.streamed) <= 6
+    assert 5 <= len(stream.streamed) <= 7
+    assert model.num_parameters() == resident.num_parameters()
     tokens = torch.arange(2, 42)[None]
     with torch.inference_mode():
         for part in (tokens, tokens[:, :3], tokens.flip(1)):
             wanted = resident(input_ids=part, use_cache=False).logits
             found = model(input_ids=part, use_cache=False).logits
             assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("held", ["embeddings", "head", "the same twice", "two that differ"])
+@pytest.mark.parametrize("where", ["disk", "cpu"])
+def test_tied_weights_are_what_the_files_hold(
+    make_model: Callable[..., Path], tmp_path: Path, where: str, held: str
+) -> None:
+    """Under whichever name; and where they differ, they are not tied, whatever the configuration
+    says: so transformers has it."""
+    folder = tmp_path / "tied"
+    shutil.copytree(deep(make_model, tie_word_embeddings=True), folder)
+    state = load_file(folder / "model.safetensors")
+    assert "lm_head.weight" not in state
+    table = state["model.embed_tokens.weight"]
+    if held != "embeddings":
+        state["lm_head.weight"] = table.flip(0) if held == "two that differ" else table.clone()
+    if held == "head":
+        del state["model.embed_tokens.weight"]
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    check_logits(folder, where)
+
+
+def test_a_head_of_another_shape_is_not_tied_away(
+    make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    shutil.copytree(deep(make_model, tie_word_embeddings=True), tmp_path, dirs_exist_ok=True)
+    state = load_file(tmp_path / "model.safetensors")
+    state["lm_head.weight"] = torch.zeros(60, 32)
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(SequoiaError, match=r"no lm_head\.weight of the right shape"):
+        offloaded(make_model, tmp_path)
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=40), st.integers(0, 200))
@@ -217,6 +262,50 @@ def test_names_without_the_base_models_prefix_are_found(
     assert tokens[0] == tokens[1]
 
 
+def test_a_budget_that_was_not_given_is_known(
+    make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With it, later, the same layers stay, whatever is free then."""
+    folders = deep(make_model), make_model("llama", 1)
+    fixed, layer = sizes(folders[0], torch.float64)
+    free = math.ceil((fixed + 3 * layer + LANES * layer + 1) / FREE_SHARE)
+    monkeypatch.setattr("sequoia_opt.engine.offload.free_bytes", lambda device: free)
+    load = {"device": "cpu", "dtype": "float64", "offload": "disk"}
+    pair = load_pair(*folders, **load)
+    assert pair.target.stream is not None
+    assert pair.memory_budget is not None
+    assert fixed + 3 * layer <= pair.memory_budget <= fixed + 3 * layer + 2
+    monkeypatch.undo()
+    again = load_pair(*folders, **load, memory_budget=pair.memory_budget)
+    assert again.target.stream is not None
+    assert again.target.stream.streamed == pair.target.stream.streamed
+    assert load_pair(*folders, **load).memory_budget is None  # all of it fits
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
+def test_a_long_prompt_takes_little_memory(make_model: Callable[..., Path]) -> None:
+    """Read in chunks, its masks are small, though eight heads share each key; none are kept."""
+    shape = {"num_attention_heads": 8, "num_key_value_heads": 1, "max_position_embeddings": 2304}
+    folder, draft = deep(make_model, **shape), make_model("llama", 1)
+    fixed, layer = sizes(folder, torch.float32)
+    pair = load_pair(folder, draft, "cpu", "float32", offload="disk", memory_budget=fixed + layer)
+    lengths: list[int] = []
+    pair.target.model.register_forward_pre_hook(
+        lambda _, __, options: lengths.append(options["input_ids"].shape[1]), with_kwargs=True
+    )
+
+    def taken(what: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(what))
+
+    before = taken("VmRSS:")
+    Path("/proc/self/clear_refs").write_text("5")
+    Decoder(pair).generate([place % 61 for place in range(2000)], 2, ignore_eos=True)
+    assert taken("VmHWM:") - before < 100e6
+    assert max(lengths) == STREAMED_CHUNK
+    assert not pair.target._chunks
+
+
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
@@ -303,8 +392,64 @@ def test_on_a_gpu_tokens_are_the_resident_models(
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 def test_host_memory_is_pinned_and_given_back() -> None:
-    memory = host_memory(3_000_000, pinned=True)
+    device = torch.device("cuda")
+    memory = host_memory(3_000_000, device)
     assert memory.is_pinned()
     del memory
-    again = [host_memory(3_000_000, pinned=True) for _ in range(3)]
+    again = [host_memory(3_000_000, device) for _ in range(3)]
     assert all(each.is_pinned() for each in again)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_memory_that_a_copy_is_on_its_way_to_is_nobody_elses() -> None:
+    """A model may go while its next forward's first layers still come."""
+    device, size = torch.device("cuda"), 2**29
+    store = HostStore(device)
+    store.add(0, size).fill_(1)
+    lane = Lane([0], size, store, device, torch.cuda.Stream(device))
+    with ThreadPoolExecutor(1) as worker:
+        lane.begin(0, worker)
+    del lane, store
+    fresh = torch.zeros(size, dtype=torch.uint8, device=device)
+    torch.cuda.synchronize()
+    assert not fresh.any()
+
+
+def test_pinned_memory_is_its_devices_until_nothing_reads_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said: list[str] = []
+    codes = {"register": 0}
+
+    @contextmanager
+    def on(device: torch.device) -> Iterator[None]:
+        said.append(f"on {device}")
+        yield
+
+    def register(*_: object) -> int:
+        said.append("register")
+        return codes["register"]
+
+    def launch(*_: object, **__: object) -> None:
+        said.append("launch")
+        raise RuntimeError("an error that was made before")
+
+    runtime = SimpleNamespace(
+        cudaHostRegister=register, cudaHostUnregister=lambda _: said.append("unregister")
+    )
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    monkeypatch.setattr(torch.cuda, "device", on)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: said.append("wait"))
+    monkeypatch.setattr(torch, "ones", launch)
+    device = torch.device("cuda:1")
+    memory = host_memory(1000, device)
+    assert said == ["on cuda:1", "register"]
+    said.clear()
+    del memory
+    assert said == ["on cuda:1", "wait", "unregister"]
+    codes["register"] = 2
+    said.clear()
+    with pytest.raises(SequoiaError, match=r"could not be pinned \(CUDA error 2\)"):
+        host_memory(1000, device)
+    assert said == ["on cuda:1", "register", "launch"]  # which took the error away

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mutations import as_json, as_yaml, cases, damaged, mutated
 
-from sequoia_opt import demo, fleet, paths, torch_files
+from sequoia_opt import charts, demo, fleet, paths, torch_files
+from sequoia_opt.cli import running
 from sequoia_opt.cli.options import any_tree
 from sequoia_opt.completions import Completions
 from sequoia_opt.errors import SequoiaError
@@ -25,6 +26,7 @@ from sequoia_opt.plan.latency import LatencyProfile
 from sequoia_opt.plan.solver import solve
 from sequoia_opt.plan.tree import TokenTree
 from sequoia_opt.plots import Results, figures
+from sequoia_opt.report import figures as drawn
 
 ROOT = Path(__file__).parents[2]
 PROFILE = LatencyProfile.load(paths.bundled_profile())
@@ -76,7 +78,10 @@ def test_trees(document: Any, file: Callable[[str, bytes], Path], tmp_path: Path
         tree.save(tmp_path / "again.json")
         assert TokenTree.load(tmp_path / "again.json") == tree
         tried(lambda: paths.inputs_of(tree))
+        tried(lambda: (running.check_world(tree), running.offload_of(tree, None, None)))
+        tried(lambda: running.compiled_roles(tree, None))
         if tree.size <= 64:
+            tried(lambda: charts.tree(tree, SHORT, 9))
             tried(lambda: fleet.plan_again(tree, PROFILE, SHORT))
 
 
@@ -90,6 +95,7 @@ def test_acceptances(document: Any, file: Callable[[str, bytes], Path], tmp_path
         again = Acceptance.load(tmp_path / "again.yaml")
         assert again.document() == found.document()
         found.replicates([shapes.chain(3)], 10)
+        charts.acceptance(found)
 
 
 @cases(500)
@@ -102,6 +108,7 @@ def test_profiles(document: Any, file: Callable[[str, bytes], Path], tmp_path: P
         again = LatencyProfile.load(tmp_path / "again.yaml")
         assert again.document() == found.document()
         tried(lambda: solve(found, SHORT, max_size=6, replicates=5))
+        charts.profile(found)
 
 
 @cases(900)
@@ -111,6 +118,8 @@ def test_results(document: Any, file: Callable[[str, bytes], Path]) -> None:
     found = tried(lambda: Results.load(path))
     if found is not None:
         tried(lambda: figures([found]))
+        is_race = "calibration" not in found.document
+        tried(lambda: drawn.race(found) if is_race else drawn.calibration(found))
 
 
 @cases(900)
@@ -119,7 +128,7 @@ def test_statistics(document: Any, file: Callable[[str, bytes], Path]) -> None:
     path = file("traffic.jsonl", as_json(document) + b"\n" + as_json(TEXT.document()) + b"\n")
     found = tried(lambda: traffic.load(path))
     if found is not None:
-        tried(lambda: traffic.acceptance(found))
+        tried(lambda: traffic.acceptances(found))
 
 
 @cases(600)

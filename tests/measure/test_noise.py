@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from sequoia_opt.engine.distributed import World
 from sequoia_opt.measure.noise import Moment, Watch, disturbances, slowdown
 
 CUDA = torch.device("cuda")
@@ -49,6 +50,18 @@ def test_another_process_is_noticed() -> None:
     finally:
         os.sched_setaffinity(0, processors)
     assert any("processors" in note for note in notes)
+
+
+def test_what_runs_together_with_this_process_is_no_other() -> None:
+    class Two(World):
+        def gather(self, value: float) -> list[float]:
+            return [value, value + 1000]
+
+    def own(watch: Watch) -> float:
+        return watch._now().own
+
+    cpu = torch.device("cpu")
+    assert own(Watch(cpu, Two(0, 2))) >= 2 * own(Watch(cpu)) + 999
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ import torch
 from sequoia_opt.engine import memory
 from sequoia_opt.engine.attention import Attend
 from sequoia_opt.engine.decoder import Decoder
+from sequoia_opt.engine.distributed import ALONE, World
 from sequoia_opt.engine.models import Pair, load_pair
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure import profiler
@@ -289,6 +291,93 @@ def test_stops_where_the_device_runs_out_of_memory(
         "batch 1: measured to 4 tokens, more do not fit into memory (CUDA out of memory. Tried "
         "to allocate 2 GiB.)"
     ]
+
+
+def test_processes_go_on_only_together(
+    make_pair: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one has no room for four tokens: this one must not begin a forward of them."""
+    others = iter(["", "", "", "no room there"])  # buffers, then 1, 2 and 4 tokens
+
+    class Two(World):
+        def gather(self, value: Any) -> list[Any]:
+            return [value, next(others)]
+
+    ran: list[int] = []
+    monkeypatch.setattr(
+        profiler, "_forward", lambda runner, context, count, *_: lambda: ran.append(count)
+    )
+    pair, notes = replace(make_pair(dtype="float32"), world=Two(0, 2)), []
+    assert profiler._that_fit(pair, [1, 2, 4, 8], 16, 1, notes.append) == [1, 2]
+    assert ran == [1, 1, 2, 2]
+    assert notes == ["batch 1: measured to 2 tokens, more do not fit into memory (no room there)"]
+
+
+def test_out_of_memory_while_others_wait_ends_the_run(
+    make_pair: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Two(World):
+        def gather(self, value: Any) -> list[Any]:
+            return [value, value]
+
+    def forward(runner: Any, context: int, count: int, *_: object) -> Callable[[], None]:
+        def run() -> None:
+            if count > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB.")
+
+        return run
+
+    monkeypatch.setattr(profiler, "_forward", forward)
+    pair = replace(make_pair(dtype="float32"), world=Two(0, 2))
+    with pytest.raises(SequoiaError, match=r"out of memory\. Tried .*; profile shorter --contexts"):
+        profiler._that_fit(pair, [1, 2, 4], 16, 1, pytest.fail)
+
+
+def test_what_streams_is_timed_behind_itself(make_model: Callable[..., Path]) -> None:
+    """Behind something else its first layers are there already."""
+    times = [150.0, 200.0]
+
+    class Clock(profiler._Timed):
+        def sample_ms(self, device: torch.device) -> float:
+            return times.pop(0)
+
+    assert Clock(lambda: None, streams=True).turn_ms(torch.device("cpu"), ALONE) == 200
+    pair: Any = load_pair(make_model("llama", 0), make_model("llama", 1), "cpu", "float32")
+    pair.target.stream = SimpleNamespace(streamed=[0, 2], moved_bytes=5)
+    pair.memory_budget = 7
+    forwards = profiler._forwards(pair, [1], [16], 1)
+    assert {role: item.streams for (role, *_), item in forwards.items()} == {
+        "target": True, "draft": False
+    }  # fmt: skip
+    steps = profiler._steps(pair, 16, 1, [Sampling(0.0, 1.0, "sequoia")])
+    assert all(step.streams for _, _, step in steps)
+    found = profiler._streaming(pair)
+    assert found == {"memory_budget": 7, "streamed_layers": 2, "moved_bytes": 5}
+
+
+def test_the_machine_is_watched_from_when_it_works(
+    make_pair: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An idle GPU's clock says nothing."""
+    said: list[str] = []
+    fitting = profiler._that_fit
+
+    class Told:
+        def __init__(self, device: torch.device, world: World) -> None:
+            said.append("watched")
+
+        def notes(self) -> list[str]:
+            return ["it was loud"]
+
+    def that_fit(*arguments: Any) -> list[int]:
+        said.append("worked")
+        return fitting(*arguments)
+
+    monkeypatch.setattr(profiler, "Watch", Told)
+    monkeypatch.setattr(profiler, "_that_fit", that_fit)
+    found = profile(make_pair(dtype="float32"), Options(tokens=[1], contexts=[16], repeats=5))
+    assert said == ["worked", "watched"]
+    assert found.disturbed.endswith("it was loud")
 
 
 def test_a_model_that_compiling_makes_slower_runs_eagerly(
