@@ -26,6 +26,7 @@ FIRST, SECOND = COLOURS[:2]
 SCALE = "Viridis"  # read without telling red from green, and in grey
 SHOWN_RANKS, SHOWN_LINES = 16, 4
 GREY = "#8c959f"  # on white and on black
+OUTLINE = {"color": "#000000", "width": 2}
 LEVEL, BAR, PLAIN = 64, 30, 340  # pixels: of a tree's level, of a bar, of other figures
 
 
@@ -214,6 +215,7 @@ def _bars(
             y=places,
             x=list(speeds),
             orientation="h",
+            showlegend=False,
             marker={"color": [SECOND if each else FIRST for each in marked]},
             error_x={
                 "type": "data",
@@ -232,7 +234,8 @@ def _bars(
         figure.add_trace(
             go.Scatter(
                 x=[x for x, _ in known], y=[y for _, y in known], mode="markers", showlegend=False,
-                marker={"symbol": "diamond-open", "size": 11, "color": GREY},
+                # Seen on a bar, and beside it in the light and in the dark.
+                marker={"symbol": "diamond", "size": 11, "color": "#ffffff", "line": OUTLINE},
                 hovertemplate="predicted %{x:.2f} ×<extra></extra>",
             )
         )  # fmt: skip

@@ -20,7 +20,7 @@ def test_jsonl_with_prompts_and_texts(tmp_path: Path) -> None:
     path.write_text("\n\n".join(json.dumps(r, ensure_ascii=False) for r in records), "utf-8")
     name, documents = load_dataset(path)
     assert name == "mixed"
-    assert documents == [Document("a", "b"), Document("c", ""), Document("", "d é")]
+    assert documents == [Document("a", "b"), Document("c", ""), Document("", "d é", is_whole=True)]
 
 
 def test_text_is_cut_at_line_ends(tmp_path: Path) -> None:

@@ -293,6 +293,7 @@ def test_stops_where_the_device_runs_out_of_memory(
     ]
 
 
+@torch.inference_mode()
 def test_processes_go_on_only_together(
     make_pair: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -313,6 +314,7 @@ def test_processes_go_on_only_together(
     assert notes == ["batch 1: measured to 2 tokens, more do not fit into memory (no room there)"]
 
 
+@torch.inference_mode()
 def test_out_of_memory_while_others_wait_ends_the_run(
     make_pair: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
