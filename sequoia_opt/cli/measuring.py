@@ -105,7 +105,7 @@ def profile(
         "models": pair.fingerprints,
         "hardware": hardware(pair.device),
         "software": software(pair.device),
-        "engine": [pair.dtype, pair.graphs, pair.compiled, *setting, budget],
+        "engine": [pair.dtype, pair.graphs, pair.compiled, *setting, pair.memory_budget],
     }
     wanted = output or paths.profile_path(*parts, bool(pair.compiled), *setting)
     kept = journal(wanted, about, resume, max_seconds)
