@@ -17,7 +17,7 @@ DATA ?=
 # Profile, sample, solve and decode on the bundled pair, on this machine: with a program, into a
 # folder.
 define demonstration
-	$(1)/sequoia-opt profile --contexts 128,512 --tokens 1,2,3,4,6,8,12,16,24,32 -o $(2)/profile.yaml
+	$(1)/sequoia-opt profile --contexts 128,512 --tokens 1,2,3,4,6,8,12,16,24,32 --repeats 5 -o $(2)/profile.yaml
 	$(1)/sequoia-opt estimate -o $(2)/acceptance.yaml
 	$(1)/sequoia-opt solve --profile $(2)/profile.yaml --acceptance $(2)/acceptance.yaml -o $(2)/tree.json
 	$(1)/sequoia-opt decode $(2)/tree.json --compare
@@ -36,7 +36,7 @@ wheel: .venv/installed
 	$(call demonstration,cd $(WHEEL) && venv/bin,demo)
 
 test: .venv/installed
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # The tests that need an NVIDIA GPU; without one they are skipped, and say so.
 test-gpu: .venv/installed

@@ -1,6 +1,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,3 +41,28 @@ def test_several_ways_to_sample_in_one_pass(
     assert refused.code == 2
     assert "one file, but 3" in refused.err
     assert "found '0;1', expected numbers" in run("estimate", "--temperature", "0;1").err
+
+
+def test_what_was_killed_is_taken_up_and_gives_the_same_file(
+    run: Callable[..., Outcome], models: list[str], dataset: Path
+) -> None:
+    """By SIGKILL, as soon as something has been kept."""
+    options = [*models, "--dataset", str(dataset), "--batch", "1", "--temperature", "0.7"]
+    options += ["--max-new-tokens", "200", "--dtype", "float64"]
+    assert run("estimate", *options, "-o", "whole.yaml").code == 0
+    command = [sys.executable, "-m", "sequoia_opt", "estimate", *options, "-o", "killed.yaml"]
+    partial = Path("killed.yaml.partial")
+    alone = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, env=alone) as process:
+        ends = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < ends:
+            if partial.exists() and partial.read_bytes().count(b"\n") > 1:
+                process.kill()
+            time.sleep(0.01)
+    assert process.returncode == -signal.SIGKILL
+    assert not Path("killed.yaml").exists()
+    done = run("estimate", *options, "-o", "killed.yaml", "--resume")
+    assert done.code == 0, done.err
+    assert "are taken up" in done.err
+    assert not partial.exists()
+    assert Path("killed.yaml").read_bytes() == Path("whole.yaml").read_bytes()
