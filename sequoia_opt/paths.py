@@ -96,11 +96,6 @@ def bundled_tree(temperature: float, compiled: bool = False, hardware: str = "")
         return _newest(pattern + "sequoia-T*.json", "sequoia-opt solve", hardware=hardware)
 
 
-def inputs_of(tree: TokenTree) -> tuple[Path, Path]:
-    """The profile and the acceptance file that a tree was solved from, see `input_of`."""
-    return input_of(tree, "profile"), input_of(tree, "acceptance")
-
-
 def input_of(tree: TokenTree, kind: str, beside: Path | None = None) -> Path:
     """The profile, or the acceptance file, that a tree was solved from.
 

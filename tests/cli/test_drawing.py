@@ -30,7 +30,7 @@ def test_show_says_what_a_tree_is_worth(run: Callable[..., Outcome]) -> None:
     path = paths.bundled_tree(0.0)
     tree = TokenTree.load(path)
     document = json.loads(run("show", path, "--json").out)
-    rates = Acceptance.load(paths.inputs_of(tree)[1])
+    rates = Acceptance.load(paths.input_of(tree, "acceptance"))
     assert document["reached"] == pytest.approx(rates.node_values(tree).tolist())
     assert sum(document["shares"]) == pytest.approx(1)
 

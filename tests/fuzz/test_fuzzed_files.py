@@ -77,7 +77,7 @@ def test_trees(document: Any, file: Callable[[str, bytes], Path], tmp_path: Path
     if tree is not None:
         tree.save(tmp_path / "again.json")
         assert TokenTree.load(tmp_path / "again.json") == tree
-        tried(lambda: paths.inputs_of(tree))
+        tried(lambda: paths.input_of(tree, "profile"))
         tried(lambda: (running.check_world(tree), running.offload_of(tree, None, None)))
         tried(lambda: running.compiled_roles(tree, None))
         if tree.size <= 64:
