@@ -134,7 +134,7 @@ def check_world(tree: TokenTree) -> None:
     from sequoia_opt.engine.distributed import launched
 
     engine, found = tree.metadata.get("engine", {}), launched()
-    wanted = engine.get("world_size", found)
+    wanted = engine.get("world_size") or found
     if wanted != found:
         way = f"with `torchrun --nproc-per-node {wanted} -m sequoia_opt …`"
         processes = f"{wanted} processes" if wanted > 1 else "one process"
