@@ -615,8 +615,9 @@ def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
     return float(np.median(ordered)), float(ordered[left_out]), float(ordered[-1 - left_out])
 
 
-def overhead_trees(largest: int) -> list[TokenTree]:
-    """Trees of different sizes and depths to tell the overhead's parts from one another."""
+def overhead_trees(largest: int, few: bool = False) -> list[TokenTree]:
+    """Trees of different sizes and depths to tell the overhead's parts from one another; of those
+    to 64 nodes no fewer than the parts, with `few` too."""
     trees = [
         shapes.chain(1),
         shapes.chain(2),
@@ -629,7 +630,7 @@ def overhead_trees(largest: int) -> list[TokenTree]:
         shapes.k_sequences(8, 7),
         shapes.k_ary(7, 2),
     ]
-    return [tree for tree in trees if tree.size <= largest]
+    return [tree for tree in trees[:: 2 if few else 1] if tree.size <= largest]
 
 
 def _ways(verifiers: Sequence[str]) -> list[Sampling]:
@@ -643,15 +644,17 @@ def _steps(
 ) -> list[tuple[str, TokenTree, _Timed]]:
     """Whole steps to time: the overhead's name, the tree, and the step.
 
-    Tokens are random, which costs what a text's cost: shapes follow from the tree alone.
+    Tokens are random, which costs what a text's cost: shapes follow from the tree alone. Steps
+    that bring weights in take long, and what no forward accounts for is little of them: of these,
+    fewer.
     """
+    streams = pair.target.stream is not None
     steps = []
     for way in ways:
-        for tree in overhead_trees(largest):
+        for tree in overhead_trees(largest, few=streams):
             decoder = Decoder(pair, tree, **asdict(way))
             name = overhead_name(decoder.verifier.name, way.temperature, way.top_p)
-            turns = PLAIN_TURNS if tree.size == 1 else 1
-            streams = pair.target.stream is not None
+            turns = PLAIN_TURNS if tree.size == 1 and not streams else 1
             timed = _Timed(_whole_step(decoder, context), turns=turns, streams=streams)
             steps.append((name, tree, timed))
     return steps

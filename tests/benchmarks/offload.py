@@ -56,12 +56,14 @@ class Setting:
         device: "cpu" or "cuda".
         offload: where the target's layers are: "disk" or "cpu".
         prompt: tokens of the prompt after which memory is looked at.
+        dtype: of the weights, as torch names it.
     """
 
     folder: Path
     device: str
     offload: str
     prompt: int
+    dtype: str
 
     @property
     def target(self) -> Path:
@@ -82,14 +84,14 @@ class Setting:
         return int(BUDGET * self.weights)
 
 
-def make(folder: Path, config: Any) -> None:
-    """Save a model of random weights in bfloat16, a file for each layer."""
+def make(folder: Path, config: Any, dtype: torch.dtype) -> None:
+    """Save a model of random weights, a file for each layer."""
     from transformers import AutoModelForCausalLM
 
     folder.mkdir()
     config.save_pretrained(folder)
     with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
     files: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in model.state_dict().items():
         part = name.split(".")[2] if ".layers." in name else "rest"
@@ -97,7 +99,7 @@ def make(folder: Path, config: Any) -> None:
     places = {name: file for file, tensors in files.items() for name in tensors}
     index = {"metadata": {}, "weight_map": places}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    noise = torch.randn(2**20).bfloat16() * 0.02
+    noise = torch.randn(2**20).to(dtype) * 0.02
     for file, tensors in files.items():
         filled = {
             name: noise.repeat(1 + t.numel() // len(noise))[: t.numel()].view(t.shape)
@@ -164,13 +166,13 @@ def alone_rate(setting: Setting, stream: LayerStream) -> float:
 
 def run_ours(setting: Setting) -> dict[str, Any]:
     """Decode with this program."""
-    device, draft = setting.device, setting.draft
-    empty = load_pair(draft, draft, device, "bfloat16")
+    device, draft, dtype = setting.device, setting.draft, setting.dtype
+    empty = load_pair(draft, draft, device, dtype)
     Decoder(empty, shapes.chain(4)).generate(text(CONTEXT), 8, ignore_eos=True)
     before = taken(device)
     forget(device)
     pair = load_pair(
-        setting.target, draft, device, "bfloat16",
+        setting.target, draft, device, dtype,
         offload=setting.offload, memory_budget=setting.budget,
     )  # fmt: skip
     stream = pair.target.stream
@@ -215,7 +217,7 @@ def seconds_and_rate(decoder: Decoder, stream: LayerStream) -> tuple[float, floa
 def run_resident(setting: Setting) -> dict[str, Any]:
     """The same with all weights on the device; nothing where they do not fit."""
     try:
-        pair = load_pair(setting.target, setting.draft, setting.device, "bfloat16")
+        pair = load_pair(setting.target, setting.draft, setting.device, setting.dtype)
     except SequoiaError as error:
         print(f"not {RESIDENT}: {error}", file=sys.stderr)
         return {}
@@ -261,9 +263,9 @@ def run_accelerate(setting: Setting) -> dict[str, Any]:
     from accelerate import infer_auto_device_map
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(setting.target)
+    config, dtype = AutoConfig.from_pretrained(setting.target), getattr(torch, setting.dtype)
     with torch.device("meta"):
-        shell: Any = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        shell: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
     first: int | str = 0 if setting.device == "cuda" else "cpu"
     kept = infer_auto_device_map(
         shell,
@@ -274,7 +276,7 @@ def run_accelerate(setting: Setting) -> dict[str, Any]:
     forget(setting.device)
     with tempfile.TemporaryDirectory() as folder:
         model: Any = AutoModelForCausalLM.from_pretrained(
-            setting.target, dtype=torch.bfloat16, device_map=kept, offload_folder=folder
+            setting.target, dtype=dtype, device_map=kept, offload_folder=folder
         )
         tokens = torch.tensor([text(CONTEXT)], device=setting.device)
         # Whether they come from the disk or, once read, from the system's memory.
@@ -325,6 +327,9 @@ def main(
     prompt: Annotated[
         int, typer.Option(min=1, max=POSITIONS - 2, help="Tokens, for the memory.")
     ] = CONTEXT,
+    dtype: Annotated[
+        str, typer.Option(help="Of the weights: float32 where the processor computes no bfloat16.")
+    ] = "bfloat16",
     folder: Annotated[
         Path | None, typer.Option(help="Where to make the models.", show_default="temporary")
     ] = None,
@@ -333,12 +338,12 @@ def main(
     """Print what was measured."""
     if way is not None:  # the process for one of them
         assert folder is not None
-        print(json.dumps(WAYS[way](Setting(folder, device, offload, prompt))))
+        print(json.dumps(WAYS[way](Setting(folder, device, offload, prompt, dtype))))
         return
     from transformers import LlamaConfig
 
     with tempfile.TemporaryDirectory(dir=folder) as name:
-        setting = Setting(Path(name), device, offload, prompt)
+        setting = Setting(Path(name), device, offload, prompt, dtype)
         common: Any = dict(vocab_size=VOCABULARY, max_position_embeddings=POSITIONS)
         shape: Any = dict(
             hidden_size=hidden,
@@ -347,8 +352,9 @@ def main(
             num_attention_heads=hidden // 64,
             num_key_value_heads=hidden // 64 // groups,
         )
-        make(setting.target, LlamaConfig(**shape, **common))
-        make(setting.draft, LlamaConfig(**DRAFT, **common))
+        kind = getattr(torch, dtype)
+        make(setting.target, LlamaConfig(**shape, **common), kind)
+        make(setting.draft, LlamaConfig(**DRAFT, **common), kind)
         print(f"a target of {setting.weights / 1e9:.2f} GB, {BUDGET:.0%} of it on the {device}")
         found = {}
         for each in WAYS:

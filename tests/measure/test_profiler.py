@@ -182,8 +182,10 @@ def test_a_machine_that_slows_down_is_told_of() -> None:
     assert said == ["all became 50% slower from first to last"]
 
 
-def test_overhead_fit_finds_its_parts() -> None:
-    trees = overhead_trees(64)
+@pytest.mark.parametrize("few", [False, True])
+def test_overhead_fit_finds_its_parts(few: bool) -> None:
+    trees = overhead_trees(64, few)
+    assert len(trees) == (5 if few else 10)
     rows = [
         (
             tree,
@@ -351,8 +353,9 @@ def test_what_streams_is_timed_behind_itself(make_model: Callable[..., Path]) ->
     assert {role: item.streams for (role, *_), item in forwards.items()} == {
         "target": True, "draft": False
     }  # fmt: skip
-    steps = profiler._steps(pair, 16, 1, [Sampling(0.0, 1.0, "sequoia")])
-    assert all(step.streams for _, _, step in steps)
+    steps = profiler._steps(pair, 16, 64, [Sampling(0.0, 1.0, "sequoia")])
+    assert all(step.streams and step.turns == 1 for _, _, step in steps)
+    assert len(steps) == len(overhead_trees(64, few=True))
     found = profiler._streaming(pair)
     assert found == {"memory_budget": 7, "streamed_layers": 2, "moved_bytes": 5}
 
