@@ -32,9 +32,9 @@ def _one_thread() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _short_runs() -> None:
     """Times are not looked at: each is taken of as few runs as can be."""
-    from sequoia_opt.measure import profiler
+    from sequoia_opt.measure import profiler, rounds
 
-    profiler.RUN_IN_MS = profiler.TIMED_MS = profiler.PATIENCE = 1
+    rounds.RUN_IN_MS = rounds.TIMED_MS = profiler.PATIENCE = 1
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,9 @@ from sequoia_opt.engine import cuda
 from sequoia_opt.engine.decoder import Decoder
 from sequoia_opt.engine.models import ROLES, Pair
 from sequoia_opt.measure import profiler
+from sequoia_opt.measure.forwards import fill, forwards_to_time
+from sequoia_opt.measure.overhead import whole_step
+from sequoia_opt.measure.rounds import Rounds, Timed
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.latency import LatencyProfile
 from sequoia_opt.plan.objective import Objective
@@ -60,17 +63,14 @@ def print_steps(pair: Pair, profile: LatencyProfile, context: int, repeats: int)
     """A row for each tree: whole steps, timed in turn with the forwards that they are made of."""
     sizes = sorted({n for tree in TREES.values() for n in (tree.size, *tree.draft_widths)})
     for runner in (pair.target, pair.draft):
-        profiler._fill(runner, context, sizes[-1], 1)
-    forwards = profiler._forwards(pair, sizes, [context], 1)
+        fill(runner, context, sizes[-1], 1)
+    forwards = forwards_to_time(pair, sizes, [context], 1)
     steps = {
-        (temperature, name): profiler._Timed(
-            profiler._whole_step(Decoder(pair, tree, temperature), context)
-        )
+        (temperature, name): Timed(whole_step(Decoder(pair, tree, temperature), context))
         for temperature in TEMPERATURES
         for name, tree in TREES.items()
     }
-    options = profiler.Options(repeats=repeats)
-    profiler._Rounds(options, pair.device).run([*forwards.values(), *steps.values()])
+    Rounds(pair.device, repeats, warm_up=1).run([*forwards.values(), *steps.values()])
     took = {point: float(np.median(timed.times)) for point, timed in forwards.items()}
     for (temperature, name), timed in steps.items():
         tree = TREES[name]

@@ -16,7 +16,7 @@ from sequoia_opt.engine import packing
 from sequoia_opt.engine.decoder import Decoder
 from sequoia_opt.engine.models import Pair, load_pair
 from sequoia_opt.errors import SequoiaError
-from sequoia_opt.measure.profiler import _fill, _forward
+from sequoia_opt.measure.forwards import fill, one_forward
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.tree import AUTOREGRESSIVE, TokenTree
 
@@ -112,8 +112,8 @@ def test_any_number_of_sequences_takes_the_same_graphs(pairs: dict[str, Pair]) -
         runner, logits[way] = pair.draft, []
         for batch, count in ((1, 1), (2, 1), (2, 5), (5, 1), (5, 3)):
             with torch.inference_mode(), torch.compiler.set_stance("fail_on_recompile"):
-                _fill(runner, 20, count, batch)
-                logits[way].append(_forward(runner, 20, count, batch, 20)())
+                fill(runner, 20, count, batch)
+                logits[way].append(one_forward(runner, 20, count, batch, 20)())
     for found, wanted in zip(logits["compiled"], logits["eager"], strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
 
