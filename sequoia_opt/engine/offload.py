@@ -35,6 +35,10 @@ from sequoia_opt.errors import SequoiaError
 PLACES = ("none", "cpu", "disk")
 FREE_SHARE = 0.8  # of the free memory, if no budget is given
 KEPT_TOKENS = 512  # whose keys and values a budget holds beside the weights
+# Tokens of a prompt that are read together. Each time all layers are brought in, and what a
+# forward computes with takes memory: as many as a share of the budget holds. Of so few as the
+# least it takes less than the keys and values above, which a prompt may still need.
+LEAST_READ, MOST_READ, READ_SHARE = 256, 2048, 0.02
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,10 @@ def place(
     fixed = sum(part.nbytes for t in distinct.values() for part in parts_of(t, "").values())
     fixed += cache_bytes(model)
     budget = _budget(offload, fixed, sizes, device)
+    chunk, reading = read_together(model, min(int(READ_SHARE * budget), budget - fixed))
     streamed = choose_streamed(sizes, budget - fixed)
+    if streamed:  # else they are read as of any model
+        streamed = choose_streamed(sizes, budget - fixed - reading)
     staying = [
         f"{prefix}{i}.{name}"
         for i, layout in enumerate(layouts)
@@ -136,7 +143,7 @@ def place(
             memory = store.add(i, layouts[i].size)
             layouts[i].fill(memory, layers[i])
             layouts[i].bind(layers[i], memory)  # what it was loaded into is free again
-    return LayerStream(list(layers), layouts, streamed, store, device, budget)
+    return LayerStream(list(layers), layouts, streamed, store, device, budget, chunk)
 
 
 def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
@@ -172,6 +179,16 @@ def cache_bytes(model: Any) -> int:
     tokens = min(KEPT_TOKENS, getattr(text, "max_position_embeddings", None) or KEPT_TOKENS)
     each: int = 2 * text.num_hidden_layers * heads * width * model.dtype.itemsize
     return tokens * each
+
+
+def read_together(model: Any, room: int) -> tuple[int, int]:
+    """How many tokens of a prompt to read at once, and the bytes of `room` that takes."""
+    text = model.config.get_text_config()
+    inner = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+    # Of each token at a time: six vectors of the model's width, four of its feed-forward's.
+    each = (6 * text.hidden_size + 4 * inner) * model.dtype.itemsize
+    tokens = min(MOST_READ, room // each)
+    return (tokens, tokens * each) if tokens > LEAST_READ else (LEAST_READ, 0)
 
 
 def names_in(checkpoint: Checkpoint, model: Any) -> dict[str, str]:

@@ -31,9 +31,7 @@ from sequoia_opt.engine.packing import pack, unpack
 from sequoia_opt.engine.streaming import LayerStream
 from sequoia_opt.errors import SequoiaError
 
-# Tokens of a prompt that are read together. Where layers are brought in, memory is what counts: so
-# few take less than the keys and values that a budget has room for beside the weights.
-PREFILL_CHUNK, STREAMED_CHUNK = 512, 256
+PREFILL_CHUNK = 512  # tokens of a prompt that are read together, where all weights stay
 KEPT_TABLES = 8  # causal mask tables of that many chunk lengths stay prepared
 CHECKED_TOKENS = 16
 # On CUDA: attention kernels copy a mask whose rows do not begin at a multiple of this.
@@ -330,7 +328,7 @@ class Runner:
         Yields:
             For each chunk: its first token's place in `tokens`, and its logits.
         """
-        chunk = chunk or (PREFILL_CHUNK if self.stream is None else STREAMED_CHUNK)
+        chunk = chunk or (PREFILL_CHUNK if self.stream is None else self.stream.chunk)
         for start in range(0, tokens.shape[1], chunk):
             yield start, self.extend(tokens[:, start : start + chunk], held + start, pad, keep)
 

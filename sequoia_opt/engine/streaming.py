@@ -215,6 +215,7 @@ class LayerStream:
     Attributes:
         streamed: the layers that do not stay on the device.
         budget: bytes that the model may take on the device beside the buffers.
+        chunk: tokens of a prompt to read at once.
         moved_bytes: that each forward brings in.
         buffer_bytes: of the buffers on the device.
         lanes: these, and what is in them.
@@ -229,8 +230,10 @@ class LayerStream:
         store: Store,
         device: torch.device,
         budget: int,
+        chunk: int,
     ) -> None:
-        self.streamed, self.store, self.budget = list(streamed), store, budget
+        self.streamed, self.store = list(streamed), store
+        self.budget, self.chunk = budget, chunk
         self.moved_bytes, self.buffer_bytes = 0, 0
         self.lanes: list[Lane] = []
         copying = torch.cuda.Stream(device) if device.type == "cuda" else None

@@ -28,7 +28,6 @@ Progress = Callable[[int, int], None]
 RUN_IN_MS, TIMED_MS, RUNS = 60, 40, 16
 LONG_MS = 100  # what takes longer is run once: what went before does not matter to it
 PLAIN_TURNS = 3  # of plain decoding, which every speed-up is measured against
-NEGLIGIBLE = 0.005  # of the longest time: a spread that no step notices
 LEAST_ROUNDS = 5  # that a median and its interval take
 
 
@@ -145,11 +144,12 @@ class Rounds:
         """Whether any time spreads too far to be trusted; all processes agree.
 
         A draft's forwards always do while an offloaded target's layers come in, and are next to
-        nothing of a step there.
+        nothing of a step there: they are not waited for.
         """
         steady = without_drift([item.times for item in timed])
-        medians, low, high = np.array([median_interval(times) for times in steady]).T
-        wide = high - low > np.maximum(UNSURE * medians, NEGLIGIBLE * medians.max())
+        streaming = [times for item, times in zip(timed, steady, strict=True) if item.streams]
+        intervals = np.array([median_interval(times) for times in streaming or steady])
+        wide = intervals[:, 2] - intervals[:, 1] > UNSURE * intervals[:, 0]
         return bool(self.world.agree_on(bool(wide.any())))
 
 

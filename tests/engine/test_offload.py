@@ -21,6 +21,8 @@ from sequoia_opt.engine.decoder import Decoder
 from sequoia_opt.engine.models import load_pair
 from sequoia_opt.engine.offload import (
     FREE_SHARE,
+    LEAST_READ,
+    MOST_READ,
     Offload,
     cache_bytes,
     choose_streamed,
@@ -28,8 +30,8 @@ from sequoia_opt.engine.offload import (
     empty_model,
     place,
     random_model,
+    read_together,
 )
-from sequoia_opt.engine.runner import STREAMED_CHUNK
 from sequoia_opt.engine.streaming import (
     LANES,
     HostStore,
@@ -282,6 +284,34 @@ def test_a_budget_that_was_not_given_is_known(
     assert load_pair(*folders, **load).memory_budget is None  # all of it fits
 
 
+@pytest.mark.parametrize(
+    ("room", "tokens"), [(0, LEAST_READ), (200 * 2**20, 764), (2**30, MOST_READ)]
+)
+def test_as_much_of_a_prompt_is_read_at_once_as_there_is_room(room: int, tokens: int) -> None:
+    """34B: 6 x 8192 and 4 x 22016 numbers of two bytes for each token, 274 kB."""
+    config = small_config("llama", hidden_size=8192, intermediate_size=22016)
+    found, taken = read_together(SimpleNamespace(config=config, dtype=torch.bfloat16), room)
+    assert found == tokens
+    assert taken == (found * 2 * (6 * 8192 + 4 * 22016) if room else 0)
+    assert taken <= room
+
+
+@pytest.mark.parametrize("chunk", [7, 256])
+def test_a_streamed_prompt_is_read_in_chunks_that_change_nothing(
+    make_model: Callable[..., Path], chunk: int
+) -> None:
+    pair = offloaded(make_model, deep(make_model))
+    assert pair.target.stream is not None
+    tokens, lengths = [place % 61 for place in range(60)], []
+    wanted = Decoder(pair).generate(tokens, 8, ignore_eos=True).tokens
+    pair.target.stream.chunk = chunk
+    pair.target.model.register_forward_pre_hook(
+        lambda _, __, options: lengths.append(options["input_ids"].shape[1]), with_kwargs=True
+    )
+    assert Decoder(pair).generate(tokens, 8, ignore_eos=True).tokens == wanted
+    assert max(lengths) == min(chunk, 60)
+
+
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
 def test_a_long_prompt_takes_little_memory(make_model: Callable[..., Path]) -> None:
     """Read in chunks, its masks are small, though eight heads share each key; none are kept."""
@@ -302,7 +332,7 @@ def test_a_long_prompt_takes_little_memory(make_model: Callable[..., Path]) -> N
     Path("/proc/self/clear_refs").write_text("5")
     Decoder(pair).generate([place % 61 for place in range(2000)], 2, ignore_eos=True)
     assert taken("VmHWM:") - before < 100e6
-    assert max(lengths) == STREAMED_CHUNK
+    assert max(lengths) == LEAST_READ
     assert not pair.target._chunks
 
 

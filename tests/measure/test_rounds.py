@@ -90,7 +90,7 @@ def test_no_rounds_are_added_for_what_is_next_to_nothing() -> None:
         def turn_ms(self, device: torch.device, world: Any) -> float:
             return next(spreading) if self.parts == 2 else 1000.0
 
-    timed = [Clock(lambda: None, parts=parts) for parts in (1, 1, 2)]
+    timed = [Clock(lambda: None, parts=parts, streams=parts == 1) for parts in (1, 1, 2)]
     assert Rounds(CPU, repeats=5, patience=2).run(timed) == 5
 
 
