@@ -7,7 +7,7 @@ slots, and how to fill its buffers with a prompt. Knows nothing of drafting or v
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from sequoia_opt.engine.attention import (
 from sequoia_opt.engine.compiling import Forward, compiled, vary_sizes
 from sequoia_opt.engine.memory import check_fits
 from sequoia_opt.engine.packing import pack, unpack
+from sequoia_opt.engine.processors import one_left_free
 from sequoia_opt.engine.streaming import LayerStream
 from sequoia_opt.errors import SequoiaError
 
@@ -289,7 +290,10 @@ class Runner:
             Logits [batch, keep or tokens, vocabulary].
         """
         if self._graphs is None or not self.compiled:
-            return self._eager(tokens, positions, slots, masks, keep)
+            # A prompt's many tokens need all processors; so few are computed while layers are read.
+            reading = self.stream is not None and self.stream.reads
+            with one_left_free() if reading else nullcontext():
+                return self._eager(tokens, positions, slots, masks, keep)
         assert self.cache is not None
         return self._graphs(tokens, positions, slots, masks, self.cache)[:, -keep:]
 

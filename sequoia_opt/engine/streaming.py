@@ -7,7 +7,6 @@ in memory and when layers run; which layers stay on the device was decided in of
 
 from __future__ import annotations
 
-import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -114,7 +113,7 @@ class DiskStore:
     """Layers in a model's safetensors files.
 
     Attributes:
-        read_bytes, read_seconds: what has been read so far.
+        read_bytes: what has been read so far.
     """
 
     def __init__(
@@ -125,17 +124,14 @@ class DiskStore:
         Args:
             names: for each layer, what the checkpoint calls its weights.
         """
-        self.read_bytes, self.read_seconds = 0, 0.0
+        self.read_bytes = 0
         self._checkpoint, self._layouts, self._names = checkpoint, layouts, names
 
     def fetch(self, layer: int, memory: Tensor) -> Tensor:
         """See Store."""
-        started, read = time.perf_counter(), 0
         for placed in self._layouts[layer].tensors:
             name = self._names[layer][placed.name]
-            read += self._checkpoint.read(name, placed.of(memory))
-        self.read_seconds += time.perf_counter() - started
-        self.read_bytes += read
+            self.read_bytes += self._checkpoint.read(name, placed.of(memory))
         return memory
 
 
@@ -217,6 +213,7 @@ class LayerStream:
         budget: bytes that the model may take on the device beside the buffers.
         chunk: tokens of a prompt to read at once.
         moved_bytes: that each forward brings in.
+        reads: a thread reads layers from the disk into memory that the processors compute with.
         buffer_bytes: of the buffers on the device.
         lanes: these, and what is in them.
         store: where they are.
@@ -235,6 +232,7 @@ class LayerStream:
         self.streamed, self.store = list(streamed), store
         self.budget, self.chunk = budget, chunk
         self.moved_bytes, self.buffer_bytes = 0, 0
+        self.reads = isinstance(store, DiskStore) and device.type == "cpu"
         self.lanes: list[Lane] = []
         copying = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._worker = ThreadPoolExecutor(1, "layers")

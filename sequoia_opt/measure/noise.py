@@ -16,6 +16,7 @@ import psutil
 import torch
 
 from sequoia_opt.engine.distributed import ALONE, World
+from sequoia_opt.engine.processors import processors
 
 OTHERS = 0.1  # of the processors' time: what others may take
 SLOWER = 1.15  # the last rounds than the first
@@ -51,7 +52,7 @@ class Watch:
 
     def notes(self) -> list[str]:
         """What disturbed the measurement, a line each."""
-        said = disturbances(self._began, self._now(), len(_processors()))
+        said = disturbances(self._began, self._now(), len(processors()))
         if self._device.type == "cuda" and (others := _others_on(self._device)):
             said.append(f"{others} other process{'es' * (others > 1)} on the GPU")
         return said
@@ -61,7 +62,7 @@ class Watch:
             clocks = _ask_gpu(self._device, "gpu", "clocks.sm")
             return Moment(time.monotonic(), clock=_number(clocks[0]) if clocks else 0.0)
         each = psutil.cpu_times(percpu=True)
-        times = [each[number] for number in _processors() if number < len(each)]
+        times = [each[number] for number in processors() if number < len(each)]
         own = psutil.Process().cpu_times()
         return Moment(
             time.monotonic(),
@@ -99,13 +100,6 @@ def slowdown(paces: Sequence[float]) -> str:
         return ""
     ratio = float(np.median(paces[-third:]) / np.median(paces[:third]))
     return f"all became {ratio - 1:.0%} slower from first to last" if ratio > SLOWER else ""
-
-
-def _processors() -> list[int]:
-    """Those that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
 
 
 def _others_on(device: torch.device) -> int:

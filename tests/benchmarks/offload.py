@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 
 from sequoia_opt.engine.decoder import Decoder
 from sequoia_opt.engine.models import Pair, load_pair
-from sequoia_opt.engine.streaming import DiskStore, LayerStream, host_memory
+from sequoia_opt.engine.streaming import LayerStream, host_memory
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure import profiler
 from sequoia_opt.plan import shapes
@@ -182,36 +182,24 @@ def run_ours(setting: Setting) -> dict[str, Any]:
     grown = taken(device, peak=True) - before
     assert pair.target.cache is not None
     caches = sum(t.nbytes for t in (*pair.target.cache.keys, *pair.target.cache.values))
-    rates, steps, coming = [alone_rate(setting, stream)], [], []
+    rates, steps = [alone_rate(setting, stream)], []
     for _ in range(ROUNDS):
-        seconds, rate = seconds_and_rate(decoder, stream)
-        steps.append(seconds)
-        coming.append(rate)
+        steps.append(seconds_a_token(decoder))
         rates.append(alone_rate(setting, stream))
+    seconds = float(np.median(steps))
     return {
-        "seconds a token": float(np.median(steps)),
+        "seconds a token": seconds,
         "seconds of the prompt": long.prefill_seconds,
         "moved": stream.moved_bytes,
         "streamed": len(stream.streamed),
-        "coming": float(np.median(coming)),
+        # Over all of the time: it says too whether what is computed hides behind it.
+        "coming": stream.moved_bytes / seconds / 1e9,
         "alone": float(np.median(rates)),
         "grown": grown,
         "caches": caches,
         "allowed": setting.budget + stream.buffer_bytes,
         **best_tree(pair),
     }
-
-
-def seconds_and_rate(decoder: Decoder, stream: LayerStream) -> tuple[float, float]:
-    """Seconds a token, and GB/s at which layers come: from disk while it is read; over the bus
-    over all of the time, so that it says too whether what is computed hides behind it."""
-    store = stream.store
-    if not isinstance(store, DiskStore):
-        seconds = seconds_a_token(decoder)
-        return seconds, stream.moved_bytes / seconds / 1e9
-    read, reading = store.read_bytes, store.read_seconds
-    seconds = seconds_a_token(decoder)
-    return seconds, (store.read_bytes - read) / (store.read_seconds - reading) / 1e9
 
 
 def run_resident(setting: Setting) -> dict[str, Any]:

@@ -312,6 +312,33 @@ def test_a_streamed_prompt_is_read_in_chunks_that_change_nothing(
     assert max(lengths) == min(chunk, 60)
 
 
+@pytest.mark.parametrize("steps", [1, 2], ids=["read", "resident"])
+def test_steps_leave_a_processor_to_what_reads(
+    make_model: Callable[..., Path], steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts, which are computed for longer than they are read, do not; nor does the draft."""
+    monkeypatch.setattr("sequoia_opt.engine.processors.processors", lambda: [0, 1])
+    torch.set_num_threads(2)
+    try:
+        pair = offloaded(make_model)
+        if steps == 2:
+            pair = load_pair(deep(make_model), make_model("llama", 1), "cpu", "float64")
+        seen: dict[str, list[tuple[int, int]]] = {}
+        for runner in (pair.target, pair.draft):
+            noted = seen.setdefault(runner.name, [])
+            runner.model.register_forward_pre_hook(
+                lambda _, __, options, noted=noted: noted.append(
+                    (options["input_ids"].shape[1], torch.get_num_threads())
+                ),
+                with_kwargs=True,
+            )
+        Decoder(pair, shapes.chain(3)).generate([4, 5, 6, 7, 8], 12, ignore_eos=True)
+    finally:
+        torch.set_num_threads(1)
+    assert set(seen[pair.target.name]) == {(5, 2), (3, steps)}
+    assert {threads for _, threads in seen[pair.draft.name]} == {2}
+
+
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
 def test_a_long_prompt_takes_little_memory(make_model: Callable[..., Path]) -> None:
     """Read in chunks, its masks are small, though eight heads share each key; none are kept."""
