@@ -312,7 +312,10 @@ def _check_memory(
 def _check_spread(device: torch.device, offload: str, random_weights: bool) -> None:
     """Refuse a target that cannot be spread over processes."""
     if offload != "none" or random_weights:
-        raise SequoiaError("several processes run a target with its weights, and not offloaded")
+        option = "--random-weights" if random_weights else "--offload"
+        raise SequoiaError(
+            f"several processes share out a checkpoint's weights; leave {option} away, or run one"
+        )
     if device.type == "cpu" and torch.cuda.is_available():
         raise SequoiaError(
             "several processes on the cpu: transformers takes a GPU where it sees one; hide them "

@@ -255,6 +255,21 @@ def test_the_host_must_hold_what_is_offloaded_to_it(monkeypatch: pytest.MonkeyPa
     pairs._check_memory(SOURCES, SIZES, CUDA, "cpu", parts=1)
 
 
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [({"random_weights": True}, "--random-weights"), ({"offload": "disk"}, "--offload")],
+)
+def test_what_several_processes_do_not_share_is_refused_by_name(
+    folders: tuple[Path, Path],
+    options: dict[str, Any],
+    named: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pairs, "join", lambda *_: World(0, 2))
+    with pytest.raises(SequoiaError, match=f"leave {named} away"):
+        load_pair(*folders, device="cpu", **options)
+
+
 def test_processes_on_the_cpu_of_a_machine_with_a_gpu_are_refused(
     folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
