@@ -52,7 +52,7 @@ def test_a_graph_for_each_bucket_and_for_each_buffer(make_pair: Callable[..., An
     found.generate(prompt, 40, ignore_eos=True)
     assert recorder.recorded == 2
     for runner in (pair.target, pair.draft):  # another user had larger ones
-        runner.reserve(3 * BUCKET)
+        runner.reserve(runner.cache.capacity + 1)
     assert found.generate(prompt, 40, ignore_eos=True).tokens == expected
     assert recorder.recorded == 4
 
