@@ -7,7 +7,7 @@ DEMO := build/demo
 WHEEL := build/wheel
 DATA ?=
 
-.PHONY: demo wheel test test-gpu fuzz lint bench results bench-solver bench-step bench-gpu bench-offload bench-estimator trees check-trees train clean
+.PHONY: demo wheel test test-gpu gpu fuzz lint bench results bench-solver bench-step bench-offload bench-estimator trees check-trees train clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -42,6 +42,23 @@ test: .venv/installed
 test-gpu: .venv/installed
 	$(BIN)/python -m pytest -m gpu -rs
 
+# What a machine with an NVIDIA GPU makes of the program, in nine minutes: GPU tests, a 7B, an 8B
+# and an offloaded 13B shape, the bundled pair. OUT gets a log for each part, a table, and an
+# archive of profiles, plans and results that is unpacked here to commit them.
+#     make gpu                               sets up .venv first
+#     PYTHON=python3 make gpu OUT=results    takes that python as it is, with its torch
+#     make gpu DEVICE=cpu SHAPES=tiny        rehearses it where there is no GPU
+#     make gpu ONLY=own TARGET=big DRAFT=small DATASET=prompts.jsonl MINUTES=60
+DEVICE ?= cuda
+SHAPES ?= full
+OUT ?= build/gpu
+GPU_PYTHON := $(if $(filter environment command,$(origin PYTHON)),$(PYTHON),$(BIN)/python)
+gpu: $(if $(filter environment command,$(origin PYTHON)),,.venv/installed)
+	PYTHONPATH=$(CURDIR):$(CURDIR)/tests/benchmarks $(GPU_PYTHON) tests/benchmarks/gpu \
+	  --device $(DEVICE) --shapes $(SHAPES) -o $(OUT) $(if $(ONLY),--only $(ONLY)) \
+	  $(if $(MINUTES),--minutes $(MINUTES)) $(if $(TARGET),--target $(TARGET)) \
+	  $(if $(DRAFT),--draft $(DRAFT)) $(if $(DATASET),--dataset $(DATASET))
+
 # Ten times as many broken files and command lines as `make test` tries.
 fuzz: .venv/installed
 	FUZZ=10 $(BIN)/python -m pytest -n 2 tests/fuzz
@@ -73,11 +90,6 @@ bench-step: .venv/installed
 	$(BIN)/python tests/benchmarks/step.py --compile
 	$(BIN)/python tests/benchmarks/contexts.py --compile
 	$(if $(DATA),$(BIN)/python tests/benchmarks/greedy.py $(DATA))
-
-# The same of a 7B-shaped pair with random weights, for a machine with a GPU that holds it.
-bench-gpu: .venv/installed
-	$(BIN)/python tests/benchmarks/contexts.py --shape 7b
-	$(BIN)/python tests/benchmarks/contexts.py --shape 7b --compile
 
 # A target of a few GB whose layers are read from disk: rates, memory, steps, beside accelerate's.
 bench-offload: .venv/installed

@@ -24,6 +24,7 @@ from transformers import AttentionInterface
 from sequoia_opt.errors import SequoiaError
 
 TREE_ATTENTION = "sequoia_tree"
+OPAQUE_ATTENTION = "sequoia_tree_opaque"  # the same, which no compiler looks into
 PROBE_ATTENTION = "sequoia_probe"
 
 Masks = dict[int | None, Tensor]
@@ -262,4 +263,5 @@ def probe_attention(
 
 
 AttentionInterface.register(TREE_ATTENTION, tree_attention)
+AttentionInterface.register(OPAQUE_ATTENTION, torch.compiler.disable(tree_attention))
 AttentionInterface.register(PROBE_ATTENTION, probe_attention)

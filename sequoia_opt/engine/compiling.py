@@ -1,7 +1,12 @@
-"""A model's forward as compiled graphs, for the few tokens of a step.
+"""A model's forward pass compiled, for the few tokens of a step.
 
-One graph serves a single token, another any larger number, and two more several sequences; the
-slots that are read and those that there are may be as many as they like. Knows nothing of trees.
+On a CPU the whole model becomes one graph, since every call from Python costs time there. On CUDA
+a step is recorded and replayed without Python, so layers are compiled one by one: all of a kind
+share their code, which takes seconds to make where one graph of 32 layers takes a minute.
+
+Either way one graph serves a single token, another any larger number, and two more several
+sequences; the slots that are read and those that there are may be as many as they like. Knows
+nothing of trees.
 """
 
 from __future__ import annotations
@@ -10,10 +15,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from sequoia_opt.engine.attention import Attend, KVCache, Masks
+from sequoia_opt.engine.attention import OPAQUE_ATTENTION, Attend, KVCache, Masks
 
+# Code of one layer for each kind of layer, number of tokens and batch, of all models in a process;
+# past torch's own limit of 8 it would quietly stop compiling.
+RECOMPILE_LIMIT = 64
 # Graphs need not look again, call by call, at what their guards have looked at: 3 to 5 % of a
 # small model's forward.
 OPTIONS: dict[str, Any] = {"size_asserts": False, "alignment_asserts": False}
@@ -41,6 +49,58 @@ def compiled(model: Any, last_position: int) -> Forward:
     # Graphs are kept, and their number is limited, by code object: each model has its own.
     forward.__code__ = forward.__code__.replace()
     return torch.compile(forward, fullgraph=True, options=OPTIONS | {"guard_filter_fn": _varying})
+
+
+def compiled_by_layer(model: Any, layers: Sequence[nn.Module], last_position: int) -> Forward:
+    """The model's forward with its layers compiled, each when it is first called.
+
+    Attention stays outside of what is compiled: it reads the buffers of its own layer, which
+    would make each layer's code its own.
+
+    Args:
+        layers: of the model, which keep running eagerly where the model is called otherwise.
+    """
+    model.set_attn_implementation(OPAQUE_ATTENTION)
+    switches = [_Switch(layer) for layer in layers]
+
+    def forward(
+        tokens: Tensor, positions: Tensor, slots: Tensor, masks: Masks, cache: KVCache
+    ) -> Tensor:
+        for switch in switches:
+            switch.compiled = True
+        try:
+            with torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT):
+                output = model(
+                    input_ids=tokens,
+                    position_ids=positions.clamp(max=last_position),
+                    use_cache=False,
+                    tree=Attend(cache, slots, masks),
+                )
+        finally:
+            for switch in switches:
+                switch.compiled = False
+        logits: Tensor = output.logits
+        return logits
+
+    return forward
+
+
+class _Switch:
+    """A layer's forward as it is and compiled.
+
+    Attributes:
+        compiled: which of the two a call runs.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.compiled = False
+        eager = layer.forward
+        fast = torch.compile(eager, options=OPTIONS)
+
+        def forward(*arguments: Any, **options: Any) -> Any:
+            return (fast if self.compiled else eager)(*arguments, **options)
+
+        layer.forward = forward
 
 
 def _varying(guards: Sequence[Any]) -> Sequence[bool]:

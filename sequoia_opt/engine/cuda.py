@@ -6,9 +6,11 @@ on tensors that stay where they are, they are replayed with one. Knows nothing o
 
 from __future__ import annotations
 
+import gc
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -60,7 +62,14 @@ def record(work: Work, device: torch.device) -> Callable[[], object]:
             # A capture that fails leaves its stream the current one: the outer context does not.
             with (
                 torch.cuda.stream(current),
-                torch.cuda.graph(graph, pool=own.pool(), stream=own.capture),
+                _no_garbage_collection(),
+                # Other threads, which copy an offloaded model's layers, may go on meanwhile.
+                torch.cuda.graph(
+                    graph,
+                    pool=own.pool(),
+                    stream=own.capture,
+                    capture_error_mode="thread_local",
+                ),
             ):
                 work()
         except RuntimeError as error:
@@ -71,6 +80,22 @@ def record(work: Work, device: torch.device) -> Callable[[], object]:
             ) from None
         own.alive.add(graph)
     return graph.replay
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Keep Python from collecting cycles for a while.
+
+    A model that was dropped may be part of a cycle, and giving up its pinned memory waits for the
+    device, which spoils a capture that is under way.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class _Own:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sequoia_opt.engine.attention import (
+    OPAQUE_ATTENTION,
     PROBE_ATTENTION,
     TREE_ATTENTION,
     Attend,
@@ -25,8 +26,9 @@ from sequoia_opt.engine.attention import (
     buffer_bytes,
     places,
 )
-from sequoia_opt.engine.compiling import Forward, compiled, vary_sizes
+from sequoia_opt.engine.compiling import Forward, compiled, compiled_by_layer, vary_sizes
 from sequoia_opt.engine.memory import check_fits
+from sequoia_opt.engine.offload import decoder_layers
 from sequoia_opt.engine.packing import pack, unpack
 from sequoia_opt.engine.processors import one_left_free
 from sequoia_opt.engine.streaming import LayerStream
@@ -105,6 +107,7 @@ class Runner:
             )
         found: dict[int, LayerShape] = {}
         self._native: str = self.model.config._attn_implementation  # type: ignore[union-attr, assignment]
+        self._attention = TREE_ATTENTION
         try:
             self.model.set_attn_implementation(PROBE_ATTENTION)  # type: ignore[operator]
             with torch.inference_mode():
@@ -197,7 +200,7 @@ class Runner:
         text = torch.arange(length, device=self.device)[None] % self.vocabulary
         self.extend(text.expand(batch, -1), 0)
         place = torch.tensor([length], device=self.device)
-        self._graphs = self._graphs or compiled(self.model, self.positions - 1)
+        self._graphs = self._graphs or self._compiled()
         for count in (1, 2):
             order = list(range(count))
             table = self.mask_table(np.tri(count, dtype=np.bool_), order, order)
@@ -222,6 +225,19 @@ class Runner:
                 )
         self.compiled = True
 
+    @property
+    def device_compiles_whole(self) -> bool:
+        """Whether the model is compiled as one graph and not layer by layer; see compiling.py."""
+        return self.device.type == "cpu"
+
+    def _compiled(self) -> Forward:
+        """The forward pass, to be compiled as suits the device."""
+        if self.device_compiles_whole:
+            return compiled(self.model, self.positions - 1)
+        self._attention = OPAQUE_ATTENTION
+        layers = decoder_layers(self.model)[1]
+        return compiled_by_layer(self.model, list(layers), self.positions - 1)
+
     @contextmanager
     def native(self) -> Iterator[torch.nn.Module]:
         """The model as transformers loads and runs it, to be compared with."""
@@ -231,7 +247,7 @@ class Runner:
             yield self.model
         finally:
             self._pack()
-            self.model.set_attn_implementation(TREE_ATTENTION)  # type: ignore[operator]
+            self.model.set_attn_implementation(self._attention)  # type: ignore[operator]
 
     def reserve(self, capacity: int, batch: int = 1) -> None:
         """Have buffers of at least `capacity` slots for `batch` sequences.

@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 import platform
 import re
+import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from sequoia_opt import __version__
+
+DRIVER_NUMBER = re.compile(r"\b(\d+\.\d+[.\d]*)")
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
@@ -36,7 +41,7 @@ def hardware(device: torch.device) -> dict[str, Any]:
 def software(device: torch.device) -> dict[str, Any]:
     """Versions that timings depend on."""
     found = {
-        "sequoia_opt": _version("sequoia-opt"),
+        "sequoia_opt": __version__,  # also where it runs from a checkout, not installed
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "transformers": _version("transformers"),
@@ -74,8 +79,14 @@ def _memory_gb() -> float:
 
 
 def _driver() -> str:
+    """The NVIDIA driver's version, as the kernel says it or, in a sandbox, nvidia-smi."""
     try:
-        found = re.search(r"(\d+\.\d+[.\d]*)", Path("/proc/driver/nvidia/version").read_text())
+        said = Path("/proc/driver/nvidia/version").read_text()
     except OSError:
-        found = None
-    return found.group(1) if found else "unknown"
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        try:
+            said = subprocess.run(query, capture_output=True, text=True, timeout=10).stdout
+        except (OSError, subprocess.SubprocessError):
+            return "unknown"
+    number = DRIVER_NUMBER.search(said)
+    return number.group(1) if number else "unknown"

@@ -43,8 +43,8 @@ def overhead_trees(largest: int, few: bool = False) -> list[TokenTree]:
 
 
 def samplings(verifiers: Sequence[str]) -> list[Sampling]:
-    """Those that differ in what a step costs besides its forwards."""
-    greedy = [Sampling(0.0, 1.0, verifiers[0])]
+    """Those that differ in what a step costs besides its forwards: greedy, and these verifiers."""
+    greedy = [Sampling(0.0)]
     return greedy + [Sampling(TEMPERATURE, top_p, name) for name in verifiers for top_p in NUCLEI]
 
 

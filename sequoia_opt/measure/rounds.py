@@ -26,6 +26,7 @@ Progress = Callable[[int, int], None]
 # Runs of one thing in succession, before those that are timed and then timed: milliseconds of
 # them, and at most so many.
 RUN_IN_MS, TIMED_MS, RUNS = 60, 40, 16
+QUEUED_RUNS = 2  # in a sample of queued work: one behind the other, of which the second is timed
 LONG_MS = 100  # what takes longer is run once: what went before does not matter to it
 PLAIN_TURNS = 3  # of plain decoding, which every speed-up is measured against
 LEAST_ROUNDS = 5  # that a median and its interval take
@@ -38,7 +39,7 @@ class Timed:
     It is run for a while before it is timed, as a step follows steps like it: on a CPU plain
     decoding takes 20 % longer right behind something else, 7 % after two runs, and is steady
     after ten; a large tree's step slows down instead. In a step the models take turns: what that
-    costs counts as overhead.
+    costs counts as overhead. A sample of queued work has such a run in it.
 
     Attributes:
         turns: in a round, of which the median counts; what all else is compared with needs more.
@@ -61,6 +62,11 @@ class Timed:
         once = world.agree_on(self.sample_ms(device))
         if once >= LONG_MS:
             return self.sample_ms(device) if self.streams else once
+        if self.queued:
+            samples = [once]
+            while len(samples) < _runs(TIMED_MS, QUEUED_RUNS * self.parts * once):
+                samples.append(self.sample_ms(device))
+            return float(np.median(samples))
         for _ in range(_runs(RUN_IN_MS, once)):
             self.sample_ms(device)
         return float(np.median([self.sample_ms(device) for _ in range(_runs(TIMED_MS, once))]))

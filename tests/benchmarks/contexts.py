@@ -11,17 +11,17 @@ from __future__ import annotations
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
 import typer
-from transformers import LlamaConfig
+from random_models import write_configs
+from rates import memory_rate, weights_read
 
 from sequoia_opt import load_pair
-from sequoia_opt.engine import cuda
 from sequoia_opt.engine.decoder import Decoder
-from sequoia_opt.engine.models import ROLES, Pair
+from sequoia_opt.engine.models import Pair
 from sequoia_opt.measure import profiler
 from sequoia_opt.measure.forwards import fill, forwards_to_time
 from sequoia_opt.measure.overhead import whole_step
@@ -31,12 +31,6 @@ from sequoia_opt.plan.latency import LatencyProfile
 from sequoia_opt.plan.objective import Objective
 from sequoia_opt.plan.tree import AUTOREGRESSIVE
 
-SHAPES = {
-    "7b": (
-        dict(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32),
-        dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=2, num_attention_heads=12),
-    ),
-}
 TREES = {
     "plain": AUTOREGRESSIVE,
     "chain, 6": shapes.chain(6),
@@ -44,17 +38,12 @@ TREES = {
     "binary, 5 deep": shapes.k_ary(2, 5),
 }
 TEMPERATURES = (0.0, 0.6)
-COPIED = 2**30  # bytes, to see what the memory gives
 
 
-def random_pair(shape: str) -> Pair:
-    """A pair of Llama models with random weights, in bfloat16."""
+def random_pair() -> Pair:
+    """A 7B-shaped pair of Llama models with random weights, in bfloat16."""
     with TemporaryDirectory() as folder:
-        for role, sizes in zip(ROLES, SHAPES[shape], strict=True):
-            config = LlamaConfig(vocab_size=32000, max_position_embeddings=8192, **sizes)
-            config.architectures = ["LlamaForCausalLM"]
-            config.save_pretrained(Path(folder) / role)
-        folders = (Path(folder) / role for role in ROLES)
+        folders = write_configs(Path(folder), "llama-2-7b", "llama-68m")
         return load_pair(*folders, dtype="bfloat16", random_weights=True)
 
 
@@ -87,15 +76,7 @@ def print_steps(pair: Pair, profile: LatencyProfile, context: int, repeats: int)
 
 def print_bandwidth(pair: Pair, profile: LatencyProfile) -> None:
     """How fast a plain step reads the target's weights, beside a copy of memory to memory."""
-    model: Any = pair.target.model
-    table = model.get_input_embeddings().weight
-    tied = table is model.get_output_embeddings().weight
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    weights -= 0 if tied else table.numel() * table.element_size()
-    source = torch.zeros(COPIED, dtype=torch.uint8, device=pair.device)
-    goal = torch.empty_like(source)
-    copies = sorted(cuda.elapsed_ms(lambda: goal.copy_(source), pair.device) for _ in range(9))
-    memory = 2 * COPIED / copies[4] / 1e6
+    weights, memory = weights_read(pair.target), memory_rate(pair.device)
     context = profile.target.curves[0].context
     reading = weights / Objective(profile, "greedy", {context: 1}).plain_ms[0] / 1e6
     print(
@@ -111,7 +92,7 @@ def main(
     compiled: Annotated[bool, typer.Option("--compile", help="Compile the forwards.")] = False,
 ) -> None:
     """Print the tables."""
-    pair = load_pair() if shape == "bundled" else random_pair(shape)
+    pair = load_pair() if shape == "bundled" else random_pair()
     if compiled:
         pair.compile()
     lengths = [int(length) for length in contexts.split(",")]

@@ -22,11 +22,13 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+from random_models import published_rates
+from rates import bus_rate, disk_rate
 from safetensors.torch import save_file
 
 from sequoia_opt.engine.decoder import Decoder
 from sequoia_opt.engine.models import Pair, load_pair
-from sequoia_opt.engine.streaming import LayerStream, host_memory
+from sequoia_opt.engine.streaming import LayerStream
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure import profiler
 from sequoia_opt.plan import shapes
@@ -40,11 +42,7 @@ VOCABULARY, POSITIONS, CONTEXT = 2048, 4096, 128
 BUDGET = 0.15  # of the weights
 SIZES = [1, 2, 4, 8, 16, 32, 64, 128]
 STEPS, ROUNDS = 4, 3
-PIECE = 2**23
-COPIES = 20  # of a layer, that say what the bus gives
 OURS, RESIDENT, ACCELERATE = "this program", "in memory", "accelerate"
-# What the Sequoia research code publishes: how often a rank is accepted.
-PUBLISHED = Path(__file__).parents[1] / "plan" / "sequoia_reference_table.json"
 
 
 @dataclass(frozen=True)
@@ -127,35 +125,6 @@ def forget(device: str) -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def disk_rate(folder: Path) -> float:
-    """GB/s at which all files can be read, one after another, from the disk itself."""
-    piece, total = bytearray(PIECE), 0
-    started = time.perf_counter()
-    for path in folder.glob("*.safetensors"):
-        with path.open("rb", buffering=0) as stream:
-            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            while count := stream.readinto(piece):
-                total += count
-            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    return total / (time.perf_counter() - started) / 1e9
-
-
-def bus_rate(size: int) -> float:
-    """GB/s at which a layer's bytes can be copied from pinned memory, again and again."""
-    device = torch.device("cuda")
-    source = host_memory(size, device)
-    destination = torch.empty(size, dtype=torch.uint8, device=device)
-    torch.cuda.synchronize()
-    started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    destination.copy_(source, non_blocking=True)
-    started.record()
-    for _ in range(COPIES):
-        destination.copy_(source, non_blocking=True)
-    ended.record()
-    ended.synchronize()
-    return COPIES * size / started.elapsed_time(ended) / 1e6
-
-
 def alone_rate(setting: Setting, stream: LayerStream) -> float:
     """GB/s that what the layers come over gives when nothing else is done."""
     stream._worker.submit(int).result()  # what was on its way has come
@@ -227,8 +196,7 @@ def best_tree(pair: Pair) -> dict[str, Any]:
     """Profile the pair, solve for the published rates, and decode with the tree and without."""
     options = profiler.Options(SIZES, [CONTEXT], repeats=5, warm_up=0)
     measured = profiler.profile(pair, options)
-    vector = np.array(json.loads(PUBLISHED.read_text())["acceptance"])
-    published = Acceptance(vector[: np.searchsorted(vector.cumsum(), 1 + 1e-6)])
+    published = Acceptance(published_rates())
     plan = solve(measured, published, max_size=SIZES[-1])
     tree = plan.tree
     guessing = Decoder(pair, tree, rates=published.table(1 + tree.depth))

@@ -15,6 +15,7 @@ from recorder import recorded
 from sequoia_opt.engine import packing
 from sequoia_opt.engine.decoder import Decoder
 from sequoia_opt.engine.models import Pair, load_pair
+from sequoia_opt.engine.runner import Runner
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure.forwards import fill, one_forward
 from sequoia_opt.plan import shapes
@@ -146,3 +147,31 @@ def test_without_a_compiler_one_line_says_so(
     monkeypatch.setattr("sequoia_opt.engine.runner.compiled", broken)
     with pytest.raises(SequoiaError, match=r"cannot be compiled \(no C\+\+ compiler\)"):
         pair.compile(["draft"])
+
+
+def test_layers_compiled_one_by_one_share_their_code(
+    make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on CUDA, where each kind of layer is compiled once; here traced, and run as traced."""
+    compiling_torch, statistics = torch.compile, torch._dynamo.utils.counters["stats"]
+    monkeypatch.setattr(
+        torch, "compile", lambda forward, options: compiling_torch(forward, backend="eager")
+    )
+    monkeypatch.setattr(Runner, "device_compiles_whole", property(lambda runner: False))
+    # Layers with a window and without take turns; texts are longer than the window.
+    folders = make_model("gemma2", 0, num_hidden_layers=6), make_model("llama", 1)
+    eager, compiled = (load_pair(*folders, "cpu", "float32") for _ in range(2))
+    before = statistics["unique_graphs"]
+    compiled.target.compile()
+    assert 0 < statistics["unique_graphs"] - before <= 12  # apart they would be 6 times 8
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for tree in TREES:
+            found, wanted = (
+                Decoder(pair, tree, 0.7, seed=5).generate(list(range(3, 40)), 40, ignore_eos=True)
+                for pair in (compiled, eager)
+            )
+            assert found.tokens == wanted.tokens
+    with compiled.target.native() as model, eager.target.native() as other:
+        tokens = torch.tensor([[5, 6, 7]])
+        assert torch.equal(model(tokens).logits, other(tokens).logits)
+    torch.compiler.reset()

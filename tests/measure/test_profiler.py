@@ -51,6 +51,12 @@ def test_measures_every_point(make_pair: Callable[..., Any]) -> None:
     assert solve(found, Acceptance(np.array([0.6, 0.2])), max_size=8).choice.tree.size >= 1
 
 
+def test_greedy_decoding_alone(make_pair: Callable[..., Any]) -> None:
+    options = Options(tokens=[1, 2, 4, 8], contexts=[16], verifiers=[], repeats=5)
+    measured = profile(make_pair(), options)
+    assert set(measured.overhead) == {"greedy"}
+
+
 def test_measures_batches(make_pair: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profiler, "PATIENCE", 1)
     seen: list[tuple[int, int]] = []

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from sequoia_opt.engine.distributed import ALONE
 from sequoia_opt.measure import rounds
 from sequoia_opt.measure.journal import Journal
 from sequoia_opt.measure.rounds import Rounds, Timed, median_interval, without_drift
@@ -133,3 +134,21 @@ def test_rounds_are_taken_up(tmp_path: Path) -> None:
     # Of nine rounds five are there; another warms up.
     second, counted = run(9, True)  # 2 to 6 and 8 to 11
     assert (second, counted) == ([6.0], 9)
+
+
+@pytest.mark.parametrize(("milliseconds", "samples"), [(0.1, 16), (1.0, 5), (7.0, 1), (200.0, 1)])
+def test_queued_work_is_sampled_for_a_while_and_not_run_in(
+    milliseconds: float, samples: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sample runs eight forward passes, of which four are timed; 40 ms of them are enough."""
+    monkeypatch.setattr(rounds, "TIMED_MS", 40)
+    monkeypatch.setattr(rounds, "RUN_IN_MS", 60)
+    taken: list[float] = []
+
+    class Clock(Timed):
+        def sample_ms(self, device: torch.device) -> float:
+            taken.append(milliseconds)
+            return milliseconds
+
+    assert Clock(lambda: None, parts=4, queued=True).turn_ms(CPU, ALONE) == milliseconds
+    assert len(taken) == samples

@@ -1,0 +1,183 @@
+"""What a GPU makes of this program, in nine minutes: `make gpu`.
+
+Runs the parts one after another, in order of worth, each as a process with a time limit and a log
+of its own, so that one part's failure leaves the others. The output folder then holds a log for
+each part, a table, and `entries.tar.gz`: profiles, plans and results, to be unpacked in the
+repository's root and committed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tarfile
+import time
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import torch
+import typer
+from parts import FULL, LIMIT_MINUTES, PARTS, TINY, Asked, Part, own_part
+from processes import run_in_time
+from record import Record
+from summary import Outcome, table
+
+from sequoia_opt.engine.models import usable_device
+from sequoia_opt.errors import SequoiaError
+from sequoia_opt.measure import profiler, rounds
+from sequoia_opt.measure.hardware import hardware, software
+
+TABLE, ENTRIES, RESULTS = "table.md", "entries.tar.gz", "gpu.json"
+
+
+def main(
+    device: Annotated[str, typer.Option(help="Device: cuda, cuda:1, or cpu to rehearse.")] = "cuda",
+    shapes: Annotated[str, typer.Option(help=f"Sizes of models: {FULL} or {TINY}.")] = FULL,
+    output: Annotated[Path, typer.Option("-o", help="Folder for what is measured.")] = Path(
+        "build/gpu"
+    ),
+    only: Annotated[
+        str | None, typer.Option(help="Run only these parts: tests,7b.", show_default="all")
+    ] = None,
+    minutes: Annotated[float, typer.Option(help="End the measurement then.")] = LIMIT_MINUTES,
+    target: Annotated[str | None, typer.Option(help="Measure a target of your own.")] = None,
+    draft: Annotated[str | None, typer.Option(help="Its draft.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Estimate acceptance on this.")] = None,
+    part: Annotated[str | None, typer.Option(hidden=True)] = None,
+    scratch: Annotated[Path | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Measure what a GPU makes of this program."""
+    asked = Asked(device, shapes, *(absolute(name) for name in (target, draft, dataset)))
+    if shapes not in (FULL, TINY):
+        stop(f"shapes: found {shapes!r}, expected {FULL} or {TINY}", 2)
+    if (target is None) != (draft is None):
+        stop("a pair of your own takes both --target and --draft", 2)
+    available = {each.name: each for each in [*PARTS, own_part(minutes)]}
+    if part is not None and scratch is not None:
+        run_part(available[part], asked, scratch)
+        return
+    names = only.split(",") if only else [each.name for each in PARTS]
+    if only is None and target is not None:
+        names.append("own")
+    if unknown := [name for name in names if name not in available]:
+        stop(f"only: found {unknown[0]!r}, expected some of {', '.join(available)}", 2)
+    if "own" in names and target is None:
+        stop("the part `own` takes --target and --draft", 2)
+    check_device(device)
+    check_folder(output)
+    measure_all([available[name] for name in names], asked, output, 60 * minutes)
+
+
+def measure_all(parts: list[Part], asked: Asked, output: Path, seconds: float) -> None:
+    """Run the parts one after another; the output folder is complete after each of them."""
+    began = time.monotonic()
+    if not asked.tiny:
+        for part in parts:
+            print(f"{part.name}: expected {part.expected} s, at most {part.limit} s")
+    outcomes: dict[str, Outcome] = {}
+    with TemporaryDirectory() as scratch:
+        for part in parts:
+            left = seconds - (time.monotonic() - began)
+            outcomes[part.name] = run_in_time(part, asked, output, Path(scratch), left)
+            print(f"{part.name}: {outcomes[part.name].state}", flush=True)
+            keep(outcomes, asked, output, Path(scratch))
+    print(f"\n{(output / TABLE).read_text()}")
+    print(f"{time.monotonic() - began:.0f} s; logs, table and {ENTRIES} are in {output}")
+    if not all(outcome.is_done for outcome in outcomes.values()):
+        raise typer.Exit(1)
+
+
+def run_part(part: Part, asked: Asked, scratch: Path) -> None:
+    """Run a part in this process.
+
+    Raises:
+        typer.Exit: it failed; why is in its record.
+    """
+    entries = scratch / "entries"
+    entries.mkdir(exist_ok=True)
+    record = Record(scratch / f"{part.name}.json", entries)
+    if asked.tiny:  # nobody looks at the times of a rehearsal
+        rounds.RUN_IN_MS = rounds.TIMED_MS = profiler.PATIENCE = 1
+    try:
+        where = usable_device(asked.device)
+        record.note(hardware=hardware(where), software=software(where))
+        part.run(record, asked)
+    except (SequoiaError, RuntimeError) as error:
+        under_way = record.under_way
+        record.note(error=" ".join(str(error).split())[:300])
+        record.under_way = under_way
+        if not isinstance(error, SequoiaError):
+            raise
+        raise typer.Exit(1) from None
+
+
+def keep(outcomes: dict[str, Outcome], asked: Asked, output: Path, scratch: Path) -> None:
+    """Write the table and the archive of what to commit, of all parts so far."""
+    rows = table(outcomes)
+    (output / TABLE).write_text(rows)
+    # Not asked here: a process that asks a GPU holds some of its memory from then on.
+    machines = [outcome.values for outcome in outcomes.values() if "hardware" in outcome.values]
+    if not machines:
+        return
+    machine = machines[-1]["hardware"]
+    results = scratch / "entries" / "benchmarks" / str(machine["slug"])
+    results.mkdir(parents=True, exist_ok=True)
+    document = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "hardware": machine,
+        "software": machines[-1]["software"],
+        "asked": asdict(asked),
+        "parts": {name: asdict(outcome) for name, outcome in outcomes.items()},
+    }
+    (results / RESULTS).write_text(json.dumps(document, indent=2) + "\n")
+    (results / "gpu.md").write_text(rows)
+    partial = output / f"{ENTRIES}.partial"
+    with tarfile.open(partial, "w:gz") as archive:
+        for path in sorted((scratch / "entries").rglob("*")):
+            if path.is_file():
+                archive.add(path, path.relative_to(scratch / "entries"))
+    os.replace(partial, output / ENTRIES)
+
+
+def check_device(device: str) -> None:
+    """Stop where the device cannot be used."""
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        stop(
+            f"no NVIDIA GPU: torch {torch.__version__} sees none; run it where there is one, or "
+            "rehearse with DEVICE=cpu SHAPES=tiny"
+        )
+    try:
+        torch.device(device)
+    except RuntimeError:
+        stop(f"device: found {device!r}, expected cuda, cuda:1, … or cpu", 2)
+
+
+def check_folder(output: Path) -> None:
+    """Stop where the output folder cannot be written."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        probe = output / ".probe"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        stop(f"{output}: cannot be written ({error.strerror}); name another folder with OUT=")
+
+
+def absolute(name: str | None) -> str | None:
+    """A file's or a folder's whole path, since parts run in another folder; other names as they
+    are."""
+    return str(Path(name).resolve()) if name is not None and Path(name).exists() else name
+
+
+def stop(message: str, status: int = 1) -> None:
+    """End with one line."""
+    print(f"error: {message}", file=sys.stderr)
+    raise typer.Exit(status)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,105 @@
+"""The bundled pair: its profile and plans, methods side by side, and whether texts are equal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from record import Record
+from resident import compile_pair
+
+from sequoia_opt import demo, paths
+from sequoia_opt.engine.models import Pair, load_pair
+from sequoia_opt.measure import methods, profiler
+from sequoia_opt.measure.bench import Raced, divergence, race
+from sequoia_opt.measure.dataset import load_dataset
+from sequoia_opt.plan.acceptance import Acceptance, Sampling
+from sequoia_opt.plan.solver import Plan, solve
+from sequoia_opt.plan.tree import AUTOREGRESSIVE
+
+TOKENS = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64]
+CONTEXTS = [128, 512]
+ROUNDS = 5
+TEMPERATURES, VERIFIER = (0.0, 0.6), "sequoia"
+PROMPTS, NEW_TOKENS = 6, 64
+PROMPTS_TINY, NEW_TOKENS_TINY = 2, 24
+
+
+def measure(record: Record, device: str, tiny: bool) -> None:
+    """Measure the bundled pair with the acceptance that the repository has of it."""
+    with record.stage("load"):
+        pair = load_pair(device=device)
+    compile_pair(record, pair)
+    with record.stage("profile"):
+        tokens = TOKENS[:5] if tiny else TOKENS
+        options = profiler.Options(tokens, CONTEXTS[:1] if tiny else CONTEXTS, repeats=ROUNDS)
+        profile = profiler.profile(pair, options)
+        profile_path = record.save_profile(pair, profile)
+    count, new_tokens = (PROMPTS_TINY, NEW_TOKENS_TINY) if tiny else (PROMPTS, NEW_TOKENS)
+    prompts = held_out_prompts(pair, count)
+    for temperature in TEMPERATURES:
+        with record.stage(f"solve, temperature {temperature:g}"):
+            acceptance_path = measured_acceptance(temperature)
+            acceptance = Acceptance.load(acceptance_path)
+            plan = solve(profile, acceptance)
+            chain = solve(profile, acceptance, shape="chain")
+            record.save_plan(plan, profile_path, acceptance_path)
+        with record.stage(f"decode, temperature {temperature:g}"):
+            sampling = Sampling(temperature, acceptance.top_p, VERIFIER)
+            raced = race(ways(pair, plan, chain, sampling), prompts, new_tokens, repeats=1)
+            results = {
+                result.name: [result.tokens_per_second, result.speedup] for result in raced.beside()
+            }
+            record.note(
+                **{
+                    f"T{temperature:g}": {
+                        "nodes": plan.tree.size,
+                        "predicted_speedup": plan.choice.speedup[0],
+                        "tokens_per_second_and_speedup": results,
+                        **(equality(pair, prompts, raced) if temperature == 0 else {}),
+                    }
+                }
+            )
+
+
+def measured_acceptance(temperature: float) -> Path:
+    """The repository's acceptance of the bundled pair on its own dataset."""
+    verifier = "greedy" if temperature == 0 else VERIFIER
+    names = demo.TARGET_NAME, demo.DRAFT_NAME, demo.DATASET_NAME
+    return paths.PACKAGE.parent / paths.acceptance_path(*names, verifier, temperature, 1.0)
+
+
+def held_out_prompts(pair: Pair, count: int) -> list[list[int]]:
+    """Prompts of the bundled dataset, which the pair has not been trained on."""
+    _, documents = load_dataset()
+    return [pair.encode(document.prompt) for document in documents[:count]]
+
+
+def ways(pair: Pair, plan: Plan, chain: Plan, sampling: Sampling) -> list[methods.Method]:
+    """What is set side by side, plain decoding first."""
+    options = asdict(sampling)
+    library = {"temperature": sampling.temperature, "top_p": sampling.top_p}
+    return [
+        methods.with_tree(pair, "plain", AUTOREGRESSIVE, **options),
+        methods.with_tree(pair, "tree", plan.tree, **options),
+        methods.with_tree(pair, "chain", chain.tree, **options),
+        methods.with_generate(pair, **library),
+        methods.with_assistant(pair, **library),
+    ]
+
+
+def equality(pair: Pair, prompts: Sequence[list[int]], raced: Raced) -> dict[str, float]:
+    """How many greedy texts of the tree are plain decoding's, and how close the target's two best
+    logits are where others part: within rounding, or something is wrong."""
+    plain, tree = ([run.tokens for run in runs] for runs in raced.runs[:2])
+    parted = [
+        divergence(pair, prompt, *texts)
+        for prompt, texts in zip(prompts, zip(plain, tree, strict=True), strict=True)
+    ]
+    gaps = [found.gap for found in parted if found is not None]
+    return {
+        "texts": len(prompts),
+        "equal_texts": len(prompts) - len(gaps),
+        "largest_gap": max(gaps, default=0.0),
+    }

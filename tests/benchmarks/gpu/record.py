@@ -1,0 +1,110 @@
+"""What a part of the measurement says while it runs, so that nothing is lost if it is ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sequoia_opt import fleet, paths
+from sequoia_opt.engine.models import Pair
+from sequoia_opt.plan.acceptance import Acceptance
+from sequoia_opt.plan.files import plain
+from sequoia_opt.plan.latency import LatencyProfile
+from sequoia_opt.plan.solver import Plan
+
+
+@dataclass
+class Record:
+    """A part's stages and numbers, kept in a file that is rewritten at each of them.
+
+    Attributes:
+        path: the file, JSON.
+        entries: a folder like the repository's root, for the profiles and trees that it makes.
+        values: the numbers so far, by name.
+        stages: seconds of each stage that is over.
+        under_way: the stage that is not.
+    """
+
+    path: Path
+    entries: Path
+    values: dict[str, Any] = field(default_factory=dict)
+    stages: dict[str, float] = field(default_factory=dict)
+    under_way: str = ""
+    _began: float = field(default_factory=time.monotonic)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Say that a stage begins, and keep how long it took."""
+        started, self.under_way = time.monotonic(), name
+        print(f"{started - self._began:6.1f} s  {name}", flush=True)
+        self._save()
+        yield
+        self.stages[name], self.under_way = round(time.monotonic() - started, 2), ""
+        self._save()
+
+    def note(self, **values: Any) -> None:
+        """Keep and print some numbers."""
+        self.values |= values
+        for name, value in values.items():
+            print(f"          {name}: {value}", flush=True)
+        self._save()
+
+    def save_profile(self, pair: Pair, profile: LatencyProfile) -> Path:
+        """Keep a pair's profile as an entry; returns its file."""
+        name = paths.profile_path(
+            profile.hardware["slug"],
+            pair.target_name,
+            pair.draft_name,
+            pair.dtype,
+            bool(pair.compiled),
+            pair.random_weights,
+            pair.offload,
+        )
+        self.note(engine=profile.engine, disturbed=profile.disturbed or "nothing")
+        return self._entry(name, profile)
+
+    def save_acceptance(self, acceptance: Acceptance) -> Path:
+        """Keep an acceptance measurement as an entry; returns its file."""
+        greedy = acceptance.temperature == 0
+        name = paths.acceptance_path(
+            acceptance.target,
+            acceptance.draft,
+            acceptance.dataset,
+            "greedy" if greedy else acceptance.verifier,
+            acceptance.temperature,
+            acceptance.top_p,
+        )
+        return self._entry(name, acceptance)
+
+    def save_plan(self, plan: Plan, profile: Path, acceptance: Path) -> Path:
+        """Keep a plan's tree as an entry, and what is predicted of it; returns its file."""
+        choice = plan.choice
+        self.note(
+            nodes=choice.tree.size,
+            depth=choice.tree.depth,
+            predicted_tokens=choice.tokens[0],
+            predicted_step_ms=choice.step_ms[0],
+            predicted_plain_ms=choice.plain_ms[0],
+            predicted_speedup=choice.speedup[0],
+        )
+        slug = str(plan.profile.hardware["slug"])
+        tree = fleet.planned_tree(plan, fleet.Source(profile, acceptance), {})
+        return self._entry(paths.tree_path(slug, profile, plan.acceptance), tree)
+
+    def _entry(self, name: Path, document: Any) -> Path:
+        path = self.entries / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        document.save(path)
+        return path
+
+    def _save(self) -> None:
+        document = {"values": self.values, "stages": self.stages, "under_way": self.under_way}
+        partial = self.path.with_suffix(".partial")
+        partial.write_text(json.dumps(plain(document)))
+        os.replace(partial, self.path)

@@ -1,0 +1,99 @@
+"""A pair that fits onto the device: its profile, its plan, and what decoding with it yields."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from random_models import published_acceptance, write_configs
+from rates import memory_rate, weights_read
+from record import Record
+
+from sequoia_opt.engine.models import Pair, load_pair
+from sequoia_opt.errors import SequoiaError
+from sequoia_opt.measure import methods, profiler
+from sequoia_opt.measure.bench import race
+from sequoia_opt.plan.solver import solve
+from sequoia_opt.plan.tree import AUTOREGRESSIVE
+
+PROMPT = 128  # tokens
+TOKENS = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128]
+ROUNDS = 5
+# Prompts and new tokens of our own decoding, and of the library's, which is several times slower.
+OWN, LIBRARY = (8, 192), (2, 32)
+OWN_TINY, LIBRARY_TINY = (3, 48), (1, 8)
+
+
+def measure(
+    record: Record, device: str, target: str, draft: str, contexts: list[int], tiny: bool
+) -> None:
+    """Measure a pair of random weights with the published acceptance.
+
+    Args:
+        target, draft: names of shapes.
+        contexts: cached tokens to profile at.
+    """
+    (prompts, new_tokens), library = (OWN_TINY, LIBRARY_TINY) if tiny else (OWN, LIBRARY)
+    with record.stage("load"), TemporaryDirectory() as folder:
+        pair = load_pair(*write_configs(Path(folder), target, draft), device, random_weights=True)
+    compile_pair(record, pair)
+    with record.stage("profile"):
+        options = profiler.Options(
+            TOKENS[:6] if tiny else TOKENS, contexts, verifiers=[], repeats=ROUNDS
+        )
+        profile = profiler.profile(pair, options, note=lambda said: record.note(left_out=said))
+        profile_path = record.save_profile(pair, profile)
+    with record.stage("solve"):
+        acceptance = published_acceptance(target, draft, PROMPT + new_tokens / 2)
+        plan = solve(profile, acceptance)
+        record.save_plan(plan, profile_path, record.save_acceptance(acceptance))
+    with record.stage("memory bandwidth"):
+        copied = memory_rate(pair.device)
+        record.note(copy_gb_per_s=copied)
+    with record.stage("decode plain and with the tree"):
+        rates = acceptance.table(1 + plan.tree.depth)
+        ways = [
+            methods.with_tree(pair, name, tree, endless=True, rates=rates)
+            for name, tree in (("plain", AUTOREGRESSIVE), ("tree", plan.tree))
+        ]
+        raced = race(ways, random_prompts(pair, prompts), new_tokens, repeats=1)
+        plain, tree = raced.beside()
+        record.note(
+            plain_ms=plain.ms_per_token,
+            bandwidth_share=weights_read(pair.target) / plain.ms_per_token / 1e6 / copied,
+            step_ms=tree.ms_per_step,
+            tokens_per_step=tree.tokens_per_step,
+            tokens_per_second=tree.tokens_per_second,
+            overhead_share=1 - profile.forwards_ms(plan.tree, plan.context) / tree.ms_per_step,
+            speedup=tree.speedup,
+            speedup_interval=[tree.speedup_low, tree.speedup_high],
+        )
+    with record.stage("decode with transformers' generate"):
+        generate = methods.with_generate(pair)
+        generate.run(random_prompts(pair, 1)[0], 4)  # to warm up
+        runs = [generate.run(prompt, library[1]) for prompt in random_prompts(pair, library[0])]
+        generate_ms = 1000 * sum(run.seconds for run in runs) / sum(run.timed for run in runs)
+        record.note(
+            generate_ms=generate_ms,
+            speedup_over_generate=generate_ms * tree.tokens_per_second / 1000,
+        )
+
+
+def compile_pair(record: Record, pair: Pair) -> None:
+    """Compile both models on a GPU; where that fails the measurement goes on without."""
+    if pair.device.type != "cuda":
+        return
+    with record.stage("compile"):
+        try:
+            pair.compile()
+        except SequoiaError as error:
+            record.note(not_compiled=str(error))
+
+
+def random_prompts(pair: Pair, count: int) -> list[list[int]]:
+    """Prompts of random tokens, [count, PROMPT]."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(pair.target.vocabulary, (count, PROMPT), generator=generator)
+    prompts: list[list[int]] = tokens.tolist()
+    return prompts

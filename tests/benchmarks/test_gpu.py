@@ -1,0 +1,190 @@
+"""`make gpu`: what goes wrong is said, and costs only its own part."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import parts
+import processes
+import pytest
+import resident
+import torch
+import typer
+from checks import count_outcomes
+from parts import LIMIT_MINUTES, PARTS, TINY, Asked, Part
+from record import Record
+from summary import Outcome, table
+
+from sequoia_opt.engine import memory
+from sequoia_opt.plan.latency import LatencyProfile
+from sequoia_opt.plan.tree import TokenTree
+
+MAIN = Path(parts.__file__).with_name("__main__.py")
+REHEARSED = Asked("cpu", TINY)
+MACHINE = {"hardware": {"slug": "some-gpu", "name": "Some GPU"}, "software": {"torch": "2"}}
+
+
+@pytest.fixture(scope="module")
+def gpu() -> Any:
+    """The command's module, which is run by its folder's name."""
+    spec = importlib.util.spec_from_file_location("gpu_main", MAIN)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def part(run: Any) -> Part:
+    return Part("some", "Some part", 1, 1, run)
+
+
+def test_the_parts_fit_into_the_time() -> None:
+    assert sum(each.expected for each in PARTS) <= 60 * LIMIT_MINUTES
+    assert all(each.expected < each.limit for each in PARTS)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_one_line(gpu: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as stopped:
+        gpu.main()
+    assert stopped.value.exit_code == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"shapes": "huge"}, "shapes: found 'huge', expected full or tiny"),
+        ({"only": "7b,9b"}, "only: found '9b', expected some of tests, 7b"),
+        ({"only": "own"}, "takes --target and --draft"),
+        ({"target": "big"}, "takes both --target and --draft"),
+        ({"device": "gpu0"}, "device: found 'gpu0'"),
+    ],
+)
+def test_wrong_options(
+    options: dict[str, str], said: str, gpu: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(typer.Exit) as stopped:
+        gpu.main(**{"device": "cpu", **options})
+    assert stopped.value.exit_code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written(
+    gpu: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(typer.Exit) as stopped:
+        gpu.main(device="cpu", output=tmp_path / "file" / "folder")
+    assert stopped.value.exit_code == 1
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_a_part_that_outruns_its_limit_is_ended_and_says_how_far_it_came(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "LEAST", 0)
+    outcome = processes.run_in_time(PARTS[1], REHEARSED, tmp_path, tmp_path, left=0.5)
+    assert outcome.state == "ended at its limit of 0 s; under way: nothing"
+    assert "ended at its limit" in (tmp_path / "7b.log").read_text()
+    assert processes.state_of(None, {"under_way": "profile"}, 60) == (
+        "ended at its limit of 60 s; under way: profile"
+    )
+
+
+def test_no_part_is_begun_when_the_time_is_up(tmp_path: Path) -> None:
+    outcome = processes.run_in_time(PARTS[1], REHEARSED, tmp_path, tmp_path, left=3)
+    assert outcome.state == "not begun: the time is up"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_gpu_that_is_too_small_is_named(
+    gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1000)
+
+    def run(record: Record, asked: Asked) -> None:
+        resident.measure(record, "cpu", "tiny-target", "tiny-draft", [128], tiny=True)
+
+    with pytest.raises(typer.Exit):
+        gpu.run_part(part(run), Asked("cpu", parts.FULL), tmp_path)
+    state = processes.state_of(1, json.loads((tmp_path / "some.json").read_text()), 60)
+    assert state.startswith("failed (load): the weights of")
+    assert "0.0 GB of cpu memory are free" in state
+
+
+def test_what_a_part_has_found_is_kept_when_it_fails(gpu: Any, tmp_path: Path) -> None:
+    def run(record: Record, asked: Asked) -> None:
+        with record.stage("first"):
+            record.note(plain_ms=2.0)
+        with record.stage("second"):
+            raise RuntimeError("out of\n  luck")
+
+    with pytest.raises(RuntimeError):
+        gpu.run_part(part(run), Asked("cpu", parts.FULL), tmp_path)
+    document = processes.read(tmp_path / "some.json")
+    assert document["values"]["plain_ms"] == 2.0
+    assert list(document["stages"]) == ["first"]
+    assert processes.state_of(1, document, 60) == "failed (second): out of luck"
+    assert processes.state_of(-9, {}, 60) == "failed (nothing): status -9"
+
+
+def test_the_table_has_what_there_is() -> None:
+    values = {**MACHINE, "plain_ms": 5.6, "predicted_plain_ms": 5.5, "nodes": 8, "depth": 3}
+    outcomes = {
+        "tests": Outcome("GPU tests", "done", 60, {"passed": 9, "skipped": 1, "failed": ["a.b"]}),
+        "7b": Outcome("A pair", "ended at its limit of 150 s", 150, values),
+        "13b-offloaded": Outcome("Another", "failed", 1, {}),
+    }
+    text = table(outcomes)
+    assert text.startswith("Some GPU, torch 2\n")
+    assert "9 passed, 1 skipped; FAILED a.b" in text
+    assert "| plain decoding: predicted, measured | 5.50, 5.60 ms a token |" in text
+    assert "8 nodes, 3 deep" in text
+    assert "generate" not in text  # which it did not come to
+
+
+def test_what_is_kept_is_ready_to_commit(gpu: Any, tmp_path: Path) -> None:
+    scratch, output = tmp_path / "scratch", tmp_path / "out"
+    tree = scratch / "entries" / "trees" / "some-gpu" / "a.json"
+    tree.parent.mkdir(parents=True)
+    tree.write_text("{}")
+    output.mkdir()
+    gpu.keep({"7b": Outcome("A pair", "done", 9, MACHINE)}, REHEARSED, output, scratch)
+    with tarfile.open(output / "entries.tar.gz") as archive:
+        assert set(archive.getnames()) == {
+            "trees/some-gpu/a.json",
+            "benchmarks/some-gpu/gpu.json",
+            "benchmarks/some-gpu/gpu.md",
+        }
+    assert sorted(os.listdir(output)) == ["entries.tar.gz", "table.md"]
+
+
+def test_outcomes_are_counted(tmp_path: Path) -> None:
+    report = tmp_path / "report.xml"
+    report.write_text(
+        '<testsuites><testsuite><testcase classname="a" name="b"/><testcase classname="a" '
+        'name="c"><failure message="x"/></testcase><testcase classname="a" name="d"><skipped/>'
+        '</testcase><testcase classname="a" name="e"><error/></testcase></testsuite></testsuites>'
+    )
+    assert count_outcomes(report) == {"passed": 1, "skipped": 1, "failed": ["a.c", "a.e"]}
+
+
+def test_a_rehearsed_pair_gives_entries_that_load(gpu: Any, tmp_path: Path) -> None:
+    """The files that `solve --all` would read and write, from a part run in this process."""
+    record = Record(tmp_path / "some.json", tmp_path / "entries")
+    resident.measure(record, "cpu", "tiny-target", "tiny-draft", [128], tiny=True)
+    profile, acceptance = sorted((tmp_path / "entries" / "profiles").rglob("*.yaml"))[::-1]
+    [tree] = (tmp_path / "entries" / "trees").rglob("*.json")
+    if profile.parent.name == "acceptance":
+        profile, acceptance = acceptance, profile
+    assert LatencyProfile.load(profile).engine["random_weights"]
+    assert TokenTree.load(tree).metadata["provenance"]["profile"]["file"] == profile.name
+    assert record.values["speedup_over_generate"] > 0
+    assert record.under_way == ""
