@@ -5,12 +5,17 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
+import subprocess
+import sys
 import tarfile
+import time
 from pathlib import Path
 from typing import Any
 
 import parts
 import processes
+import psutil
 import pytest
 import resident
 import torch
@@ -96,6 +101,24 @@ def test_a_part_that_outruns_its_limit_is_ended_and_says_how_far_it_came(
     assert processes.state_of(None, {"under_way": "profile"}, 60) == (
         "ended at its limit of 60 s; under way: profile"
     )
+
+
+def test_a_run_that_is_ended_ends_its_part(tmp_path: Path) -> None:
+    folders = [str(MAIN.parents[3]), str(MAIN.parents[1])]
+    command = [sys.executable, str(MAIN.parent), "--device", "cpu", "--shapes", "tiny"]
+    command += ["-o", str(tmp_path / "out"), "--only", "7b"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(folders), "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as run:
+        assert run.stdout is not None
+        assert "at most" in run.stdout.readline()
+        log = tmp_path / "out" / "7b.log"
+        while not (log.exists() and log.stat().st_size):  # the part is at work
+            assert run.poll() is None
+            time.sleep(0.05)
+        [child] = psutil.Process(run.pid).children()
+        run.terminate()
+        assert run.wait(30) == 128 + signal.SIGTERM
+    assert not child.is_running()
 
 
 def test_no_part_is_begun_when_the_time_is_up(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import tarfile
 import time
@@ -69,6 +70,8 @@ def main(
         stop("the part `own` takes --target and --draft", 2)
     check_device(device)
     check_folder(output)
+    # A run that is ended ends its part too, which would hold the GPU.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     measure_all([available[name] for name in names], asked, output, 60 * minutes)
 
 
