@@ -23,8 +23,12 @@ Forward = Callable[[Tensor, Tensor, Tensor, Masks, KVCache], Tensor]
 all tokens."""
 
 
-def compiled(model: Any, last_position: int) -> Forward:
-    """The model's forward, compiled when it is first called, in inference mode."""
+def compiled(model: Any, last_position: int, told: bool) -> Forward:
+    """The model's forward, compiled when it is first called, in inference mode.
+
+    Args:
+        told: whether its attention layers get the forward's keyword arguments.
+    """
 
     def forward(
         tokens: Tensor, positions: Tensor, slots: Tensor, masks: Masks, cache: KVCache
@@ -32,8 +36,7 @@ def compiled(model: Any, last_position: int) -> Forward:
         output = model(
             input_ids=tokens,
             position_ids=positions.clamp(max=last_position),
-            use_cache=False,
-            tree=Attend(cache, slots, masks),
+            **Attend(cache, slots, masks).arguments(told),
         )
         logits: Tensor = output.logits
         return logits

@@ -186,14 +186,16 @@ def test_positions_counted_in_another_way_are_noticed(
 def test_rotary_embeddings_that_change_end_the_context(make_model: Callable[..., Path]) -> None:
     from transformers import AutoConfig
 
-    from sequoia_opt.engine.runner import _usable_positions
+    from sequoia_opt.engine.agreement import usable_positions
 
     config = AutoConfig.from_pretrained(make_model("phi3"))
-    assert _usable_positions(config) == 256
+    assert usable_positions(config) == (256, "")
     config.rope_parameters = {"rope_type": "longrope", "original_max_position_embeddings": 32}
-    assert _usable_positions(config) == 32
+    positions, why = usable_positions(config)
+    assert positions == 32
+    assert "rotary embedding (longrope) changes for longer texts" in why
     config.rope_parameters = {"rope_type": "yarn", "original_max_position_embeddings": 32}
-    assert _usable_positions(config) == 256
+    assert usable_positions(config) == (256, "")
 
 
 def test_code_that_comes_with_a_model_is_not_run(folders: tuple[Path, Path]) -> None:
