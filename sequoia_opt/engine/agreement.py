@@ -242,10 +242,19 @@ class LibraryLogits:
         except (SequoiaError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # of many kinds, and not the tree's fault
-            dtype = str(self._model.dtype).removeprefix("torch.")
+            device, dtype = self._device.type, str(self._model.dtype).removeprefix("torch.")
+            reason = f"{type(error).__name__}: {_reason(error)}" if str(error) else "no reason"
+            quantised: Any = getattr(self._model.config, "quantization_config", None)
+            if quantised is not None:
+                method = getattr(quantised, "quant_method", "an unnamed method")
+                raise SequoiaError(
+                    f"{self._name}: its weights, quantised by {getattr(method, 'value', method)}, "
+                    f"do not run on the {device}, in transformers either ({reason}); use a GPU, or "
+                    "the model's plain weights"
+                ) from None
             raise SequoiaError(
-                f"{self._name}: does not run on the {self._device.type} in {dtype}, in "
-                f"transformers either ({_reason(error)}); try another --dtype or --device"
+                f"{self._name}: does not run on the {device} in {dtype}, in transformers either "
+                f"({reason}); try another --dtype or --device"
             ) from None
 
     def compute_last(self) -> None:
@@ -291,7 +300,10 @@ def _check_finite(model: torch.nn.Module, name: str, logits: Tensor) -> None:
             damaged = "the file is damaged"
             if kind == torch.float16:
                 damaged = f"{advice}; if it is not finite there either, the file is damaged"
-            raise SequoiaError(f"{name}: its weight {weight} is not finite in {dtype}; {damaged}")
+            raise SequoiaError(
+                f"{name}: its logits are not finite in {dtype}, since its weight {weight} is not; "
+                f"{damaged}"
+            )
     if kind in (torch.float32, torch.float64):
         advice = "nothing finite comes out of these weights; load the model that was meant"
     raise SequoiaError(
