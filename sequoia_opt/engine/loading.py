@@ -149,10 +149,9 @@ def _why_no_config(source: str, error: Exception) -> str:
             "comes with code of its own, which is never run; only architectures that transformers "
             "knows are"
         )
-    reason = one_line(error)[:200]
     if not Path(source).is_dir():
-        return f"cannot be loaded: no folder of that name, and as a hub id: {reason}"
-    return f"its config.json cannot be used ({type(error).__name__}: {reason})"
+        return f"cannot be loaded: no folder of that name, and as a hub id: {_reason(error)}"
+    return f"its config.json cannot be used ({_reason(error)})"
 
 
 def _check_layers(source: str, config: Any, most: int) -> None:
@@ -199,7 +198,7 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase | None:
         else:
             advice = "download the tokenizer's files again"
         raise SequoiaError(
-            f"{source}: its tokenizer cannot be loaded ({one_line(error)[:200]}); {advice}"
+            f"{source}: its tokenizer cannot be loaded ({_reason(error)}); {advice}"
         ) from None
     return tokenizer
 
@@ -302,20 +301,27 @@ def _load_model(source: str, dtype: torch.dtype, split: bool = False) -> torch.n
 
 def _why_not_loaded(source: str, error: Exception) -> str:
     """What was wrong with weights, and what to do."""
-    reason = one_line(error)[:200]
+    reason = _reason(error)
     if isinstance(error, UnpicklingError) or "weights_only" in str(error):
         return "its weights are damaged, or hold code, which is never run; expected " + SAFE
     if type(error).__module__.startswith("safetensors") or "safetensor" in str(type(error)):
         return f"damaged weights ({reason}); download the file again"
     if isinstance(error, ImportError):
-        return f"needs a package that is not installed ({reason})"
+        return f"cannot be loaded, for want of a package ({reason})"
     if "size mismatch" in str(error) or "ignore_mismatched_sizes" in str(error):
         return f"config.json and the weights do not belong together ({reason})"
     quantised = PreTrainedConfig.get_config_dict(source)[0].get("quantization_config")
     if isinstance(quantised, dict):
         method = quantised.get("quant_method", "an unnamed method")
         return f"its weights, quantised by {method}, cannot be loaded on this machine ({reason})"
-    return f"cannot be loaded ({type(error).__name__}: {reason})"
+    return f"cannot be loaded ({reason})"
+
+
+def _reason(error: Exception) -> str:
+    """What another library says, short; with its kind where the message alone says nothing."""
+    if isinstance(error, OSError | ValueError | RuntimeError | ImportError):
+        return one_line(error)[:200]
+    return f"{type(error).__name__}: {one_line(error)[:200]}"
 
 
 def _random_model(config: Any, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:

@@ -268,7 +268,7 @@ def _weight_bytes(source: str, config: Any, dtype: torch.dtype) -> int:
         return weight_bytes(config, dtype) or 0
     except ImportError as error:
         raise SequoiaError(
-            f"{source}: needs a package that is not installed ({one_line(error)[:200]})"
+            f"{source}: cannot be loaded, for want of a package ({one_line(error)[:200]})"
         ) from None
     except Exception as error:  # of many kinds: sizes that do not go together
         reason = f"{type(error).__name__}: {one_line(error)[:160]}"
