@@ -134,12 +134,9 @@ def check_layer_types(model: torch.nn.Module, name: str) -> None:
         )
 
 
-def probe(model: torch.nn.Module, name: str, positions: int) -> Probe:
+def probe(model: torch.nn.Module, name: str, positions: int) -> list[LayerShape]:
     """See what the attention layers ask for, and what the library masks for them at the last of
     the positions.
-
-    Returns:
-        The layers' shapes, and whether they get a forward's keyword arguments.
 
     Raises:
         SequoiaError: the architecture cannot score a token tree.
@@ -182,15 +179,16 @@ def probe(model: torch.nn.Module, name: str, positions: int) -> Probe:
             f"{architecture} only {len(noted.layers)} of its {expected} layers run through "
             "transformers' attention interface"
         )
-    if len({layer.groups for layer in noted.layers.values()}) != 1:
+    layers = [noted.layers[index] for index in range(expected)]
+    if len({layer.groups for layer in layers}) != 1:
         raise SequoiaError(f"{architecture} its layers share key-value heads differently")
-    if not noted.told and any(layer.window for layer in noted.layers.values()):
+    if any(layer.window for layer in layers) and not all(layer.told for layer in layers):
         raise SequoiaError(
             f"{architecture} its layers have sliding windows and do not pass keyword arguments on "
             "to their attention"
         )
-    _check_library_cache(config, layers_of(noted), positions, architecture)
-    return noted
+    _check_library_cache(config, layers, positions, architecture)
+    return layers
 
 
 def _check_library_cache(
@@ -206,11 +204,6 @@ def _check_library_cache(
                 "attention_chunk_size), which transformers' cache keeps to and its layers do not; "
                 "if the model has none, take it out of config.json"
             )
-
-
-def layers_of(noted: Probe) -> list[LayerShape]:
-    """The layers' shapes in their order."""
-    return [noted.layers[index] for index in range(len(noted.layers))]
 
 
 class LibraryLogits:
@@ -250,7 +243,7 @@ class LibraryLogits:
                 raise SequoiaError(
                     f"{self._name}: its weights, quantised by {getattr(method, 'value', method)}, "
                     f"do not run on the {device}, in transformers either ({reason}); use a GPU, or "
-                    "the model's plain weights"
+                    "weights that are not quantised, without quantization_config in config.json"
                 ) from None
             raise SequoiaError(
                 f"{self._name}: does not run on the {device} in {dtype}, in transformers either "

@@ -41,6 +41,7 @@ class LayerShape:
     Attributes:
         window: the sliding window of the mask that the library gives it; None where every earlier
             token is seen.
+        told: whether it gets the keyword arguments of its model's forward.
     """
 
     heads: int
@@ -48,6 +49,7 @@ class LayerShape:
     key_dim: int
     value_dim: int
     window: int | None
+    told: bool = True
 
     @property
     def groups(self) -> int:
@@ -63,6 +65,7 @@ class KVCache:
 
     Attributes:
         windows: each layer's sliding window, or None.
+        told: whether all layers get the keyword arguments of their model's forward.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class KVCache:
     ) -> None:
         self.batch, self.capacity = batch, capacity
         self.windows = [layer.window for layer in layers]
+        self.told = all(layer.told for layer in layers)
         lanes: dict[tuple[int, int], list[tuple[str, int]]] = {}
         for index, layer in enumerate(layers):
             lanes.setdefault((layer.kv_heads, layer.key_dim), []).append(("key", index))
@@ -121,13 +125,9 @@ class Attend:
     slots: Tensor
     masks: Masks
 
-    def arguments(self, told: bool) -> dict[str, Any]:
-        """How a forward of the library's is told of it.
-
-        Args:
-            told: whether the attention layers get the forward's keyword arguments.
-        """
-        if told:
+    def arguments(self) -> dict[str, Any]:
+        """How a forward of the library's is told of it."""
+        if self.cache.told:
             return {"tree": self, "use_cache": False}
         return {
             "past_key_values": AttendCache(self),
@@ -171,13 +171,11 @@ class Probe:
         before: how many tokens are said to come before.
         count: how many tokens the forward has.
         layers: by their index.
-        told: whether every layer gets the keyword arguments of its model's forward.
     """
 
     before: int
     count: int
     layers: dict[int, LayerShape] = field(default_factory=dict)
-    told: bool = True
 
     def window(self, mask: Tensor | None) -> int | None:
         """The sliding window that a mask of the library's is; None if it shows all before.
@@ -361,13 +359,13 @@ def probe_attention(
         raise SequoiaError(f"{name} is not a decoder's own attention")
     if position_bias is not None:
         raise SequoiaError(f"{name} adds to the scores by position")
-    probe.told = probe.told and tree is not None
     probe.layers[layer] = LayerShape(
         heads=query.shape[1],
         kv_heads=key.shape[1],
         key_dim=key.shape[3],
         value_dim=value.shape[3],
         window=probe.window(attention_mask),
+        told=tree is not None,
     )
     batch, heads, tokens, _dim = query.shape
     return query.new_zeros(batch, tokens, heads, value.shape[3]), None

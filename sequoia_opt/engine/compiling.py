@@ -23,12 +23,8 @@ Forward = Callable[[Tensor, Tensor, Tensor, Masks, KVCache], Tensor]
 all tokens."""
 
 
-def compiled(model: Any, last_position: int, told: bool) -> Forward:
-    """The model's forward, compiled when it is first called, in inference mode.
-
-    Args:
-        told: whether its attention layers get the forward's keyword arguments.
-    """
+def compiled(model: Any, last_position: int) -> Forward:
+    """The model's forward, compiled when it is first called, in inference mode."""
 
     def forward(
         tokens: Tensor, positions: Tensor, slots: Tensor, masks: Masks, cache: KVCache
@@ -36,7 +32,7 @@ def compiled(model: Any, last_position: int, told: bool) -> Forward:
         output = model(
             input_ids=tokens,
             position_ids=positions.clamp(max=last_position),
-            **Attend(cache, slots, masks).arguments(told),
+            **Attend(cache, slots, masks).arguments(),
         )
         logits: Tensor = output.logits
         return logits

@@ -20,7 +20,6 @@ from sequoia_opt.engine.agreement import (
     check_layer_types,
     difference,
     keep_rope,
-    layers_of,
     probe,
     usable_positions,
 )
@@ -82,9 +81,8 @@ class Runner:
         check_layer_types(self.model, name)
         library = LibraryLogits(self.model, name, self.positions, self.vocabulary)
         library.compute_first()
-        noted = probe(self.model, name, self.positions)
+        self.layers = probe(self.model, name, self.positions)
         library.compute_last()
-        self.layers, self._told = layers_of(noted), noted.told
         self.model.set_attn_implementation(TREE_ATTENTION)  # type: ignore[operator]
         self.cache: KVCache | None = None
         self._slots = torch.arange(0, device=self.device)
@@ -119,7 +117,7 @@ class Runner:
         text = torch.arange(length, device=self.device)[None] % self.vocabulary
         self.extend(text.expand(batch, -1), 0)
         place = torch.tensor([length], device=self.device)
-        self._graphs = self._graphs or compiled(self.model, self.positions - 1, self._told)
+        self._graphs = self._graphs or compiled(self.model, self.positions - 1)
         for count in (1, 2):
             order = list(range(count))
             table = self.mask_table(np.tri(count, dtype=np.bool_), order, order)
@@ -228,7 +226,7 @@ class Runner:
             input_ids=tokens,
             position_ids=positions.clamp(max=self.positions - 1),
             logits_to_keep=keep,
-            **Attend(self.cache, slots, masks).arguments(self._told),
+            **Attend(self.cache, slots, masks).arguments(),
         )
         logits: Tensor = output.logits
         return logits

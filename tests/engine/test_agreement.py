@@ -132,7 +132,7 @@ def test_what_is_computed_otherwise_at_late_positions_is_refused(
         return output
 
     monkeypatch.setattr(modeling_llama.LlamaModel, "forward", forward)
-    with pytest.raises(SequoiaError, match="gives other logits on a tree.*from position 240"):
+    with pytest.raises(SequoiaError, match=r"gives other logits on a tree.*from position 240"):
         runner_of(make_model, "llama")
 
 

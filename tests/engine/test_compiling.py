@@ -123,7 +123,7 @@ def test_a_graph_that_computes_something_else_is_refused(
 ) -> None:
     pair = make_pair(dtype="float32")
 
-    def wrong(model: Any, last_position: int, told: bool) -> Any:
+    def wrong(model: Any, last_position: int) -> Any:
         return lambda tokens, *_: torch.ones(1, tokens.shape[1], 61)
 
     monkeypatch.setattr("sequoia_opt.engine.runner.compiled", wrong)

@@ -257,7 +257,7 @@ def test_the_last_positions_can_be_used(
     if graphs:  # what would be compiled, as it is
         monkeypatch.setattr(torch, "compile", lambda function, **_: function)
         for runner in (pair.target, pair.draft):
-            forward = compiled(runner.model, runner.positions - 1, told=True)
+            forward = compiled(runner.model, runner.positions - 1)
             monkeypatch.setattr(runner, "_graphs", forward)
             monkeypatch.setattr(runner, "compiled", True)
     prompt = prompt_of(256 - 12)

@@ -121,7 +121,10 @@ def test_the_bundled_pair_is_the_one_that_was_measured() -> None:
         ({"num_hidden_layers": 400}, r"num_hidden_layers: found 400, expected at most \d\d \("),
         ({"hidden_size": 128.5}, r"its config\.json cannot be used \(.*hidden_size"),
         ({"num_attention_heads": 0}, r"its config\.json (describes no model|cannot be used)"),
-        ({"hidden_size": 2**40, "intermediate_size": 2**40}, r"its config\.json describes no model"),
+        (
+            {"hidden_size": 2**40, "intermediate_size": 2**40},
+            r"its config\.json describes no model",
+        ),
         ({"rope_parameters": {"rope_type": 7}}, r"its config\.json"),
     ],
 )
@@ -200,10 +203,8 @@ def test_quantised_weights_that_do_not_run_here_are_named(folders: tuple[Path, P
     pytest.importorskip("bitsandbytes")
     path = folders[0] / "config.json"
     quantised = {"quant_method": "bitsandbytes", "load_in_4bit": True}
-    path.write_text(
-        json.dumps(json.loads(path.read_text()) | {"quantization_config": quantised})
-    )
-    with pytest.raises(SequoiaError, match="target.* quantised by bitsandbytes.*(GPU|machine)"):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": quantised}))
+    with pytest.raises(SequoiaError, match=r"target.* quantised by bitsandbytes.*(GPU|machine)"):
         load(folders)
 
 
@@ -216,7 +217,7 @@ def test_missing_weights(folders: tuple[Path, Path]) -> None:
 def test_damaged_weights(folders: tuple[Path, Path]) -> None:
     weights = folders[0] / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(SequoiaError, match="target.*damaged weights"):
+    with pytest.raises(SequoiaError, match=r"target.*damaged weights"):
         load(folders)
 
 
