@@ -76,6 +76,16 @@ class Loading:
         Raises:
             SequoiaError: it cannot be loaded so, or not run on trees.
         """
+        try:
+            return self._runner(source, config)
+        except (torch.OutOfMemoryError, MemoryError):
+            raise SequoiaError(
+                f"{source}: does not fit into the memory of the {self.device.type}; use a smaller "
+                "dtype, another device, a smaller model or --offload"
+            ) from None
+
+    def _runner(self, source: str, config: Any) -> Runner:
+        """The same, memory allowing."""
         if self.random_weights:
             _check_dense(source, config)
         if self.offload is not None:

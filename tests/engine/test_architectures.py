@@ -186,8 +186,9 @@ def test_what_cannot_run_is_refused_by_name(architecture: str, draft: Path, tmp_
     changes, words = REFUSED[architecture]
     folder = save(architecture, changes, tmp_path / architecture)
     kind = AutoConfig.from_pretrained(folder).model_type
-    with pytest.raises(SequoiaError, match=f"architecture '{kind}'.*({words})"):
-        load_pair(folder, draft, "cpu", "float64")
+    for offload in ("none", "disk"):
+        with pytest.raises(SequoiaError, match=f"architecture '{kind}'.*({words})"):
+            load_pair(folder, draft, "cpu", "float64", offload=offload)
 
 
 def test_there_are_forty() -> None:
