@@ -136,27 +136,39 @@ def test_what_is_computed_otherwise_at_late_positions_is_refused(
         runner_of(make_model, "llama")
 
 
-def test_a_window_of_the_librarys_cache_alone_is_refused(make_model: Callable[..., Path]) -> None:
-    """Its `generate` forgets what its own forward sees."""
-    with pytest.raises(SequoiaError, match=r"a window of 9 tokens.*take it out of config\.json"):
-        runner_of(make_model, "llama", sliding_window=9)
-
-
-def test_attention_that_looks_at_places_is_refused(
-    make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("architecture", "seed"), [("mixtral", 1), ("phimoe", 0), ("jetmoe", 0), ("granitemoe", 0)]
+)
+def test_tokens_that_go_to_other_experts_are_no_wrong_architecture(
+    make_model: Callable[..., Path], architecture: str, seed: int, dtype: torch.dtype
 ) -> None:
-    """In a chain, places and positions are the same; in a tree they are not."""
+    changes = {"num_local_experts": 4, "num_experts_per_tok": 2}
+    folder = make_model(architecture, seed, **changes)
+    Runner(AutoModelForCausalLM.from_pretrained(folder, dtype=dtype), architecture)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_wrong_places_are_noticed_in_half_precision_too(
+    make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
     own = modeling_llama.LlamaModel.forward
 
     def forward(self: Any, input_ids: Any = None, position_ids: Any = None, **options: Any) -> Any:
         if position_ids is not None:
-            count = position_ids.shape[1]
-            position_ids = position_ids[:, :1] + torch.arange(count)
+            position_ids = position_ids[:, :1] + torch.arange(position_ids.shape[1])
         return own(self, input_ids=input_ids, position_ids=position_ids, **options)
 
     monkeypatch.setattr(modeling_llama.LlamaModel, "forward", forward)
+    model = AutoModelForCausalLM.from_pretrained(make_model("llama"), dtype=dtype)
     with pytest.raises(SequoiaError, match="gives other logits on a tree"):
-        runner_of(make_model, "llama")
+        Runner(model, "llama")
+
+
+def test_a_window_of_the_librarys_cache_alone_is_refused(make_model: Callable[..., Path]) -> None:
+    """Its `generate` forgets what its own forward sees."""
+    with pytest.raises(SequoiaError, match=r"a window of 9 tokens.*take it out of config\.json"):
+        runner_of(make_model, "llama", sliding_window=9)
 
 
 @pytest.mark.parametrize("positions", [1, 2, CHECKED_TOKENS, CHECKED_TOKENS + 1, 40])
