@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sequoia_opt.errors import SequoiaError
-from sequoia_opt.plan.files import plain
+from sequoia_opt.plan.files import plain, same_fingerprint
 from sequoia_opt.plan.lines import Lines
 
 
@@ -38,7 +38,8 @@ class Completions(Lines):
         for number, (line, prompt) in enumerate(zip(found, prompts, strict=False), start=1):
             wanted = {"prompt": prompt} | self._settings
             given = line if isinstance(line, dict) else {}
-            other = next((key for key in wanted if given.get(key) != wanted[key]), None)
+            same = same_fingerprint
+            other = next((key for key in wanted if not same(given.get(key), wanted[key])), None)
             if other is not None:
                 raise SequoiaError(
                     f"{path}: line {number}: is of another {other}; name another file with -o"

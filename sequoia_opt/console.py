@@ -587,3 +587,18 @@ def divergences(found: Sequence[tuple[int, Divergence]], prompts: int) -> None:
             f"{divergence.gap:.1e} apart",
             markup=False,
         )
+
+
+def library_divergences(found: Sequence[tuple[int, Divergence]], prompts: int) -> None:
+    """Whether greedy tokens are those of transformers' own forward pass."""
+    if not found:
+        texts = "1 prompt" if prompts == 1 else f"{prompts} prompts"
+        out.print(
+            f"greedy tokens are those of transformers' own forward pass on {texts}", markup=False
+        )
+    for prompt, divergence in found:
+        out.print(
+            f"prompt {prompt + 1}: transformers' own forward pass has another best token at token "
+            f"{divergence.place + 1}, by a logit that is {divergence.gap:.1e} larger",
+            markup=False,
+        )

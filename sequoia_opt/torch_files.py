@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from io import BytesIO
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,6 +40,11 @@ def load(path: Path) -> dict[str, Any] | FloatArray:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise SequoiaError(f"{path}: no such file") from None
+    except UnpicklingError:  # its message says how to have the code run
+        raise SequoiaError(
+            f"{path}: is damaged, or holds more than tensors and plain values, which is never "
+            "loaded: it could run code"
+        ) from None
     except Exception as error:
         raise SequoiaError(f"{path}: cannot be read ({one_line(error)[:200]})") from None
     tensors = found.values() if isinstance(found, dict) else [found]

@@ -252,6 +252,13 @@ def bench(
             f"prompts and new tokens take {longest}"
         )
         wanted = [each for each in wanted if each not in ASSISTED]
+    sizes_of = pair.target.vocabulary, pair.draft.vocabulary
+    if set(ASSISTED) & set(wanted) and sizes_of[0] != sizes_of[1]:
+        console.note(
+            f"assisted generation is left out: transformers takes the target's {sizes_of[0]} and "
+            f"the draft's {sizes_of[1]} logits for different tokenizers"
+        )
+        wanted = [each for each in wanted if each not in ASSISTED]
     options = asdict(sampling)
     if synthetic:
         deepest = 1 + max(tree.depth for tree in trees.values())

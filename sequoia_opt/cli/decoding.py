@@ -286,7 +286,17 @@ def _compare(
     ]
     temperature = sampling.temperature
     with console.progress("comparing") as advance:
-        results = bench.race(racing, prompts, max_new_tokens, repeats, advance).beside()
+        raced = bench.race(racing, prompts, max_new_tokens, repeats, advance)
+    results = raced.beside()
+    if temperature == 0:
+        texts = [run.tokens for run in raced.runs[1]]
+    else:  # one that is decoded greedily, for this alone
+        greedy = methods.with_tree(pair, "greedy", tree, temperature=0.0)
+        texts = [greedy.run(prompts[0], max_new_tokens).tokens]
+    by_library = [
+        (i, bench.library_divergence(pair, prompt, text))
+        for i, (prompt, text) in enumerate(zip(prompts, texts, strict=False))
+    ]
     document: dict[str, Any] = {"results": [asdict(result) for result in results]}
     found = []
     if temperature == 0 and results[1].agreement < 1:
@@ -297,6 +307,11 @@ def _compare(
                 found.append((i, parted))
     if temperature == 0:
         document["divergences"] = [{"prompt": i, **asdict(parted)} for i, parted in found]
+    apart = [(i, parted) for i, parted in by_library if parted is not None]
+    document["library"] = {
+        "prompts": len(by_library),
+        "divergences": [{"prompt": i, **asdict(parted)} for i, parted in apart],
+    }
     if not quiet:
         title = f"{len(prompts)} prompts, {max_new_tokens} tokens each, temperature {temperature:g}"
         console.race_table(results, title, greedy=temperature == 0)
@@ -304,4 +319,5 @@ def _compare(
             console.prediction_lines(results[1], tree, fitting.times)
         if temperature == 0:
             console.divergences(found, len(prompts))
+        console.library_divergences(apart, len(by_library))
     return document

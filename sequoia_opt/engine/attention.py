@@ -11,15 +11,19 @@ buffer, so a step's cost does not grow with the capacity.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.cache_utils import Cache
+from transformers.masking_utils import sdpa_mask
 
 from sequoia_opt.errors import SequoiaError
 
@@ -33,13 +37,20 @@ Masks = dict[int | None, Tensor]
 
 @dataclass(frozen=True)
 class LayerShape:
-    """What one attention layer stores and asks for, found by running it once."""
+    """What one attention layer stores and asks for, found by running it once.
+
+    Attributes:
+        window: the sliding window of the mask that the library gives it; None where every earlier
+            token is seen.
+        told: whether it gets the keyword arguments of its model's forward.
+    """
 
     heads: int
     kv_heads: int
     key_dim: int
     value_dim: int
     window: int | None
+    told: bool = True
 
     @property
     def groups(self) -> int:
@@ -52,6 +63,10 @@ class KVCache:
 
     Lanes (a layer's keys, or its values) of one shape share one tensor, so moving an accepted
     path takes one gather and one scatter for the whole model.
+
+    Attributes:
+        windows: each layer's sliding window, or None.
+        told: whether all layers get the keyword arguments of their model's forward.
     """
 
     def __init__(
@@ -63,6 +78,8 @@ class KVCache:
         device: torch.device,
     ) -> None:
         self.batch, self.capacity = batch, capacity
+        self.windows = [layer.window for layer in layers]
+        self.told = all(layer.told for layer in layers)
         lanes: dict[tuple[int, int], list[tuple[str, int]]] = {}
         for index, layer in enumerate(layers):
             lanes.setdefault((layer.kv_heads, layer.key_dim), []).append(("key", index))
@@ -108,6 +125,101 @@ class Attend:
     cache: KVCache
     slots: Tensor
     masks: Masks
+
+    def arguments(self) -> dict[str, Any]:
+        """How a forward of the library's is told of it."""
+        if self.cache.told:
+            return {"tree": self, "use_cache": False}
+        return {
+            "past_key_values": AttendCache(self),
+            "attention_mask": self.masks[None],
+            "use_cache": True,
+        }
+
+    def store(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Write a layer's new keys and values; those that are read, and the mask over them."""
+        keys, values = self.cache.keys[layer], self.cache.values[layer]
+        keys.index_copy_(2, self.slots, key)
+        values.index_copy_(2, self.slots, value)
+        mask = self.masks[self.cache.windows[layer]]
+        used = mask.shape[-1]
+        return keys[:, :, :used], values[:, :, :used], mask
+
+
+class AttendCache(Cache):
+    """The same as a cache of the library's, for layers that pass no keyword arguments on.
+
+    Such a layer still hands its new keys and values to its cache, and its mask to its attention.
+    """
+
+    def __init__(self, attend: Attend) -> None:
+        super().__init__(layers=[])
+        self._attend = attend
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Write the new keys and values; what is to be read."""
+        keys, values, _mask = self._attend.store(layer_idx, key_states, value_states)
+        return keys, values
+
+
+@dataclass
+class Probe:
+    """Notes what a model's attention layers ask for, in a forward of the last few of its tokens.
+
+    Attributes:
+        before: how many tokens are said to come before.
+        count: how many tokens the forward has.
+        layers: by their index.
+    """
+
+    before: int
+    count: int
+    layers: dict[int, LayerShape] = field(default_factory=dict)
+
+    def window(self, mask: Tensor | None) -> int | None:
+        """The sliding window that a mask of the library's is; None if it shows all before.
+
+        Raises:
+            SequoiaError: it is any other mask, or there is none.
+        """
+        if mask is None:
+            raise SequoiaError("its layers get no mask that could be checked")
+        if mask.dtype != torch.bool:
+            blocked = mask <= torch.finfo(mask.dtype).min / 2
+            if not bool((blocked | (mask == 0)).all()):
+                raise SequoiaError("its attention adds to the scores by position")
+            mask = ~blocked
+        used = self.before + self.count
+        if mask.shape[-2:] != (self.count, used):
+            raise SequoiaError(
+                "its layers mask in a way of their own, perhaps by what the tokens are"
+            )
+        key = torch.arange(used, device=mask.device)
+        distance = torch.arange(self.before, used, device=mask.device)[:, None] - key
+        seen = int(mask.reshape(-1, used)[-1].sum())
+        for window in (None, seen):
+            shown = (distance >= 0) & (distance < (used if window is None else window))
+            if bool((mask == shown).all()):
+                return window
+        raise SequoiaError(
+            f"at position {used - 1} its layers see other tokens than all before or a sliding "
+            "window of them"
+        )
+
+
+_probe: ContextVar[Probe | None] = ContextVar("probe", default=None)
+
+
+@contextmanager
+def probing(probe: Probe) -> Iterator[None]:
+    """While a model is run to see what its layers ask for."""
+    token = _probe.set(probe)
+    try:
+        yield
+    finally:
+        _probe.reset(token)
 
 
 class MaskTable:
@@ -185,7 +297,6 @@ def tree_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     softcap: float | None = None,
-    sliding_window: int | None = None,
     s_aux: Tensor | None = None,
     tree: Attend | None = None,
     **_: Any,
@@ -198,21 +309,19 @@ def tree_attention(
     Args:
         query: [batch, heads, tokens, key_dim]; key, value: the same with kv_heads.
         s_aux: [heads], attention sinks: one more logit in each row's softmax.
-        tree: where to write and what to read.
+        tree: where to write and what to read; a layer that does not get it has given its keys and
+            values to an `AttendCache`, and its mask is in `attention_mask`.
 
     Returns:
         [batch, tokens, heads, value_dim], and no weights.
     """
-    if tree is None:
+    if tree is not None:
+        layer: int = module.layer_idx  # type: ignore[assignment]
+        keys, values, mask = tree.store(layer, key, value)
+    elif attention_mask is not None:
+        keys, values, mask = key, value, attention_mask
+    else:
         raise RuntimeError("tree attention runs only through sequoia_opt.engine.runner")
-    layer: int = module.layer_idx  # type: ignore[assignment]
-    keys, values = tree.cache.keys[layer], tree.cache.values[layer]
-    keys.index_copy_(2, tree.slots, key)
-    values.index_copy_(2, tree.slots, value)
-    mask = tree.masks[sliding_window]
-    used = mask.shape[-1]
-    keys, values = keys[:, :, :used], values[:, :, :used]
-
     batch, heads, tokens, dim = query.shape
     rows = query.reshape(batch, keys.shape[1], -1, dim)
     if softcap is None and s_aux is None:
@@ -237,31 +346,40 @@ def probe_attention(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    sliding_window: int | None = None,
     position_bias: Tensor | None = None,
-    probe: dict[int, LayerShape] | None = None,
+    tree: Probe | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Note what a layer asks for in `probe`; the output is zeros of the right shape."""
+    """Note what a layer asks for; the output is zeros of the right shape."""
     name = type(module).__name__
     layer = getattr(module, "layer_idx", None)
+    probe = _probe.get()
     if probe is None:
-        raise SequoiaError(f"{name}: does not get the keyword arguments of its model's forward")
+        raise RuntimeError("layers are probed only through sequoia_opt.engine.agreement")
     if layer is None or not getattr(module, "is_causal", True):
-        raise SequoiaError(f"{name}: attention that is not a decoder's own is not supported")
+        raise SequoiaError(f"{name} is not a decoder's own attention")
     if position_bias is not None:
-        raise SequoiaError(f"{name}: attention with a position bias is not supported")
-    probe[layer] = LayerShape(
+        raise SequoiaError(f"{name} adds to the scores by position")
+    probe.layers[layer] = LayerShape(
         heads=query.shape[1],
         kv_heads=key.shape[1],
         key_dim=key.shape[3],
         value_dim=value.shape[3],
-        window=sliding_window,
+        window=probe.window(attention_mask),
+        told=tree is not None,
     )
     batch, heads, tokens, _dim = query.shape
     return query.new_zeros(batch, tokens, heads, value.shape[3]), None
 
 
+def probe_mask(**arguments: Any) -> Tensor | None:
+    """The library's mask of True and False, also where it could be left out."""
+    arguments |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+    mask: Tensor | None = sdpa_mask(**arguments)
+    return mask
+
+
 AttentionInterface.register(TREE_ATTENTION, tree_attention)
 AttentionInterface.register(OPAQUE_ATTENTION, torch.compiler.disable(tree_attention))
 AttentionInterface.register(PROBE_ATTENTION, probe_attention)
+AttentionMaskInterface.register(PROBE_ATTENTION, probe_mask)

@@ -7,7 +7,6 @@ bytes and dtypes; knows nothing of models.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Collection
@@ -17,13 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.utils.hub import cached_file
 
+from sequoia_opt.engine.weight_files import read_header, weight_files
 from sequoia_opt.errors import SequoiaError
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PIECE = 2**23  # bytes that are converted at a time, where the file has another dtype, or compared
-LONGEST_HEADER = 10**8  # bytes, as the format allows
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -78,9 +75,10 @@ class Checkpoint:
         """
         self.source = source
         self._entries: dict[str, _Entry] = {}
+        self._joined: dict[str, tuple[tuple[int, ...], list[list[str]]]] = {}
         self._files: list[_File] = []
         self._piece = torch.empty(0, dtype=torch.uint8)
-        for path in _files(source):
+        for path in weight_files(source, safe=True):
             self._open(path)
 
     def __del__(self) -> None:
@@ -94,7 +92,23 @@ class Checkpoint:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape."""
-        return self._entries[name].shape
+        return self._joined[name][0] if name in self._joined else self._entries[name].shape
+
+    def join(self, name: str, rows: list[list[str]]) -> None:
+        """Have a tensor of that name, made of matrices, as a mixture's experts are.
+
+        Args:
+            rows: for each of its first indices the matrices that lie one below another there.
+
+        Raises:
+            ValueError: they do not fit together.
+        """
+        shapes = [[self.shape(part) for part in parts] for parts in rows]
+        heights = {sum(shape[0] for shape in parts) for parts in shapes}
+        widths = {shape[1:] for parts in shapes for shape in parts}
+        if len(heights) != 1 or len(widths) != 1:
+            raise ValueError("matrices of different sizes")
+        self._joined[name] = (len(rows), heights.pop(), *widths.pop()), rows
 
     def read(self, name: str, into: Tensor) -> int:
         """Read a tensor.
@@ -108,6 +122,14 @@ class Checkpoint:
         Raises:
             SequoiaError: the file has changed or cannot be read.
         """
+        if name in self._joined:
+            return sum(
+                self.read(part, below)
+                for parts, matrix in zip(self._joined[name][1], into, strict=True)
+                for part, below in zip(
+                    parts, matrix.split([self.shape(part)[0] for part in parts]), strict=True
+                )
+            )
         entry = self._entries[name]
         flat = into.view(-1)
         if entry.dtype == into.dtype:
@@ -130,6 +152,10 @@ class Checkpoint:
         Raises:
             SequoiaError: a file has changed or cannot be read.
         """
+        if first == second:
+            return True
+        if first in self._joined or second in self._joined:
+            return False
         one, other = self._entries[first], self._entries[second]
         if one == other or (one.dtype, one.shape) != (other.dtype, other.shape):
             return one == other
@@ -167,13 +193,9 @@ class Checkpoint:
             descriptor = os.open(path, os.O_RDONLY)
             file = _File(path, descriptor, _state(descriptor))
             self._files.append(file)
-            length = int.from_bytes(os.pread(descriptor, 8, 0), "little")
-            if not 2 <= length <= min(LONGEST_HEADER, file.state[0] - 8):
-                raise ValueError(f"a header of {length} bytes")
-            header: dict[str, Any] = json.loads(os.pread(descriptor, length, 8))
+            header, data = read_header(descriptor, path)
             for name, entry in header.items():
-                if name != "__metadata__":
-                    self._entries[name] = _entry(file, 8 + length, entry)
+                self._entries[name] = _entry(file, data, entry)
         except OSError as error:
             raise SequoiaError(f"{path}: cannot be read ({error.strerror})") from None
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
@@ -207,33 +229,3 @@ def _state(descriptor: int) -> tuple[int, int]:
     """Size and time of the last change."""
     found = os.fstat(descriptor)
     return found.st_size, found.st_mtime_ns
-
-
-def _files(source: str) -> list[Path]:
-    """A model's safetensors files.
-
-    Raises:
-        SequoiaError: it has none.
-    """
-    index = cached_file(source, INDEX, _raise_exceptions_for_missing_entries=False)
-    if index is not None:
-        try:
-            shards = set(json.loads(Path(index).read_text())["weight_map"].values())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise SequoiaError(f"{index}: damaged index ({error})") from None
-    else:
-        shards = {SINGLE}
-    found = [
-        cached_file(source, shard, _raise_exceptions_for_missing_entries=False)
-        for shard in sorted(shards)
-    ]
-    if index is not None and None in found:
-        raise SequoiaError(
-            f"{index}: names {sorted(shards)[found.index(None)]}, which is not there"
-        )
-    if None in found:
-        raise SequoiaError(
-            f"{source}: has no safetensors files; layers are read from these alone (save the model "
-            "with save_pretrained)"
-        )
-    return [Path(str(path)) for path in found]

@@ -40,8 +40,7 @@ def compiled(model: Any, last_position: int) -> Forward:
         output = model(
             input_ids=tokens,
             position_ids=positions.clamp(max=last_position),
-            use_cache=False,
-            tree=Attend(cache, slots, masks),
+            **Attend(cache, slots, masks).arguments(),
         )
         logits: Tensor = output.logits
         return logits
@@ -73,8 +72,7 @@ def compiled_by_layer(model: Any, layers: Sequence[nn.Module], last_position: in
                 output = model(
                     input_ids=tokens,
                     position_ids=positions.clamp(max=last_position),
-                    use_cache=False,
-                    tree=Attend(cache, slots, masks),
+                    **Attend(cache, slots, masks).arguments(),
                 )
         finally:
             for switch in switches:

@@ -174,6 +174,11 @@ class Decoder:
         self.pair.held = []
         new = tokens[:, held:]
         logits = at_least_float32(target.prefill(new, held=held))
+        if bool(logits.isnan().any()):
+            raise SequoiaError(
+                f"{target.name}: its logits after the prompt are not numbers in {self.pair.dtype}; "
+                "use --dtype bfloat16 or float32"
+            )
         if tree.size > 1:
             draft.prefill(new.clamp(max=draft.vocabulary - 1), held=held)
         seen = None
@@ -361,9 +366,9 @@ def check_prompt(pair: Pair, prompt: list[int], max_new_tokens: int) -> None:
     vocabulary = pair.target.vocabulary
     if not all(0 <= token < vocabulary for token in prompt):
         raise SequoiaError(f"the prompt has token ids outside 0 to {vocabulary - 1}")
-    positions = pair.target.positions
+    positions, ends = pair.target.positions, pair.target.ends
     if len(prompt) + max_new_tokens > positions:
         raise SequoiaError(
             f"a prompt of {len(prompt)} tokens and {max_new_tokens} new ones do not fit the "
-            f"{positions} positions of {pair.target.name}"
+            f"{positions} positions of {pair.target.name}" + (f": {ends}" if ends else "")
         )

@@ -43,6 +43,7 @@ DTYPES = {
     "float16": torch.float16,
 }
 ROLES = ("target", "draft")
+SAME_TOKENS = 0.05  # of two vocabularies may differ, if none of them is ordinary text's
 
 
 @dataclass
@@ -207,10 +208,10 @@ def load_pair(
         # plans anew for every shape, which a tree's change with the text's length.
         torch.backends.cuda.enable_cudnn_sdp(False)
     sources = {"target": demo.resolve(target), "draft": demo.resolve(draft)}
-    configs = {role: load_config(source) for role, source in sources.items()}
+    configs = {role: load_config(source, not random_weights) for role, source in sources.items()}
     tokenizers = {role: load_tokenizer(source) for role, source in sources.items()}
     _check_fit(sources, configs, tokenizers)
-    sizes = {role: weight_bytes(configs[role], kind) or 0 for role in ROLES}
+    sizes = {role: _weight_bytes(sources[role], configs[role], kind) for role in ROLES}
     _check_memory(sources, sizes, where, offload, parts)
     plain = Loading(where, kind, random_weights)
     wanted = Offload(offload, memory_budget) if offload != "none" else None
@@ -257,19 +258,47 @@ def usable_device(device: str | None) -> torch.device:
     return where
 
 
+def _weight_bytes(source: str, config: Any, dtype: torch.dtype) -> int:
+    """What a model's weights take; 0 for quantised ones, which say it nowhere.
+
+    Raises:
+        SequoiaError: its configuration describes no model.
+    """
+    try:
+        return weight_bytes(config, dtype) or 0
+    except ImportError as error:
+        raise SequoiaError(
+            f"{source}: cannot be loaded, for want of a package ({one_line(error)[:200]})"
+        ) from None
+    except Exception as error:  # of many kinds: sizes that do not go together
+        reason = f"{type(error).__name__}: {one_line(error)[:160]}"
+        raise SequoiaError(f"{source}: its config.json describes no model ({reason})") from None
+
+
 def _check_fit(
     sources: dict[str, str],
     configs: dict[str, Any],
     tokenizers: dict[str, PreTrainedTokenizerBase | None],
 ) -> None:
-    """A draft's token ids must mean what the target's do."""
+    """A draft's token ids must mean what the target's do.
+
+    One that only one of the two has, or that is no ordinary text's in either, like a reserved one
+    that was given another name, costs at most a guess: the text is the target's in any case.
+    """
     names = f"target {sources['target']} and draft {sources['draft']}"
     first, second = tokenizers["target"], tokenizers["draft"]
     if first is not None and second is not None:
-        if first.get_vocab() != second.get_vocab():
+        special = set(first.added_tokens_decoder) | set(second.added_tokens_decoder)
+        texts = [{i: text for text, i in each.get_vocab().items()} for each in (first, second)]
+        differing = sorted(i for i, text in texts[0].items() if texts[1].get(i, text) != text)
+        ordinary = [i for i in differing if i not in special]
+        common = len(texts[0].keys() & texts[1].keys())
+        if ordinary or len(differing) > SAME_TOKENS * common:
+            token = (ordinary or differing)[0]
             raise SequoiaError(
-                f"{names} have different tokenizers ({len(first)} and {len(second)} tokens); "
-                "a draft must share its target's"
+                f"{names} have different tokenizers: {len(differing)} of {common} tokens differ, "
+                f"like token {token}, {texts[0][token]!r} and {texts[1][token]!r}; a draft must "
+                "share its target's"
             )
         return
     sizes = [configs[role].get_text_config().vocab_size for role in ("target", "draft")]

@@ -15,7 +15,14 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.core_model_loading import (
+    Concatenate,
+    MergeModulelist,
+    WeightConverter,
+    WeightRenaming,
+    dot_natural_key,
+    rename_source_key,
+)
 
 from sequoia_opt.engine.checkpoint import Checkpoint
 from sequoia_opt.engine.memory import GIGABYTE, check_fits, free_bytes
@@ -55,11 +62,17 @@ class Offload:
     budget: int | None = None
 
 
+def experts_of(dtype: torch.dtype) -> dict[str, str]:
+    """What transformers is told of a mixture's experts: its kernels know no float64, so there it
+    computes them one by one."""
+    return {"experts_implementation": "eager"} if dtype == torch.float64 else {}
+
+
 def empty_model(config: Any, dtype: torch.dtype) -> nn.Module:
     """A model whose weights are on meta and take no memory; what is computed from its
     configuration alone, like rotary frequencies, is there."""
     with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, **experts_of(dtype))
     _initialize(model, dict(model.named_buffers()))
     return model.eval()
 
@@ -196,33 +209,77 @@ def names_in(checkpoint: Checkpoint, model: Any) -> dict[str, str]:
     ones it may have one, which is then all of theirs.
 
     Raises:
-        SequoiaError: it has not all of them, or not as they are: transformers would split or join
-            what is there.
+        SequoiaError: it has not all of them, or transformers would make them of what is there in a
+            way that is not known here.
     """
     rules = get_model_conversion_mapping(model)
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
     converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
     weights = weights_of(model)
     found: dict[str, str] = {}
-    unfit = set()
-    for own in checkpoint.names:
-        name, converted = rename_source_key(
+    unfit: set[str] = set()
+    converted: dict[str, dict[str, list[str]]] = {}
+    for own in sorted(checkpoint.names, key=dot_natural_key):
+        name, pattern = rename_source_key(
             own, renamings, converters, model.base_model_prefix, weights
         )
-        if name in weights:
-            if converted or checkpoint.shape(own) != weights[name].shape:
-                unfit.add(name)
-            else:
-                found[name] = own
+        if name not in weights:
+            continue
+        if pattern is not None:
+            converted.setdefault(name, {}).setdefault(pattern, []).append(own)
+        elif checkpoint.shape(own) != weights[name].shape:
+            unfit.add(name)
+        else:
+            found[name] = own
+    for name, sources in converted.items():
+        _join(checkpoint, name, sources, converters, weights[name])
+        found[name] = name
     tied = {id(weights[name]): own for name, own in found.items()}
     missing = [name for name, t in weights.items() if id(t) not in tied or name in unfit]
     if missing:
         raise SequoiaError(
             f"{checkpoint.source}: its files have no {missing[0]} of the right shape, nor "
             f"{len(missing) - 1} others; layers that are read from disk must be there as the model "
-            "has them (save it anew with save_pretrained, or use --offload cpu)"
+            "has them (save it anew with save_pretrained, or use --offload cpu on a GPU)"
         )
     return {name: found.get(name) or tied[id(tensor)] for name, tensor in weights.items()}
+
+
+def _join(
+    checkpoint: Checkpoint,
+    name: str,
+    sources: Mapping[str, Sequence[str]],
+    converters: Sequence[WeightConverter],
+    tensor: Tensor,
+) -> None:
+    """Have the checkpoint read a weight that transformers makes of several as it loads: a
+    mixture's experts, saved one by one.
+
+    Args:
+        sources: for each of a converter's patterns, the tensors that match it in their order.
+        tensor: as the model has it.
+
+    Raises:
+        SequoiaError: it is made in another way.
+    """
+    converter = next(rule for rule in converters if set(sources) <= set(rule.source_patterns))
+    ways = [(type(step), getattr(step, "dim", None)) for step in converter.operations]
+    patterns = [pattern for pattern in converter.source_patterns if pattern in sources]
+    experts = [list(parts) for parts in zip(*(sources[p] for p in patterns), strict=False)]
+    try:
+        if ways[:1] != [(MergeModulelist, 0)] or ways[1:] not in ([], [(Concatenate, 1)]):
+            raise ValueError("another way of joining or splitting")
+        if len({len(parts) for parts in sources.values()}) != 1:
+            raise ValueError("parts are missing")
+        checkpoint.join(name, experts)
+        if checkpoint.shape(name) != tensor.shape:
+            raise ValueError("another shape")
+    except ValueError as error:
+        raise SequoiaError(
+            f"{checkpoint.source}: {name} is not in its files as it is: transformers makes it of "
+            f"{len(experts) * len(patterns)} tensors as it loads, which layers that are read from "
+            f"disk cannot be ({error}); load the model whole, or use --offload cpu on a GPU"
+        ) from None
 
 
 def _untie(model: nn.Module, checkpoint: Checkpoint, names: Mapping[str, str]) -> None:

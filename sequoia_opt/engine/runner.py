@@ -8,19 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sequoia_opt.engine.agreement import (
+    CHECKED_TOKENS,
+    LibraryLogits,
+    check_agreement,
+    check_layer_types,
+    difference,
+    keep_rope,
+    probe,
+    usable_positions,
+)
 from sequoia_opt.engine.attention import (
     OPAQUE_ATTENTION,
-    PROBE_ATTENTION,
     TREE_ATTENTION,
     Attend,
     KVCache,
-    LayerShape,
     Masks,
     MaskTable,
     buffer_bytes,
@@ -36,19 +43,8 @@ from sequoia_opt.errors import SequoiaError
 
 PREFILL_CHUNK = 512  # tokens of a prompt that are read together, where all weights stay
 KEPT_TABLES = 8  # causal mask tables of that many chunk lengths stay prepared
-CHECKED_TOKENS = 16
 # On CUDA: attention kernels copy a mask whose rows do not begin at a multiple of this.
 ALIGNED_SLOTS = 8
-# How far logits may be off, relative to their spread, before an architecture is refused: well
-# above rounding, well below what a wrong position or mask does.
-AGREEMENT = {
-    torch.float64: 1e-6,
-    torch.float32: 1e-2,
-    torch.bfloat16: 0.25,
-    torch.float16: 0.1,
-}
-VARYING_ROPE = {"longrope", "dynamic"}
-SUPPORTED_LAYERS = {"full_attention", "sliding_attention", "attention"}
 
 
 class Runner:
@@ -60,6 +56,7 @@ class Runner:
         layers: what its attention layers store.
         vocabulary: number of logits.
         positions: the most tokens that it can take.
+        ends: why no more, where that is not the configuration's own last position.
         cache: the buffers; `reserve` makes them.
         compiled: whether a step's forwards are compiled graphs; see `compile`.
         stream: what brings layers in that are not on the device, if there are such.
@@ -78,107 +75,30 @@ class Runner:
         config = model.config.get_text_config()  # type: ignore[union-attr, operator]
         self.vocabulary = int(config.vocab_size)
         self.parameters = sum(p.numel() for p in model.parameters())  # packed ones are gone
-        self.positions = _usable_positions(config)
-        _keep_rope(model)
+        self.positions, self.ends = usable_positions(config)
+        keep_rope(model)
         parameter = next(model.parameters())
         self.device, self.dtype = parameter.device, _activation_dtype(model)
-        self.layers = self._probe(config)
+        self._native: str = config._attn_implementation
+        check_layer_types(self.model, name)
+        library = LibraryLogits(self.model, name, self.positions, self.vocabulary)
+        library.compute_first()
+        self.layers = probe(self.model, name, self.positions)
+        library.compute_last()
+        self._attention = TREE_ATTENTION
+        self.model.set_attn_implementation(self._attention)  # type: ignore[operator]
         self.cache: KVCache | None = None
         self._slots = torch.arange(0, device=self.device)
         self._chunks: dict[int, MaskTable] = {}
         self.compiled = False
         self._graphs: Forward | None = None
         self._pack()
-        self._check_agreement(config)
+        check_agreement(self, library)
 
     def _pack(self) -> None:
         """Lay the weights out for this machine, unless they are to be read anew every time."""
         if self.stream is None:
             pack(self.model)
-
-    def _probe(self, config: object) -> list[LayerShape]:
-        """Run one token through the model and see what its attention layers ask for."""
-        kind = getattr(config, "model_type", "unknown")
-        unsupported = set(getattr(config, "layer_types", None) or []) - SUPPORTED_LAYERS
-        if unsupported:
-            raise SequoiaError(
-                f"{self.name}: architecture {kind!r} has {', '.join(sorted(unsupported))} layers, "
-                "which cannot score a token tree; only softmax attention can"
-            )
-        found: dict[int, LayerShape] = {}
-        self._native: str = self.model.config._attn_implementation  # type: ignore[union-attr, assignment]
-        self._attention = TREE_ATTENTION
-        try:
-            self.model.set_attn_implementation(PROBE_ATTENTION)  # type: ignore[operator]
-            with torch.inference_mode():
-                self.model(
-                    input_ids=torch.zeros(1, 1, dtype=torch.long, device=self.device),
-                    position_ids=torch.zeros(1, 1, dtype=torch.long, device=self.device),
-                    use_cache=False,
-                    probe=found,
-                )
-            self.model.set_attn_implementation(TREE_ATTENTION)  # type: ignore[operator]
-        except SequoiaError as error:
-            raise SequoiaError(f"{self.name}: {error}") from None
-        except (ValueError, TypeError) as error:
-            reason = " ".join(str(error).split())
-            raise SequoiaError(
-                f"{self.name}: architecture {kind!r} does not take an attention function "
-                f"({reason[:120]})"
-            ) from None
-        expected = getattr(config, "num_hidden_layers", len(found))
-        if not found or sorted(found) != list(range(expected)):
-            raise SequoiaError(
-                f"{self.name}: architecture {kind!r} runs {len(found)} of its {expected} layers "
-                "through transformers' attention interface; it cannot score a token tree"
-            )
-        layers = [found[index] for index in range(expected)]
-        if len({layer.groups for layer in layers}) != 1:
-            raise SequoiaError(f"{self.name}: layers that share heads differently: not supported")
-        return layers
-
-    @torch.inference_mode()
-    def _check_agreement(self, config: object) -> None:
-        """Refuse an architecture whose logits come out otherwise than in the library's forward.
-
-        A short text in two chunks, as a tree would read it: positions that a model counts in its
-        own way, or attention that asks for something unknown, show here.
-        """
-        kind = getattr(config, "model_type", "unknown")
-        windows = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
-        hidden = windows[0] is not None and windows[1] is None
-        if (
-            hidden
-            and getattr(config, "use_sliding_window", True)
-            and all(layer.window is None for layer in self.layers)
-        ):
-            raise SequoiaError(
-                f"{self.name}: architecture {kind!r} keeps its sliding window from the attention "
-                "function; it cannot score a token tree"
-            )
-        count = min(CHECKED_TOKENS, self.positions)
-        tokens = torch.arange(count, device=self.device)[None] % self.vocabulary
-        native = self._native
-        self._native = "eager"  # the one attention that every model of the library has
-        with self.native() as model:
-            wanted = model(input_ids=tokens, use_cache=False).logits[0, -1].double()
-        self._native = native
-        self.reserve(count)
-        if count > 1:
-            self.extend(tokens[:, : count // 2], 0)
-        found = self.extend(tokens[:, count // 2 :], count // 2)[0, -1].double()
-        if off := self._difference(found, wanted):
-            raise SequoiaError(
-                f"{self.name}: architecture {kind!r} gives other logits on a tree than in the "
-                f"library's own forward ({off}); it is not supported"
-            )
-
-    def _difference(self, found: Tensor, wanted: Tensor) -> str:
-        """How far logits are off; nothing where that is rounding."""
-        error = float((found - wanted).abs().max())
-        scale = float((wanted - wanted.mean()).abs().max())
-        agree = error <= AGREEMENT[self.dtype] * max(scale, 1e-3)
-        return "" if agree else f"off by {error:.2g} of {scale:.2g}"
 
     @torch.inference_mode()
     def compile(self, batch: int = 1) -> None:
@@ -219,7 +139,7 @@ class Runner:
                 raise SequoiaError(
                     f"{self.name}: cannot be compiled ({reason}); use --no-compile"
                 ) from None
-            if off := self._difference(found[0, -1].double(), wanted[0, -1].double()):
+            if off := difference(found[0, -1].double(), wanted[0, -1].double(), self.dtype):
                 raise SequoiaError(
                     f"{self.name}: gives other logits when compiled ({off}); use --no-compile"
                 )
@@ -321,9 +241,8 @@ class Runner:
         output = self.model(
             input_ids=tokens,
             position_ids=positions.clamp(max=self.positions - 1),
-            use_cache=False,
             logits_to_keep=keep,
-            tree=Attend(self.cache, slots, masks),
+            **Attend(self.cache, slots, masks).arguments(),
         )
         logits: Tensor = output.logits
         return logits
@@ -393,35 +312,6 @@ class Runner:
                 self._chunks.clear()
             self._chunks[count] = table
         return table
-
-
-def _keep_rope(model: torch.nn.Module) -> None:
-    """Rotary embeddings that would look at each position, whether to change: within the usable
-    positions they never do, and looking waits for the device."""
-    rotary: Any
-    for rotary in model.modules():
-        own = getattr(rotary, "rope_type", None)
-        if isinstance(own, dict):
-            rotary.rope_type = {k: "default" if v in VARYING_ROPE else v for k, v in own.items()}
-        elif own in VARYING_ROPE:
-            rotary.rope_type = "default"
-
-
-def _usable_positions(config: object) -> int:
-    """The most tokens that a model can take, position by position.
-
-    Rotary embeddings that change once a text is longer than the original context cannot be
-    cached across that point: such a model stops there.
-    """
-    positions = int(getattr(config, "max_position_embeddings", None) or 2**31 - 1)
-    rope = getattr(config, "rope_parameters", None) or {}
-    each = [r for r in rope.values() if isinstance(r, dict)] if "rope_type" not in rope else [rope]
-    for parameters in each:
-        if parameters.get("rope_type") in VARYING_ROPE:
-            original = parameters.get("original_max_position_embeddings")
-            original = original or getattr(config, "original_max_position_embeddings", None)
-            positions = min(positions, int(original or positions))
-    return positions
 
 
 def _activation_dtype(model: torch.nn.Module) -> torch.dtype:

@@ -234,3 +234,27 @@ def divergence(
     pair.target.reserve(tokens.shape[1])
     best = pair.target.prefill(tokens)[0].double().topk(2).values
     return Divergence(differing[0], float(best[0] - best[1]))
+
+
+@torch.inference_mode()
+def library_divergence(pair: Pair, prompt: list[int], tokens: list[int]) -> Divergence | None:
+    """Where the library's own forward pass, over the whole text at once, has another best token
+    than a greedy decoding; None if nowhere.
+
+    It runs the target as transformers loads it, with its own attention and masks, so it shares
+    nothing with this program's engine but the weights.
+
+    Returns:
+        The first such place, and how far the library's best logit is above the decoded token's.
+    """
+    text = torch.tensor([[*prompt, *tokens[:-1]]], device=pair.device)
+    with pair.target.native() as model:
+        logits = model(input_ids=text, use_cache=False, logits_to_keep=len(tokens)).logits[0]
+    logits = logits[-len(tokens) :].double()
+    decoded = torch.tensor(tokens, device=pair.device)
+    gaps = logits.amax(dim=-1) - logits.gather(1, decoded[:, None])[:, 0]
+    differing = gaps.gt(0).nonzero()
+    if not len(differing):
+        return None
+    place = int(differing[0])
+    return Divergence(place, float(gaps[place]))

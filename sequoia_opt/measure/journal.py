@@ -14,7 +14,7 @@ from typing import Any
 
 from sequoia_opt.engine.distributed import ALONE, World
 from sequoia_opt.errors import SequoiaError
-from sequoia_opt.plan.files import is_first_process, plain
+from sequoia_opt.plan.files import is_first_process, plain, same_fingerprint
 from sequoia_opt.plan.lines import Lines
 
 BEGINS = '{"journal": '
@@ -62,10 +62,10 @@ class Journal:
             lines.close()
             return
         head, *parts = found
-        if head.get("value") != self._about:
+        if not same_fingerprint(head.get("value"), self._about):
             given = head["value"] if isinstance(head.get("value"), dict) else {}
-            keys = iter(self._about)
-            other = next((key for key in keys if given.get(key) != self._about[key]), "program")
+            pairs = ((key, given.get(key), value) for key, value in self._about.items())
+            other = next((k for k, a, b in pairs if not same_fingerprint(a, b)), "program")
             raise SequoiaError(
                 f"{path}: was begun with another {other}; leave out --resume to begin anew"
             )

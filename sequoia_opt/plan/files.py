@@ -26,6 +26,7 @@ from sequoia_opt.errors import SequoiaError
 Document = dict[str, Any]
 FloatArray = NDArray[np.float64]
 LARGEST = 10**15  # whole number: any that is counted is smaller, and a float still holds it
+FINGERPRINT = re.compile(r"([0-9a-f]{16})(?:-([0-9a-f]{16}))?")  # of a model
 _ASIDE = "a table set aside"
 _SHORT = reprlib.Repr()  # of which no more is made than is shown
 _SHORT.maxstring = _SHORT.maxother = 60
@@ -277,6 +278,24 @@ def rounded(values: FloatArray | list[float] | float, digits: int = 6) -> Any:
 def content_fingerprint(path: str | Path) -> str:
     """Hash of a file's content, 16 hexadecimal digits."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+
+
+def same_fingerprint(first: Any, second: Any) -> bool:
+    """Whether two values are the same, models' fingerprints in them compared by what both have.
+
+    A fingerprint is of a model's configuration and its weights' shapes, and since weights are
+    sampled too, after a hyphen, of what they hold; files from before have the first part alone.
+    """
+    if isinstance(first, dict) and isinstance(second, dict):
+        return first.keys() == second.keys() and all(
+            same_fingerprint(first[key], second[key]) for key in first
+        )
+    if isinstance(first, str) and isinstance(second, str):
+        parts = FINGERPRINT.fullmatch(first), FINGERPRINT.fullmatch(second)
+        if parts[0] and parts[1]:
+            ends = {part[2] for part in parts if part and part[2]}
+            return parts[0][1] == parts[1][1] and len(ends) < 2
+    return bool(first == second)
 
 
 def safe_name(name: str) -> str:

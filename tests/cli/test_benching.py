@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,8 +13,30 @@ import pytest
 from brute_force import random_profile
 from command_line import SMALL, Outcome
 
+from sequoia_opt import demo
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.acceptance import Acceptance
+
+
+def test_a_padded_vocabulary_goes_without_assisted_generation(
+    run: Callable[..., Outcome],
+    models: list[str],
+    dataset: Path,
+    make_model: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    """Transformers takes tables of two sizes for two tokenizers, and stops."""
+    padded = tmp_path / "padded"
+    shutil.copytree(make_model("qwen3", vocab_size=2176, spread=0.05), padded)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(demo.FOLDER / "target" / name, padded)
+    shapes.k_ary(2, 2).save("k.json")
+    arguments = ["bench", "k.json", *models, "--target", padded, "--dataset", dataset]
+    arguments += ["--methods", "plain,assisted,tree", "--max-new-tokens", 8, "--limit", 2]
+    done = run(*arguments, "--repeats", 1, "--json")
+    names = [result["name"] for result in json.loads(done.out)["results"]]
+    assert names == ["plain", "solved tree (7 nodes)"]
+    assert "assisted generation is left out: transformers takes the target's 2176" in done.err
 
 
 def test_bench_puts_methods_side_by_side(

@@ -74,6 +74,19 @@ def test_a_verifier_that_there_is_not_is_named_before_what_the_tree_was_solved_f
     assert "was solved for verifier sequoia" in run("decode", "tree.json", "--verifier", "topk").err
 
 
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_comparing_is_with_the_librarys_own_forward_too(
+    run: Callable[..., Outcome], models: list[str], temperature: int
+) -> None:
+    shapes.k_ary(2, 2).save("k.json")
+    arguments = ["decode", "k.json", *models, "--prompt", "def", "--max-new-tokens", 9]
+    arguments += ["--dtype", "float64", "--compare", "--repeats", 1, "--temperature", temperature]
+    document = json.loads(run(*arguments, "--json").out)
+    assert document["compare"]["library"] == {"prompts": 1, "divergences": []}
+    words = "greedy tokens are those of transformers' own forward pass on 1 prompt"
+    assert words in run(*arguments).out
+
+
 def test_comparing_a_single_token_is_a_usage_error(run: Callable[..., Outcome]) -> None:
     assert run("decode", "--compare", "--max-new-tokens", 1).code == 2
 

@@ -14,10 +14,13 @@ from transformers import PreTrainedTokenizerFast
 from sequoia_opt import demo
 from sequoia_opt.engine import memory
 from sequoia_opt.engine import models as pairs
+from sequoia_opt.engine.decoder import Decoder
 from sequoia_opt.engine.distributed import PATIENCE, SHARE_PATIENCE, World
 from sequoia_opt.engine.loading import fingerprint
-from sequoia_opt.engine.models import load_pair, short_name
+from sequoia_opt.engine.models import ROLES, load_pair, short_name
 from sequoia_opt.errors import SequoiaError
+from sequoia_opt.plan import shapes
+from sequoia_opt.plan.files import same_fingerprint
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SOURCES, SIZES = {"target": "big", "draft": "small"}, {"target": 8 * 10**9, "draft": 10**9}
@@ -46,7 +49,9 @@ def test_loads_a_pair_of_folders(folders: tuple[Path, Path]) -> None:
     assert (pair.target_name, pair.draft_name) == ("target", "draft")
     assert pair.dtype == "float32"
     assert pair.end_tokens == {1}
-    assert pair.fingerprints["target"] == pair.fingerprints["draft"]  # the same shapes
+    shapes, contents = zip(*(pair.fingerprints[r].split("-") for r in ROLES), strict=True)
+    assert shapes[0] == shapes[1]
+    assert contents[0] != contents[1]
 
 
 def test_fingerprints_follow_config_and_weights(make_model: Callable[..., Path]) -> None:
@@ -63,6 +68,146 @@ def test_fingerprints_follow_config_and_weights(make_model: Callable[..., Path])
     assert len(prints) == 3
 
 
+def test_weights_replaced_in_place_have_another_fingerprint(folders: tuple[Path, Path]) -> None:
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folders[0])
+    before = fingerprint(str(folders[0]), config)
+    assert fingerprint(str(folders[0]), config) == before
+    shutil.copy(folders[1] / "model.safetensors", folders[0])
+    after = fingerprint(str(folders[0]), config)
+    assert after != before
+    assert not same_fingerprint({"target": before}, {"target": after})
+    old = before.split("-")[0]  # as it was before the weights were looked at
+    for now in (before, after):
+        assert same_fingerprint({"target": old}, {"target": now})
+    assert fingerprint(str(folders[0]), config, weights=False) != old
+
+
+def test_one_changed_tensor_is_noticed(folders: tuple[Path, Path]) -> None:
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folders[0])
+    path = folders[0] / "model.safetensors"
+    weights, prints = load_file(path), set()
+    for name in ("model.layers.1.mlp.up_proj.weight", "model.norm.weight"):
+        prints.add(fingerprint(str(folders[0]), config))
+        weights[name] = weights[name] + 0.01
+        save_file(weights, path, metadata={"format": "pt"})
+    assert len(prints | {fingerprint(str(folders[0]), config)}) == 3
+
+
+def test_the_bundled_pair_is_the_one_that_was_measured() -> None:
+    """Its committed measurements are from before fingerprints looked at the weights."""
+    from transformers import AutoConfig
+
+    committed = {"target": "f76863a3c80297b6", "draft": "f518eccf47f061d0"}
+    found = {
+        role: fingerprint(str(demo.FOLDER / role), AutoConfig.from_pretrained(demo.FOLDER / role))
+        for role in ROLES
+    }
+    assert same_fingerprint(committed, found)
+    assert not same_fingerprint({"target": committed["draft"]}, {"target": found["target"]})
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        (
+            {"num_hidden_layers": 10**7},
+            r"num_hidden_layers: found 10000000, expected at most 4096",
+        ),
+        ({"num_hidden_layers": 400}, r"num_hidden_layers: found 400, expected at most \d\d \("),
+        ({"hidden_size": 128.5}, r"its config\.json cannot be used \(.*hidden_size"),
+        ({"num_attention_heads": 0}, r"its config\.json (describes no model|cannot be used)"),
+        (
+            {"hidden_size": 2**40, "intermediate_size": 2**40},
+            r"its config\.json describes no model",
+        ),
+        ({"rope_parameters": {"rope_type": 7}}, r"its config\.json"),
+    ],
+)
+def test_configurations_that_describe_no_model(
+    folders: tuple[Path, Path], changes: dict[str, Any], complaint: str
+) -> None:
+    path = folders[0] / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(SequoiaError, match=complaint):
+        load(folders)
+
+
+def test_so_many_layers_are_not_made_up_either(folders: tuple[Path, Path]) -> None:
+    path = folders[0] / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": 10**7}))
+    with pytest.raises(SequoiaError, match="found 10000000, expected at most 4096"):
+        load_pair(*folders, device="cpu", random_weights=True)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+@pytest.mark.parametrize("offload", ["none", "disk"])
+def test_git_lfs_pointers_are_named(folders: tuple[Path, Path], name: str, offload: str) -> None:
+    words = [f"w{i}" for i in range(61)]
+    for folder in folders:
+        give_tokenizer(folder, words)
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 18756288\n"
+    (folders[0] / name).write_text(pointer)
+    with pytest.raises(SequoiaError, match=rf"{name}: is a git-lfs pointer.*git lfs pull"):
+        load_pair(*folders, device="cpu", offload=offload)
+
+
+@pytest.mark.parametrize("offload", ["none", "disk"])
+@pytest.mark.parametrize("way", ["../outside.safetensors", "/etc/hostname"])
+def test_an_index_that_leads_out_of_its_folder_is_not_followed(
+    folders: tuple[Path, Path], way: str, offload: str
+) -> None:
+    target = folders[0]
+    (target / "model.safetensors").rename(target.parent / "outside.safetensors")
+    index = {"metadata": {}, "weight_map": {"model.norm.weight": way}}
+    (target / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(SequoiaError, match=r"which leads out of the model's folder"):
+        load_pair(*folders, device="cpu", offload=offload)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_weights_that_are_no_numbers_are_named(folders: tuple[Path, Path], dtype: str) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path, name = folders[0] / "model.safetensors", "model.layers.1.mlp.up_proj.weight"
+    weights = load_file(path)
+    weights[name] = weights[name].index_fill(0, torch.tensor([3]), torch.nan)
+    save_file(weights, path, metadata={"format": "pt"})
+    advice = "the file is damaged" if dtype == "float32" else "use --dtype bfloat16 or float32"
+    complaint = f"logits are not finite in {dtype}, since its weight {name} is not; {advice}"
+    with pytest.raises(SequoiaError, match=complaint):
+        load_pair(*folders, device="cpu", dtype=dtype)
+
+
+def test_activations_that_overflow_name_another_dtype(folders: tuple[Path, Path]) -> None:
+    """Finite weights, and finite logits in bfloat16."""
+    from safetensors.torch import load_file, save_file
+
+    path = folders[0] / "model.safetensors"
+    weights = load_file(path)
+    for name in weights:
+        if "layers.0.mlp" in name:
+            weights[name] = weights[name] * 3e3
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(SequoiaError, match=r"not finite in float16.*--dtype bfloat16 or float32"):
+        load_pair(*folders, device="cpu", dtype="float16")
+    load_pair(*folders, device="cpu", dtype="bfloat16")
+
+
+def test_quantised_weights_that_do_not_run_here_are_named(folders: tuple[Path, Path]) -> None:
+    """Their library fails with an assertion that says nothing."""
+    pytest.importorskip("bitsandbytes")
+    path = folders[0] / "config.json"
+    quantised = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": quantised}))
+    with pytest.raises(SequoiaError, match=r"target.* quantised by bitsandbytes.*(GPU|machine)"):
+        load(folders)
+
+
 def test_missing_weights(folders: tuple[Path, Path]) -> None:
     (folders[1] / "model.safetensors").unlink()
     with pytest.raises(SequoiaError, match=r"draft: no weights; expected model.safetensors"):
@@ -72,13 +217,13 @@ def test_missing_weights(folders: tuple[Path, Path]) -> None:
 def test_damaged_weights(folders: tuple[Path, Path]) -> None:
     weights = folders[0] / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(SequoiaError, match="target: "):
+    with pytest.raises(SequoiaError, match=r"target.*damaged weights"):
         load(folders)
 
 
 def test_missing_and_damaged_config(folders: tuple[Path, Path]) -> None:
     (folders[0] / "config.json").write_text("{")
-    with pytest.raises(SequoiaError, match="target: cannot be loaded"):
+    with pytest.raises(SequoiaError, match=r"target: its config\.json cannot be used"):
         load(folders)
     (folders[0] / "config.json").unlink()
     with pytest.raises(SequoiaError, match=r"target: no config.json"):
@@ -129,7 +274,37 @@ def test_different_tokenizers(folders: tuple[Path, Path]) -> None:
     give_tokenizer(folders[1], words)
     assert load(folders).encode("w3 w5") == [3, 5]
     give_tokenizer(folders[1], words[::-1])
-    with pytest.raises(SequoiaError, match="different tokenizers"):
+    complaint = "61 of 61 tokens differ, like token 0, 'w0' and 'w60'|60 of 61 tokens differ, like"
+    with pytest.raises(SequoiaError, match=f"different tokenizers: ({complaint})"):
+        load(folders)
+
+
+def test_tokenizers_may_differ_by_tokens_that_no_text_has(folders: tuple[Path, Path]) -> None:
+    """One that was added to the draft's, or a reserved one that has another name."""
+    words = [f"w{i}" for i in range(60)]
+    for last, added in (("w60", ["[PAD]"]), ("<|reserved|>", [])):
+        give_tokenizer(folders[0], [*words, "w60" if added else "<|eot|>"])
+        give_tokenizer(folders[1], [*words, last])
+        for folder, special in zip(folders, (None, *added), strict=False):
+            if special is not None:
+                own = PreTrainedTokenizerFast.from_pretrained(folder)
+                own.add_special_tokens({"pad_token": special})
+                own.save_pretrained(folder)
+        if not added:
+            for folder, name in zip(folders, ("<|eot|>", "<|reserved|>"), strict=True):
+                own = PreTrainedTokenizerFast.from_pretrained(folder)
+                own.add_special_tokens({"additional_special_tokens": [name]})
+                own.save_pretrained(folder)
+        pair = load(folders)
+        found = Decoder(pair, shapes.k_ary(2, 2)).generate([3, 5], 8, ignore_eos=True).tokens
+        assert found == Decoder(pair).generate([3, 5], 8, ignore_eos=True).tokens
+
+
+def test_a_word_that_differs_is_named(folders: tuple[Path, Path]) -> None:
+    words = [f"w{i}" for i in range(61)]
+    give_tokenizer(folders[0], words)
+    give_tokenizer(folders[1], [*words[:40], "other", *words[41:]])
+    with pytest.raises(SequoiaError, match=r"1 of 61 tokens differ, like token 40, 'w40' and 'oth"):
         load(folders)
 
 
@@ -186,14 +361,16 @@ def test_positions_counted_in_another_way_are_noticed(
 def test_rotary_embeddings_that_change_end_the_context(make_model: Callable[..., Path]) -> None:
     from transformers import AutoConfig
 
-    from sequoia_opt.engine.runner import _usable_positions
+    from sequoia_opt.engine.agreement import usable_positions
 
     config = AutoConfig.from_pretrained(make_model("phi3"))
-    assert _usable_positions(config) == 256
+    assert usable_positions(config) == (256, "")
     config.rope_parameters = {"rope_type": "longrope", "original_max_position_embeddings": 32}
-    assert _usable_positions(config) == 32
+    positions, why = usable_positions(config)
+    assert positions == 32
+    assert "rotary embedding (longrope) changes for longer texts" in why
     config.rope_parameters = {"rope_type": "yarn", "original_max_position_embeddings": 32}
-    assert _usable_positions(config) == 256
+    assert usable_positions(config) == (256, "")
 
 
 def test_code_that_comes_with_a_model_is_not_run(folders: tuple[Path, Path]) -> None:

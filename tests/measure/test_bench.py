@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,34 @@ def test_divergence_names_the_place_and_the_gap(make_pair: Callable[..., Any]) -
     assert found is not None
     assert found.place == 4
     assert found.gap > 0
+
+
+def test_the_librarys_own_forward_is_compared_with(make_pair: Callable[..., Any]) -> None:
+    pair, prompt = make_pair(), [5, 6, 7]
+    tokens = methods.with_tree(pair, "tree", shapes.k_ary(2, 3)).run(prompt, 10).tokens
+    assert bench.library_divergence(pair, prompt, tokens) is None
+    other = [*tokens[:4], (tokens[4] + 1) % 61, *tokens[5:]]
+    parted = bench.library_divergence(pair, prompt, other)
+    assert parted is not None
+    assert (parted.place, parted.gap > 0) == (4, True)
+    assert bench.library_divergence(pair, prompt, tokens) is None  # it left all as it was
+
+
+def test_the_library_notices_what_plain_decoding_shares(
+    make_pair: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A window that the model does not have is in this program's plain decoding too."""
+    pair, prompt = make_pair(), list(range(2, 30))
+    narrow = [replace(layer, window=3) for layer in pair.target.layers]
+    monkeypatch.setattr(pair.target, "layers", narrow)
+    monkeypatch.setattr(pair.target, "cache", None)
+    monkeypatch.setattr(pair.target, "_chunks", {})
+    plain, tree = (
+        methods.with_tree(pair, "any", shape).run(prompt, 10).tokens
+        for shape in (shapes.chain(1), shapes.k_ary(2, 3))
+    )
+    assert bench.divergence(pair, prompt, plain, tree) is None
+    assert bench.library_divergence(pair, prompt, tree) is not None
 
 
 def test_taken_up_no_prompt_is_decoded_twice(tmp_path: Path) -> None:
