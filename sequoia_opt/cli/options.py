@@ -184,8 +184,9 @@ def names(text: str) -> list[str]:
 
 
 def any_tree(path: Path) -> TokenTree:
-    """A tree file of this program's or of any engine that `export` knows."""
-    from sequoia_opt.plan import export, tree
+    """A tree file of this program's or of any engine that `import` reads."""
+    from sequoia_opt import console
+    from sequoia_opt.plan import importing, tree
     from sequoia_opt.plan.files import read_text
 
     if path.suffix == ".pt":
@@ -194,9 +195,11 @@ def any_tree(path: Path) -> TokenTree:
         found = torch_files.load(path)
         if not isinstance(found, dict):
             raise SequoiaError(f"{path}: found acceptance rates, expected a tree")
-        return export.of_growmap(found, str(path))
+        return importing.of_growmap(found, str(path))
     text = read_text(path)
-    return tree.TokenTree.load(path) if tree.FORMAT in text else export.read(text, str(path))
+    if tree.FORMAT in text:
+        return tree.TokenTree.load(path)
+    return importing.read(text, str(path), note=lambda line: console.note(f"note: {path}: {line}"))
 
 
 def print_json(document: dict[str, Any]) -> None:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from sequoia_opt import demo
 from sequoia_opt.engine.decoder import check_sampling
 from sequoia_opt.engine.models import Pair
 from sequoia_opt.engine.runner import Runner
@@ -228,9 +230,16 @@ def _latencies(
                 for batch, counts in measured.items()
                 for c in contexts
             ],
+            _path(name, getattr(pair, role).name),
         )
         for role, name in (("target", pair.target_name), ("draft", pair.draft_name))
     }
+
+
+def _path(name: str, source: str) -> dict[str, str]:
+    """Where a model's folder is, for other engines; the bundled ones' is the program's."""
+    is_folder = source not in (name, demo.resolve(name))
+    return {"path": str(Path(source).resolve())} if is_folder else {}
 
 
 def _compile_gains(

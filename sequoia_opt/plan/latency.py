@@ -63,7 +63,8 @@ class ModelLatency:
         model: name of the model.
         fingerprint: of its config and weights.
         curves: one for each batch and context.
-        extra: fields of the file that this program does not know; they are kept.
+        extra: `path`, where the model's folder is, if it is one; and fields of the file that
+            this program does not know. They are kept.
     """
 
     model: str
@@ -328,6 +329,7 @@ def _read_model(fields: Fields) -> ModelLatency:
         raise SequoiaError(f"{fields.where}: latency: two curves of one batch and context")
     if not any(batch == 1 for batch, _ in places):
         raise SequoiaError(f"{fields.where}: latency: no curve of batch 1")
+    fields.text("path", "")  # kept as it is, for exports
     return ModelLatency(
         model=fields.text("model"),
         fingerprint=fields.text("fingerprint", ""),

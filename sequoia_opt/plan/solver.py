@@ -140,6 +140,7 @@ class Plan:
             "predicted": predicted,
             "target": profile.target.model,
             "draft": profile.draft.model,
+            "draft_path": profile.draft.extra.get("path"),
             "dataset": acceptance.dataset,
             "temperature": acceptance.temperature,
             "top_p": acceptance.top_p,
