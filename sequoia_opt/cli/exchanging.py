@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sequoia_opt.cli.app import app
-from sequoia_opt.cli.options import Json, Output, Temperature, TopP, check_output, print_json
+from sequoia_opt.cli.options import (
+    STANDARD,
+    Json,
+    Output,
+    Temperature,
+    TopP,
+    check_output,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from sequoia_opt.plan.acceptance import Acceptance
@@ -37,6 +45,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a tree as another engine takes it."""
+    output = None if output == STANDARD else output
     check_output(output)
     from sequoia_opt import console, demo
     from sequoia_opt.plan import export as formats

@@ -50,6 +50,7 @@ RandomWeights = Annotated[
         "--random-weights", help="Make the models up from their config.json: they are as fast."
     ),
 ]
+STANDARD = Path("-")  # standard output, where a command can write to it
 OFFLOAD_HELP = "Where layers of the target stay that do not fit onto the device: cpu or disk."
 Offload = Annotated[str, typer.Option("--offload", help=OFFLOAD_HELP)]
 MemoryBudget = Annotated[
@@ -99,9 +100,10 @@ def load(
     from sequoia_opt import console
     from sequoia_opt.engine.models import load_pair
 
-    pair = load_pair(
-        target, draft, device, dtype, graphs, random_weights, offload, memory_budget, spread
-    )
+    with console.waiting("loading the models"):
+        pair = load_pair(
+            target, draft, device, dtype, graphs, random_weights, offload, memory_budget, spread
+        )
     if pair.draft.parameters >= pair.target.parameters:
         console.note("the draft is no smaller than the target: speculation can hardly pay")
     for role in compiled:
@@ -120,8 +122,17 @@ def check_output(path: Path | None) -> None:
     """Find out before long work that a wanted file cannot be written."""
     from sequoia_opt.plan.files import check_writable
 
+    refuse_standard(path)
     if path is not None:
         check_writable(path)
+
+
+def refuse_standard(path: Path | None) -> None:
+    """Refuse to write to standard output, where what is shown goes."""
+    if path == STANDARD:
+        raise typer.BadParameter(
+            "found - for a file to write, expected its name; --json prints to standard output"
+        )
 
 
 def journal(

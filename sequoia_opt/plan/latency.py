@@ -204,6 +204,25 @@ class LatencyProfile:
         """The batches measured for both models, ascending."""
         return sorted(set.intersection(*({c.batch for c in m.curves} for m in self._models)))
 
+    def doubts(self) -> list[str]:
+        """What makes its times less than they seem, a line each."""
+        lines = []
+        if self.disturbed:
+            lines.append(f"disturbed while it was measured: {self.disturbed}")
+        unsure = [
+            f"{role}{f' in batches of {curve.batch}' if curve.batch > 1 else ''} at "
+            f"{curve.context}: {', '.join(map(str, curve.unsure()))}"
+            for role, model in (("target", self.target), ("draft", self.draft))
+            for curve in model.curves
+            if curve.unsure()
+        ]
+        if unsure:
+            lines.append(
+                f"not to be trusted, with intervals wider than {UNSURE:.0%} of the median (tokens "
+                f"by model and context): {'; '.join(unsure)}"
+            )
+        return lines
+
     @property
     def _models(self) -> tuple[ModelLatency, ModelLatency]:
         return self.target, self.draft
