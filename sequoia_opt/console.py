@@ -164,8 +164,8 @@ def profile_summary(profile: LatencyProfile) -> None:
 
 
 def show(table: Table) -> None:
-    """A table on standard output; where that is no terminal, as wide as it is."""
-    out.print(table, width=None if out.is_terminal else PIPE_WIDTH)
+    """A table on standard output; where that is no terminal, as wide as it has to be."""
+    (out if out.is_terminal else Console(highlight=False, width=PIPE_WIDTH)).print(table)
 
 
 def bar(share: float, length: int) -> str:
