@@ -28,7 +28,8 @@ def tree(drawn: TokenTree, acceptance: Acceptance | None, limit: int) -> None:
         limit: nodes to show.
     """
     pair = " with ".join(str(drawn.metadata.get(role, "unknown")) for role in ("target", "draft"))
-    out.print(f"{drawn.size} nodes, {drawn.depth} deep, for {pair}", markup=False)
+    size = "one node, plain decoding" if drawn.size == 1 else f"{drawn.size} nodes"
+    out.print(f"{size}, {drawn.depth} deep, for {pair}", markup=False)
     for line in _predicted(drawn):
         out.print(line, markup=False)
     values = None if acceptance is None else acceptance.node_values(drawn)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from sequoia_opt.plan.latency import UNSURE
 from sequoia_opt.plan.spread import interval
 
 if TYPE_CHECKING:
@@ -33,7 +33,10 @@ if TYPE_CHECKING:
     from sequoia_opt.plan.sweep import Point
     from sequoia_opt.plan.tree import TokenTree
 
+PLAIN = "plain decoding"
 MINUTE = 60  # seconds
+FIRST_WORD = 5  # seconds until a pipe is told of what takes long; then twice as many, to a minute
+PIPE_WIDTH = 1000  # characters of a table's line where no terminal bounds it
 SHOWN_RANKS = 8
 MOST_COLUMNS = 7  # sizes that fit beside the rest in 80 characters
 SHOWN_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -44,10 +47,11 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 @contextmanager
 def progress(label: str) -> Iterator[Callable[[int, int], None]]:
-    """How far long work is, on standard error: a bar, or a line a minute where that is no
+    """How far long work is, on standard error: a bar, or a line now and then where that is no
     terminal."""
     if not err.is_terminal:
-        yield _line_a_minute(label)
+        with waiting(label):
+            yield _lines_now_and_then(label)
         return
     from rich.progress import (
         BarColumn,
@@ -69,27 +73,41 @@ def progress(label: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _line_a_minute(label: str) -> Callable[[int, int], None]:
+def _lines_now_and_then(label: str) -> Callable[[int, int], None]:
     """Says how much is done, and how long the rest will take at that pace."""
-    began = said = time.monotonic()
-    first = -1  # what was there already took no time
+    began, said, pause = time.monotonic(), time.monotonic(), 2 * FIRST_WORD
+    first, last = -1, 0  # what was there already took no time
 
     def advance(done: int, total: int) -> None:
-        nonlocal said, first
-        now, first = time.monotonic(), done if first < 0 else first
-        if now - said >= MINUTE and first < done < total:
+        nonlocal began, said, pause, first, last
+        now = time.monotonic()
+        if first < 0 or done < last:  # another part of it, with turns of its own
+            began, first = now, done
+        last = done
+        if now - said >= pause and first < done < total:
             rest = (now - began) * (total - done) / (done - first)
-            note(f"{label}: {done} of {total}, about {rest / MINUTE:.0f} min left")
-            said = now
+            left = f"{rest / MINUTE:.0f} min" if rest >= MINUTE else f"{rest:.0f} s"
+            note(f"{label}: {done} of {total}, about {left} left")
+            said, pause = now, min(2 * pause, MINUTE)
 
     return advance
 
 
 @contextmanager
 def waiting(label: str) -> Iterator[None]:
-    """Say on standard error what takes a while, as long as it does."""
-    with err.status(f"{label} …"):
+    """Say on standard error what takes a while, as long as it does; a pipe is told once, and only
+    if it does."""
+    if err.is_terminal:
+        with err.status(f"{label} …"):
+            yield
+        return
+    timer = threading.Timer(FIRST_WORD, note, [f"{label} …"])
+    timer.daemon = True
+    timer.start()
+    try:
         yield
+    finally:
+        timer.cancel()
 
 
 def note(message: str) -> None:
@@ -132,7 +150,7 @@ def profile_summary(profile: LatencyProfile) -> None:
             cells = [str(curve.batch)] * batched + [str(curve.context)]
             cells += [_digits(times[count]) if count in times else "" for count in shown]
             table.add_row(role, *cells)
-    out.print(table)
+    show(table)
     for verifier, overhead in profile.overhead.items():
         out.print(
             f"rest of a step, {verifier}: {overhead.constant_ms:.2f} ms, "
@@ -141,26 +159,13 @@ def profile_summary(profile: LatencyProfile) -> None:
             f"{overhead.drafting_ms:+.2f} ms for drafting at all",
             markup=False,
         )
-    _disturbances(profile)
+    for line in profile.doubts():
+        out.print(line, markup=False)
 
 
-def _disturbances(profile: LatencyProfile) -> None:
-    """What makes a profile's times less than they seem."""
-    if profile.disturbed:
-        out.print(f"disturbed while it was measured: {profile.disturbed}", markup=False)
-    unsure = [
-        f"{role}{f' in batches of {curve.batch}' if curve.batch > 1 else ''} at {curve.context}: "
-        + ", ".join(map(str, curve.unsure()))
-        for role, model in (("target", profile.target), ("draft", profile.draft))
-        for curve in model.curves
-        if curve.unsure()
-    ]
-    if unsure:
-        out.print(
-            f"not to be trusted, with intervals wider than {UNSURE:.0%} of the median (tokens by "
-            f"model and context): {'; '.join(unsure)}",
-            markup=False,
-        )
+def show(table: Table) -> None:
+    """A table on standard output; where that is no terminal, as wide as it has to be."""
+    (out if out.is_terminal else Console(highlight=False, width=PIPE_WIDTH)).print(table)
 
 
 def bar(share: float, length: int) -> str:
@@ -194,7 +199,7 @@ def acceptance_summary(acceptance: Acceptance) -> None:
             interval = f"{acceptance.low[k]:.3f} – {acceptance.high[k]:.3f}"
         rate = acceptance.rates[k]
         table.add_row(str(k + 1), f"{rate:.3f}", interval, bar(rate, 32))
-    out.print(table)
+    show(table)
     rest = acceptance.rates[SHOWN_RANKS:]
     together = f"ranks {SHOWN_RANKS + 1} to {acceptance.rates.size}: {rest.sum():.3f} together; "
     none = f"none of them: {max(0.0, 1 - acceptance.rates.sum()):.3f}"
@@ -205,23 +210,24 @@ def plan_summary(plan: Plan) -> None:
     """The chosen tree, the next best, and what others use."""
     choice, fastest = plan.choice, plan.fastest
     if not plan.may_speculate:
-        out.print("One node was asked for: plain decoding.", markup=False)
+        out.print(f"One node was asked for: {PLAIN}.", markup=False)
     elif fastest.tree.size == 1:
         out.print(
             "Speculation does not pay here: no tree is predicted to beat plain decoding, "
-            "so the tree has one node.",
+            f"so the tree has one node: {PLAIN}.",
             markup=False,
         )
     elif choice.tree.size == 1:
         out.print(
             f"Speculation hardly pays here: the fastest tree, of {fastest.tree.size} "
-            f"nodes, is predicted at {_speedup(fastest)}, so the tree has one node.",
+            f"nodes, is predicted at {_speedup(fastest)}, so the tree has one node: {PLAIN}.",
             markup=False,
         )
     else:
         low, high = interval(choice.tokens)
+        name = "Best tree" if choice.is_faster else "It does not pay. Best of what was asked for"
         out.print(
-            f"Best tree: {choice.tree.size} nodes, {choice.tree.depth} deep: "
+            f"{name}: {choice.tree.size} nodes, {choice.tree.depth} deep: "
             f"{choice.tokens[0]:.2f} tokens a step ({low:.2f} – {high:.2f}), {_speedup(choice)}",
             markup=False,
         )
@@ -253,7 +259,7 @@ def plan_summary(plan: Plan) -> None:
     rows += [(candidate.name, candidate) for candidate in (*plan.baselines, *plan.given)]
     for label, candidate in rows:
         table.add_row(*_candidate_row(label, candidate), style="bold" if label == "chosen" else "")
-    out.print(table)
+    show(table)
 
 
 def _speedup(candidate: Candidate) -> str:
@@ -294,7 +300,7 @@ def comparison(plans: Mapping[int, Plan]) -> None:
             str(budget),
             *(f"{c.speedup[0]:.2f} × ({c.tokens[0]:.2f})" if c else "" for c in cells),
         )
-    out.print(table)
+    show(table)
 
 
 def sweep_table(axis: str, points: Sequence[Point]) -> None:
@@ -317,7 +323,7 @@ def sweep_table(axis: str, points: Sequence[Point]) -> None:
             "" if point.given is None else f"{point.given.speedup[0]:.2f} ×",
             "not measured" if point.lost is None else f"{100 * point.lost:.1f} %",
         )
-    out.print(table)
+    show(table)
 
 
 def scaling_summary(found: Scaling) -> None:
@@ -332,7 +338,7 @@ def scaling_summary(found: Scaling) -> None:
         table.add_row(
             str(size), f"{tree:.2f}", f"{sequences:.2f}", f"{tree / sequences:.2f} ×", marks
         )
-    out.print(table)
+    show(table)
     out.print(
         f"solved trees from 8 nodes on: {found.offset:.2f} + {found.per_doubling:.2f} for each "
         f"doubling (within {100 * found.error:.1f} %); "
@@ -349,6 +355,8 @@ def generation_summary(generation: Generation, tree: TokenTree | None, times: bo
         f"{generation.tokens_per_second:.1f} tokens/s",
         markup=False,
     )
+    if tree is not None and tree.size == 1:
+        out.print(f"the tree has one node: {PLAIN}", markup=False)
     predicted = None if tree is None else tree.predicted_tokens
     if tree is None or predicted is None or not generation.steps:
         return
@@ -369,12 +377,12 @@ def race_table(results: Sequence[Result], title: str, greedy: bool) -> None:
     table = Table(
         title=title, title_justify="left", box=SIMPLE, collapse_padding=True, pad_edge=False
     )
-    table.add_column("method")
+    table.add_column("method", overflow="fold")  # a name that is cut says nothing
     for column in _race_columns(results, greedy):
         table.add_column(column, justify="right", no_wrap=True)
     for result in results:
         table.add_row(result.name, *_race_cells(result, greedy))
-    out.print(table)
+    show(table)
 
 
 def race_markdown(results: Sequence[Result], title: str, greedy: bool) -> None:
@@ -457,7 +465,7 @@ def calibration(found: Sequence[Checked], title: str, form: str) -> None:
             table.add_column(column, justify="right", no_wrap=True)
         for row in rows:
             table.add_row(*row)
-        out.print(table)
+        show(table)
     filed = "by the profile on file, "
     for kind, name in (
         *zip(kinds, ("tokens", "step", "speedup"), strict=True),
@@ -504,7 +512,7 @@ def drafts_table(judged: Sequence[Judged]) -> None:
             f"{choice.tokens[0]:.2f}",
             f"{choice.speedup[0]:.2f} × ({low:.2f} – {high:.2f})",
         )
-    out.print(table)
+    show(table)
     out.print("cost: a forward of the draft over one of the target", markup=False)
     if len(judged) > 1:
         first, second = (each.choice.speedup[1:] for each in judged[:2])

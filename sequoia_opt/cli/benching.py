@@ -216,6 +216,10 @@ def bench(
     if methods is None:
         again = SAMPLED if sampling.temperature == 0 else (sampling.verifier,)
         wanted = [name for name in wanted if name not in again]
+    if loaded.size == 1 and "plain" in wanted and not sizes and not calibrate:
+        same = ("tree", *SAMPLED)
+        wanted = [name for name in wanted if name not in same]
+        console.note("note: the tree has one node: it is plain decoding, and left out")
     if synthetic:
         wanted = [name for name in wanted if name in SYNTHETIC]
         acceptance = acceptance or synthetic

@@ -283,6 +283,7 @@ def _compare(
     racing = [
         methods.with_tree(pair, name, shape, **asdict(sampling), seed=seed)
         for name, shape in (("plain", AUTOREGRESSIVE), ("tree", tree))
+        if name == "plain" or tree.size > 1  # a tree of one node is the same
     ]
     temperature = sampling.temperature
     with console.progress("comparing") as advance:
@@ -299,7 +300,7 @@ def _compare(
     ]
     document: dict[str, Any] = {"results": [asdict(result) for result in results]}
     found = []
-    if temperature == 0 and results[1].agreement < 1:
+    if temperature == 0 and results[-1].agreement < 1:
         for i, prompt in enumerate(prompts):
             plain, treed = (method.run(prompt, max_new_tokens).tokens for method in racing)
             parted = bench.divergence(pair, prompt, plain, treed)
@@ -315,6 +316,9 @@ def _compare(
     if not quiet:
         title = f"{len(prompts)} prompts, {max_new_tokens} tokens each, temperature {temperature:g}"
         console.race_table(results, title, greedy=temperature == 0)
+        if tree.size == 1:
+            console.out.print("the tree has one node: plain decoding, with nothing beside it")
+            return document
         if fitting.tokens:
             console.prediction_lines(results[1], tree, fitting.times)
         if temperature == 0:

@@ -46,7 +46,10 @@ def compare_drafts(
         int | None, typer.Option(min=1, help="Documents to sample.", show_default="all")
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each document.")] = 128,
-    contexts: Annotated[str, typer.Option(help="Cached tokens.")] = "128,512,1024",
+    contexts: Annotated[
+        str | None,
+        typer.Option(help="Cached tokens.", show_default="128,512,1024, as far as the models go"),
+    ] = None,
     repeats: Annotated[int, typer.Option(min=5, help="Rounds that are timed.")] = 15,
     compile: Compile = False,
     graphs: Graphs = None,
@@ -65,7 +68,7 @@ def compare_drafts(
         raise typer.BadParameter(
             f"found {len(names)}, expected two or more to compare", param_hint="--draft"
         )
-    lengths = integers("--contexts", contexts)
+    lengths = integers("--contexts", contexts) if contexts is not None else []
     sampling = Sampling(temperature, top_p, verifier)
     from sequoia_opt import console, fleet, paths
     from sequoia_opt.engine.models import ROLES, short_name

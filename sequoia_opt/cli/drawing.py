@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sequoia_opt.cli.app import app
-from sequoia_opt.cli.options import Json, any_tree, check_output, print_json
+from sequoia_opt.cli.options import Json, any_tree, check_output, print_json, refuse_standard
 from sequoia_opt.errors import SequoiaError
 
 if TYPE_CHECKING:
@@ -150,6 +150,7 @@ def plot(
             f"found {form!r}, expected {', '.join(plots.FORMATS)}", param_hint="--format"
         )
     found = [plots.Results.load(path) for path in results]
+    refuse_standard(output)
     check_output(output / f"figure.{form}")
     figures = {output / f"{name}.{form}": figure for name, figure in plots.figures(found).items()}
     for path, figure in figures.items():

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sequoia_opt.cli.app import app
-from sequoia_opt.cli.options import Json, Output, Temperature, TopP, check_output, print_json
+from sequoia_opt.cli.options import (
+    STANDARD,
+    Json,
+    Output,
+    Temperature,
+    TopP,
+    check_output,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from sequoia_opt.plan.acceptance import Acceptance
@@ -26,6 +34,10 @@ def export(
             "tensorrt-llm-dynamic (the nearest that they can grow)."
         ),
     ],
+    draft: Annotated[
+        str | None,
+        typer.Option(help="The draft as the engine is to load it.", show_default="the tree's"),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", help="File to write.", show_default="standard output"),
@@ -33,13 +45,18 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a tree as another engine takes it."""
+    output = None if output == STANDARD else output
     check_output(output)
-    from sequoia_opt import console
+    from sequoia_opt import console, demo
     from sequoia_opt.plan import export as formats
     from sequoia_opt.plan.files import write_text
     from sequoia_opt.plan.tree import TokenTree
 
     loaded = TokenTree.load(tree)
+    name = str(loaded.metadata.get("draft", ""))
+    if draft is not None or demo.resolve(name) != name:
+        known = {"draft_path": draft or demo.resolve(name)}
+        loaded = TokenTree(loaded.parents, loaded.ranks, loaded.metadata | known)
     text, notes = formats.export(loaded, to)
     for line in notes:
         console.note(f"note: {line}")
@@ -76,17 +93,34 @@ def import_(
     top_p: TopP = 1.0,
     verifier: Annotated[str, typer.Option(help="For temperatures above 0.")] = "sequoia",
     hardware: Annotated[str, typer.Option(help="What latencies were measured on.")] = "imported",
+    name: Annotated[
+        str | None,
+        typer.Option(
+            help="Take the list of this name for the tree, or the number of this setting for the "
+            "length of a chain."
+        ),
+    ] = None,
+    first_rank: Annotated[
+        int, typer.Option(min=0, max=1, help="Count the ranks of paths from 0 or from 1.")
+    ] = 0,
+    rates_by: Annotated[
+        str | None,
+        typer.Option(help="Read a row or a column of rates by rank, or by depth."),
+    ] = None,
     output: Output = None,
     as_json: Json = False,
 ) -> None:
     """Take over a tree, acceptance rates or latencies that were made elsewhere."""
     check_output(output)
     from sequoia_opt import console, paths
-    from sequoia_opt.plan import export as formats
-    from sequoia_opt.plan import tables
+    from sequoia_opt.plan import importing, tables
     from sequoia_opt.plan.files import read_text
     from sequoia_opt.plan.tree import TokenTree
 
+    if rates_by not in (None, *tables.BY):
+        raise typer.BadParameter(
+            f"found {rates_by!r}, expected {' or '.join(tables.BY)}", param_hint="--rates-by"
+        )
     rates = None
     imported: TokenTree | Acceptance | LatencyProfile | None = None
     path = output
@@ -95,18 +129,22 @@ def import_(
         if tables.is_latency_table(rows):
             imported = tables.profile_of(rows, str(file), target, draft, hardware)
             path = output or paths.profile_path(hardware, target, draft, "imported")
+            if others := tables.other_columns(rows):
+                console.note(f"note: left out: column{'s' * (len(others) > 1)} {', '.join(others)}")
         else:
-            rates = tables.acceptance_rates(rows, str(file))
+            rates = tables.acceptance_rates(rows, str(file), rates_by)
     elif file.suffix == ".pt":
         from sequoia_opt import torch_files
 
         found = torch_files.load(file)
         if isinstance(found, dict):
-            imported = formats.of_growmap(found, str(file))
+            imported = importing.of_growmap(found, str(file))
         else:
             rates = found[None]
     else:
-        imported = formats.read(read_text(file), str(file))
+        imported = importing.read(
+            read_text(file), str(file), name, first_rank, lambda line: console.note(f"note: {line}")
+        )
     if rates is not None:
         used = "greedy" if temperature == 0 else verifier
         imported = tables.acceptance_of(
@@ -120,6 +158,13 @@ def import_(
             verifier=used,
         )
         path = output or paths.acceptance_path(target, draft, dataset, used, temperature, top_p)
+        depths, ranks = rates.shape
+        console.note(
+            f"note: read as rates of {ranks} rank{'s' * (ranks > 1)}, "
+            + ("the same at every depth" if depths == 1 else f"at {depths} depths")
+            + f", for temperature {temperature:g}"
+            + (f" and verifier {used}" if temperature else "")
+        )
     if isinstance(imported, TokenTree):
         names = {"target": target, "draft": draft}
         known = {role: name for role, name in names.items() if name != "unknown"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -53,7 +54,10 @@ def profile(
             help="Query tokens of a forward, 1,2,4,…", show_default="1 to 64; 512 on cuda"
         ),
     ] = None,
-    contexts: Annotated[str, typer.Option(help="Cached tokens.")] = "128,512,1024",
+    contexts: Annotated[
+        str | None,
+        typer.Option(help="Cached tokens.", show_default="128,512,1024, as far as the models go"),
+    ] = None,
     batches: Annotated[
         str, typer.Option(help="Sequences of a forward, 1,4,16: what serving needs to know.")
     ] = "1",
@@ -76,8 +80,9 @@ def profile(
 ) -> None:
     """Measure how long a forward of each model takes here, by number of tokens."""
     counts = integers("--tokens", tokens) if tokens else []
-    lengths = integers("--contexts", contexts)
+    lengths = integers("--contexts", contexts) if contexts is not None else []
     sequences = integers("--batches", batches)
+    started = monotonic()
     budget = byte_count("--memory-budget", memory_budget)
     check_output(output)
     from sequoia_opt import console, paths
@@ -108,7 +113,8 @@ def profile(
         "engine": [pair.dtype, pair.graphs, pair.compiled, *setting, pair.memory_budget],
     }
     wanted = output or paths.profile_path(*parts, bool(pair.compiled), *setting)
-    kept = journal(wanted, about, resume, max_seconds)
+    left = None if max_seconds is None else max(0.0, max_seconds - (monotonic() - started))
+    kept = journal(wanted, about, resume, left)
     with console.progress("profiling") as advance:
         measured = profiler.profile(pair, options, advance, console.note, kept)
     # A model that compiling makes no faster is not compiled any more.

@@ -50,6 +50,7 @@ RandomWeights = Annotated[
         "--random-weights", help="Make the models up from their config.json: they are as fast."
     ),
 ]
+STANDARD = Path("-")  # standard output, where a command can write to it
 OFFLOAD_HELP = "Where layers of the target stay that do not fit onto the device: cpu or disk."
 Offload = Annotated[str, typer.Option("--offload", help=OFFLOAD_HELP)]
 MemoryBudget = Annotated[
@@ -99,9 +100,10 @@ def load(
     from sequoia_opt import console
     from sequoia_opt.engine.models import load_pair
 
-    pair = load_pair(
-        target, draft, device, dtype, graphs, random_weights, offload, memory_budget, spread
-    )
+    with console.waiting("loading the models"):
+        pair = load_pair(
+            target, draft, device, dtype, graphs, random_weights, offload, memory_budget, spread
+        )
     if pair.draft.parameters >= pair.target.parameters:
         console.note("the draft is no smaller than the target: speculation can hardly pay")
     for role in compiled:
@@ -120,8 +122,17 @@ def check_output(path: Path | None) -> None:
     """Find out before long work that a wanted file cannot be written."""
     from sequoia_opt.plan.files import check_writable
 
+    refuse_standard(path)
     if path is not None:
         check_writable(path)
+
+
+def refuse_standard(path: Path | None) -> None:
+    """Refuse to write to standard output, where what is shown goes."""
+    if path == STANDARD:
+        raise typer.BadParameter(
+            "found - for a file to write, expected its name; --json prints to standard output"
+        )
 
 
 def journal(
@@ -184,8 +195,9 @@ def names(text: str) -> list[str]:
 
 
 def any_tree(path: Path) -> TokenTree:
-    """A tree file of this program's or of any engine that `export` knows."""
-    from sequoia_opt.plan import export, tree
+    """A tree file of this program's or of any engine that `import` reads."""
+    from sequoia_opt import console
+    from sequoia_opt.plan import importing, tree
     from sequoia_opt.plan.files import read_text
 
     if path.suffix == ".pt":
@@ -194,9 +206,11 @@ def any_tree(path: Path) -> TokenTree:
         found = torch_files.load(path)
         if not isinstance(found, dict):
             raise SequoiaError(f"{path}: found acceptance rates, expected a tree")
-        return export.of_growmap(found, str(path))
+        return importing.of_growmap(found, str(path))
     text = read_text(path)
-    return tree.TokenTree.load(path) if tree.FORMAT in text else export.read(text, str(path))
+    if tree.FORMAT in text:
+        return tree.TokenTree.load(path)
+    return importing.read(text, str(path), note=lambda line: console.note(f"note: {path}: {line}"))
 
 
 def print_json(document: dict[str, Any]) -> None:

@@ -148,6 +148,8 @@ def solve(
 
         grown = growth.scaling(rates)
     tree.save(path)
+    for line in latencies.doubts():
+        console.note(f"note: the profile's times: {line}")
 
     document: dict[str, Any] = tree.document()
     if given:

@@ -31,12 +31,16 @@ def forwards_to_time(
     pair: Pair, tokens: list[int], contexts: list[int], batch: int
 ) -> dict[Point, Timed]:
     """Every forward of a batch to time."""
-    return {
+    points = {
         (role, batch, context, count): forward_to_time(pair, role, context, count, batch)
         for role in ROLES
         for context in contexts
         for count in tokens
     }
+    for (*_, count), forward in points.items():
+        is_power_of_two = count & (count - 1) == 0
+        forward.spare = not is_power_of_two and count not in (tokens[0], tokens[-1])
+    return points
 
 
 def forward_to_time(

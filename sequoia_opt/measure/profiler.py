@@ -9,13 +9,15 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from sequoia_opt import demo
 from sequoia_opt.engine.decoder import check_sampling
-from sequoia_opt.engine.models import Pair
+from sequoia_opt.engine.models import ROLES, Pair
 from sequoia_opt.engine.runner import Runner
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure.forwards import Point, fill, forward_to_time, forwards_to_time, that_fit
@@ -37,6 +39,7 @@ from sequoia_opt.plan.latency import Curve, LatencyProfile, ModelLatency
 from sequoia_opt.plan.tree import TokenTree
 
 REPEATS, OFFLOADED_REPEATS = 7, 5
+CONTEXTS = (128, 512, 1024)
 PATIENCE = 2  # times as many rounds, at most, where times spread too far to be trusted
 COMPILED_TOKENS = (1, 2, 8)  # of forwards that say whether compiled ones are faster
 
@@ -47,7 +50,7 @@ class Options:
 
     Attributes:
         tokens: query tokens of a forward; by default 1 to 64, to 512 on CUDA.
-        contexts: cached tokens.
+        contexts: cached tokens; by default 128, 512 and 1024, as far as the models go.
         batches: numbers of sequences; larger ones than 1 with fewer tokens each.
         verifiers: those to measure the rest of a step for, besides greedy; may be none.
         repeats: rounds that count; each round times every point once.
@@ -55,7 +58,7 @@ class Options:
     """
 
     tokens: list[int] = field(default_factory=list)
-    contexts: list[int] = field(default_factory=lambda: [128, 512, 1024])
+    contexts: list[int] = field(default_factory=list)
     batches: list[int] = field(default_factory=lambda: [1])
     verifiers: list[str] = field(default_factory=lambda: ["sequoia"])
     repeats: int = REPEATS
@@ -72,6 +75,23 @@ def default_tokens(pair: Pair) -> list[int]:
         octave = 2 ** int(np.log2(sizes[-1]))
         sizes.append(sizes[-1] + octave // (2 if offloaded else 4))
     return sizes
+
+
+def default_contexts(
+    pair: Pair, most_tokens: int, note: Callable[[str], None] = lambda message: None
+) -> list[int]:
+    """Cached tokens to measure at: of those by default what the models have positions for, and
+    the longest context that they have instead of what is longer."""
+    positions = min(pair.target.positions, pair.draft.positions)
+    longest = max(1, positions - most_tokens)
+    contexts = [context for context in CONTEXTS if context <= longest]
+    if len(contexts) < len(CONTEXTS):
+        contexts.append(longest)
+        note(
+            f"contexts: {', '.join(map(str, contexts))}; the models have {positions} positions, "
+            f"of which a forward takes up to {most_tokens}"
+        )
+    return contexts
 
 
 def default_repeats(pair: Pair) -> int:
@@ -105,8 +125,9 @@ def profile(
     faster runs eagerly from then on, and the profile says so.
 
     Args:
-        progress: called with rounds done and to do.
-        note: called with what was left out because it does not fit into memory, or was cut short.
+        progress: called with how many turns were timed, and how many there are to time.
+        note: called with what was left out because it does not fit, with what was cut short, and
+            with what takes longer than was asked for.
         journal: keeps each round, and says when the time is up.
 
     Raises:
@@ -114,12 +135,12 @@ def profile(
     """
     options, journal = options or Options(), journal or Journal()
     tokens = sorted(set(options.tokens or default_tokens(pair)))
-    contexts = sorted(set(options.contexts))
+    contexts = sorted(set(options.contexts or default_contexts(pair, tokens[-1], note)))
     _check(pair, tokens, contexts, options)
     batches = sorted({1, *options.batches})
     # The overhead is not the context's: one in the middle is enough.
     context = contexts[len(contexts) // 2]
-    gains = _compile_gains(pair, context, options, journal)
+    gains = _compile_gains(pair, context, options, journal, progress)
     for role, gain in gains.items():
         getattr(pair, role).compiled = gain > 1
     steps: list[tuple[str, TokenTree, Timed]] = []
@@ -128,6 +149,9 @@ def profile(
     disturbed: list[str] = []
     forwards: dict[Point, Timed] = {}
     for number, batch in enumerate(batches):
+        if measured and journal.is_over(pair.world):
+            note(f"batch {batch}: left out; the time was up")
+            continue
         counts = that_fit(pair, tokens_of_batch(tokens, batch), contexts[-1], batch, note)
         if not counts:
             continue
@@ -142,13 +166,21 @@ def profile(
             timed += [step for _, _, step in steps]
         part = _part(progress, number, len(batches))
         rounds = _rounds(pair, options, journal, f"batch {batch}", PATIENCE)
-        counted = rounds.run(timed, part, disturbed.append)
+        counted = rounds.run(timed, part, disturbed.append, note)
         if counted < options.repeats:
-            note(f"batch {batch}: {counted} of {options.repeats} rounds; the time was up")
+            short = f"batch {batch}: {counted} of {options.repeats} rounds; the time was up"
+            if counted < LEAST_ROUNDS:
+                short += ", and these times are thin"
+                disturbed.append(short)
+            note(short)
         for item in timed:
             item.run = _done  # graphs hold memory, and this batch's buffers are gone
     assert watch is not None  # one sequence fits, or there is an error
     models = _latencies(pair, measured, contexts, forwards)
+    timed_steps = [step for step in steps if step[2].times]
+    timed_tokens = [
+        n for n in measured[1] if all(forwards[role, 1, context, n].times for role in ROLES)
+    ]
     return LatencyProfile(
         hardware=hardware(pair.device),
         software=software(pair.device),
@@ -165,7 +197,7 @@ def profile(
         },
         target=models["target"],
         draft=models["draft"],
-        overhead=overhead_of(steps, forwards, measured[1], context),
+        overhead=overhead_of(timed_steps, forwards, timed_tokens, context),
         disturbed="; ".join([*disturbed, *watch.notes()]),
     )
 
@@ -223,17 +255,25 @@ def _latencies(
             name,
             pair.fingerprints[role],
             [
-                _curve(batch, c, counts, [forwards[role, batch, c, n].times for n in counts])
+                _curve(batch, c, timed, [forwards[role, batch, c, n].times for n in timed])
                 for batch, counts in measured.items()
                 for c in contexts
+                for timed in [[n for n in counts if forwards[role, batch, c, n].times]]
             ],
+            _path(name, getattr(pair, role).name),
         )
         for role, name in (("target", pair.target_name), ("draft", pair.draft_name))
     }
 
 
+def _path(name: str, source: str) -> dict[str, str]:
+    """Where a model's folder is, for other engines; the bundled ones' is the program's."""
+    is_folder = source not in (name, demo.resolve(name))
+    return {"path": str(Path(source).resolve())} if is_folder else {}
+
+
 def _compile_gains(
-    pair: Pair, context: int, options: Options, journal: Journal
+    pair: Pair, context: int, options: Options, journal: Journal, progress: Progress
 ) -> dict[str, float]:
     """Eager time over compiled time of each compiled model's forwards."""
     gains = {}
@@ -244,7 +284,7 @@ def _compile_gains(
             [forward_to_time(pair, role, context, count, 1, way) for count in COMPILED_TOKENS]
             for way in (False, True)
         )
-        _rounds(pair, options, journal, f"compiled {role}").run([*eager, *compiled])
+        _rounds(pair, options, journal, f"compiled {role}").run([*eager, *compiled], progress)
         before, after = (
             sum(float(np.median(item.times)) for item in timed) for timed in (eager, compiled)
         )
@@ -264,8 +304,10 @@ def _done() -> None:
 
 
 def _part(progress: Progress, number: int, parts: int) -> Progress:
-    """The progress of one of several parts of equal length, as progress of the whole."""
-    return lambda done, total: progress(number * total + done, parts * total)
+    """The progress of one of several parts, as progress of the whole: each is a hundred."""
+    if parts == 1:
+        return progress
+    return lambda done, total: progress(100 * number + 100 * done // total, 100 * parts)
 
 
 def tokens_of_batch(tokens: list[int], batch: int) -> list[int]:

@@ -29,7 +29,7 @@ RUN_IN_MS, TIMED_MS, RUNS = 60, 40, 16
 QUEUED_RUNS = 2  # in a sample of queued work: one behind the other, of which the second is timed
 LONG_MS = 100  # what takes longer is run once: what went before does not matter to it
 PLAIN_TURNS = 3  # of plain decoding, which every speed-up is measured against
-LEAST_ROUNDS = 5  # that a median and its interval take
+LEAST_ROUNDS = 5  # that a median and its interval take; of fewer they are thin
 
 
 @dataclass
@@ -44,10 +44,11 @@ class Timed:
     Attributes:
         turns: in a round, of which the median counts; what all else is compared with needs more.
         parts: how many of them one run is: a graph's beginning takes a while of its own.
-        times: that counted, by round.
+        times: that counted, by round; none if there was no time for a spare one.
         queued: timed as the device sees it that does one piece of work behind another, and not
             from outside, where each takes a while to be issued and waited for.
         streams: it brings layers in, the first of which came while something else was timed.
+        spare: others around it say nearly as much: where there is no time, it is left out.
     """
 
     run: Callable[[], object]
@@ -55,6 +56,7 @@ class Timed:
     parts: int = 1
     queued: bool = False
     streams: bool = False
+    spare: bool = False
     times: list[float] = field(default_factory=list)
 
     def turn_ms(self, device: torch.device, world: World) -> float:
@@ -70,6 +72,11 @@ class Timed:
         for _ in range(_runs(RUN_IN_MS, once)):
             self.sample_ms(device)
         return float(np.median([self.sample_ms(device) for _ in range(_runs(TIMED_MS, once))]))
+
+    def hasty_ms(self, device: torch.device, world: World) -> float:
+        """A time where there is none for more: of a second run, or of one that takes long."""
+        once = world.agree_on(self.sample_ms(device))
+        return once if once >= LONG_MS else self.sample_ms(device)
 
     def sample_ms(self, device: torch.device) -> float:
         """Run it once; milliseconds."""
@@ -111,11 +118,17 @@ class Rounds:
         timed: Sequence[Timed],
         progress: Progress = lambda done, total: None,
         tell: Callable[[str], None] = lambda what: None,
+        note: Callable[[str], None] = lambda what: None,
     ) -> int:
         """Time everything once a round, in an order that changes, so that drift hits all alike.
 
+        When the journal's time is up, a round that is under way is dropped, unless it is the
+        first: of that one what is left is timed in haste, and what is spare is left out.
+
         Args:
+            progress: called with how many turns were timed, and how many there are to time.
             tell: called with what makes the times less than they seem.
+            note: called when more rounds are measured than were asked for.
 
         Returns:
             How many rounds count: as many as were asked for, fewer if the time was up, more where
@@ -123,28 +136,79 @@ class Rounds:
         """
         order = random.Random(0)
         warm_up, repeats = self.warm_up, self.repeats
-        counted, warm, number = 0, False, 0
+        turns = sum(item.turns for item in timed)
+        counted, number, most, before = 0, 0, repeats, None
         while counted < repeats or (counted < self.patience * repeats and self._are_unsure(timed)):
+            if counted == repeats:
+                most = self.patience * repeats
+                note(f"{self.name}: times spread; up to {most - repeats} rounds more")
             name = f"{self.name}, round {number}"
-            found = self.journal.recall(name)
+            found, is_cut_short = self.journal.recall(name), False
             if found is None:
-                if counted >= LEAST_ROUNDS and self.journal.is_over(self.world):
+                if counted and self.journal.is_over(self.world):
                     break
-                if number >= warm_up and warm_up and not warm:  # taken up in another process
-                    time_round(timed, self.device, order, self.world)
-                found, warm = time_round(timed, self.device, order, self.world), True
-                self.journal.keep(name, found)
-            if number >= warm_up:
+                if number >= warm_up and warm_up and before is None:  # taken up by another process
+                    before = self._time(timed, order)
+                whole = (warm_up + most) * turns
+                found = self._time(timed, order, progress, number * turns, whole)
+                is_cut_short = bool(np.isnan(found).any())
+                if is_cut_short and counted:
+                    break
+                found = self._whole(timed, found, before)
+                before = found
+                if not is_cut_short:
+                    self.journal.keep(name, found)
+            if number >= warm_up or is_cut_short:
                 counted += 1
                 with self.journal.taking_up(name):
                     for item, milliseconds in zip(timed, found, strict=True):
-                        item.times.append(float(milliseconds))
+                        if np.isfinite(milliseconds):
+                            item.times.append(float(milliseconds))
             number += 1
-            progress(number, max(number, warm_up + repeats))
-        if slower := slowdown(paces([item.times for item in timed])):
+            progress(number * turns, (warm_up + most) * turns)
+        known = [item for item in timed if item.times]
+        if slower := slowdown(paces([item.times for item in known])):
             tell(slower)
-        take_out_drift(timed)
+        take_out_drift(known)
         return counted
+
+    def _time(
+        self,
+        timed: Sequence[Timed],
+        order: random.Random,
+        progress: Progress = lambda done, total: None,
+        before: int = 0,
+        total: int = 0,
+    ) -> list[float]:
+        """One round, see `time_round`, as far as there is time.
+
+        Args:
+            before: turns of the rounds before it.
+            total: turns of all rounds.
+        """
+        return time_round(
+            timed,
+            self.device,
+            order,
+            self.world,
+            lambda done: progress(before + done, total),
+            lambda: self.journal.is_over(self.world),
+            spare_last=not before,
+        )
+
+    def _whole(
+        self, timed: Sequence[Timed], found: list[float], before: list[float] | None
+    ) -> list[float]:
+        """A round whose missing times are those of the round before, else taken in haste; of what
+        is spare there is none."""
+        whole = []
+        for place, milliseconds in enumerate(found):
+            if np.isnan(milliseconds) and before is not None:
+                milliseconds = before[place]
+            if np.isnan(milliseconds) and not timed[place].spare:
+                milliseconds = timed[place].hasty_ms(self.device, self.world)
+            whole.append(milliseconds)
+        return whole
 
     def _are_unsure(self, timed: Sequence[Timed]) -> bool:
         """Whether any time spreads too far to be trusted; all processes agree.
@@ -160,15 +224,32 @@ class Rounds:
 
 
 def time_round(
-    timed: Sequence[Timed], device: torch.device, order: random.Random, world: World
+    timed: Sequence[Timed],
+    device: torch.device,
+    order: random.Random,
+    world: World,
+    progress: Callable[[int], None] = lambda done: None,
+    is_over: Callable[[], bool] = lambda: False,
+    spare_last: bool = False,
 ) -> list[float]:
-    """Milliseconds of each, timed once; all processes run the same, as often."""
+    """Milliseconds of each, timed once; all processes run the same, as often.
+
+    Args:
+        progress: called before each turn with how many were timed.
+        is_over: whether to stop; what was not timed by then is NaN.
+        spare_last: time what is spare after all else.
+    """
     places = [place for place, item in enumerate(timed) for _ in range(item.turns)]
     order.shuffle(places)
+    if spare_last:
+        places.sort(key=lambda place: timed[place].spare)
     found: list[list[float]] = [[] for _ in timed]
-    for place in places:
+    for done, place in enumerate(places):
+        if is_over():
+            break
+        progress(done)
         found[place].append(timed[place].turn_ms(device, world))
-    return [float(np.median(turns)) for turns in found]
+    return [float(np.median(turns)) if turns else float("nan") for turns in found]
 
 
 def take_out_drift(timed: Sequence[Timed]) -> None:

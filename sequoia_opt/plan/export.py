@@ -1,21 +1,21 @@
-"""The same tree in other engines' words, and theirs in ours.
+"""The same tree in other engines' words.
 
 Knows how each engine writes down what it drafts, whether it counts the root, and in what it
-drafts otherwise than the acceptance was measured for. Reads and writes text; the one format
-that is no text, the research code's `.pt`, is left to its caller as a mapping.
+drafts otherwise than the acceptance was measured for. What is said of an engine was read in the
+sources and the documentation of vLLM 0.33, SGLang 0.5.23, TensorRT-LLM 1.4.0rc4, transformers 5.24
+and llama.cpp of November 2026. The one format that is no text, the research code's `.pt`, is left
+to its caller as a mapping.
 """
 
 from __future__ import annotations
 
-import ast
 import json
-import re
-from collections.abc import Callable, Mapping
+import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from sequoia_opt.errors import SequoiaError
-from sequoia_opt.plan import shapes
 from sequoia_opt.plan.tree import TokenTree
 
 
@@ -28,9 +28,11 @@ class Format:
         write: the text that its user pastes or saves.
         chains_only: it drafts one sequence.
         counts_root: the root is one of the nodes that it counts.
-        drafting: how it drafts above temperature 0, where that is not what `sequoia` does.
+        drafting: how it drafts above temperature 0, where that is not what `sequoia` does: its
+            guesses are the draft's most likely tokens, accepted at the rates of `topk`.
         dynamic: it builds its own tree, of which only some numbers can be said.
         versions: the versions that take it, where the newest do not.
+        needs: what its user has to know or to have besides.
     """
 
     engine: str
@@ -40,9 +42,13 @@ class Format:
     drafting: str = ""
     dynamic: bool = False
     versions: str = ""
+    needs: str = ""
 
 
 TOP_K = "drafts the most likely tokens, not samples"
+GREEDY = "drafts greedily by default"
+UNKNOWN = "unknown"  # a model's name that was not given
+DETERMINISTIC = "topk"  # the verifier whose rates hold for such drafts
 
 
 def paths(tree: TokenTree) -> list[list[int]]:
@@ -72,57 +78,6 @@ def growmap(tree: TokenTree) -> dict[str, Any]:
     }
 
 
-def of_growmap(found: Mapping[str, Any], where: str) -> TokenTree:
-    """The tree of a growmap; its `Successors` say all of it.
-
-    Raises:
-        SequoiaError: no growmap, or its fields contradict each other.
-    """
-    children = found.get("Successors")
-    if not isinstance(children, list) or not all(isinstance(c, list) for c in children):
-        raise SequoiaError(f"{where}: Successors: found none, expected each node's children")
-    parents, ranks = [-1] * len(children), [0] * len(children)
-    for node, own in enumerate(children):
-        for rank, child in enumerate(own, start=1):
-            if not isinstance(child, int) or not node < child < len(children):
-                raise SequoiaError(f"{where}: Successors[{node}]: found {child!r}, no later node")
-            if parents[child] != -1:
-                raise SequoiaError(f"{where}: Successors: node {child} has two parents")
-            parents[child], ranks[child] = node, rank
-    orphans = [node for node in range(1, len(parents)) if parents[node] == -1]
-    if not children or orphans:
-        raise SequoiaError(f"{where}: Successors: node {orphans[0] if orphans else 0} is missing")
-    if found.get("size", len(children)) != len(children):
-        raise SequoiaError(
-            f"{where}: size: found {found['size']}, expected {len(children)} (its Successors)"
-        )
-    return TokenTree.from_any_order(parents, ranks)
-
-
-def of_paths(found: Any, where: str) -> TokenTree:
-    """The tree of a list of rank paths, counted from 0, in any order.
-
-    Raises:
-        SequoiaError: no such list, or ranks with gaps.
-    """
-    if not isinstance(found, (list, tuple)) or not found:
-        raise SequoiaError(f"{where}: found no paths, expected [[0], [1], [0, 0], …]")
-    for path in found:
-        if not isinstance(path, (list, tuple)) or not path or not all(
-            isinstance(rank, int) and rank >= 0 for rank in path
-        ):  # fmt: skip
-            raise SequoiaError(f"{where}: found path {path!r}, expected ranks from 0")
-    known = {tuple(path) for path in found}
-    for path in sorted(known, key=lambda p: (len(p), p)):
-        if len(path) > 1 and path[:-1] not in known:
-            raise SequoiaError(f"{where}: path {list(path)} has no parent {list(path[:-1])}")
-        if path[-1] and (*path[:-1], path[-1] - 1) not in known:
-            raise SequoiaError(
-                f"{where}: path {list(path)} has no elder sibling: its ranks have a gap"
-            )
-    return TokenTree.from_paths([[rank + 1 for rank in path] for path in known])
-
-
 def is_chain(tree: TokenTree) -> bool:
     """Whether every node has at most one child."""
     return tree.depth == tree.size - 1
@@ -137,7 +92,9 @@ def _lines(*lines: str) -> str:
 
 
 def _draft(tree: TokenTree) -> str:
-    return str(tree.metadata.get("draft", "DRAFT"))
+    """The draft as an engine can load it: a hub id, or where its folder is."""
+    name = tree.metadata.get("draft", UNKNOWN)
+    return str(tree.metadata.get("draft_path") or ("DRAFT" if name == UNKNOWN else name))
 
 
 def _vllm(tree: TokenTree) -> str:
@@ -146,7 +103,7 @@ def _vllm(tree: TokenTree) -> str:
         "model": _draft(tree),
         "num_speculative_tokens": _guesses(tree),
     }
-    return _lines(f"--speculative-config '{json.dumps(config)}'")
+    return _lines(f"--speculative-config {shlex.quote(json.dumps(config))}")
 
 
 def _vllm_tree(tree: TokenTree) -> str:
@@ -155,11 +112,19 @@ def _vllm_tree(tree: TokenTree) -> str:
         "num_speculative_tokens": _guesses(tree),
         "speculative_token_tree": str([tuple(path) for path in paths(tree)]),
     }
-    return _lines(f"--speculative-config '{json.dumps(config)}'")
+    return _lines(f"--speculative-config {shlex.quote(json.dumps(config))}")
 
 
 def _llama_cpp(tree: TokenTree) -> str:
-    return _lines(f"--spec-draft-n-max {_guesses(tree)}")
+    """Flags of llama-server and llama-cli.
+
+    Without --spec-type the draft is loaded and never used (ggml-org/llama.cpp 25345). Until May
+    2026 --spec-draft-p-min was 0.75, which ends chains early.
+    """
+    return _lines(
+        f"-md {shlex.quote(_draft(tree))} --spec-type draft-simple "
+        f"--spec-draft-n-max {_guesses(tree)} --spec-draft-n-min 0 --spec-draft-p-min 0"
+    )
 
 
 def _tensorrt_llm(tree: TokenTree) -> str:
@@ -167,7 +132,7 @@ def _tensorrt_llm(tree: TokenTree) -> str:
         "speculative_config:",
         "  decoding_type: Draft_Target",
         f"  max_draft_len: {_guesses(tree)}",
-        f"  speculative_model: {_draft(tree)}",
+        f"  speculative_model: {_yaml(_draft(tree))}",
     )
 
 
@@ -176,6 +141,7 @@ def _tensorrt_llm_tree(tree: TokenTree) -> str:
         "speculative_config:",
         "  decoding_type: Eagle",
         f"  max_draft_len: {tree.depth}",
+        f"  speculative_model: {_yaml(_draft(tree))}",
         f"  eagle_choices: {json.dumps(paths(tree))}",
     )
 
@@ -183,22 +149,35 @@ def _tensorrt_llm_tree(tree: TokenTree) -> str:
 def _tensorrt_llm_dynamic(tree: TokenTree) -> str:
     return _lines(
         "speculative_config:",
-        "  decoding_type: Eagle",
+        "  decoding_type: Eagle3",
         f"  max_draft_len: {tree.depth}",
+        f"  speculative_model: {_yaml(_draft(tree))}",
         "  use_dynamic_tree: true",
         f"  dynamic_tree_max_topK: {_widest(tree)}",
-        f"  max_total_draft_tokens: {_guesses(tree)}",
+        f"  max_total_draft_tokens: {_grown(tree)}",
     )
+
+
+def _yaml(name: str) -> str:
+    """A name as YAML reads it back, in quotes where it would be taken for something else."""
+    return json.dumps(name, ensure_ascii=False)
 
 
 def _sglang(tree: TokenTree) -> str:
     return _lines(
         "--speculative-algorithm STANDALONE",
-        f"--speculative-draft-model-path {_draft(tree)}",
+        f"--speculative-draft-model-path {shlex.quote(_draft(tree))}",
         f"--speculative-num-steps {tree.depth}",
         f"--speculative-eagle-topk {_widest(tree)}",
-        f"--speculative-num-draft-tokens {tree.size}",
+        f"--speculative-num-draft-tokens {_grown(tree) + 1}",
     )
+
+
+def _grown(tree: TokenTree) -> int:
+    """Guesses that an engine is told to verify that grows its own tree: the tree's, or all that
+    it drafts: k children of the root, then k of each of the k likeliest nodes of every level."""
+    widest = _widest(tree)
+    return min(_guesses(tree), widest + (tree.depth - 1) * widest**2)
 
 
 def _transformers(tree: TokenTree) -> str:
@@ -223,19 +202,52 @@ def _widest(tree: TokenTree) -> int:
     return int(tree.child_counts.max())
 
 
+_EAGLE_HEAD = (
+    "TensorRT-LLM's dynamic trees are for EAGLE-3 heads: a tree that was solved for a draft model "
+    "does not run there, and speculative_model has to be a head of the target"
+)
+
 FORMATS: dict[str, Format] = {
-    "vllm": Format("vLLM", _vllm, chains_only=True),
+    "vllm": Format(
+        "vLLM",
+        _vllm,
+        chains_only=True,
+        drafting=f'{GREEDY} ("draft_sample_method": "greedy"; with "probabilistic" it samples)',
+    ),
     "llama.cpp": Format(
         "llama.cpp",
         _llama_cpp,
         chains_only=True,
         drafting="drafts the most likely token and takes it where the target samples the same",
+        needs="-md takes the draft as a .gguf file; versions that do not know --spec-type take "
+        "--draft-max, --draft-min and --draft-p-min",
     ),
-    "tensorrt-llm": Format("TensorRT-LLM", _tensorrt_llm, chains_only=True),
-    "sglang": Format("SGLang", _sglang, chains_only=True, counts_root=True),
+    "tensorrt-llm": Format(
+        "TensorRT-LLM",
+        _tensorrt_llm,
+        chains_only=True,
+        drafting=f"{GREEDY} (use_rejection_sampling: false)",
+    ),
+    "sglang": Format(
+        "SGLang",
+        _sglang,
+        chains_only=True,
+        counts_root=True,
+        drafting="drafts the most likely tokens with STANDALONE, which has no rejection sampling",
+    ),
     "transformers": Format("transformers", _transformers, chains_only=True),
-    "eagle": Format("EAGLE", _paths, drafting=TOP_K),
-    "medusa": Format("Medusa", _paths, drafting=TOP_K),
+    "eagle": Format(
+        "EAGLE",
+        _paths,
+        drafting=TOP_K,
+        needs="EAGLE-1 reads it; EAGLE-2 and later ones grow their own tree at each step",
+    ),
+    "medusa": Format(
+        "Medusa",
+        _paths,
+        drafting=TOP_K,
+        needs="Medusa's research code reads it; TensorRT-LLM, which did, has no Medusa any more",
+    ),
     "umbrella": Format("UMbreLLa", _growmap, counts_root=True, drafting=TOP_K),
     "sequoia": Format("the Sequoia research code", _growmap, counts_root=True),
     "vllm-tree": Format(
@@ -248,11 +260,12 @@ FORMATS: dict[str, Format] = {
         "TensorRT-LLM",
         _tensorrt_llm_tree,
         drafting=TOP_K,
-        versions="before eagle_choices was removed in August 2026 (TensorRT-LLM 18210)",
+        versions="before eagle_choices was removed in August 2026 (TensorRT-LLM 18210); the last "
+        "of them had it switched off",
     ),
     "sglang-dynamic": Format("SGLang", _sglang, counts_root=True, drafting=TOP_K, dynamic=True),
     "tensorrt-llm-dynamic": Format(
-        "TensorRT-LLM", _tensorrt_llm_dynamic, drafting=TOP_K, dynamic=True
+        "TensorRT-LLM", _tensorrt_llm_dynamic, drafting=TOP_K, dynamic=True, needs=_EAGLE_HEAD
     ),
 }
 
@@ -275,7 +288,7 @@ def export(tree: TokenTree, to: str) -> tuple[str, list[str]]:
             f"{form.engine} drafts one sequence and this tree has siblings; "
             "solve with --shape chain"
         )
-    counted = tree.size if form.counts_root else tree.size - 1
+    counted = (_grown(tree) if form.dynamic else _guesses(tree)) + form.counts_root
     notes = [
         f"{counted} nodes: {form.engine} "
         + ("counts the root" if form.counts_root else "does not count the root")
@@ -285,69 +298,25 @@ def export(tree: TokenTree, to: str) -> tuple[str, list[str]]:
     if form.dynamic:
         notes.append(
             f"{form.engine} grows its own tree at each step: depth {tree.depth}, at most "
-            f"{_widest(tree)} children and {tree.size - 1} nodes are all that can be said; which "
+            f"{_widest(tree)} children and {_grown(tree)} guesses are all that can be said; which "
             "nodes have children is lost, and with it the predicted speed"
         )
-    temperature = tree.metadata.get("temperature", 0)
-    if form.drafting and temperature:
-        notes.append(
-            f"above temperature 0 {form.engine} {form.drafting}: the acceptance measured for "
-            f"verifier {tree.metadata.get('verifier', 'sequoia')} does not hold there"
-        )
+    if form.needs:
+        notes.append(form.needs)
+    if warning := _rates_that_do_not_hold(tree, form):
+        notes.append(warning)
     return form.write(tree), notes
 
 
-# What the chain formats call the number of guesses, or of steps.
-_CHAIN_KEYS = re.compile(
-    r"(?:num_speculative_tokens|spec-draft-n-max|draft-max|max_draft_len|speculative-num-steps"
-    r"|num_assistant_tokens)['\"]?\s*[:=\s]\s*(\d+)"
-)
-_TREE_KEYS = re.compile(
-    r"(?:speculative_token_tree|eagle_choices)['\"]?\s*[:=]\s*['\"]?(\[.*\])", re.DOTALL
-)
-
-
-def read(text: str, where: str) -> TokenTree:
-    """The tree of any of the text formats.
-
-    Raises:
-        SequoiaError: none of them, ranks with gaps, or an engine's own dynamic tree.
-    """
-    stripped = text.strip()
-    written = _TREE_KEYS.search(stripped)
-    if (named := re.search(r"speculative_token_tree|eagle_choices", stripped)) and not written:
-        raise SequoiaError(
-            f"{where}: {named.group()}: found no list, expected [[0], [1], [0, 0], …] behind it"
-        )
-    if written or stripped.startswith("["):
-        return of_paths(_literal(written.group(1) if written else stripped, where), where)
-    if stripped.startswith("{"):
-        found = _literal(stripped, where)
-        if isinstance(found, dict) and "Successors" in found:
-            return of_growmap(found, where)
-    topk = re.search(r"(?:eagle-topk|max_topK)['\"]?\s*[:=\s]\s*(\d+)", stripped)
-    if topk and int(topk.group(1)) > 1:
-        raise SequoiaError(f"{where}: the engine grows this tree itself; it cannot be imported")
-    lengths = sorted({int(count) for count in _CHAIN_KEYS.findall(stripped)})
-    if len(lengths) > 1:
-        raise SequoiaError(
-            f"{where}: found chains of {' and '.join(map(str, lengths))} guesses, expected one; "
-            "leave only the setting that counts"
-        )
-    if lengths:
-        return shapes.chain(lengths[0] + 1)
-    raise SequoiaError(
-        f"{where}: found none of the known formats, expected rank paths, a growmap or the "
-        "settings of a chain"
+def _rates_that_do_not_hold(tree: TokenTree, form: Format) -> str:
+    """What to say of a plan whose acceptance is not that of the engine's drafts; else nothing."""
+    temperature = tree.metadata.get("temperature", 0)
+    verifier = tree.metadata.get("verifier", "sequoia")
+    if not form.drafting or not temperature or verifier == DETERMINISTIC:
+        return ""
+    return (
+        f"above temperature 0 {form.engine} {form.drafting}: the acceptance measured for verifier "
+        f"{verifier} does not hold there, nor does this plan; measure with `sequoia-opt profile "
+        f"--verifiers {DETERMINISTIC}` and `sequoia-opt estimate --verifier {DETERMINISTIC} "
+        f"--temperature {temperature:g}`, and solve again"
     )
-
-
-def _literal(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        pass
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-        raise SequoiaError(f"{where}: neither JSON nor a Python literal") from None

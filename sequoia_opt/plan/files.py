@@ -27,6 +27,7 @@ Document = dict[str, Any]
 FloatArray = NDArray[np.float64]
 LARGEST = 10**15  # whole number: any that is counted is smaller, and a float still holds it
 FINGERPRINT = re.compile(r"([0-9a-f]{16})(?:-([0-9a-f]{16}))?")  # of a model
+MOST_ALIASED = 10**6  # values that the aliases of one file may stand for
 _ASIDE = "a table set aside"
 _SHORT = reprlib.Repr()  # of which no more is made than is shown
 _SHORT.maxstring = _SHORT.maxother = 60
@@ -41,7 +42,23 @@ except ImportError:  # PyYAML without libyaml
 
 
 class _Loader(_SafeLoader):
-    """Knows what JSON knows: a date is text."""
+    """Knows what JSON knows: a date is text. Merges no more than a file could need."""
+
+    merged = 0  # fields put into mappings by merge keys so far
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Put in what merge keys (<<) stand for; each may stand for what others stand for."""
+        for key, value in node.value:
+            if key.tag != "tag:yaml.org,2002:merge":
+                continue
+            parts = value.value if isinstance(value, yaml.SequenceNode) else [value]
+            for part in parts:
+                if isinstance(part, yaml.MappingNode):
+                    self.flatten_mapping(part)
+                    self.merged += len(part.value)
+                if self.merged > MOST_ALIASED:
+                    raise ValueError(f"its merge keys stand for more than {MOST_ALIASED} fields")
+        super().flatten_mapping(node)
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -88,7 +105,7 @@ def _parsed(path: Path) -> Document:
     text = read_text(path)
     try:
         document = json.loads(text) if path.suffix == ".json" else _parse_yaml(text)
-        _check_plain(document)
+        document = _check_plain(document)
     except (ValueError, yaml.YAMLError, RecursionError) as error:
         kind = "JSON" if path.suffix == ".json" else "YAML"
         raise SequoiaError(f"{path}: not valid {kind} ({one_line(error)})") from None
@@ -97,19 +114,23 @@ def _parsed(path: Path) -> Document:
     return document
 
 
-def _check_plain(document: Any) -> None:
+def _check_plain(document: Any) -> Any:
     """Refuse what could not be written again as JSON, or would grow beyond all bounds.
 
+    Returns:
+        The document, with a copy of its own at each place where YAML has an alias.
+
     Raises:
-        ValueError: a part that is there twice (a few aliases in YAML can stand for millions), a
-            number that is not finite, text that is not Unicode, or something else altogether.
+        ValueError: aliases that stand for millions of values or for what they are in, a number
+            that is not finite, text that is not Unicode, or something else altogether.
     """
-    waiting, met = [document], set()
+    waiting, met, is_shared = [document], set(), False
     while waiting:
         value = waiting.pop()
         if isinstance(value, dict | list):
             if id(value) in met:
-                raise ValueError("found an alias of a whole part, expected the part itself")
+                is_shared = True
+                continue
             met.add(id(value))
             waiting += [*value, *value.values()] if isinstance(value, dict) else value
         elif isinstance(value, float):
@@ -120,6 +141,51 @@ def _check_plain(document: Any) -> None:
                 value.encode()
         elif value is not None and not isinstance(value, int):
             raise ValueError(f"found {shown(value)}, expected text, a number, a list or a mapping")
+    return _without_aliases(document) if is_shared else document
+
+
+def _without_aliases(document: Any) -> Any:
+    """A document whose parts are each there once, of one in which some are shared.
+
+    Raises:
+        ValueError: it would have too many values, or no end.
+    """
+    counts: dict[int, int] = {}  # of values, by the part's identity
+    written = 0
+
+    def count(part: Any) -> int:
+        nonlocal written
+        if not isinstance(part, dict | list):
+            return 1
+        if id(part) not in counts:
+            counts[id(part)] = 0  # not known yet, as only something in it could find out
+            inner = list(part.values()) if isinstance(part, dict) else part
+            written += 1 + sum(not isinstance(value, dict | list) for value in inner)
+            counts[id(part)] = 1 + sum(map(count, inner))
+        elif not counts[id(part)]:
+            raise ValueError("found an alias of a part inside this part itself")
+        return counts[id(part)]
+
+    def copy(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {key: copy(value) for key, value in part.items()}
+        return [copy(value) for value in part] if isinstance(part, list) else part
+
+    if count(document) - written > MOST_ALIASED:
+        raise ValueError(f"its aliases stand for more than {MOST_ALIASED} values")
+    return copy(document)
+
+
+def yaml_value(text: str) -> Any:
+    """What a YAML text says, its aliases as copies.
+
+    Raises:
+        ValueError: it is no YAML, or no plain data.
+    """
+    try:
+        return _check_plain(yaml.load(text, Loader=_Loader))
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(one_line(error)) from None
 
 
 def _parse_yaml(text: str) -> Any:

@@ -63,7 +63,8 @@ class ModelLatency:
         model: name of the model.
         fingerprint: of its config and weights.
         curves: one for each batch and context.
-        extra: fields of the file that this program does not know; they are kept.
+        extra: `path`, where the model's folder is, if it is one; and fields of the file that
+            this program does not know. They are kept.
     """
 
     model: str
@@ -203,6 +204,25 @@ class LatencyProfile:
         """The batches measured for both models, ascending."""
         return sorted(set.intersection(*({c.batch for c in m.curves} for m in self._models)))
 
+    def doubts(self) -> list[str]:
+        """What makes its times less than they seem, a line each."""
+        lines = []
+        if self.disturbed:
+            lines.append(f"disturbed while it was measured: {self.disturbed}")
+        unsure = [
+            f"{role}{f' in batches of {curve.batch}' if curve.batch > 1 else ''} at "
+            f"{curve.context}: {', '.join(map(str, curve.unsure()))}"
+            for role, model in (("target", self.target), ("draft", self.draft))
+            for curve in model.curves
+            if curve.unsure()
+        ]
+        if unsure:
+            lines.append(
+                f"not to be trusted, with intervals wider than {UNSURE:.0%} of the median (tokens "
+                f"by model and context): {'; '.join(unsure)}"
+            )
+        return lines
+
     @property
     def _models(self) -> tuple[ModelLatency, ModelLatency]:
         return self.target, self.draft
@@ -328,6 +348,7 @@ def _read_model(fields: Fields) -> ModelLatency:
         raise SequoiaError(f"{fields.where}: latency: two curves of one batch and context")
     if not any(batch == 1 for batch, _ in places):
         raise SequoiaError(f"{fields.where}: latency: no curve of batch 1")
+    fields.text("path", "")  # kept as it is, for exports
     return ModelLatency(
         model=fields.text("model"),
         fingerprint=fields.text("fingerprint", ""),

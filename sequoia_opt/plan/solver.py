@@ -74,6 +74,11 @@ class Candidate:
         return np.asarray(self.tokens * self.plain_ms / self.step_ms)
 
     @property
+    def is_faster(self) -> bool:
+        """Whether it is predicted to beat plain decoding."""
+        return bool(self.speedup[0] > 1)
+
+    @property
     def pays(self) -> float:
         """Probability that it is faster than plain decoding."""
         return float((self.speedup[1:] > 1).mean()) if len(self.speedup) > 1 else float("nan")
@@ -140,6 +145,7 @@ class Plan:
             "predicted": predicted,
             "target": profile.target.model,
             "draft": profile.draft.model,
+            "draft_path": profile.draft.extra.get("path"),
             "dataset": acceptance.dataset,
             "temperature": acceptance.temperature,
             "top_p": acceptance.top_p,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,10 @@ from sequoia_opt.plan.latency import GREEDY, TOP_P, Curve, LatencyProfile, Model
 
 LATENCY_COLUMNS = ("role", "batch", "context", "tokens", "ms")
 ROLES = ("target", "draft")
+BY = ("rank", "depth")  # what single rates follow one another by
+_LABELS = {"rank": "rank", "k": "rank", "depth": "depth", "d": "depth", "level": "depth"}
+RATES = ("acceptance", "accepted", "rate", "rates", "p", "probability")
+_COLUMN = re.compile(r"(?P<kind>rank|k|p|depth|d)[ _]?[(\[]?(?P<number>\d{1,4})[)\]]?")
 VERIFIERS = ("sequoia", "specinfer", "topk", "traversal")
 
 
@@ -44,16 +49,25 @@ def is_latency_table(rows: Sequence[Sequence[str]]) -> bool:
     return len(set(rows[0]) & set(LATENCY_COLUMNS)) >= 2
 
 
-def acceptance_rates(rows: Sequence[Sequence[str]], where: str) -> FloatArray:
-    """p[d][k] as [depths, ranks], of a row or a column of ranks, or a row for each depth.
+def acceptance_rates(
+    rows: Sequence[Sequence[str]], where: str, by: str | None = None
+) -> FloatArray:
+    """p[d][k] as [depths, ranks], of a row of ranks, or a row for each depth.
 
-    A first row of words is a header, and is skipped.
+    A first row of words is a header: names of ranks or of depths (`rank 1`, `k2`, `p[3]`,
+    `depth 1`, …), perhaps behind a first column that counts the others, `rank,acceptance`,
+    `depth,acceptance` or `depth,rank 1,rank 2`. One column without such a header could be either.
+
+    Args:
+        by: "rank" or "depth", what single rates follow one another by, whatever the file says.
 
     Raises:
-        SequoiaError: no numbers, rows of different lengths, or rates that cannot be.
+        SequoiaError: no numbers, rows of different lengths, rates that cannot be, a header of
+            something else, or a column of which nothing says what it goes by.
     """
+    header: list[str] = []
     if not any(_is_number(cell) for cell in rows[0]):
-        rows = rows[1:]
+        header, rows = [cell.lower() for cell in rows[0]], rows[1:]
     if not rows:
         raise SequoiaError(f"{where}: no rows of rates")
     table = [
@@ -63,14 +77,69 @@ def acceptance_rates(rows: Sequence[Sequence[str]], where: str) -> FloatArray:
     if len({len(row) for row in table}) != 1:
         raise SequoiaError(f"{where}: its rows differ in length")
     found = np.array(table)
-    if found.shape[1] == 1:
-        found = found.T
+    rows_are = None
+    if len(header) > 1 and header[0] in _LABELS:
+        rows_are, header, found = _LABELS[header[0]], header[1:], _in_order(found, where)
+    columns_are = _kind(header, where) if header else None
+    if rows_are is not None and rows_are == columns_are:
+        raise SequoiaError(f"{where}: header: found {rows_are}s in rows and in columns")
+    if 1 not in found.shape:
+        is_turned = rows_are == "rank" or columns_are == "depth"
+        found = found.T if is_turned else found
+    elif kind := by or rows_are or columns_are:
+        found = found.reshape((1, -1) if kind == "rank" else (-1, 1))
+    elif len(found) > 1:
+        raise SequoiaError(
+            f"{where}: found a column of rates, which could be those of ranks 1, 2, 3 … or those "
+            "of depths 1, 2, 3 …; say --rates-by rank or --rates-by depth"
+        )
     for (depth, rank), rate in np.ndenumerate(found):
         if not 0 <= rate <= 1:
             raise SequoiaError(
                 f"{where}: depth {depth + 1}, rank {rank + 1}: found {rate:g}, expected 0 to 1"
             )
     return found
+
+
+def _in_order(found: FloatArray, where: str) -> FloatArray:
+    """The second column of a table whose first one counts its rows from 1.
+
+    Raises:
+        SequoiaError: it does not.
+    """
+    if found[:, 0].tolist() != list(range(1, len(found) + 1)):
+        raise SequoiaError(
+            f"{where}: column 1: found {found[0, 0]:g} first, expected 1, 2, 3 … one row after "
+            "the other"
+        )
+    return found[:, 1:]
+
+
+def _kind(header: Sequence[str], where: str) -> str | None:
+    """What a header's columns are: "rank" or "depth"; None for a single column of rates.
+
+    Raises:
+        SequoiaError: something else, or not 1, 2, 3 … in their order.
+    """
+    if len(header) == 1 and header[0] in RATES:
+        return None
+    kinds = set()
+    for column, name in enumerate(header, start=1):
+        named = _COLUMN.fullmatch(name)
+        if named is None or int(named["number"]) != column:
+            raise SequoiaError(
+                f"{where}: header: found {name!r}, expected rank {column} or depth {column}, or "
+                "rank,acceptance or depth,acceptance"
+            )
+        kinds.add(_LABELS.get(named["kind"], "rank"))
+    if len(kinds) > 1:
+        raise SequoiaError(f"{where}: header: found ranks and depths, expected one of them")
+    return kinds.pop()
+
+
+def other_columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The columns of a table of latencies that `profile_of` leaves out."""
+    return [name for name in rows[0] if name and name not in LATENCY_COLUMNS]
 
 
 def acceptance_of(table: FloatArray, where: str, **facts: Any) -> Acceptance:
@@ -95,9 +164,11 @@ def profile_of(
         rows: a header with `LATENCY_COLUMNS`, then one row for each forward measured.
 
     Raises:
-        SequoiaError: a column, a role or one token is missing; a time that cannot be; a point
-            given twice.
+        SequoiaError: a column, a role or one token is missing, or a column is there twice; a
+            time that cannot be; a point given twice.
     """
+    if twice := [name for name in LATENCY_COLUMNS if rows[0].count(name) > 1]:
+        raise SequoiaError(f"{where}: column {twice[0]!r} is there twice")
     missing = [name for name in LATENCY_COLUMNS if name not in rows[0]]
     if missing:
         raise SequoiaError(f"{where}: column {missing[0]!r} is missing")

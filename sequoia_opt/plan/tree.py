@@ -228,7 +228,7 @@ def _check_metadata(fields: Fields) -> None:
             given[key] = fields.number(key, 0.0)
     if "top_p" in given:
         given["top_p"] = fields.number("top_p", 0.0, 1.0)
-    for key in ("target", "draft", "verifier"):
+    for key in ("target", "draft", "draft_path", "verifier"):
         fields.text(key, "")
     for key in ("hardware", "engine", "provenance"):
         if key in given:

@@ -164,10 +164,19 @@ def _summary(tree: TokenTree, plan: Plan) -> str:
     """What the tree promises, in a sentence."""
     [given] = plan.given
     if tree.size == 1:
-        return "One node: plain decoding. No tree is predicted to be faster here."
+        others = (
+            f"A tree of {plan.fastest.tree.size} nodes is predicted at "
+            f"{plan.fastest.speedup[0]:.2f} ×."
+            if plan.fastest.is_faster
+            else "No tree is predicted to be faster here."
+        )
+        return f"One node: plain decoding. {others}"
     low, high = interval(given.speedup)
+    verdict = (
+        "" if given.is_faster else "It does not pay: plain decoding is predicted to be faster. "
+    )
     return (
-        f"{tree.size} nodes, {tree.depth} deep: {given.tokens[0]:.2f} tokens a step in "
+        f"{verdict}{tree.size} nodes, {tree.depth} deep: {given.tokens[0]:.2f} tokens a step in "
         f"{given.step_ms[0]:.2f} ms, {given.speedup[0]:.2f} × plain decoding "
         f"({low:.2f} – {high:.2f}), {given.tokens_per_second[0]:.0f} tokens a second."
     )
@@ -196,6 +205,7 @@ def _facts(plan: Plan) -> dict[str, str]:
         "sampling": warmth,
         "cached tokens": f"{plan.context:.0f}",
         "sequences": str(plan.batch),
+        **({"doubts about times": ". ".join(doubts)} if (doubts := profile.doubts()) else {}),
     }
 
 

@@ -81,7 +81,8 @@ def test_the_four_commands_in_a_row(
     assert "12 tokens in" in done.out
     assert "tree" in done.out
     if temperature == "0":
-        assert "agree with plain decoding" in done.out or "two best logits" in done.out
+        said = "agree with plain decoding", "two best logits", "the tree has one node"
+        assert any(line in done.out for line in said)
         return
     decoding = ["decode", tree, *models, "--prompt", "a", "--max-new-tokens", 4, "--verifier"]
     for other in ("sequoia", "specinfer", "topk", "traversal"):
@@ -252,7 +253,7 @@ profile = profiler.profile
 def interrupted(pair, options, progress, note, journal):
     def advance(done, total):
         progress(done, total)
-        if done == 2:
+        if 2 * done > total:
             os.kill(os.getpid(), signal.SIGINT)
     return profile(pair, options, advance, note, journal)
 

@@ -91,6 +91,25 @@ def test_comparing_a_single_token_is_a_usage_error(run: Callable[..., Outcome]) 
     assert run("decode", "--compare", "--max-new-tokens", 1).code == 2
 
 
+def test_a_tree_of_one_node_is_not_compared_with_itself(
+    run: Callable[..., Outcome], models: list[str], dataset: Path
+) -> None:
+    """It is plain decoding, and is called so, by `bench` too."""
+    shapes.chain(1).save("one.json")
+    arguments = ["decode", "one.json", *models, "--prompt", "def", "--max-new-tokens", 4]
+    done = run(*arguments, "--compare", "--repeats", 1)
+    assert done.code == 0, done.err
+    assert "the tree has one node: plain decoding" in done.out
+    assert [line.split()[0] for line in done.out.splitlines() if " × " in line] == ["plain"]
+    document = json.loads(run(*arguments, "--compare", "--repeats", 1, "--json").out)
+    assert [result["name"] for result in document["compare"]["results"]] == ["plain"]
+    assert document["compare"]["divergences"] == []
+    raced = ["bench", "one.json", *models, "--dataset", dataset, "--methods", "plain,tree"]
+    done = run(*raced, "--max-new-tokens", 4, "--repeats", 1, "--json")
+    assert [result["name"] for result in json.loads(done.out)["results"]] == ["plain"]
+    assert "one node: it is plain decoding" in done.err
+
+
 def test_predictions_for_something_else_are_not_shown(
     run: Callable[..., Outcome], models: list[str]
 ) -> None:

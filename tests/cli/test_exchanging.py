@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from command_line import Outcome
 
+from sequoia_opt import demo
 from sequoia_opt.plan import shapes
+from sequoia_opt.plan.tree import TokenTree
 
 
 def test_export_and_import(run: Callable[..., Outcome], tmp_path: Path) -> None:
@@ -39,7 +41,7 @@ def test_export_and_import(run: Callable[..., Outcome], tmp_path: Path) -> None:
     assert "solve with --shape chain" in found.err
     assert run("solve", *options, "--shape", "chain").code == 0
     found = run("export", tree, "--to", "llama.cpp")
-    assert found.out.startswith("--spec-draft-n-max ")
+    assert found.out.startswith("-md DRAFT --spec-type draft-simple --spec-draft-n-max ")
     assert "does not count the root" in found.err
 
 
@@ -60,7 +62,7 @@ def test_the_research_codes_vector_is_imported(run: Callable[..., Outcome], tmp_
 def test_export_speaks_json(run: Callable[..., Outcome]) -> None:
     shapes.chain(4).save("t.json")
     document = json.loads(run("export", "t.json", "--to", "llama.cpp", "--json").out)
-    assert document["text"].startswith("--spec-draft-n-max 3")
+    assert " --spec-draft-n-max 3 " in document["text"]
 
 
 def test_a_failed_export_leaves_the_old_file(
@@ -77,3 +79,41 @@ def test_a_failed_export_leaves_the_old_file(
     failed = run("export", "t.json", "--to", "sequoia", "-o", "g.pt")
     assert (failed.code, "No space left" in failed.err) == (1, True)
     assert Path("g.pt").read_bytes() == old
+
+
+def test_what_is_open_is_named_on_the_command_line(run: Callable[..., Outcome]) -> None:
+    """Lists by their names, ranks from one, a column by what it goes by."""
+    Path("trees.py").write_text("a = [[0], [1]]\nb = [(0,), (0, 0)]\n")
+    refused = run("import", "trees.py", "-o", "t.json")
+    assert (refused.code, Path("t.json").exists()) == (1, False)
+    assert "a (2 paths), b (2 paths)" in refused.err
+    assert run("import", "trees.py", "--name", "b", "-o", "t.json").code == 0
+    assert json.loads(Path("t.json").read_text())["parents"] == [-1, 0, 1]
+    Path("ones.txt").write_text("[[1], [2]]")
+    assert "--first-rank 1" in run("import", "ones.txt", "-o", "t.json").err
+    assert run("import", "ones.txt", "--first-rank", "1", "-o", "t.json").code == 0
+    assert json.loads(Path("t.json").read_text())["parents"] == [-1, 0, 0]
+    Path("column.csv").write_text("0.6\n0.3\n")
+    assert "--rates-by" in run("import", "column.csv", "-o", "a.yaml").err
+    read = run("import", "column.csv", "--rates-by", "depth", "-o", "a.yaml", "--json")
+    assert json.loads(read.out)["by_depth"] == [[0.6], [0.3]]
+    assert "1 rank, at 2 depths, for temperature 0" in read.err
+    assert run("import", "column.csv", "--rates-by", "size").code == 2
+
+
+def test_a_plan_that_does_not_hold_there_is_warned_of(run: Callable[..., Outcome]) -> None:
+    metadata = {"temperature": 0.6, "verifier": "sequoia", "draft": "d", "draft_path": "/m/d"}
+    TokenTree([-1, 0], [0, 1], metadata).save("warm.json")
+    exported = run("export", "warm.json", "--to", "vllm")
+    assert exported.code == 0
+    assert '"model": "/m/d"' in exported.out
+    assert "note: above temperature 0 vLLM drafts greedily" in exported.err
+    assert "--verifier topk" in exported.err
+    assert (
+        '"model": "x.gguf"' in run("export", "warm.json", "--to", "vllm", "--draft", "x.gguf").out
+    )
+
+
+def test_the_bundled_draft_is_exported_by_its_folder(run: Callable[..., Outcome]) -> None:
+    TokenTree([-1, 0], [0, 1], {"draft": demo.DRAFT_NAME}).save("t.json")
+    assert str(demo.FOLDER / "draft") in run("export", "t.json", "--to", "sglang").out

@@ -53,7 +53,7 @@ def test_profile_and_decode_with_a_target_on_two_processes(
     assert done.out.count("milliseconds of a forward") == 1
     [profile] = Path("profiles").glob("*/*--float32--tp2.yaml")
     assert yaml.safe_load(profile.read_text())["engine"]["world_size"] == 2
-    (Path("rates.csv")).write_text("0.6\n0.2\n")
+    (Path("rates.csv")).write_text("0.6,0.2\n")
     names = ["--target", "small-target", "--draft", "small-draft", "-o", "rates.yaml"]
     assert run("import", "rates.csv", *names).code == 0
     solved = ["--profile", profile, "--acceptance", "rates.yaml", "--size", 7, "-o", "tree.json"]

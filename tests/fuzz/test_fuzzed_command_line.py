@@ -25,7 +25,7 @@ OPTIONS = [
     "--batch", "--shape", "--max-width", "--confidence", "--against", "--sweep", "--limit", "--to",
     "--format", "--target", "--temperature", "--hardware", "--from-stats", "--methods", "--sizes",
     "--tokens", "--offload", "--memory-budget", "--max-seconds", "--prompt-file", "--logit-bias",
-    "-o",
+    "--name", "--first-rank", "--rates-by", "--draft", "-o",
 ]  # fmt: skip
 VALUES = [
     "p.yaml", "a.yaml", "t.json", "c.txt", "b.jsonl", "none.yaml", ".", "", "-", "0", "1", "8",

@@ -195,9 +195,19 @@ EXPORTED = [
 ]
 
 
+PASTED = [
+    b'"""Trees."""\na = [[0], [1], [0, 0]]\nb: list = [(0,), (0, 0)]  # deeper\n',
+    b"llama-server -m t.gguf -md d.gguf --draft-max 16 --draft-p-min 0.6 \\\n  --port 8080\n",
+    b"speculative_config:\n  decoding_type: Medusa\n  max_draft_len: 3\n  medusa_choices:\n"
+    b"  - - 0\n  - - 0\n    - 0\n",
+    b"sgl.Engine(speculative_num_steps=3, speculative_eagle_topk=1)\n",
+]
+
+
 @cases(1200)
 @given(
-    content=damaged([text for _, text in EXPORTED]), ending=st.sampled_from(["json", "txt", "yaml"])
+    content=damaged([*(text for _, text in EXPORTED), *PASTED]),
+    ending=st.sampled_from(["json", "txt", "yaml"]),
 )
 def test_trees_of_other_engines(
     content: bytes, ending: str, file: Callable[[str, bytes], Path]

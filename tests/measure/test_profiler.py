@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from sequoia_opt import demo
 from sequoia_opt.engine import memory
 from sequoia_opt.engine.attention import Attend
 from sequoia_opt.engine.decoder import Decoder
@@ -21,7 +22,13 @@ from sequoia_opt.measure import profiler
 from sequoia_opt.measure.forwards import LOGIT_COPIES, forwards_to_time
 from sequoia_opt.measure.journal import Journal
 from sequoia_opt.measure.overhead import overhead_trees, steps_to_time
-from sequoia_opt.measure.profiler import Interleaved, Options, default_tokens, profile
+from sequoia_opt.measure.profiler import (
+    Interleaved,
+    Options,
+    default_contexts,
+    default_tokens,
+    profile,
+)
 from sequoia_opt.measure.rounds import Timed
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.acceptance import Acceptance, Sampling
@@ -46,7 +53,8 @@ def test_measures_every_point(make_pair: Callable[..., Any]) -> None:
     assert found.engine["dtype"] == "float32"
     assert found.hardware["device"] == "cpu"
     assert found.hardware["name"]
-    assert seen == [(i, 6) for i in range(1, 7)]
+    [turns] = {total for _, total in seen}
+    assert [done for done, _ in dict.fromkeys(seen)] == list(range(turns + 1))
     # What was measured can be solved with.
     assert solve(found, Acceptance(np.array([0.6, 0.2])), max_size=8).choice.tree.size >= 1
 
@@ -66,7 +74,8 @@ def test_measures_batches(make_pair: Callable[..., Any], monkeypatch: pytest.Mon
         assert [(c.batch, c.tokens) for c in model.curves] == [
             (1, [1, 2, 8, 32]), (4, [1, 2, 8, 32]), (16, [1, 2, 8])
         ]  # fmt: skip
-    assert seen == [(i, 18) for i in range(1, 19)]
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert seen[-1] == (300, 300)
     plan = solve(found, Acceptance(np.array([0.6, 0.2])), batch=16)
     assert plan.choice.tree.size <= 8
     assert plan.tree.metadata["batch"] == 16
@@ -246,11 +255,58 @@ def test_a_model_that_compiling_makes_slower_runs_eagerly(
 
 
 def test_when_the_time_is_up_fewer_rounds_count(make_pair: Callable[..., Any]) -> None:
+    """One time of each size that a curve needs, which the profile says itself."""
     said: list[str] = []
-    options = Options(tokens=[1, 2, 4], contexts=[16], repeats=20, warm_up=1)
+    options = Options(
+        tokens=[1, 2, 3, 4, 6, 7], contexts=[16, 32], batches=[1, 4], repeats=20, warm_up=1
+    )
     found = profile(
         make_pair(dtype="float32"), options, note=said.append, journal=Journal(max_seconds=0.0)
     )
-    assert said == ["batch 1: 5 of 20 rounds; the time was up"]
+    thin = "batch 1: 1 of 20 rounds; the time was up, and these times are thin"
+    assert said == [thin, "batch 4: left out; the time was up"]
+    assert thin in found.disturbed
+    assert thin in found.doubts()[0]
+    for model in (found.target, found.draft):
+        assert [(c.batch, c.tokens) for c in model.curves] == [(1, [1, 2, 4, 7])] * 2
     assert (found.target.curves[0].median_ms > 0).all()
-    assert solve(found, Acceptance(np.array([0.6, 0.2]))).tree.size <= 4
+    assert solve(found, Acceptance(np.array([0.6, 0.2]))).tree.size <= 7
+
+
+@pytest.mark.parametrize(
+    ("positions", "contexts"),
+    [(2048, [128, 512, 1024]), (1088, [128, 512, 1024]), (1024, [128, 512, 960]), (256, [128, 192]),
+     (128, [64]), (32, [1])],
+)  # fmt: skip
+def test_default_contexts_are_those_that_the_models_have(
+    positions: int, contexts: list[int]
+) -> None:
+    """With room for the largest forward behind them, and said where they are cut."""
+    said: list[str] = []
+    pair = SimpleNamespace(
+        target=SimpleNamespace(positions=4096), draft=SimpleNamespace(positions=positions)
+    )
+    assert default_contexts(cast("Pair", pair), 64, said.append) == contexts
+    assert bool(said) == (positions < 1088)
+    assert not said or f"the models have {positions} positions" in said[0]
+
+
+def test_a_short_model_is_profiled_without_options(make_pair: Callable[..., Any]) -> None:
+    pair, said = make_pair(dtype="float32"), []
+    options = Options(tokens=[1, 2], repeats=5, warm_up=0)
+    found = profile(pair, options, note=said.append, journal=Journal(max_seconds=0.0))
+    assert [curve.context for curve in found.target.curves] == [128, 254]
+    assert "contexts: 128, 254; the models have 256 positions" in said[0]
+
+
+def test_a_profile_says_where_its_models_are(make_pair: Callable[..., Any]) -> None:
+    """For exports, to which a folder's last name is no use; a bundled model has none."""
+    options = Options(tokens=[1, 2], contexts=[16], repeats=5, warm_up=0)
+    pair = make_pair(dtype="float32")
+    found = profile(pair, options, journal=Journal(max_seconds=0.0))
+    path = str(Path(pair.draft.name).resolve())
+    assert found.draft.extra == {"path": path}
+    plan = solve(found, Acceptance(np.array([0.6, 0.2])), size=2)
+    assert plan.tree.metadata["draft_path"] == path
+    assert profiler._path("demo-draft", demo.resolve("demo-draft")) == {}
+    assert profiler._path("JackFram/llama-68m", "JackFram/llama-68m") == {}

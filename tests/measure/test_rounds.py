@@ -78,9 +78,87 @@ def test_rounds_are_added_while_times_spread(spread: list[float], rounds: int) -
             return float(next(waiting)) if self.parts == 2 else 1.0
 
     timed = [Clock(lambda: None, parts=parts) for parts in (1, 1, 2)]
-    counted = Rounds(CPU, repeats=5, patience=3).run(timed, lambda *counts: seen.append(counts))
+    said: list[str] = []
+    counted = Rounds(CPU, repeats=5, patience=3, name="batch 1").run(
+        timed, lambda *counts: seen.append(counts), note=said.append
+    )
     assert counted == len(timed[0].times) == rounds
-    assert seen == [(n, max(n, 5)) for n in range(1, rounds + 1)]
+    # Turn by turn, in the rounds that are added too, of as many as there may be.
+    assert (
+        list(dict.fromkeys(seen))
+        == [
+            *((turn, 15) for turn in range(16)),
+            *((turn, 45) for turn in range(16, 3 * rounds + 1)),
+        ][: 3 * rounds + 1]
+        or rounds > 5
+    )
+    assert {done for done, _ in seen} == set(range(3 * rounds + 1))
+    assert all(total == (15 if done < 15 else 45) for done, total in seen if done != 15)
+    assert said == (["batch 1: times spread; up to 10 rounds more"] if rounds > 5 else [])
+
+
+class Ending(Journal):
+    """Its time is up after so many times that somebody asks; keeps nothing."""
+
+    def __init__(self, asked: int) -> None:
+        super().__init__()
+        self.left = asked
+        self.kept: list[str] = []
+
+    def is_over(self, world: Any = None) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+    def keep(self, name: str, value: Any) -> None:
+        self.kept.append(name)
+
+
+@pytest.mark.parametrize(
+    ("asked", "rounds", "hasty", "spares"),
+    [
+        (0, 1, 3, 0),  # nothing was timed but in haste
+        (2, 1, 1, 0),  # two of the first round's, the spare one not among them
+        (3, 1, 0, 0),
+        (4, 1, 0, 1),  # a whole round that was to warm up has to do
+        (6, 1, 0, 1),  # and so where the next one is cut
+        (8, 1, 0, 1),  # one round that counts
+        (11, 1, 0, 1),  # a second one that is cut is dropped
+        (13, 2, 0, 2),
+    ],
+)
+def test_a_bound_holds_inside_a_round(asked: int, rounds: int, hasty: int, spares: int) -> None:
+    """Whenever it comes, everything that is not spare has as many times as there are rounds."""
+    in_haste = 0
+
+    class Clock(Timed):
+        def turn_ms(self, device: torch.device, world: Any) -> float:
+            return 1.0
+
+        def sample_ms(self, device: torch.device) -> float:
+            nonlocal in_haste
+            in_haste += 1
+            return 200.0  # long: it is run once
+
+    timed = [Clock(lambda: None, spare=spare) for spare in (False, True, False, False)]
+    journal = Ending(asked)
+    counted = Rounds(CPU, repeats=7, warm_up=1, journal=journal).run(timed)
+    assert counted == rounds
+    assert in_haste == hasty
+    assert [len(item.times) for item in timed if not item.spare] == [rounds] * 3
+    assert len(timed[1].times) == spares
+    assert len(journal.kept) == (asked >= 4) + (asked >= 8) + (asked >= 13)
+
+
+def test_what_is_timed_in_haste_is_warm() -> None:
+    """A first run may compile; of what is short, the second one counts."""
+    times = iter([90.0, 3.0, 150.0])
+
+    class Clock(Timed):
+        def sample_ms(self, device: torch.device) -> float:
+            return next(times)
+
+    item = Clock(lambda: None)
+    assert [item.hasty_ms(CPU, ALONE) for _ in range(2)] == [3.0, 150.0]
 
 
 def test_no_rounds_are_added_for_what_is_next_to_nothing() -> None:

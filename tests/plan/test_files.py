@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -180,8 +181,8 @@ def test_dates_are_text(tmp_path: Path) -> None:
         ("more: .inf", "expected a finite one"),
         ("more: !!set {a, b}", "expected text, a number"),
         ("more: !!binary aGVsbG8=", "expected text, a number"),
-        ("a: &a [1]\nb: *a", "found an alias"),
-        ("a: &a {x: *a}", "found an alias"),
+        ("a: &a {x: *a}", "found an alias of a part inside this part itself"),
+        ("a: &a [[*a]]", "found an alias of a part inside this part itself"),
     ],
 )
 def test_what_could_not_be_written_again_is_refused(
@@ -193,13 +194,70 @@ def test_what_could_not_be_written_again_is_refused(
         files.read_document(path, "test", 1)
 
 
-def test_aliases_of_aliases_do_not_explode(tmp_path: Path) -> None:
-    """Ten billion zeros in four hundred bytes, which no error message may spell out."""
-    levels = [f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 10)}]" for n in range(1, 10)]
+def test_aliases_are_read_as_pyyaml_writes_them(tmp_path: Path) -> None:
+    """Its dumpers write a list that is there twice once, and an alias."""
+    tokens = [1, 2, 4]
+    document = HEAD | {"a": {"tokens": tokens}, "b": [{"tokens": tokens}, {"tokens": tokens}]}
+    path = tmp_path / "f.yaml"
+    path.write_text(yaml.safe_dump(document))
+    assert "*id001" in path.read_text()
+    found = files.read_document(path, "test", 1)
+    assert found == document
+    found["a"]["tokens"].append(8)  # each place has its own
+    assert found["b"] == document["b"]
+    files.write_document(path, found)
+    assert files.read_document(path, "test", 1) == found
+
+
+def bomb(levels: int, wide: int = 10) -> list[str]:
+    """Lines that stand for wide ** levels zeros."""
+    return ["l0: &l0 [0, 0, 0]"] + [
+        f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * wide)}]" for n in range(1, levels)
+    ]
+
+
+def merging(levels: int) -> list[str]:
+    """Lines that merge 3 ** levels fields."""
+    return ["m0: &m0 {a: 1, b: 2}"] + [
+        f"m{n}: &m{n}\n  <<: [{', '.join([f'*m{n - 1}'] * 3)}]" for n in range(1, levels)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("lines", "complaint"),
+    [
+        (bomb(10), "its aliases stand for more than 1000000 values"),
+        (bomb(400), "its aliases stand for more than 1000000 values"),  # no float is as large
+        (bomb(20, 3), "its aliases stand for more than 1000000 values"),
+        (merging(60), "its merge keys stand for more than 1000000 fields"),
+    ],
+)
+def test_aliases_of_aliases_do_not_explode(
+    lines: list[str], complaint: str, tmp_path: Path
+) -> None:
+    """Refused before they are spelled out, by the memory that it takes."""
     path = tmp_path / "bomb.yaml"
-    path.write_text("\n".join(["format: test", "version: 1", "l0: &l0 [0, 0, 0]", *levels]))
-    with pytest.raises(SequoiaError, match="found an alias"):
-        files.read_document(path, "test", 1)
+    path.write_text("\n".join(["format: test", "version: 1", *lines]))
+    tracemalloc.start()
+    try:
+        with pytest.raises(SequoiaError, match=complaint):
+            files.read_document(path, "test", 1)
+        assert tracemalloc.get_traced_memory()[1] < 64 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_few_aliases_of_many_values_are_read(tmp_path: Path) -> None:
+    """What is bounded is what aliases add, not how long a file is."""
+    path = tmp_path / "f.yaml"
+    path.write_text("\n".join(["format: test", "version: 1", *bomb(5)]))
+    assert len(files.read_document(path, "test", 1)["l4"]) == 10
+    merged = "format: test\nversion: 1\na: &a {x: 1}\nb: {<<: *a, y: 2}\n"
+    path.write_text(merged)
+    assert files.read_document(path, "test", 1)["b"] == {"x": 1, "y": 2}
+
+
+def test_short_forms_are_short() -> None:
     nested: list[object] = [0]
     for _ in range(60):
         nested = [nested, nested]

@@ -10,6 +10,7 @@ from sequoia_opt.plan.tables import (
     acceptance_of,
     acceptance_rates,
     is_latency_table,
+    other_columns,
     profile_of,
     read_csv,
 )
@@ -40,9 +41,26 @@ def test_a_tree_is_solved_from_tables() -> None:
     assert plan.tree.metadata["target"] == "big"
 
 
-@pytest.mark.parametrize("text", ["0.6,0.2,0.1", "0.6\n0.2\n0.1", "acceptance\n0.6\n0.2\n0.1"])
-def test_rates_as_a_row_or_a_column(text: str) -> None:
-    assert acceptance_rates(rows_of(text), "f").tolist() == [[0.6, 0.2, 0.1]]
+@pytest.mark.parametrize(
+    ("text", "by", "expected"),
+    [
+        ("0.6,0.2,0.1", None, [[0.6, 0.2, 0.1]]),
+        ("0.6,0.2,0.1", "depth", [[0.6], [0.2], [0.1]]),
+        ("0.6\n0.2\n0.1", "rank", [[0.6, 0.2, 0.1]]),
+        ("acceptance\n0.6\n0.2", "depth", [[0.6], [0.2]]),
+        ("rank,acceptance\n1,0.6\n2,0.2", None, [[0.6, 0.2]]),
+        ("depth,acceptance\n1,0.6\n2,0.2", None, [[0.6], [0.2]]),
+        ("rank 1,rank 2\n0.6,0.2", None, [[0.6, 0.2]]),
+        ("p[1],p[2]\n0.6,0.2\n0.5,0.1", None, [[0.6, 0.2], [0.5, 0.1]]),
+        ("Depth 1,Depth 2\n0.6,0.5\n0.2,0.1", None, [[0.6, 0.2], [0.5, 0.1]]),
+        ("depth1,depth2\n0.6,0.5", None, [[0.6], [0.5]]),
+        ("depth,k1,k2\n1,0.6,0.2\n2,0.5,0.1", None, [[0.6, 0.2], [0.5, 0.1]]),
+        ("rank,depth 1,depth 2\n1,0.6,0.5\n2,0.2,0.1", None, [[0.6, 0.2], [0.5, 0.1]]),
+        ("acceptance\n0.6", None, [[0.6]]),
+    ],
+)
+def test_rates_by_rank_and_by_depth(text: str, by: str | None, expected: list[list[float]]) -> None:
+    assert acceptance_rates(rows_of(text), "f", by).tolist() == expected
 
 
 def test_a_matrix_is_depth_by_rank() -> None:
@@ -62,6 +80,13 @@ def test_a_matrix_is_depth_by_rank() -> None:
         ("0.6,-0.1", "depth 1, rank 2: found -0.1"),
         ("0.6,0.2\n0.5", "its rows differ in length"),
         ("words", "no rows of rates"),
+        ("0.6\n0.2\n0.1", "found a column of rates, .*say --rates-by rank or --rates-by depth"),
+        ("acceptance\n0.6\n0.2", "found a column of rates"),
+        ("first,second\n0.6,0.2", "header: found 'first', expected rank 1 or depth 1"),
+        ("rank 2,rank 1\n0.6,0.2", "header: found 'rank 2', expected rank 1"),
+        ("rank 1,depth 2\n0.6,0.2", "header: found ranks and depths"),
+        ("rank,rank 1\n1,0.2", "header: found ranks in rows and in columns"),
+        ("rank,acceptance\n0,0.6\n1,0.2", "column 1: found 0 first, expected 1, 2, 3"),
     ],
 )
 def test_rates_that_cannot_be(text: str, complaint: str) -> None:
@@ -78,6 +103,7 @@ def test_rates_that_sum_to_more_than_one() -> None:
     ("change", "complaint"),
     [
         ((",ms", ",time"), "column 'ms' is missing"),
+        (("batch,context", "batch,tokens"), "column 'tokens' is there twice"),
         ((",16,12", ",16,0"), "line 3: ms: found 0"),
         ((",16,12", ",16,-3"), "line 3: ms: found -3"),
         ((",16,12", ",16,nan"), "line 3: ms: found 'nan'"),
@@ -92,6 +118,11 @@ def test_rates_that_sum_to_more_than_one() -> None:
 def test_latencies_that_cannot_be(change: tuple[str, str], complaint: str) -> None:
     with pytest.raises(SequoiaError, match="f.csv: " + complaint):
         profile_of(rows_of(LATENCIES.replace(*change)), "f.csv", "big", "small", "there")
+
+
+def test_columns_that_are_left_out_are_known() -> None:
+    assert other_columns(rows_of(LATENCIES)) == []
+    assert other_columns([["role", "batch", "context", "tokens", "ms", "unit"]]) == ["unit"]
 
 
 def test_files_that_are_no_tables(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -79,7 +80,11 @@ def test_what_was_predicted_is_shown_beside_what_was_measured(tmp_path: Path) ->
 
 
 def test_a_tree_of_one_node_has_a_page_too() -> None:
+    """Which says what is predicted of others: nothing better, or that they are faster."""
     plan = plan_of(shapes.chain(1))
+    faster = f"predicted at {plan.fastest.speedup[0]:.2f} ×"
+    assert faster in page(shapes.chain(1), plan)
+    plan = replace(plan, fastest=plan.given[0])
     assert "plain decoding. No tree is predicted to be faster" in page(shapes.chain(1), plan)
 
 
@@ -147,3 +152,18 @@ def test_in_the_dark_what_is_written_is_light_and_values_show_on_hover(
         assert 'class="hovertext' in chart
         assert "fill: rgb(230, 232, 235)" in chart  # what the page has for ink in the dark
         assert "fill: rgb(31, 35, 40)" not in chart
+
+
+def test_it_says_what_does_not_pay_and_which_times_are_not_to_be_trusted() -> None:
+    tree = shapes.chain(9)
+    plan = plan_of(tree)
+    text = page(tree, plan)
+    assert "It does not pay" not in text
+    assert "not to be trusted" not in text
+    slow = replace(plan.given[0], step_ms=1000 * plan.given[0].step_ms)
+    plan.profile.disturbed = "other processes took 75% of the processors"
+    plan.profile.target.curves[0].high_ms[2] *= 9
+    text = page(tree, replace(plan, given=[slow]))
+    assert "It does not pay: plain decoding is predicted to be faster. 9 nodes" in text
+    assert "disturbed while it was measured: other processes took 75%" in text
+    assert "not to be trusted, with intervals wider than 50%" in text
