@@ -14,6 +14,7 @@ from record import Record
 
 TESTS = Path(__file__).parents[2]
 WORKERS = 4
+TEST_SECONDS = 80  # that one test may take, where pytest can end it
 
 
 def measure(record: Record) -> None:
@@ -27,7 +28,10 @@ def measure(record: Record) -> None:
     with TemporaryDirectory() as folder, record.stage(f"tests of {len(files)} files"):
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider"]
-        command += ["--junitxml", str(report), *files]
+        # Each test has its line in the log, should the report never be written.
+        command += ["-vv", "--junitxml", str(report), *files]
+        if importlib.util.find_spec("pytest_timeout"):
+            command += ["--timeout", str(TEST_SECONDS), "--timeout-method", "thread"]
         if importlib.util.find_spec("xdist"):
             command += ["-n", str(min(WORKERS, os.cpu_count() or 1))]
         status = subprocess.run(command, cwd=TESTS.parent, check=False).returncode

@@ -29,6 +29,7 @@ import resident
 from record import Record
 
 TINY, FULL = "tiny", "full"
+OWN = "own"  # the part of the user's own pair
 LIMIT_MINUTES = 9
 
 
@@ -130,4 +131,4 @@ def own_part(minutes: float) -> Part:
         own.measure(record, asked.device, asked.target, asked.draft, asked.dataset)
 
     seconds = int(60 * minutes)
-    return Part("own", "your own pair", seconds, seconds, run)
+    return Part(OWN, "your own pair", seconds, seconds, run)

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from parts import Asked, Part
+from parts import OWN, Asked, Part
 from summary import Outcome
 
 PATIENCE = 5  # seconds that a part has to end in when it is asked to
@@ -37,8 +37,7 @@ def run_in_time(part: Part, asked: Asked, output: Path, scratch: Path, left: flo
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            # Tiny models gain nothing from more threads, which wait for one another if it is busy.
-            env=os.environ | ({"OMP_NUM_THREADS": "1"} if asked.tiny else {}),
+            env=environment(part, asked),
         )
         try:
             status = process.wait(limit)
@@ -50,6 +49,16 @@ def run_in_time(part: Part, asked: Asked, output: Path, scratch: Path, left: flo
         state = state_of(status, document, limit)
         log.write(f"{time.monotonic() - started:6.1f} s  {state}\n")
     return Outcome(asked.title(part), state, time.monotonic() - started, document.get("values", {}))
+
+
+def environment(part: Part, asked: Asked) -> dict[str, str]:
+    """What a part's process is told besides its options."""
+    changes = {}
+    if part.name != OWN:  # models are made on the spot, and there may be no network to wait for
+        changes["HF_HUB_OFFLINE"] = "1"
+    if asked.tiny:  # tiny models gain nothing from more threads, which wait for one another
+        changes["OMP_NUM_THREADS"] = "1"
+    return os.environ | changes
 
 
 def state_of(status: int | None, document: dict[str, Any], limit: float) -> str:

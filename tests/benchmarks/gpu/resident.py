@@ -21,7 +21,7 @@ PROMPT = 128  # tokens
 TOKENS = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128]
 ROUNDS = 5
 # Prompts and new tokens of our own decoding, and of the library's, which is several times slower.
-OWN, LIBRARY = (8, 192), (2, 32)
+OWN, LIBRARY = (6, 160), (2, 32)
 OWN_TINY, LIBRARY_TINY = (3, 48), (1, 8)
 
 
