@@ -236,7 +236,7 @@ class LibraryLogits:
             raise
         except Exception as error:  # of many kinds, and not the tree's fault
             device, dtype = self._device.type, str(self._model.dtype).removeprefix("torch.")
-            reason = f"{type(error).__name__}: {_reason(error)}" if str(error) else "no reason"
+            reason = _reason(error) if str(error) else "it does not say why"
             quantised: Any = getattr(self._model.config, "quantization_config", None)
             if quantised is not None:
                 method = getattr(quantised, "quant_method", "an unnamed method")
