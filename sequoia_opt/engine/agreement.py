@@ -196,7 +196,13 @@ def _check_library_cache(
 ) -> None:
     """Refuse a window that the library's cache has and its masks have not: it would compute one
     text with its cache and another without."""
-    for layer, cached in zip(layers, DynamicCache(config=config).layers, strict=False):
+    try:
+        library = DynamicCache(config=config).layers
+    except Exception as error:  # of several kinds: sizes that exclude one another
+        raise SequoiaError(
+            f"{architecture} transformers has no cache for its config.json ({_reason(error)})"
+        ) from None
+    for layer, cached in zip(layers, library, strict=False):
         window = getattr(cached, "sliding_window", None)
         if window is not None and window < positions and layer.window != window:
             raise SequoiaError(
