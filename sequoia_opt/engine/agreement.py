@@ -196,7 +196,13 @@ def _check_library_cache(
 ) -> None:
     """Refuse a window that the library's cache has and its masks have not: it would compute one
     text with its cache and another without."""
-    for layer, cached in zip(layers, DynamicCache(config=config).layers, strict=False):
+    try:
+        library = DynamicCache(config=config).layers
+    except Exception as error:  # of several kinds: sizes that exclude one another
+        raise SequoiaError(
+            f"{architecture} transformers has no cache for its config.json ({_reason(error)})"
+        ) from None
+    for layer, cached in zip(layers, library, strict=False):
         window = getattr(cached, "sliding_window", None)
         if window is not None and window < positions and layer.window != window:
             raise SequoiaError(
@@ -236,7 +242,7 @@ class LibraryLogits:
             raise
         except Exception as error:  # of many kinds, and not the tree's fault
             device, dtype = self._device.type, str(self._model.dtype).removeprefix("torch.")
-            reason = f"{type(error).__name__}: {_reason(error)}" if str(error) else "no reason"
+            reason = _reason(error) if str(error) else "it does not say why"
             quantised: Any = getattr(self._model.config, "quantization_config", None)
             if quantised is not None:
                 method = getattr(quantised, "quant_method", "an unnamed method")

@@ -171,6 +171,17 @@ def test_a_window_of_the_librarys_cache_alone_is_refused(make_model: Callable[..
         runner_of(make_model, "llama", sliding_window=9)
 
 
+def test_a_configuration_that_the_librarys_cache_does_not_take(
+    make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: object) -> None:
+        raise ValueError("windows and chunks at once")
+
+    monkeypatch.setattr("sequoia_opt.engine.agreement.DynamicCache", refuse)
+    with pytest.raises(SequoiaError, match=r"transformers has no cache for its config\.json"):
+        runner_of(make_model, "llama")
+
+
 @pytest.mark.parametrize("positions", [1, 2, CHECKED_TOKENS, CHECKED_TOKENS + 1, 40])
 def test_models_of_few_positions(make_model: Callable[..., Path], positions: int) -> None:
     runner = runner_of(make_model, "llama", max_position_embeddings=positions)
