@@ -17,6 +17,7 @@ from sequoia_opt.engine.cuda import ReadBack, RecordedStep, room
 from sequoia_opt.engine.models import Pair
 from sequoia_opt.engine.rules import Rules
 from sequoia_opt.engine.step import State, Step, at_least_float32
+from sequoia_opt.engine.text import NewText
 from sequoia_opt.engine.verify import VERIFIERS, Synthetic, make_verifier
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan.files import FloatArray
@@ -38,7 +39,8 @@ class Generation:
         prefill_seconds: time of the prompt.
         ended: by node of the tree, how many steps it was the last accepted one of.
         stopped: "length", "end" (an end-of-text token) or "stop" (a stop string).
-        text: of the new tokens, up to the stop string; empty without a tokenizer.
+        text: what the new tokens add to the prompt's, up to the stop string or the token that
+            ends the text; special tokens are left out of it. Empty without a tokenizer.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -127,7 +129,8 @@ class Decoder:
             input_ids: a list or a [1, length] tensor.
             max_new_tokens: at least 1.
             ignore_eos: go on past end-of-text tokens.
-            stop: strings that end the text; they are not part of it.
+            stop: strings that end the text; they are not part of it. Special tokens have their
+                names in the tokenizer, as "<|im_end|>".
 
         Raises:
             SequoiaError: the prompt is empty or does not fit the model.
@@ -248,7 +251,9 @@ class Stream:
         self.generation = Generation()
         self._decoder, self._prompt, self._limit = decoder, prompt, max_new_tokens
         self._end = frozenset() if ignore_eos else decoder.pair.end_tokens
-        self._stop = list(stop)
+        self._text: NewText | None = None
+        if decoder.pair.tokenizer is not None or stop:
+            self._text = NewText(decoder.pair.detokenizer, prompt, stop)
 
     def __iter__(self) -> Iterator[list[int]]:
         generation, decoder = self.generation, self._decoder
@@ -275,8 +280,8 @@ class Stream:
         if decoder.conversing:
             # All but the last token; the draft may lack the one before it.
             decoder.pair.held = (self._prompt + all_new)[: length - 1]
-        if decoder.pair.tokenizer is not None:
-            generation.text, _ = cut(decoder.pair.decode(generation.tokens), self._stop)
+        if self._text is not None:
+            generation.text = self._text.text(self._said())
 
     def _take(self, new: list[int]) -> bool:
         """Add a step's tokens, as many as count; whether the generation is over."""
@@ -291,8 +296,8 @@ class Stream:
                 break
         before = len(generation.tokens)
         generation.tokens += kept
-        if self._stop:
-            end = self._stop_place(before)
+        if self._text is not None:
+            end = self._text.stop_place(generation.tokens, before)
             if end is not None:
                 generation.tokens[end:] = []
                 kept, over = generation.tokens[before:], True
@@ -300,46 +305,29 @@ class Stream:
         self._surplus = len(new) - len(kept)
         return over
 
-    def _stop_place(self, before: int) -> int | None:
-        """How many tokens it takes to write a stop string, if one is written after `before`."""
-        decode, tokens = self._decoder.pair.decode, self.generation.tokens
-        for end in range(before + 1, len(tokens) + 1):
-            # As many tokens as bytes are enough to hold a string that ends here.
-            longest = max(len(text.encode()) for text in self._stop)
-            tail = decode(tokens[max(0, end - 8 - longest) : end])
-            if any(text in tail for text in self._stop):
-                return end
-        return None
-
     def text(self) -> str:
-        """The text so far that later tokens cannot change.
+        """The text so far that later tokens cannot change: it begins the generation's.
 
         Without a last character that is incomplete, and without an end that may turn out to
         begin a stop string.
+
+        Raises:
+            SequoiaError: the models came without a tokenizer.
         """
-        whole = self._decoder.pair.decode(self.generation.tokens).rstrip("\ufffd")
-        text, stopped = cut(whole, self._stop)
-        if stopped:
-            return text
-        waiting = (
-            length
-            for stop in self._stop
-            for length in range(1, len(stop))
-            if text.endswith(stop[:length])
-        )
-        return text[: len(text) - max(waiting, default=0)]
+        if self._text is None:
+            self._text = NewText(self._decoder.pair.detokenizer, self._prompt, [])
+        return self._text.settled(self._said())
+
+    def _said(self) -> list[int]:
+        """The new tokens but for the one that ended the text, whatever its own is."""
+        ended = self.generation.stopped == "end"
+        return self.generation.tokens[: len(self.generation.tokens) - ended]
 
 
 def _alike(first: Sequence[int], second: Sequence[int]) -> int:
     """How many tokens two texts have in common from the beginning."""
     pairs = enumerate(zip(first, second, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
-
-
-def cut(text: str, stop: Sequence[str]) -> tuple[str, bool]:
-    """The text up to the first stop string, and whether there was one."""
-    places = [place for string in stop if (place := text.find(string)) >= 0]
-    return (text[: min(places)], True) if places else (text, False)
 
 
 def check_sampling(temperature: float, top_p: float, verifier: str = "sequoia") -> None:
