@@ -11,6 +11,7 @@ import typer
 
 from sequoia_opt.cli.app import app
 from sequoia_opt.cli.options import (
+    Chat,
     Compile,
     DatasetOption,
     Device,
@@ -20,11 +21,16 @@ from sequoia_opt.cli.options import (
     Json,
     MaxSeconds,
     MemoryBudget,
+    MinP,
     Offload,
     Output,
     RandomWeights,
     Resume,
+    Seed,
+    System,
     Target,
+    TemplateOption,
+    TopK,
     TopP,
     byte_count,
     check_output,
@@ -34,6 +40,8 @@ from sequoia_opt.cli.options import (
     names,
     numbers,
     print_json,
+    tell_unused_settings,
+    template_of,
 )
 from sequoia_opt.plan.acceptance import Sampling
 
@@ -127,8 +135,13 @@ def estimate(
     target: Target = None,
     draft: Draft = None,
     dataset: DatasetOption = None,
+    chat: Chat = False,
+    system: System = None,
+    template_option: TemplateOption = None,
     temperature: Annotated[str, typer.Option(help="0 for greedy; several: 0,0.6,1.")] = "0",
     top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    min_p: MinP = 0.0,
     verifier: Annotated[
         str, typer.Option(help="Above temperature 0: some of sequoia,specinfer,topk.")
     ] = "sequoia",
@@ -156,7 +169,7 @@ def estimate(
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each document.")] = 128,
     batch: Annotated[int, typer.Option(min=1, help="Documents run together.")] = 16,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    seed: Seed = 0,
     device: Device = None,
     dtype: Dtype = None,
     offload: Offload = "none",
@@ -171,7 +184,7 @@ def estimate(
         _from_stats(from_stats, output, as_json)
         return
     samplings = [
-        Sampling(warm, top_p, name)
+        Sampling(warm, top_p, name, top_k, min_p)
         for warm in numbers("--temperature", temperature)
         for name in (names(verifier) if warm else names(verifier)[:1])
     ]
@@ -189,7 +202,9 @@ def estimate(
 
     for sampling in samplings:
         check_sampling(**asdict(sampling))
-    name, documents = load_dataset(dataset)
+    template = template_of(chat, system, template_option)
+    name, documents = load_dataset(dataset, console.note)
+    name += template.label
     budget = byte_count("--memory-budget", memory_budget)
     pair = load(target, draft, device, dtype, offload=offload, memory_budget=budget, spread=False)
     sampled = f"{name}-teacher-forced" if teacher_forced else name
@@ -202,6 +217,8 @@ def estimate(
             sampling.verifier if sampling.temperature else Greedy.name,
             sampling.temperature,
             top_p,
+            top_k,
+            min_p,
         )
         for sampling in samplings
     ]
@@ -215,7 +232,9 @@ def estimate(
         batch=batch,
         teacher_forced=teacher_forced,
         seed=seed,
+        template=template,
     )
+    tell_unused_settings(pair)
     if resume and pair.peers.size > 1:
         raise typer.BadParameter("goes with one process", param_hint="--resume")
     about = {
@@ -253,7 +272,14 @@ def _from_stats(files: list[Path], output: Path | None, as_json: bool) -> None:
         [
             output
             or paths.acceptance_path(
-                a.target, a.draft, a.dataset, a.verifier, a.temperature, a.top_p
+                a.target,
+                a.draft,
+                a.dataset,
+                a.verifier,
+                a.temperature,
+                a.top_p,
+                a.top_k,
+                a.min_p,
             )
             for a in found
         ],

@@ -24,6 +24,7 @@ from sequoia_opt.plan.files import FloatArray
 from sequoia_opt.plan.tree import AUTOREGRESSIVE, TokenTree
 
 CONVERSATION = 4096  # slots that are there from the beginning where several texts follow
+LARGEST_SEED = 2**63 - 1
 CAPACITY_ROUNDING = 256  # slots; generations of similar length share their buffers
 
 
@@ -70,12 +71,15 @@ class Decoder:
         tree: by default the one-node tree, plain decoding: the draft is never run.
         temperature: 0 for greedy.
         top_p: in (0, 1].
-        seed: of everything random.
+        seed: of everything random, a whole number of at most 63 bits.
         verifier: for temperatures above 0.
-        rules: a bias of the target's logits, a penalty for repetitions.
+        rules: a bias of the target's logits, penalties, tokens that are never said; those that
+            the target came with are `pair.own_rules`.
         conversing: a text that begins as the last one did is read on from there.
         rates: [depth + 1, ranks], to draw from what is accepted, whatever the models say: for speed
             alone, the text means nothing.
+        top_k: how many of the most likely tokens may be drawn; 0 for all.
+        min_p: in [0, 1], a token's least probability, as a share of the most likely one's.
 
     Raises:
         SequoiaError: an option out of range.
@@ -92,8 +96,11 @@ class Decoder:
         rates: FloatArray | None = None,
         rules: Rules | None = None,
         conversing: bool = False,
+        top_k: int = 0,
+        min_p: float = 0.0,
     ) -> None:
-        check_sampling(temperature, top_p, verifier)
+        check_sampling(temperature, top_p, verifier, top_k, min_p)
+        check_seed(seed)
         widest = int(tree.child_counts.max(initial=0))
         if widest > pair.target.vocabulary:
             raise SequoiaError(
@@ -101,7 +108,7 @@ class Decoder:
                 f"{pair.target.vocabulary} tokens"
             )
         self.pair, self.tree, self.conversing = pair, tree, conversing
-        self.verifier = make_verifier(verifier, temperature, top_p)
+        self.verifier = make_verifier(verifier, temperature, top_p, top_k, min_p)
         if rates is not None:
             self.verifier = Synthetic(self.verifier, rates).to(pair.device)
         rules = rules or Rules()
@@ -182,7 +189,7 @@ class Decoder:
         seen = None
         if self._rules is not None:
             seen = self._rules.seen(tokens[0])
-            logits = self._rules.apply(logits, seen)
+            logits = self._rules.apply(logits, seen, first=True)
         verdict = self.verifier.verify(
             self._first.index,
             tokens[0, -1:],
@@ -193,7 +200,8 @@ class Decoder:
         first = self.pair.world.agree(verdict.next)
         place = torch.tensor([len(prompt)], device=self.pair.device)
         seen = None if seen is None else seen.index_fill(0, first, True)
-        return int(first), State(place, torch.cat([tokens[0, -1:], first]), seen)
+        counts = None if self._rules is None else self._rules.counts(first)
+        return int(first), State(place, torch.cat([tokens[0, -1:], first]), seen, counts)
 
     @torch.inference_mode()
     def advance(self, state: State, length: int, user: object = None) -> tuple[list[int], State]:
@@ -212,7 +220,12 @@ class Decoder:
         return tokens[:count], state
 
     def reseed(self, seed: int) -> None:
-        """Begin everything random anew."""
+        """Begin everything random anew.
+
+        Raises:
+            SequoiaError: the seed is out of range.
+        """
+        check_seed(seed)
         self._random.manual_seed(seed)
 
     @property
@@ -330,12 +343,28 @@ def _alike(first: Sequence[int], second: Sequence[int]) -> int:
     return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
-def check_sampling(temperature: float, top_p: float, verifier: str = "sequoia") -> None:
+def check_seed(seed: int) -> None:
+    """Refuse a seed that no generator takes."""
+    if not -LARGEST_SEED <= seed <= LARGEST_SEED:
+        raise SequoiaError(f"seed: found {seed}, expected a whole number of at most 63 bits")
+
+
+def check_sampling(
+    temperature: float,
+    top_p: float,
+    verifier: str = "sequoia",
+    top_k: int = 0,
+    min_p: float = 0.0,
+) -> None:
     """Refuse sampling options that are out of range."""
     if not 0 <= temperature < float("inf"):
         raise SequoiaError(f"temperature: found {temperature:g}, expected at least 0")
     if not 0 < top_p <= 1:
         raise SequoiaError(f"top-p: found {top_p:g}, expected above 0 and at most 1")
+    if top_k < 0:
+        raise SequoiaError(f"top-k: found {top_k}, expected at least 1, or 0 for all tokens")
+    if not 0 <= min_p <= 1:
+        raise SequoiaError(f"min-p: found {min_p:g}, expected 0 to 1")
     if verifier not in VERIFIERS:
         raise SequoiaError(f"verifier: found {verifier!r}, expected {' or '.join(VERIFIERS)}")
 

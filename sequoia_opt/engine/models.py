@@ -137,9 +137,9 @@ class Pair:
         if ids and ids[-1] in self.detokenizer.hidden:
             ids = ids[: len(ids) - self._appended()]
         first = tokenizer.bos_token_id
-        if first is not None and ids[:2] == [first, first]:
-            if text.startswith(self.detokenizer.spelling(first)):
-                ids = ids[1:]
+        doubled = first is not None and ids[:2] == [first, first]
+        if doubled and text.startswith(self.detokenizer.spelling(first)):
+            ids = ids[1:]
         if not ids:
             if first is None:
                 raise SequoiaError("the prompt is empty; give at least one token")

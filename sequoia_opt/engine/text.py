@@ -8,7 +8,6 @@ models.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -42,9 +41,7 @@ class Detokenizer:
         """What the tokens add to the text of the tokens before them, special ones left out."""
         return "".join(text for text, shown in self.pieces(tokens, context) if shown)
 
-    def pieces(
-        self, tokens: Sequence[int], context: Sequence[int] = ()
-    ) -> list[tuple[str, bool]]:
+    def pieces(self, tokens: Sequence[int], context: Sequence[int] = ()) -> list[tuple[str, bool]]:
         """The text of each run of tokens, and whether it is shown: special ones are not."""
         before = self._shown_before(context)
         found: list[tuple[str, bool]] = []
@@ -61,9 +58,7 @@ class Detokenizer:
     def spelling(self, token: int) -> str:
         """A special token's name in the tokenizer's own words."""
         if token not in self._spellings:
-            self._spellings[token] = str(
-                self.tokenizer.decode([token], skip_special_tokens=False)
-            )
+            self._spellings[token] = str(self.tokenizer.decode([token], skip_special_tokens=False))
         return self._spellings[token]
 
     def whole(self, tokens: Sequence[int]) -> int:
@@ -92,7 +87,9 @@ class Detokenizer:
         if text.startswith(preceding):
             return text[len(preceding) :]
         # It ends within a character, which the new tokens complete.
-        return text[len(os.path.commonprefix([preceding.rstrip(UNKNOWN), text])) :]
+        whole = preceding.rstrip(UNKNOWN)
+        pairs = enumerate(zip(whole, text, strict=False))
+        return text[next((i for i, (a, b) in pairs if a != b), min(len(whole), len(text))) :]
 
     def _shown_before(self, context: Sequence[int]) -> list[int]:
         """The last tokens of the context that are part of its text."""
@@ -134,7 +131,9 @@ class NewText:
         stop: strings that end it; they are not part of it.
     """
 
-    def __init__(self, detokenizer: Detokenizer, prompt: Sequence[int], stop: Sequence[str]):
+    def __init__(
+        self, detokenizer: Detokenizer, prompt: Sequence[int], stop: Sequence[str]
+    ) -> None:
         self._detokenizer = detokenizer
         self._prompt = list(prompt[-LONGEST_CONTEXT:])
         self._stop = list(stop)

@@ -12,6 +12,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -162,7 +163,9 @@ def _load(name: str | Path | None) -> tuple[str, list[Document]]:
 
 
 def _opened(path: Path) -> IO[bytes]:
-    return gzip.open(path) if path.suffix == ".gz" else open(path, "rb")
+    opening: Callable[[Path], Any] = gzip.open if path.suffix == ".gz" else partial(open, mode="rb")
+    stream: IO[bytes] = opening(path)
+    return stream
 
 
 def _from_json(path: Path, in_lines: bool) -> list[Document]:

@@ -6,6 +6,7 @@ files.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,6 +36,15 @@ class Template:
         if self.system is None or has_own:
             return messages
         return [{"role": "system", "content": self.system}, *messages]
+
+    @property
+    def label(self) -> str:
+        """What a dataset's name ends with whose prompts are put so."""
+        parts = ["-chat"] * self.for_all
+        if self.system is not None:
+            parts.append(f"-system-{hashlib.sha256(self.system.encode()).hexdigest()[:6]}")
+        parts += [f"-{name}-{value}" for name, value in sorted(self.options.items())]
+        return "".join(parts)
 
     def document(self) -> dict[str, Any]:
         """What differs from plain prompts, for files."""

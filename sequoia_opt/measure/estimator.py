@@ -172,7 +172,7 @@ def estimate(
     texts = _prepare(pair, documents, options, note)
     ways = [
         _Way(
-            make_verifier(sampling.verifier, sampling.temperature, sampling.top_p),
+            _verifier_of(sampling),
             [_Tally(np.zeros((options.depths, width)), np.zeros(options.depths)) for _ in texts],
         )
         for sampling in samplings
@@ -222,6 +222,11 @@ def estimate(
         _summary(pair, way, dataset, sampling, options)
         for sampling, way in zip(samplings, ways, strict=True)
     ]
+
+
+def _verifier_of(sampling: Sampling) -> Verifier:
+    cuts = sampling.top_p, sampling.top_k, sampling.min_p
+    return make_verifier(sampling.verifier, sampling.temperature, *cuts)
 
 
 def _restore(ways: Sequence[_Way], kept: list[list[dict[str, Any]]]) -> None:
@@ -441,6 +446,8 @@ def _summary(
         dataset=dataset,
         temperature=sampling.temperature,
         top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
         verifier=way.verifier.name,
         fit=fit,
         measured=None if fit == "raw" else measured,

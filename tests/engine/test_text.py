@@ -71,7 +71,12 @@ def metaspaced() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=built)
 
 
-TEXTS = ["abc ab\n    ab(c): é 日本 🙂 ab", "ab ab ab  ab", "ab 🙂🙂🙂🙂🙂🙂🙂🙂🙂🙂 ab", "one two three one"]
+TEXTS = [
+    "abc ab\n    ab(c): é 日本 🙂 ab",
+    "ab ab ab  ab",
+    "ab 🙂🙂🙂🙂🙂🙂🙂🙂🙂🙂 ab",
+    "one two three one",
+]
 
 
 @pytest.mark.parametrize("make", [llama_2_like, byte_level, metaspaced])
@@ -96,7 +101,9 @@ def test_a_prompts_text_and_the_new_tokens_are_the_whole_text(
 
 @pytest.mark.parametrize("make", [llama_2_like, byte_level])
 @pytest.mark.parametrize("stop", [[], ["(c"], ["ab\n  ", "🙂"]])
-def test_what_is_shown_early_begins_the_final_text(make: Callable[[], Any], stop: list[str]) -> None:
+def test_what_is_shown_early_begins_the_final_text(
+    make: Callable[[], Any], stop: list[str]
+) -> None:
     """However many tokens there are yet, and wherever the text is cut off."""
     tokenizer = make()
     prompt = tokenizer("ab ab")["input_ids"]
@@ -135,7 +142,7 @@ def test_a_stop_string_may_be_a_special_token() -> None:
         said = NewText(Detokenizer(tokenizer), [1], [stop])
         place = said.stop_place(tokens, 0)
         assert place is not None
-        assert (place <= length + 3, tokens[:place][: len(hello)]) == (True, hello)
+        assert place == length
         shown = "Hello there" if stop[0] == "!" else "Hello there!"
         assert said.text(tokens[:place]) == shown
         for early in range(place + 1):
@@ -171,9 +178,9 @@ def said_by(stream: Any, tokens: list[int]) -> Any:
 
 def test_completions_keep_their_first_space(llama_2_pair: Any) -> None:
     pair = llama_2_pair
-    prompt = [token for token in pair.encode("ab(c):\n")]
+    prompt = pair.encode("ab(c):\n")
     body = pair.tokenizer("ab(c):\n    ab")["input_ids"][len(prompt) :]
-    pair.target, target = _any_vocabulary(pair.target), pair.target
+    pair.target, target = AnyVocabulary(pair.target), pair.target
     try:
         stream = said_by(Decoder(pair).stream(prompt, 9), body)
     finally:
@@ -187,7 +194,7 @@ def test_the_token_that_ends_a_text_is_no_part_of_it(llama_2_pair: Any) -> None:
     pair = llama_2_pair
     token = pair.tokenizer.convert_tokens_to_ids("!")
     pair.end_tokens = frozenset([token])
-    pair.target, target = _any_vocabulary(pair.target), pair.target
+    pair.target, target = AnyVocabulary(pair.target), pair.target
     try:
         stream = said_by(Decoder(pair).stream([1, 5], 9), [*pair.encode("ab", False), token])
     finally:
@@ -196,7 +203,7 @@ def test_the_token_that_ends_a_text_is_no_part_of_it(llama_2_pair: Any) -> None:
     assert (stream.generation.text, stream.text()) == (" ab", " ab")
 
 
-class _any_vocabulary:
+class AnyVocabulary:
     """A runner that says its vocabulary is as large as the tokenizer's."""
 
     def __init__(self, runner: Any) -> None:
