@@ -245,6 +245,7 @@ def bench(
 
     from sequoia_opt.measure import bench as benchmark
     from sequoia_opt.measure.dataset import load_dataset
+    from sequoia_opt.measure.encoding import check_template
     from sequoia_opt.measure.hardware import hardware, software
     from sequoia_opt.measure.journal import Journal
 
@@ -258,6 +259,7 @@ def bench(
     if pair.tokenizer is None and random_weights:
         prompts, name = _random_prompts(pair, limit), "random tokens"
     else:
+        check_template(pair, documents, template, console.note)
         unseen = documents[1::2] if calibrate else documents
         prompts = _usable(pair, unseen, limit, max_new_tokens, template)
     tell_unused_settings(pair)
@@ -410,7 +412,9 @@ def _calibrate(
     found = []
     for sampling in samplings:
         with console.progress("estimating") as advance:
-            (rates,) = estimate(pair, seen, settings["dataset"], [sampling], options, advance)
+            (rates,) = estimate(
+                pair, seen, settings["dataset"], [sampling], options, advance, console.note
+            )
         with console.progress("decoding") as advance:
             checked = calibration.calibrate(
                 pair,

@@ -200,7 +200,7 @@ def decode(
     from sequoia_opt.engine.own_settings import OwnSettings, own_settings
     from sequoia_opt.engine.rules import Rules
     from sequoia_opt.measure.dataset import Document
-    from sequoia_opt.measure.encoding import prompt_tokens
+    from sequoia_opt.measure.encoding import check_template, prompt_tokens
 
     check_seed(seed)
     rules = Rules(
@@ -219,6 +219,8 @@ def decode(
     place, budget = offload_of(loaded, offload, memory_budget)
     roles = compiled_roles(loaded, compile)
     pair = load(target, draft, device, dtype, roles, graphs, offload=place, memory_budget=budget)
+    if chat or template.options or documents:
+        check_template(pair, documents, template, console.note)
     own = own_settings(pair) if generation_config else OwnSettings()
     rules = with_own(rules, own, chosen=repetition_penalty is not None)
     stops = stops_of(stop, own)

@@ -103,7 +103,7 @@ def compare_drafts(
             found = drafts.judge(
                 # Nothing holds on to the pair: the next one needs its memory.
                 load(target, name, device, dtype, ROLES if compile else (), graphs),
-                documents, source, sampling, measuring, estimating, console.progress,
+                documents, source, sampling, measuring, estimating, console.progress, console.note,
             )  # fmt: skip
         except SequoiaError as error:
             console.note(f"left out: {error}")

@@ -198,6 +198,7 @@ def estimate(
     from sequoia_opt.engine.verify import Greedy
     from sequoia_opt.measure import estimator
     from sequoia_opt.measure.dataset import load_dataset
+    from sequoia_opt.measure.encoding import check_template
     from sequoia_opt.measure.journal import Journal
 
     for sampling in samplings:
@@ -234,6 +235,7 @@ def estimate(
         seed=seed,
         template=template,
     )
+    check_template(pair, documents, template, console.note)
     tell_unused_settings(pair)
     if resume and pair.peers.size > 1:
         raise typer.BadParameter("goes with one process", param_hint="--resume")

@@ -7,18 +7,19 @@ files.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from sequoia_opt.engine.models import Pair
 from sequoia_opt.errors import SequoiaError
-from sequoia_opt.measure.dataset import Document, Message
+from sequoia_opt.measure.dataset import Document, Message, Note
 
 
 @dataclass(frozen=True)
 class Template:
-    """How prompts are put to a model that converses. Conversations always take its chat template.
+    """How prompts are put to a model that converses. Conversations take its chat template always,
+    if it has one.
 
     Attributes:
         for_all: a prompt without a conversation is a message too.
@@ -65,10 +66,7 @@ def prompt_tokens(pair: Pair, document: Document, template: Template = PLAIN) ->
         raise SequoiaError(document.problem)
     if document.tokens:
         return list(document.tokens)
-    rendered = _rendered(pair, document, template)
-    if rendered is not None:
-        return pair.encode(rendered, beginning=False)
-    return pair.encode(document.text if document.is_whole else document.prompt)
+    return pair.encode(*_asked(pair, document, template))
 
 
 def opening(pair: Pair, document: Document, template: Template = PLAIN) -> list[int]:
@@ -99,21 +97,46 @@ def prompt_and_text(
     alone = pair.encode(document.text, beginning=False)
     if document.tokens or pair.decode(alone, prompt) == document.text:
         return prompt, alone
-    rendered = _rendered(pair, document, template)
-    if rendered is not None:
-        whole = pair.encode(rendered + document.text, beginning=False)
-    else:
-        whole = pair.encode(document.prompt + document.text)
+    asked, beginning = _asked(pair, document, template)
+    whole = pair.encode(asked + document.text, beginning)
     joined = whole[: len(prompt)] != prompt  # by a token that has parts of both
     return prompt, alone if joined else whole[len(prompt) :]
 
 
-def _rendered(pair: Pair, document: Document, template: Template) -> str | None:
-    """The chat template's text; None where the prompt is no conversation."""
-    messages = list(document.messages)
-    if not messages and not template.for_all:
-        return None
+def check_template(
+    pair: Pair, documents: Sequence[Document], template: Template, note: Note
+) -> None:
+    """Find out before long work that a chat template is asked for that there is not, or does not
+    take what it is given; conversations alone are plain text then, with a note.
+
+    Raises:
+        SequoiaError: with what is wrong.
+    """
+    if template.for_all or template.options:
+        pair.render_chat(
+            template.conversation([{"role": "user", "content": "a"}]), template.options
+        )
+    count = sum(bool(document.messages) for document in documents)
+    if count and not _has_template(pair):
+        note(
+            f"{pair.target_name}: its tokenizer has no chat template; {count} conversations are "
+            "read as plain text, a blank line between messages"
+        )
+
+
+def _has_template(pair: Pair) -> bool:
+    return bool(getattr(pair.tokenizer, "chat_template", None))
+
+
+def _asked(pair: Pair, document: Document, template: Template) -> tuple[str, bool]:
+    """The text of what is to be gone on from, and whether special tokens go before it."""
+    text = document.text if document.is_whole else document.prompt
+    messages: list[Message] = list(document.messages)
+    if not messages and template.for_all:
+        messages = [{"role": "user", "content": text}]
     if not messages:
-        asked = document.text if document.is_whole else document.prompt
-        messages = [{"role": "user", "content": asked}]
-    return pair.render_chat(template.conversation(messages), template.options)
+        return text, True
+    messages = template.conversation(messages)
+    if not _has_template(pair) and not template.for_all and not template.options:
+        return "\n\n".join(str(message["content"]) for message in messages), True
+    return pair.render_chat(messages, template.options), False

@@ -357,7 +357,6 @@ TENTH = {
     "not UTF-8": (b'{"prompt": "\xff\xfe"}', "not UTF-8"),
     "not JSON": (b'{"prompt": ', "not valid JSON"),
     "no such token": (b'{"prompt": [1, 999999]}', "token"),
-    "a conversation": (b'{"messages": [{"role": "user", "content": "a"}]}', "no chat template"),
     "a picture": (b'{"messages": [{"role": "user", "content": [{"image": 1}]}]}', "a part"),
 }
 

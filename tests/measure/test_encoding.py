@@ -9,7 +9,13 @@ from small_tokenizers import byte_level, llama_2_like
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure import estimator
 from sequoia_opt.measure.dataset import Document
-from sequoia_opt.measure.encoding import Template, opening, prompt_and_text, prompt_tokens
+from sequoia_opt.measure.encoding import (
+    Template,
+    check_template,
+    opening,
+    prompt_and_text,
+    prompt_tokens,
+)
 
 TEMPLATE = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}[ab]"
 
@@ -53,9 +59,21 @@ def test_conversations_take_the_template(pair: Any) -> None:
     assert prompt_tokens(pair, plain, template) == pair.encode("ab")
     for_all = Template(for_all=True, system="c")
     assert prompt_tokens(pair, plain, for_all) == wanted
+
+
+def test_without_a_template_conversations_are_plain_text(pair: Any) -> None:
     pair.tokenizer.chat_template = None
-    with pytest.raises(SequoiaError, match="has no chat template"):
-        prompt_tokens(pair, document, template)
+    messages = ({"role": "system", "content": "a"}, {"role": "user", "content": "ab"})
+    document, told = Document("", "c", messages=messages), list[str]()
+    check_template(pair, [document, Document("a", "")], Template(), told.append)
+    assert len(told) == 1
+    assert "no chat template; 1 conversations are read as plain text" in told[0]
+    assert prompt_tokens(pair, document) == pair.encode("a\n\nab")
+    for template in (Template(for_all=True), Template(options={"enable_thinking": False})):
+        with pytest.raises(SequoiaError, match="has no chat template"):
+            check_template(pair, [], template, told.append)
+        with pytest.raises(SequoiaError, match="has no chat template"):
+            prompt_tokens(pair, document, template)
 
 
 def test_of_a_text_without_a_prompt_half_serves_as_one(pair: Any) -> None:
