@@ -58,9 +58,9 @@ from sequoia_opt.errors import SequoiaError
 if TYPE_CHECKING:
     from sequoia_opt.engine.models import Pair
     from sequoia_opt.measure.dataset import Document
-    from sequoia_opt.measure.encoding import Template
     from sequoia_opt.measure.journal import Journal
     from sequoia_opt.measure.methods import Method
+    from sequoia_opt.measure.template import Template
     from sequoia_opt.plan.acceptance import Sampling
     from sequoia_opt.plan.tree import TokenTree
 

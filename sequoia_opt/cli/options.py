@@ -14,8 +14,8 @@ from sequoia_opt.errors import SequoiaError
 
 if TYPE_CHECKING:
     from sequoia_opt.engine.models import Pair
-    from sequoia_opt.measure.encoding import Template
     from sequoia_opt.measure.journal import Journal
+    from sequoia_opt.measure.template import Template
     from sequoia_opt.plan.tree import TokenTree
 
 Target = Annotated[
@@ -157,7 +157,7 @@ def template_of(chat: bool, system: str | None, options: list[str] | None) -> Te
     Args:
         options: like enable_thinking=false.
     """
-    from sequoia_opt.measure.encoding import Template
+    from sequoia_opt.measure.template import Template
 
     switches: dict[str, Any] = {}
     for text in options or []:

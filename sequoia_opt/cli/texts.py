@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sequoia_opt.engine.own_settings import OwnSettings
     from sequoia_opt.engine.rules import Rules
     from sequoia_opt.measure.dataset import Document
-    from sequoia_opt.measure.encoding import Template
+    from sequoia_opt.measure.template import Template
     from sequoia_opt.plan.tree import TokenTree
 
 

@@ -26,8 +26,9 @@ from sequoia_opt.engine.step import at_least_float32, fit_vocabulary
 from sequoia_opt.engine.verify import Positions, Traversal, Trial, Verifier, make_verifier
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure.dataset import Document, spread_over, tell_left_out
-from sequoia_opt.measure.encoding import PLAIN, Template, prompt_and_text
+from sequoia_opt.measure.encoding import prompt_and_text
 from sequoia_opt.measure.journal import Journal
+from sequoia_opt.measure.template import PLAIN, Template
 from sequoia_opt.plan.acceptance import Acceptance, Sampling, bootstrap_rates, fit_monotone
 from sequoia_opt.plan.files import FloatArray
 

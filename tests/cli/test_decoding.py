@@ -510,6 +510,9 @@ def test_what_may_be_drawn_is_part_of_every_file(
     assert (found["top_k"], found["min_p"], found["temperature"]) == (5, 0.1, 0.8)
     other = json.loads(run(*common, "--top-k", 0, "--min-p", 0).out)
     assert (other["top_k"], other["min_p"]) == (0, 0)
+    assert "predicted: " in run(*common[:-1], "--ignore-eos").out
+    for other_cut in (["--top-k", 9], ["--min-p", 0.2]):  # what was predicted is not of this
+        assert "predicted: " not in run(*common[:-1], "--ignore-eos", *other_cut).out
     line = json.loads(Path("s.jsonl").read_text())
     assert (line["top_k"], line["min_p"]) == (5, 0.1)
     done = run("bench", "t.json", *models, "--dataset", dataset, "--methods", "plain,generate,tree",
