@@ -183,7 +183,8 @@ def acceptance_summary(acceptance: Acceptance) -> None:
     """The first ranks' rates with their intervals."""
     out.print(
         f"{acceptance.draft} for {acceptance.target} on {acceptance.dataset}: temperature "
-        f"{acceptance.temperature:g}, top-p {acceptance.top_p:g}, {acceptance.verifier}, "
+        f"{acceptance.temperature:g}, top-p {acceptance.top_p:g}{acceptance.sampling.cuts}, "
+        f"{acceptance.verifier}, "
         f"{acceptance.positions} tokens"
         + (f" of {len(acceptance.traces)} documents" if acceptance.traces else "")
         + ("" if acceptance.fit == "raw" else f", {acceptance.fit} fit"),
@@ -554,6 +555,8 @@ def settings_line(settings: Mapping[str, Any]) -> str:
     warmth = f"temperature {settings['temperature']:g}"
     if settings["temperature"] > 0:
         warmth += f", top-p {settings['top_p']:g}" * (settings["top_p"] < 1)
+        warmth += f", top-k {settings['top_k']}" * bool(settings.get("top_k"))
+        warmth += f", min-p {settings['min_p']:g}" if settings.get("min_p") else ""
         warmth += f", {settings['verifier']}"
     warmth += f", {settings['repeats']} repetitions" * (settings["repeats"] > 1)
     versions = ", ".join(f"{key} {software[key]}" for key in ("torch", "transformers"))

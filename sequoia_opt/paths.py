@@ -42,23 +42,39 @@ def profile_path(
 
 
 def acceptance_path(
-    target: str, draft: str, dataset: str, verifier: str, temperature: float, top_p: float
+    target: str,
+    draft: str,
+    dataset: str,
+    verifier: str,
+    temperature: float,
+    top_p: float,
+    top_k: int = 0,
+    min_p: float = 0.0,
 ) -> Path:
     """Default file of an acceptance measurement."""
     parts = [safe_name(target), safe_name(draft), safe_name(dataset)]
-    parts.append(sampling_name(verifier, temperature, top_p))
+    parts.append(sampling_name(verifier, temperature, top_p, top_k, min_p))
     return Path("profiles") / ACCEPTANCE / ("--".join(parts) + ".yaml")
 
 
-def sampling_name(verifier: str, temperature: float, top_p: float) -> str:
+def sampling_name(
+    verifier: str, temperature: float, top_p: float, top_k: int = 0, min_p: float = 0.0
+) -> str:
     """A verifier and its warping as a part of a file name."""
     name = f"{safe_name(verifier)}-T{temperature:g}"
-    return name if top_p == 1 else f"{name}-p{top_p:g}"
+    name += "" if top_p == 1 else f"-p{top_p:g}"
+    return name + f"-k{top_k}" * (top_k > 0) + f"-m{min_p:g}" * (min_p > 0)
 
 
 def tree_path(hardware: str, profile: Path, acceptance: Acceptance) -> Path:
     """Default file of a tree solved from a profile and an acceptance measurement."""
-    sampling = sampling_name(acceptance.verifier, acceptance.temperature, acceptance.top_p)
+    sampling = sampling_name(
+        acceptance.verifier,
+        acceptance.temperature,
+        acceptance.top_p,
+        acceptance.top_k,
+        acceptance.min_p,
+    )
     name = f"{profile.stem}--{safe_name(acceptance.dataset)}-{sampling}.json"
     return Path("trees") / safe_name(hardware) / name
 

@@ -22,7 +22,7 @@ FORMAT, VERSION = "sequoia-opt/bench", 1
 FORMATS = ("svg", "png", "pdf")
 SAME = (  # in files that are set together
     "target", "draft", "dataset", "dtype", "compile", "max_new_tokens", "verifier", "top_p",
-    "synthetic_acceptance", "random_weights",
+    "synthetic_acceptance", "random_weights", "top_k", "min_p", "template",
 )  # fmt: skip
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#999933")
 MARKERS = "os^Dv<>P"
@@ -150,7 +150,11 @@ def _check_alike(several: Sequence[Results]) -> None:
     first = several[0]
     for other in several[1:]:
         machines = [each.document["hardware"].get("name") for each in (first, other)]
-        differing = [part for part in SAME if first.document.get(part) != other.document.get(part)]
+        documents = first.document, other.document
+        # What older files lack is as it was then.
+        differing = [
+            part for part in SAME if len({repr(d.get(part) or None) for d in documents}) > 1
+        ]
         differing += ["hardware"] * (machines[0] != machines[1])
         if differing:
             raise SequoiaError(

@@ -13,6 +13,7 @@ import typer
 
 from sequoia_opt.cli.app import app
 from sequoia_opt.cli.options import (
+    Chat,
     DatasetOption,
     Device,
     Draft,
@@ -22,20 +23,26 @@ from sequoia_opt.cli.options import (
     MaxSeconds,
     RandomWeights,
     Resume,
+    System,
     Target,
+    TemplateOption,
     check_output,
     integers,
     journal,
     load,
     names,
     print_json,
+    tell_unused_settings,
+    template_of,
 )
 from sequoia_opt.cli.running import (
     Tree,
     TreeCompile,
     TreeMemoryBudget,
+    TreeMinP,
     TreeOffload,
     TreeTemperature,
+    TreeTopK,
     TreeTopP,
     TreeVerifier,
     bundled_tree,
@@ -53,6 +60,7 @@ if TYPE_CHECKING:
     from sequoia_opt.measure.dataset import Document
     from sequoia_opt.measure.journal import Journal
     from sequoia_opt.measure.methods import Method
+    from sequoia_opt.measure.template import Template
     from sequoia_opt.plan.acceptance import Sampling
     from sequoia_opt.plan.tree import TokenTree
 
@@ -86,11 +94,16 @@ class Format(StrEnum):
 def bench(
     tree: Tree = None,
     dataset: DatasetOption = None,
+    chat: Chat = False,
+    system: System = None,
+    template_option: TemplateOption = None,
     target: Target = None,
     draft: Draft = None,
     max_new_tokens: Annotated[int, typer.Option(min=2, help="Tokens of each prompt.")] = 128,
     temperature: TreeTemperature = None,
     top_p: TreeTopP = None,
+    top_k: TreeTopK = None,
+    min_p: TreeMinP = None,
     verifier: TreeVerifier = None,
     limit: Annotated[
         int | None,
@@ -212,7 +225,7 @@ def bench(
     path = tree or bundled_tree(temperature, compile, device)
     loaded = TokenTree.load(path)
     check_world(loaded)
-    sampling = sampling_of(loaded, temperature, top_p, verifier)
+    sampling = sampling_of(loaded, temperature, top_p, verifier, top_k, min_p)
     if methods is None:
         again = SAMPLED if sampling.temperature == 0 else (sampling.verifier,)
         wanted = [name for name in wanted if name not in again]
@@ -236,10 +249,13 @@ def bench(
 
     from sequoia_opt.measure import bench as benchmark
     from sequoia_opt.measure.dataset import load_dataset
+    from sequoia_opt.measure.encoding import check_template
     from sequoia_opt.measure.hardware import hardware, software
     from sequoia_opt.measure.journal import Journal
 
-    name, documents = load_dataset(dataset)
+    template = template_of(chat, system, template_option)
+    name, documents = load_dataset(dataset, console.note)
+    name += template.label
     models = models_of(loaded, target, draft)
     place, budget = offload_of(loaded, offload, memory_budget)
     roles = compiled_roles(loaded, compile)
@@ -247,7 +263,10 @@ def bench(
     if pair.tokenizer is None and random_weights:
         prompts, name = _random_prompts(pair, limit), "random tokens"
     else:
-        prompts = _usable(pair, documents[1::2] if calibrate else documents, limit, max_new_tokens)
+        check_template(pair, documents, template, console.note)
+        unseen = documents[1::2] if calibrate else documents
+        prompts = _usable(pair, unseen, limit, max_new_tokens, template)
+    tell_unused_settings(pair)
     _warn(len(prompts))
     longest = max(map(len, prompts)) + max_new_tokens
     if set(ASSISTED) & set(wanted) and longest > pair.draft.positions:
@@ -286,6 +305,7 @@ def bench(
         "fingerprints": {**pair.fingerprints, "tree": content_fingerprint(path)},
         **({"synthetic_acceptance": str(synthetic)} if synthetic else {}),
         **({"random_weights": True} if random_weights else {}),
+        **({"template": template.document()} if template.document() else {}),
         **asdict(sampling),
     }
     if calibrate:
@@ -293,7 +313,9 @@ def bench(
         warmths = CALIBRATED if temperature is None else (temperature,)
         samplings = [replace(sampling, temperature=warmth) for warmth in warmths]
         printed = Format.json if as_json else form
-        _calibrate(pair, profile, documents[::2], prompts, samplings, settings, printed, output)
+        _calibrate(
+            pair, profile, documents[::2], prompts, samplings, settings, printed, output, template
+        )
         return
     kept = Journal(max_seconds=max_seconds)
     if output:
@@ -377,6 +399,7 @@ def _calibrate(
     settings: dict[str, Any],
     form: Format,
     output: Path | None,
+    template: Template,
 ) -> None:
     """Estimate from the documents that may be seen, decode the prompts, and print both."""
     from sequoia_opt import console
@@ -388,13 +411,21 @@ def _calibrate(
     for sampling in samplings:  # before anything that takes long
         check_sampled(sampling)
         latencies.overhead_for(
-            overhead_name(sampling.verifier, sampling.temperature, sampling.top_p)
+            overhead_name(
+                sampling.verifier,
+                sampling.temperature,
+                sampling.top_p,
+                sampling.top_k,
+                sampling.min_p,
+            )
         )
-    options = Options(max_new_tokens=settings["max_new_tokens"])
+    options = Options(max_new_tokens=settings["max_new_tokens"], template=template)
     found = []
     for sampling in samplings:
         with console.progress("estimating") as advance:
-            (rates,) = estimate(pair, seen, settings["dataset"], [sampling], options, advance)
+            (rates,) = estimate(
+                pair, seen, settings["dataset"], [sampling], options, advance, console.note
+            )
         with console.progress("decoding") as advance:
             checked = calibration.calibrate(
                 pair,
@@ -492,7 +523,7 @@ def _method(
     from sequoia_opt import console
     from sequoia_opt.measure import methods
 
-    warm = {key: options[key] for key in ("temperature", "top_p")}
+    warm = {key: options[key] for key in ("temperature", "top_p", "top_k", "min_p")}
     if name == "generate":
         return methods.with_generate(pair, **warm)
     if name == "lookup":
@@ -547,7 +578,7 @@ def _random_prompts(pair: Pair, count: int) -> list[list[int]]:
 
 
 def _usable(
-    pair: Pair, documents: Sequence[Document], limit: int, new_tokens: int
+    pair: Pair, documents: Sequence[Document], limit: int, new_tokens: int, template: Template
 ) -> list[list[int]]:
     """Prompts that the models can go on from, spread over the documents; in the place of those
     that they cannot there are others, and it says so.
@@ -557,29 +588,32 @@ def _usable(
     """
     from sequoia_opt import console
     from sequoia_opt.engine.decoder import check_prompt
-    from sequoia_opt.measure.dataset import spread_over
+    from sequoia_opt.measure.dataset import spread_over, tell_left_out
+    from sequoia_opt.measure.encoding import opening
 
     first = spread_over(documents, limit)
     taken = set(map(id, first))
     usable: list[list[int]] = []
-    left_out, reason = (
-        0,
-        "half of the dataset's documents are estimated from, and there is no other",
-    )
+    problems: list[str] = []
+    reason = "half of the dataset's documents are estimated from, and there is no other"
     for document in [*first, *(each for each in documents if id(each) not in taken)]:
         if len(usable) == limit:
             break
         try:
-            prompt = pair.encode(document.prompt or document.text[: len(document.text) // 2])
+            prompt = opening(pair, document, template)
             check_prompt(pair, prompt, new_tokens)
         except SequoiaError as error:
-            left_out, reason = left_out + 1, str(error)
+            reason = str(error)
+            problems.append(f"{document.where}: {error}")
         else:
             usable.append(prompt)
     if not usable:
         raise SequoiaError(f"no prompt is usable: {reason}")
-    if left_out:
-        console.note(f"{left_out} of {left_out + len(usable)} prompts left out: {reason}")
+    if len(problems) > 1:
+        tell_left_out(problems, console.note)
+    if problems:
+        total = len(problems) + len(usable)
+        console.note(f"{len(problems)} of {total} prompts left out: {reason}")
     return usable
 
 

@@ -16,18 +16,24 @@ from sequoia_opt.cli.options import (
     Dtype,
     Graphs,
     Json,
+    Seed,
+    System,
     Target,
+    TemplateOption,
     check_output,
     load,
     print_json,
+    template_of,
 )
 from sequoia_opt.cli.running import (
     Comparable,
     Tree,
     TreeCompile,
     TreeMemoryBudget,
+    TreeMinP,
     TreeOffload,
     TreeTemperature,
+    TreeTopK,
     TreeTopP,
     TreeVerifier,
     bundled_tree,
@@ -38,12 +44,23 @@ from sequoia_opt.cli.running import (
     offload_of,
     sampling_of,
 )
-from sequoia_opt.cli.texts import Typewriter, complete, converse, keeper, texts_of
+from sequoia_opt.cli.texts import (
+    Typewriter,
+    complete,
+    converse,
+    keeper,
+    stops_of,
+    tell_own_settings,
+    texts_of,
+    with_own,
+)
 from sequoia_opt.plan.acceptance import Sampling
 from sequoia_opt.plan.files import is_one_of_several
 
 if TYPE_CHECKING:
     from sequoia_opt.engine.models import Pair
+    from sequoia_opt.engine.rules import Rules
+    from sequoia_opt.measure.dataset import Document
     from sequoia_opt.plan.tree import TokenTree
 
 
@@ -60,7 +77,8 @@ def decode(
     prompts: Annotated[
         Path | None,
         typer.Option(
-            help="Dataset of prompts (.jsonl with `prompt`, …): each is completed, into -o."
+            help="Dataset of prompts or conversations (.jsonl, .json, .txt, .parquet): complete "
+            "each, into -o."
         ),
     ] = None,
     output: Annotated[
@@ -78,26 +96,51 @@ def decode(
         bool,
         typer.Option(
             "--chat",
-            help="Converse, with the tokenizer's chat template: a turn for each line of standard "
-            "input.",
+            help="Put the prompt, or each of the dataset's, into the tokenizer's chat template; "
+            "without any, converse: a turn for each line of standard input.",
         ),
     ] = False,
-    system: Annotated[str | None, typer.Option(help="With --chat: the system's message.")] = None,
+    system: System = None,
+    template_option: TemplateOption = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to decode.")] = 128,
     temperature: TreeTemperature = None,
     top_p: TreeTopP = None,
+    top_k: TreeTopK = None,
+    min_p: TreeMinP = None,
     verifier: TreeVerifier = None,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    seed: Seed = 0,
     stop: Annotated[
-        list[str] | None, typer.Option(help="A string that ends the text; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            help="End the text at this string, which may be a special token; may be repeated.",
+            show_default="the target's own",
+        ),
     ] = None,
     repetition_penalty: Annotated[
-        float, typer.Option(help="Above 1: tokens of the text so far become less likely.")
-    ] = 1.0,
+        float | None,
+        typer.Option(
+            help="Above 1: make tokens of the prompt and the text so far less likely.",
+            show_default="the target's own",
+        ),
+    ] = None,
+    presence_penalty: Annotated[
+        float, typer.Option(help="Take this from the logits of tokens that the new text has.")
+    ] = 0.0,
+    frequency_penalty: Annotated[
+        float, typer.Option(help="Take this from them for each time that the new text has them.")
+    ] = 0.0,
     logit_bias: Annotated[
         list[str] | None,
         typer.Option(help="Added to a token's logit: 42=-5; may be repeated."),
     ] = None,
+    generation_config: Annotated[
+        bool,
+        typer.Option(
+            "--generation-config/--no-generation-config",
+            help="Apply the penalties and suppressed tokens of the target's "
+            "generation_config.json; options for the same come first.",
+        ),
+    ] = True,
     ignore_eos: Annotated[
         bool, typer.Option("--ignore-eos", help="Go on past end-of-text tokens.")
     ] = False,
@@ -129,65 +172,93 @@ def decode(
 
     if compare and max_new_tokens < 2:
         raise typer.BadParameter("--compare needs at least 2", param_hint="--max-new-tokens")
-    _check_sources(prompt, prompt_file, prompts, output, compare, chat, system)
+    conversing = chat and prompt is None and prompt_file is None and prompts is None
+    _check_sources(prompt, prompt_file, prompts, output, compare, conversing)
+    for option, wanted in (("--system", system), ("--template-option", template_option)):
+        if wanted is not None and not chat and prompts is None:
+            raise typer.BadParameter("goes with --chat or --prompts", param_hint=option)
+    template = template_of(chat, system, template_option)
     check_output(stats)
     if stats is not None and stats.exists():
         traffic.check(stats)
     texts: list[str] = []
+    documents: list[Document] = []
     if prompts is not None:  # a file that is not there, or cannot be written, before the models
         from sequoia_opt.measure.dataset import load_prompts
 
-        texts = load_prompts(prompts)
+        documents = load_prompts(prompts)
         output = output or Path(f"{prompts.stem}.completions.jsonl")
         check_output(output)
-    elif not chat:
+    elif not conversing:
         texts = texts_of(prompt, prompt_file)
     path = tree or bundled_tree(temperature, compile, device)
     loaded = TokenTree.load(path)
     check_world(loaded)
-    sampling = sampling_of(loaded, temperature, top_p, verifier)
+    sampling = sampling_of(loaded, temperature, top_p, verifier, top_k, min_p)
     target, draft = models_of(loaded, target, draft)
-    from sequoia_opt.engine.decoder import Decoder
+    from sequoia_opt.engine.decoder import Decoder, check_seed
+    from sequoia_opt.engine.own_settings import OwnSettings, own_settings
     from sequoia_opt.engine.rules import Rules
+    from sequoia_opt.measure.dataset import Document
+    from sequoia_opt.measure.encoding import check_template, prompt_tokens
 
-    rules = Rules(repetition_penalty, _biases(logit_bias or []))
+    check_seed(seed)
+    rules = Rules(
+        1.0 if repetition_penalty is None else repetition_penalty,
+        _biases(logit_bias or []),
+        frequency_penalty,
+        presence_penalty,
+    )
     for option, given in (("--compare", compare), ("--stats", stats is not None)):
         if given and rules.change_anything:
             raise typer.BadParameter(
-                "is for the models as they are: drop --repetition-penalty and --logit-bias",
+                "is for the models as they are: drop --repetition-penalty, --presence-penalty, "
+                "--frequency-penalty and --logit-bias",
                 param_hint=option,
             )
     place, budget = offload_of(loaded, offload, memory_budget)
     roles = compiled_roles(loaded, compile)
     pair = load(target, draft, device, dtype, roles, graphs, offload=place, memory_budget=budget)
-    decoder = Decoder(pair, loaded, **asdict(sampling), seed=seed, rules=rules, conversing=chat)
+    if chat or template.options or documents:
+        check_template(pair, documents, template, console.note)
+    own = own_settings(pair) if generation_config else OwnSettings()
+    rules = with_own(rules, own, chosen=repetition_penalty is not None)
+    stops = stops_of(stop, own)
+    tell_own_settings(pair, own, rules, sampling, stops)
+    decoder = Decoder(
+        pair, loaded, **asdict(sampling), seed=seed, rules=rules, conversing=conversing
+    )
     keep = keeper(stats, pair, loaded, sampling)
-    if chat:
-        limits = {"max_new_tokens": max_new_tokens, "ignore_eos": ignore_eos, "stop": stop or []}
+    limits: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "ignore_eos": ignore_eos,
+        "stop": stops,
+    }
+    if conversing:
         turns: list[dict[str, Any]] = []
         try:
-            converse(decoder, system, limits, keep, as_json, turns)
+            converse(decoder, template, limits, keep, as_json, turns)
         finally:
             if as_json:
                 print_json({"turns": turns})
         return
     if output is not None:
-        limits = {"max_new_tokens": max_new_tokens, "ignore_eos": ignore_eos, "stop": stop or []}
         settings = {
             "target": pair.target_name,
             "draft": pair.draft_name,
             "fingerprints": pair.fingerprints,
             "dtype": pair.dtype,
-            **asdict(sampling),
+            **_named(sampling),
             "seed": seed,
             **limits,
-            **asdict(rules),
+            **rules.document(),
+            **template.document(),
         }
-        done = complete(decoder, texts, output, seed, limits, settings, keep)
+        done = complete(decoder, documents, template, output, seed, limits, settings, keep)
         print_json(done) if as_json else console.written(output)
         return
-    encoded = [pair.encode(text) for text in texts]
-    stream = decoder.stream(encoded[0], max_new_tokens, ignore_eos, stop or [])
+    encoded = [prompt_tokens(pair, Document(text, ""), template) for text in texts]
+    stream = decoder.stream(encoded[0], **limits)
     shown = Typewriter(sys.stdout if not as_json else None)
     for _ in stream:
         shown.write(stream.text())
@@ -209,14 +280,14 @@ def decode(
     }
     fitting = comparable(loaded, pair, sampling)
     if rules.change_anything:
-        document |= asdict(rules)
+        document |= rules.document()
         fitting = Comparable(tokens=False, times=False)  # the rates are of other texts
     if not as_json:
         console.out.print()
         console.generation_summary(generation, loaded if fitting.tokens else None, fitting.times)
     if compare:
         document["compare"] = _compare(
-            pair, loaded, encoded, max_new_tokens, sampling, seed, repeats, fitting, as_json
+            pair, loaded, encoded, max_new_tokens, sampling, seed, rules, repeats, fitting, as_json
         )
     if as_json:
         print_json(document)
@@ -228,25 +299,29 @@ def _check_sources(
     dataset: Path | None,
     output: Path | None,
     compare: bool,
-    chat: bool,
-    system: str | None,
+    conversing: bool,
 ) -> None:
     """Refuse options that do not go together."""
-    sources = {"prompt": prompt, "prompt-file": file, "prompts": dataset, "chat": chat or None}
+    sources = {"prompt": prompt, "prompt-file": file, "prompts": dataset}
     named = [f"--{name}" for name, given in sources.items() if given is not None]
     if len(named) > 1:
         raise typer.BadParameter(f"found {' and '.join(named)}, expected one", param_hint=named[1])
-    if is_one_of_several() and (chat or prompt == "-"):
+    if is_one_of_several() and (conversing or prompt == "-"):
         raise typer.BadParameter(
             "several processes cannot share standard input; use --prompt-file",
-            param_hint="--chat" if chat else "--prompt",
+            param_hint="--chat" if conversing else "--prompt",
         )
-    if system is not None and not chat:
-        raise typer.BadParameter("goes with --chat", param_hint="--system")
-    if compare and (dataset is not None or chat):
+    if compare and (dataset is not None or conversing):
         raise typer.BadParameter("goes with one prompt; see `bench`", param_hint="--compare")
     if output is not None and dataset is None:
         raise typer.BadParameter("goes with --prompts", param_hint="--output")
+
+
+def _named(sampling: Sampling) -> dict[str, Any]:
+    """How tokens are chosen, for a file: what is newer only where it is used."""
+    newer = {"top_k": sampling.top_k, "min_p": sampling.min_p}
+    values = {key: value for key, value in asdict(sampling).items() if key not in newer}
+    return values | {key: value for key, value in newer.items() if value}
 
 
 def _biases(options: list[str]) -> dict[int, float]:
@@ -271,6 +346,7 @@ def _compare(
     max_new_tokens: int,
     sampling: Sampling,
     seed: int,
+    rules: Rules,
     repeats: int,
     fitting: Comparable,
     quiet: bool,
@@ -281,7 +357,7 @@ def _compare(
     from sequoia_opt.plan.tree import AUTOREGRESSIVE
 
     racing = [
-        methods.with_tree(pair, name, shape, **asdict(sampling), seed=seed)
+        methods.with_tree(pair, name, shape, **asdict(sampling), seed=seed, rules=rules)
         for name, shape in (("plain", AUTOREGRESSIVE), ("tree", tree))
         if name == "plain" or tree.size > 1  # a tree of one node is the same
     ]
@@ -303,7 +379,7 @@ def _compare(
     if temperature == 0 and results[-1].agreement < 1:
         for i, prompt in enumerate(prompts):
             plain, treed = (method.run(prompt, max_new_tokens).tokens for method in racing)
-            parted = bench.divergence(pair, prompt, plain, treed)
+            parted = bench.divergence(pair, prompt, plain, treed, rules)
             if parted is not None:
                 found.append((i, parted))
     if temperature == 0:

@@ -9,18 +9,24 @@ import typer
 
 from sequoia_opt.cli.app import app
 from sequoia_opt.cli.options import (
+    Chat,
     Compile,
     DatasetOption,
     Device,
     Dtype,
     Graphs,
     Json,
+    MinP,
+    System,
     Target,
     Temperature,
+    TemplateOption,
+    TopK,
     TopP,
     integers,
     load,
     print_json,
+    template_of,
 )
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan.acceptance import Sampling
@@ -37,8 +43,13 @@ def compare_drafts(
         typer.Option(help="A draft model, a hub id or a folder; give several, one by one."),
     ] = None,
     dataset: DatasetOption = None,
+    chat: Chat = False,
+    system: System = None,
+    template_option: TemplateOption = None,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    min_p: MinP = 0.0,
     verifier: Annotated[
         str, typer.Option(help="Above temperature 0: sequoia, specinfer or topk.")
     ] = "sequoia",
@@ -69,7 +80,7 @@ def compare_drafts(
             f"found {len(names)}, expected two or more to compare", param_hint="--draft"
         )
     lengths = integers("--contexts", contexts) if contexts is not None else []
-    sampling = Sampling(temperature, top_p, verifier)
+    sampling = Sampling(temperature, top_p, verifier, top_k, min_p)
     from sequoia_opt import console, fleet, paths
     from sequoia_opt.engine.models import ROLES, short_name
     from sequoia_opt.measure import drafts, estimator, profiler
@@ -80,20 +91,22 @@ def compare_drafts(
         raise SequoiaError(
             "two drafts' folders have the same name, and so would their files; rename one"
         )
-    source, documents = load_dataset(dataset)
+    template = template_of(chat, system, template_option)
+    source, documents = load_dataset(dataset, console.note)
+    source += template.label
     measuring = profiler.Options(
         contexts=lengths,
         repeats=repeats,
         verifiers=[sampling.verifier],
     )
-    estimating = estimator.Options(max_new_tokens=max_new_tokens, limit=limit)
+    estimating = estimator.Options(max_new_tokens=max_new_tokens, limit=limit, template=template)
     judged = []
     for name in names:
         try:
             found = drafts.judge(
                 # Nothing holds on to the pair: the next one needs its memory.
                 load(target, name, device, dtype, ROLES if compile else (), graphs),
-                documents, source, sampling, measuring, estimating, console.progress,
+                documents, source, sampling, measuring, estimating, console.progress, console.note,
             )  # fmt: skip
         except SequoiaError as error:
             console.note(f"left out: {error}")
@@ -103,7 +116,13 @@ def compare_drafts(
         rates = found.acceptance
         profile = paths.profile_path(slug, *own, engine["dtype"], bool(engine["compile"]))
         acceptance = paths.acceptance_path(
-            *own, source, rates.verifier, rates.temperature, rates.top_p
+            *own,
+            source,
+            rates.verifier,
+            rates.temperature,
+            rates.top_p,
+            rates.top_k,
+            rates.min_p,
         )
         found.profile.save(profile)
         rates.save(acceptance)

@@ -12,6 +12,7 @@ import typer
 
 from sequoia_opt.cli.app import app
 from sequoia_opt.cli.options import (
+    Chat,
     Compile,
     DatasetOption,
     Device,
@@ -21,11 +22,16 @@ from sequoia_opt.cli.options import (
     Json,
     MaxSeconds,
     MemoryBudget,
+    MinP,
     Offload,
     Output,
     RandomWeights,
     Resume,
+    Seed,
+    System,
     Target,
+    TemplateOption,
+    TopK,
     TopP,
     byte_count,
     check_output,
@@ -35,6 +41,8 @@ from sequoia_opt.cli.options import (
     names,
     numbers,
     print_json,
+    tell_unused_settings,
+    template_of,
 )
 from sequoia_opt.plan.acceptance import Sampling
 
@@ -133,8 +141,13 @@ def estimate(
     target: Target = None,
     draft: Draft = None,
     dataset: DatasetOption = None,
+    chat: Chat = False,
+    system: System = None,
+    template_option: TemplateOption = None,
     temperature: Annotated[str, typer.Option(help="0 for greedy; several: 0,0.6,1.")] = "0",
     top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    min_p: MinP = 0.0,
     verifier: Annotated[
         str, typer.Option(help="Above temperature 0: some of sequoia,specinfer,topk.")
     ] = "sequoia",
@@ -162,7 +175,7 @@ def estimate(
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each document.")] = 128,
     batch: Annotated[int, typer.Option(min=1, help="Documents run together.")] = 16,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    seed: Seed = 0,
     device: Device = None,
     dtype: Dtype = None,
     offload: Offload = "none",
@@ -177,7 +190,7 @@ def estimate(
         _from_stats(from_stats, output, as_json)
         return
     samplings = [
-        Sampling(warm, top_p, name)
+        Sampling(warm, top_p, name, top_k, min_p)
         for warm in numbers("--temperature", temperature)
         for name in (names(verifier) if warm else names(verifier)[:1])
     ]
@@ -191,11 +204,14 @@ def estimate(
     from sequoia_opt.engine.verify import Greedy
     from sequoia_opt.measure import estimator
     from sequoia_opt.measure.dataset import load_dataset
+    from sequoia_opt.measure.encoding import check_template
     from sequoia_opt.measure.journal import Journal
 
     for sampling in samplings:
         check_sampling(**asdict(sampling))
-    name, documents = load_dataset(dataset)
+    template = template_of(chat, system, template_option)
+    name, documents = load_dataset(dataset, console.note)
+    name += template.label
     budget = byte_count("--memory-budget", memory_budget)
     pair = load(target, draft, device, dtype, offload=offload, memory_budget=budget, spread=False)
     sampled = f"{name}-teacher-forced" if teacher_forced else name
@@ -208,6 +224,8 @@ def estimate(
             sampling.verifier if sampling.temperature else Greedy.name,
             sampling.temperature,
             top_p,
+            top_k,
+            min_p,
         )
         for sampling in samplings
     ]
@@ -221,7 +239,10 @@ def estimate(
         batch=batch,
         teacher_forced=teacher_forced,
         seed=seed,
+        template=template,
     )
+    check_template(pair, documents, template, console.note)
+    tell_unused_settings(pair)
     if resume and pair.peers.size > 1:
         raise typer.BadParameter("goes with one process", param_hint="--resume")
     about = {
@@ -259,7 +280,14 @@ def _from_stats(files: list[Path], output: Path | None, as_json: bool) -> None:
         [
             output
             or paths.acceptance_path(
-                a.target, a.draft, a.dataset, a.verifier, a.temperature, a.top_p
+                a.target,
+                a.draft,
+                a.dataset,
+                a.verifier,
+                a.temperature,
+                a.top_p,
+                a.top_k,
+                a.min_p,
             )
             for a in found
         ],

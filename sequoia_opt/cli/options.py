@@ -15,6 +15,7 @@ from sequoia_opt.errors import SequoiaError
 if TYPE_CHECKING:
     from sequoia_opt.engine.models import Pair
     from sequoia_opt.measure.journal import Journal
+    from sequoia_opt.measure.template import Template
     from sequoia_opt.plan.tree import TokenTree
 
 Target = Annotated[
@@ -75,11 +76,45 @@ MaxSeconds = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, nothing else.")]
 Temperature = Annotated[float, typer.Option(help="0 for greedy.")]
 TopP = Annotated[float, typer.Option("--top-p", help="Nucleus of the target, in (0, 1].")]
+TopK = Annotated[
+    int,
+    typer.Option(
+        "--top-k", min=0, help="Draw from the target's k most likely tokens; 0: from all."
+    ),
+]
+MinP = Annotated[
+    float,
+    typer.Option(
+        "--min-p",
+        min=0,
+        max=1,
+        help="Draw no token less probable than this share of the most likely one's.",
+    ),
+]
+Seed = Annotated[int, typer.Option(min=-(2**63) + 1, max=2**63 - 1, help="Random seed.")]
 DatasetOption = Annotated[
     str | None,
     typer.Option(
-        help=".jsonl with `prompt` or `text`, .txt, .parquet, or a hub dataset id.",
+        help=".jsonl, .json (or .gz) or .parquet with `prompt`, `messages`, `turns`, "
+        "`instruction`, `question` or `text`, .txt, or a hub dataset id.",
         show_default="bundled",
+    ),
+]
+Chat = Annotated[
+    bool,
+    typer.Option(
+        "--chat",
+        help="Put each prompt into the tokenizer's chat template; conversations always are.",
+    ),
+]
+System = Annotated[
+    str | None, typer.Option("--system", help="System message, where a conversation has none.")
+]
+TemplateOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--template-option",
+        help="Set a switch of the chat template, as enable_thinking=false; may be repeated.",
     ),
 ]
 
@@ -116,6 +151,49 @@ def load(
         with console.waiting(f"compiling the {role}'s forwards"):
             pair.compile([role])
     return pair
+
+
+def template_of(chat: bool, system: str | None, options: list[str] | None) -> Template:
+    """How prompts are put to the models.
+
+    Args:
+        options: like enable_thinking=false.
+    """
+    from sequoia_opt.measure.template import Template
+
+    switches: dict[str, Any] = {}
+    for text in options or []:
+        name, equals, value = text.partition("=")
+        if not name.strip() or not equals:
+            raise typer.BadParameter(
+                f"found {text!r}, expected a name and its value, as enable_thinking=false",
+                param_hint="--template-option",
+            )
+        switches[name.strip()] = _value(value)
+    return Template(chat, system, switches)
+
+
+def tell_unused_settings(pair: Pair) -> None:
+    """Say which penalties of the target's generation_config.json a measurement leaves out."""
+    from sequoia_opt import console
+    from sequoia_opt.engine.own_settings import own_settings
+
+    if own_settings(pair).rules.change_anything:
+        console.note(
+            f"generation_config.json of {pair.target_name}: its penalties and suppressed tokens "
+            "are not applied here; decode applies them"
+        )
+
+
+def _value(text: str) -> Any:
+    """A value as JSON has it, or Python; else text."""
+    words = {"True": True, "False": False, "None": None}
+    if text in words:
+        return words[text]
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def check_output(path: Path | None) -> None:

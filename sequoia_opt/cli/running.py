@@ -25,6 +25,25 @@ TreeTopP = Annotated[
     float | None,
     typer.Option("--top-p", help="Nucleus of the target.", show_default="the tree's"),
 ]
+TreeTopK = Annotated[
+    int | None,
+    typer.Option(
+        "--top-k",
+        min=0,
+        help="Draw from the target's k most likely tokens; 0: from all.",
+        show_default="the tree's",
+    ),
+]
+TreeMinP = Annotated[
+    float | None,
+    typer.Option(
+        "--min-p",
+        min=0,
+        max=1,
+        help="Draw no token less probable than this share of the most likely one's.",
+        show_default="the tree's",
+    ),
+]
 TreeVerifier = Annotated[
     str | None,
     typer.Option(
@@ -65,9 +84,14 @@ class Comparable:
 
 
 def sampling_of(
-    tree: TokenTree, temperature: float | None, top_p: float | None, verifier: str | None
+    tree: TokenTree,
+    temperature: float | None,
+    top_p: float | None,
+    verifier: str | None,
+    top_k: int | None = None,
+    min_p: float | None = None,
 ) -> Sampling:
-    """The tree's temperature, top-p and verifier, unless others are asked for.
+    """The tree's way to sample, but for what is asked for otherwise.
 
     Raises:
         SequoiaError: they are out of range, or the tree was solved for another verifier, whose
@@ -80,7 +104,9 @@ def sampling_of(
     nucleus = float(own.get("top_p", 1.0) if top_p is None else top_p)
     planned = own.get("verifier", GREEDY)
     chosen = verifier or (DEFAULT_VERIFIER if planned == GREEDY else planned)
-    check_sampling(warm, nucleus, chosen)
+    likely = int(own.get("top_k", 0) if top_k is None else top_k)
+    least = float(own.get("min_p", 0.0) if min_p is None else min_p)
+    check_sampling(warm, nucleus, chosen, likely, least)
     # Traversal has no acceptance of its own: it is planned with that of its drafting.
     fitting = (GREEDY, chosen, *([DEFAULT_VERIFIER] if chosen == "traversal" else []))
     if warm > 0 and planned not in fitting:
@@ -88,7 +114,7 @@ def sampling_of(
             f"the tree was solved for verifier {planned}, found --verifier {chosen}; solve with "
             "an acceptance estimated for it, or drop the option"
         )
-    return Sampling(warm, nucleus, chosen)
+    return Sampling(warm, nucleus, chosen, likely, least)
 
 
 def models_of(
@@ -162,8 +188,9 @@ def comparable(tree: TokenTree, pair: Pair, sampling: Sampling) -> Comparable:
     own = tree.metadata
     models = (own.get("target"), own.get("draft")) == (pair.target_name, pair.draft_name)
     verifier = GREEDY if sampling.temperature == 0 else sampling.verifier
-    wanted = (sampling.temperature, sampling.top_p, verifier)
-    same = (own.get("temperature"), own.get("top_p"), own.get("verifier", verifier)) == wanted
+    wanted = (sampling.temperature, sampling.top_p, verifier, sampling.top_k, sampling.min_p)
+    planned = own.get("temperature"), own.get("top_p"), own.get("verifier", verifier)
+    same = (*planned, own.get("top_k", 0), own.get("min_p", 0.0)) == wanted
     machine = own.get("hardware", {}).get("slug") == hardware(pair.device)["slug"]
     settings = own.get("engine", {}).get("dtype"), compiled_roles(tree, None)
     engine = settings == (pair.dtype, pair.compiled)

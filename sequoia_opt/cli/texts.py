@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -14,22 +16,127 @@ from sequoia_opt.plan.acceptance import Sampling
 if TYPE_CHECKING:
     from sequoia_opt.engine.decoder import Decoder, Generation
     from sequoia_opt.engine.models import Pair
+    from sequoia_opt.engine.own_settings import OwnSettings
+    from sequoia_opt.engine.rules import Rules
+    from sequoia_opt.measure.dataset import Document
+    from sequoia_opt.measure.template import Template
     from sequoia_opt.plan.tree import TokenTree
+
+
+STANDARD_INPUT = "standard input"
 
 
 def texts_of(prompt: str | None, file: Path | None) -> list[str]:
     """The prompt that was asked for; else the bundled ones, of which the first is decoded."""
     from sequoia_opt import demo
-    from sequoia_opt.plan.files import read_text
+    from sequoia_opt.plan.files import one_line
 
     if file is not None:
-        return [read_text(file)]
-    if prompt == "-":
         try:
-            return [sys.stdin.buffer.read().decode()]
-        except UnicodeDecodeError as error:
-            raise SequoiaError(f"standard input: is not UTF-8 ({error.reason})") from None
+            return [_as_text(file.read_bytes(), str(file))]
+        except FileNotFoundError:
+            raise SequoiaError(f"{file}: no such file") from None
+        except (OSError, ValueError) as error:
+            raise SequoiaError(f"{file}: cannot be read ({one_line(error)})") from None
+    if prompt == "-":
+        return [_as_text(_standard_input().read(), STANDARD_INPUT)]
     return demo.prompts() if prompt is None else [prompt]
+
+
+def _standard_input() -> Any:
+    """Standard input, in bytes if it has any.
+
+    Raises:
+        SequoiaError: it is closed.
+    """
+    if sys.stdin is None:
+        raise SequoiaError(f"{STANDARD_INPUT}: is closed; give the text with --prompt-file")
+    return getattr(sys.stdin, "buffer", sys.stdin)
+
+
+def _as_text(content: bytes | str, where: str) -> str:
+    """A text as it was written, line ends included: what marks its encoding is none of it.
+
+    Raises:
+        SequoiaError: it is not UTF-8.
+    """
+    if isinstance(content, str):
+        return content
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SequoiaError(
+            f"{where}: is not UTF-8 ({error.reason} at byte {error.start + 1}); convert it"
+        ) from None
+
+
+def with_own(rules: Rules, own: OwnSettings, chosen: bool) -> Rules:
+    """The rules that options name, and those of the target's that they do not.
+
+    Args:
+        chosen: whether the repetition penalty is an option's.
+    """
+    penalty = rules.repetition_penalty if chosen else own.rules.repetition_penalty
+    return replace(
+        own.rules,
+        repetition_penalty=penalty,
+        bias={**own.rules.bias, **rules.bias},
+        frequency_penalty=rules.frequency_penalty,
+        presence_penalty=rules.presence_penalty,
+        banned=own.rules.banned.difference(rules.bias),
+        banned_first=own.rules.banned_first.difference(rules.bias),
+    )
+
+
+def stops_of(stop: Sequence[str] | None, own: OwnSettings) -> list[str]:
+    """The strings that end a text: those that were asked for, else the target's own."""
+    return list(own.stop if stop is None else stop)
+
+
+def tell_own_settings(
+    pair: Pair, own: OwnSettings, rules: Rules, sampling: Sampling, stops: Sequence[str]
+) -> None:
+    """Say what of the target's generation_config.json is applied, and what is not."""
+    from sequoia_opt import console
+
+    where = f"generation_config.json of {pair.target_name}"
+    applied = _applied(own, rules)
+    if own.stop and list(own.stop) == list(stops):
+        applied.append(f"stop strings {', '.join(map(repr, stops))}")
+    if applied:
+        console.note(f"{where}: applied: {', '.join(applied)} (not with --no-generation-config)")
+    unused = dict(own.unused)
+    if sampling.temperature > 0:
+        unused |= own.unused_sampled
+    if unused:
+        named = ", ".join(f"{name} {value}" for name, value in unused.items())
+        console.note(f"{where}: not applied: {named}")
+    used = {"temperature": sampling.temperature, "top_p": sampling.top_p}
+    used |= {"top_k": sampling.top_k, "min_p": sampling.min_p}
+    other = {name: value for name, value in own.sampling.items() if used[name] != value}
+    if other:
+        options = " ".join(
+            f"--{name.replace('_', '-')} {value:g}" for name, value in own.sampling.items()
+        )
+        named = ", ".join(f"{name} {value:g}" for name, value in other.items())
+        here = "greedy decoding" if sampling.temperature == 0 else "this sampling"
+        console.note(f"{where}: not applied: {named}, for {here}; {options} samples so")
+
+
+def _applied(own: OwnSettings, rules: Rules) -> list[str]:
+    """The target's own rules that are among those that are followed, in words."""
+    penalty = own.rules.repetition_penalty
+    applied = []
+    if penalty != 1 and penalty == rules.repetition_penalty:
+        applied.append(f"repetition_penalty {penalty:g}")
+    for tokens, what in (
+        (own.rules.bias, "with a bias"),
+        (rules.banned, "suppressed"),
+        (rules.banned_first, "suppressed at first"),
+    ):
+        if tokens:
+            applied.append(f"{len(tokens)} token{'s' if len(tokens) > 1 else ''} {what}")
+    return applied
 
 
 def keeper(
@@ -42,7 +149,13 @@ def keeper(
         return lambda length, generation: None
     verifier = GREEDY if sampling.temperature == 0 else sampling.verifier
     setting = traffic.Setting(
-        pair.target_name, pair.draft_name, sampling.temperature, sampling.top_p, verifier
+        pair.target_name,
+        pair.draft_name,
+        sampling.temperature,
+        sampling.top_p,
+        verifier,
+        sampling.top_k,
+        sampling.min_p,
     )
 
     def keep(length: int, generation: Generation) -> None:
@@ -54,7 +167,7 @@ def keeper(
 
 def converse(
     decoder: Decoder,
-    system: str | None,
+    template: Template,
     limits: dict[str, Any],
     keep: Callable[[int, Generation], None],
     quiet: bool,
@@ -67,11 +180,12 @@ def converse(
     """
     from sequoia_opt import console
 
-    messages = [{"role": "system", "content": system}] if system is not None else []
-    decoder.pair.encode_chat([*messages, {"role": "user", "content": ""}])  # it can
+    messages = template.conversation([])
+    options = template.options
+    decoder.pair.encode_chat([*messages, {"role": "user", "content": ""}], options)  # it can
     for line in _asked():
         messages.append({"role": "user", "content": line})
-        encoded = decoder.pair.encode_chat(messages)
+        encoded = decoder.pair.encode_chat(messages, options)
         stream = decoder.stream(encoded, **limits)
         shown = Typewriter(None if quiet else sys.stdout)
         for _ in stream:
@@ -100,24 +214,25 @@ def _asked() -> Iterator[str]:
     """The lines of standard input that say anything; a person is shown that it is their turn."""
     from sequoia_opt import console
 
-    while True:
+    stream = _standard_input()
+    for number in count(1):
         if sys.stdin.isatty():
             console.err.print("> ", end="")
         try:
-            line = sys.stdin.readline()
-        except UnicodeDecodeError as error:
-            raise SequoiaError(f"standard input: is not UTF-8 ({error.reason})") from None
+            line = stream.readline()
         except KeyboardInterrupt:  # one leaves so
             return
         if not line:
             return
-        if line.strip():
-            yield line.strip()
+        text = _as_text(line, f"{STANDARD_INPUT}: line {number}")
+        if text.strip():
+            yield text.removesuffix("\n").removesuffix("\r")
 
 
 def complete(
     decoder: Decoder,
-    texts: Sequence[str],
+    documents: Sequence[Document],
+    template: Template,
     output: Path,
     seed: int,
     limits: dict[str, Any],
@@ -131,39 +246,48 @@ def complete(
     from sequoia_opt import console
     from sequoia_opt.completions import Completions
     from sequoia_opt.engine.decoder import Generation
+    from sequoia_opt.measure.encoding import prompt_tokens
 
+    prompts = [document.asked for document in documents]
     seconds, tokens, before, failed = 0.0, 0, 0, 0
-    with Completions(output, texts, settings) as file, console.progress("decoding") as advance:
+    with Completions(output, prompts, settings) as file, console.progress("decoding") as advance:
         before = file.done
         if before:
-            console.note(f"{output}: has {before} of {len(texts)} completions already")
-        for place, text in list(enumerate(texts))[before:]:
-            advance(place, len(texts))
+            console.note(f"{output}: has {before} of {len(prompts)} completions already")
+        for place, document in list(enumerate(documents))[before:]:
+            advance(place, len(prompts))
             decoder.reseed(seed + place)  # as if it were decoded alone
             reason, encoded = {}, []
             try:
-                encoded = decoder.pair.encode(text)
+                encoded = prompt_tokens(decoder.pair, document, template)
                 found = decoder.generate(encoded, **limits)
             except SequoiaError as error:
                 found, reason = Generation(stopped="error"), {"error": str(error)}
-                console.note(f"prompt {place + 1}: {error}")
+                console.note(f"prompt {place + 1}: {_placed(document)}{error}")
                 failed += 1
             numbers = {
                 "tokens": len(found.tokens), "steps": found.steps, "seconds": found.seconds
             }  # fmt: skip
             file.add_completion(
-                text, {"completion": found.text, "stopped": found.stopped, **reason, **numbers}
+                prompts[place],
+                {"completion": found.text, "stopped": found.stopped, **reason, **numbers},
+                document.fields,
             )
             if not reason:
                 keep(len(encoded), found)
             seconds, tokens = seconds + found.seconds, tokens + max(0, len(found.tokens) - 1)
     return {
         "output": output,
-        "prompts": len(texts),
-        "completed": len(texts) - before - failed,
+        "prompts": len(prompts),
+        "completed": len(prompts) - before - failed,
         "failed": failed,
         "tokens_per_second": tokens / seconds if seconds else 0.0,
     }
+
+
+def _placed(document: Document) -> str:
+    """Where a prompt is in its file, if that says more than its number."""
+    return f"{document.where}: " if document.problem else ""
 
 
 class Typewriter:

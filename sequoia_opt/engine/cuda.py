@@ -190,7 +190,9 @@ class RecordedStep:
         length, recent = (
             torch.zeros(count, dtype=torch.long, device=self._device) for count in (1, 2)
         )
-        return State(length, recent, None if step.rules is None else step.rules.seen(recent))
+        if step.rules is None:
+            return State(length, recent)
+        return State(length, recent, step.rules.seen(recent), step.rules.counts(recent))
 
 
 def _copy(state: State, into: State) -> None:
@@ -198,6 +200,8 @@ def _copy(state: State, into: State) -> None:
     into.recent.copy_(state.recent)
     if into.seen is not None and state.seen is not None:
         into.seen.copy_(state.seen)
+    if into.counts is not None and state.counts is not None:
+        into.counts.copy_(state.counts)
 
 
 class ReadBack:

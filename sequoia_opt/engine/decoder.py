@@ -17,12 +17,14 @@ from sequoia_opt.engine.cuda import ReadBack, RecordedStep, room
 from sequoia_opt.engine.models import Pair
 from sequoia_opt.engine.rules import Rules
 from sequoia_opt.engine.step import State, Step, at_least_float32
+from sequoia_opt.engine.text import NewText
 from sequoia_opt.engine.verify import VERIFIERS, Synthetic, make_verifier
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan.files import FloatArray
 from sequoia_opt.plan.tree import AUTOREGRESSIVE, TokenTree
 
 CONVERSATION = 4096  # slots that are there from the beginning where several texts follow
+LARGEST_SEED = 2**63 - 1
 CAPACITY_ROUNDING = 256  # slots; generations of similar length share their buffers
 
 
@@ -38,7 +40,8 @@ class Generation:
         prefill_seconds: time of the prompt.
         ended: by node of the tree, how many steps it was the last accepted one of.
         stopped: "length", "end" (an end-of-text token) or "stop" (a stop string).
-        text: of the new tokens, up to the stop string; empty without a tokenizer.
+        text: what the new tokens add to the prompt's, up to the stop string or the token that
+            ends the text; special tokens are left out of it. Empty without a tokenizer.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -68,12 +71,15 @@ class Decoder:
         tree: by default the one-node tree, plain decoding: the draft is never run.
         temperature: 0 for greedy.
         top_p: in (0, 1].
-        seed: of everything random.
+        seed: of everything random, a whole number of at most 63 bits.
         verifier: for temperatures above 0.
-        rules: a bias of the target's logits, a penalty for repetitions.
+        rules: a bias of the target's logits, penalties, tokens that are never said; those that
+            the target came with are `pair.own_rules`.
         conversing: a text that begins as the last one did is read on from there.
         rates: [depth + 1, ranks], to draw from what is accepted, whatever the models say: for speed
             alone, the text means nothing.
+        top_k: how many of the most likely tokens may be drawn; 0 for all.
+        min_p: in [0, 1], a token's least probability, as a share of the most likely one's.
 
     Raises:
         SequoiaError: an option out of range.
@@ -90,8 +96,11 @@ class Decoder:
         rates: FloatArray | None = None,
         rules: Rules | None = None,
         conversing: bool = False,
+        top_k: int = 0,
+        min_p: float = 0.0,
     ) -> None:
-        check_sampling(temperature, top_p, verifier)
+        check_sampling(temperature, top_p, verifier, top_k, min_p)
+        check_seed(seed)
         widest = int(tree.child_counts.max(initial=0))
         if widest > pair.target.vocabulary:
             raise SequoiaError(
@@ -99,7 +108,7 @@ class Decoder:
                 f"{pair.target.vocabulary} tokens"
             )
         self.pair, self.tree, self.conversing = pair, tree, conversing
-        self.verifier = make_verifier(verifier, temperature, top_p)
+        self.verifier = make_verifier(verifier, temperature, top_p, top_k, min_p)
         if rates is not None:
             self.verifier = Synthetic(self.verifier, rates).to(pair.device)
         rules = rules or Rules()
@@ -127,7 +136,8 @@ class Decoder:
             input_ids: a list or a [1, length] tensor.
             max_new_tokens: at least 1.
             ignore_eos: go on past end-of-text tokens.
-            stop: strings that end the text; they are not part of it.
+            stop: strings that end the text; they are not part of it. Special tokens have their
+                names in the tokenizer, as "<|im_end|>".
 
         Raises:
             SequoiaError: the prompt is empty or does not fit the model.
@@ -184,7 +194,7 @@ class Decoder:
         seen = None
         if self._rules is not None:
             seen = self._rules.seen(tokens[0])
-            logits = self._rules.apply(logits, seen)
+            logits = self._rules.apply(logits, seen, first=True)
         verdict = self.verifier.verify(
             self._first.index,
             tokens[0, -1:],
@@ -195,7 +205,8 @@ class Decoder:
         first = self.pair.world.agree(verdict.next)
         place = torch.tensor([len(prompt)], device=self.pair.device)
         seen = None if seen is None else seen.index_fill(0, first, True)
-        return int(first), State(place, torch.cat([tokens[0, -1:], first]), seen)
+        counts = None if self._rules is None else self._rules.counts(first)
+        return int(first), State(place, torch.cat([tokens[0, -1:], first]), seen, counts)
 
     @torch.inference_mode()
     def advance(self, state: State, length: int, user: object = None) -> tuple[list[int], State]:
@@ -214,7 +225,12 @@ class Decoder:
         return tokens[:count], state
 
     def reseed(self, seed: int) -> None:
-        """Begin everything random anew."""
+        """Begin everything random anew.
+
+        Raises:
+            SequoiaError: the seed is out of range.
+        """
+        check_seed(seed)
         self._random.manual_seed(seed)
 
     @property
@@ -253,7 +269,9 @@ class Stream:
         self.generation = Generation()
         self._decoder, self._prompt, self._limit = decoder, prompt, max_new_tokens
         self._end = frozenset() if ignore_eos else decoder.pair.end_tokens
-        self._stop = list(stop)
+        self._text: NewText | None = None
+        if decoder.pair.tokenizer is not None or stop:
+            self._text = NewText(decoder.pair.detokenizer, prompt, stop)
 
     def __iter__(self) -> Iterator[list[int]]:
         generation, decoder = self.generation, self._decoder
@@ -280,8 +298,8 @@ class Stream:
         if decoder.conversing:
             # All but the last token; the draft may lack the one before it.
             decoder.pair.held = (self._prompt + all_new)[: length - 1]
-        if decoder.pair.tokenizer is not None:
-            generation.text, _ = cut(decoder.pair.decode(generation.tokens), self._stop)
+        if self._text is not None:
+            generation.text = self._text.text(self._said())
 
     def _take(self, new: list[int]) -> bool:
         """Add a step's tokens, as many as count; whether the generation is over."""
@@ -296,8 +314,8 @@ class Stream:
                 break
         before = len(generation.tokens)
         generation.tokens += kept
-        if self._stop:
-            end = self._stop_place(before)
+        if self._text is not None:
+            end = self._text.stop_place(generation.tokens, before)
             if end is not None:
                 generation.tokens[end:] = []
                 kept, over = generation.tokens[before:], True
@@ -305,34 +323,23 @@ class Stream:
         self._surplus = len(new) - len(kept)
         return over
 
-    def _stop_place(self, before: int) -> int | None:
-        """How many tokens it takes to write a stop string, if one is written after `before`."""
-        decode, tokens = self._decoder.pair.decode, self.generation.tokens
-        for end in range(before + 1, len(tokens) + 1):
-            # As many tokens as bytes are enough to hold a string that ends here.
-            longest = max(len(text.encode()) for text in self._stop)
-            tail = decode(tokens[max(0, end - 8 - longest) : end])
-            if any(text in tail for text in self._stop):
-                return end
-        return None
-
     def text(self) -> str:
-        """The text so far that later tokens cannot change.
+        """The text so far that later tokens cannot change: it begins the generation's.
 
         Without a last character that is incomplete, and without an end that may turn out to
         begin a stop string.
+
+        Raises:
+            SequoiaError: the models came without a tokenizer.
         """
-        whole = self._decoder.pair.decode(self.generation.tokens).rstrip("\ufffd")
-        text, stopped = cut(whole, self._stop)
-        if stopped:
-            return text
-        waiting = (
-            length
-            for stop in self._stop
-            for length in range(1, len(stop))
-            if text.endswith(stop[:length])
-        )
-        return text[: len(text) - max(waiting, default=0)]
+        if self._text is None:
+            self._text = NewText(self._decoder.pair.detokenizer, self._prompt, [])
+        return self._text.settled(self._said())
+
+    def _said(self) -> list[int]:
+        """The new tokens but for the one that ended the text, whatever its own is."""
+        ended = self.generation.stopped == "end"
+        return self.generation.tokens[: len(self.generation.tokens) - ended]
 
 
 def _alike(first: Sequence[int], second: Sequence[int]) -> int:
@@ -341,18 +348,28 @@ def _alike(first: Sequence[int], second: Sequence[int]) -> int:
     return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
-def cut(text: str, stop: Sequence[str]) -> tuple[str, bool]:
-    """The text up to the first stop string, and whether there was one."""
-    places = [place for string in stop if (place := text.find(string)) >= 0]
-    return (text[: min(places)], True) if places else (text, False)
+def check_seed(seed: int) -> None:
+    """Refuse a seed that no generator takes."""
+    if not -LARGEST_SEED <= seed <= LARGEST_SEED:
+        raise SequoiaError(f"seed: found {seed}, expected a whole number of at most 63 bits")
 
 
-def check_sampling(temperature: float, top_p: float, verifier: str = "sequoia") -> None:
+def check_sampling(
+    temperature: float,
+    top_p: float,
+    verifier: str = "sequoia",
+    top_k: int = 0,
+    min_p: float = 0.0,
+) -> None:
     """Refuse sampling options that are out of range."""
     if not 0 <= temperature < float("inf"):
         raise SequoiaError(f"temperature: found {temperature:g}, expected at least 0")
     if not 0 < top_p <= 1:
         raise SequoiaError(f"top-p: found {top_p:g}, expected above 0 and at most 1")
+    if top_k < 0:
+        raise SequoiaError(f"top-k: found {top_k}, expected at least 1, or 0 for all tokens")
+    if not 0 <= min_p <= 1:
+        raise SequoiaError(f"min-p: found {min_p:g}, expected 0 to 1")
     if verifier not in VERIFIERS:
         raise SequoiaError(f"verifier: found {verifier!r}, expected {' or '.join(VERIFIERS)}")
 

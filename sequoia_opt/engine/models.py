@@ -6,7 +6,8 @@ trees.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from sequoia_opt.engine.loading import (
 from sequoia_opt.engine.memory import check_fits, weight_bytes
 from sequoia_opt.engine.offload import PLACES, Offload
 from sequoia_opt.engine.runner import Runner
+from sequoia_opt.engine.text import Detokenizer
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan.files import one_line
 
@@ -44,6 +46,10 @@ DTYPES = {
 }
 ROLES = ("target", "draft")
 SAME_TOKENS = 0.05  # of two vocabularies may differ, if none of them is ordinary text's
+# Characters: a tokenizer takes some 200 bytes of memory for each, and no text of that many for
+# each position has ever fitted. Shorter ones are tokenized to say how many tokens they have.
+LONGEST_TEXT, CHARACTERS_A_POSITION = 2**20, 16
+TEMPLATES_OWN = {"messages", "conversation", "chat_template", "tokenize", "add_generation_prompt"}
 
 
 @dataclass
@@ -81,6 +87,7 @@ class Pair:
     peers: World = ALONE
     user: object = None
     held: list[int] = field(default_factory=list)
+    _detokenizer: Detokenizer | None = field(default=None, repr=False, compare=False)
 
     @property
     def device(self) -> torch.device:
@@ -111,57 +118,138 @@ class Pair:
             getattr(self, role).compile(batch)
 
     def encode(self, text: str, beginning: bool = True) -> list[int]:
-        """Token ids of a text.
+        """Token ids of a text, for more to follow.
 
         Args:
             beginning: it begins a document, so the tokenizer may put its special tokens before
-                it; an empty one is the beginning-of-text token.
+                it; an empty one is the beginning-of-text token. A beginning-of-text token that
+                the text itself begins with is not doubled, and a token that the tokenizer puts
+                behind every text is left away: nothing is to follow that.
 
         Raises:
-            SequoiaError: the models came without a tokenizer, or nothing stands for no text.
+            SequoiaError: the models came without a tokenizer, nothing stands for no text, or the
+                text is too long to be tokenized.
         """
-        if self.tokenizer is None:
-            raise SequoiaError(
-                f"{self.target.name}: has no tokenizer; put its tokenizer.json into the folder"
-            )
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise SequoiaError("the prompt is no text: it has half of a character (a surrogate)")
-        ids: list[int] = self.tokenizer(text, add_special_tokens=beginning)["input_ids"]
-        if beginning and not ids:
-            if self.tokenizer.bos_token_id is None:
+        tokenizer = self._known_tokenizer()
+        self._check_text(text)
+        ids: list[int] = tokenizer(text, add_special_tokens=beginning)["input_ids"]
+        if not beginning:
+            return ids
+        if ids and ids[-1] in self.detokenizer.hidden:
+            ids = ids[: len(ids) - self._appended()]
+        first = tokenizer.bos_token_id
+        doubled = first is not None and ids[:2] == [first, first]
+        if doubled and text.startswith(self.detokenizer.spelling(first)):
+            ids = ids[1:]
+        if not ids:
+            if first is None:
                 raise SequoiaError("the prompt is empty; give at least one token")
-            ids = [self.tokenizer.bos_token_id]
+            ids = [first]
         return ids
 
-    def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
-        """Token ids of a conversation that it is the assistant's turn in.
+    def render_chat(
+        self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any] | None = None
+    ) -> str:
+        """The chat template's text of a conversation that it is the assistant's turn in.
 
         Args:
             messages: each with its `role` and `content`.
+            options: switches of the template, as enable_thinking.
 
         Raises:
-            SequoiaError: the tokenizer has no chat template, or it does not take the messages.
+            SequoiaError: the tokenizer has no chat template, or it does not take the messages or
+                the options.
         """
         if self.tokenizer is None or not self.tokenizer.chat_template:
             raise SequoiaError(
-                f"{self.target.name}: its tokenizer has no chat template; use --prompt"
+                f"{self.target.name}: its tokenizer has no chat template; expected a tokenizer "
+                "with one for conversations and --chat, or prompts that are plain text"
             )
+        options = dict(options or {})
         try:
-            text = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True
+            self._check_switches(options)
+            return str(
+                self.tokenizer.apply_chat_template(
+                    [dict(message) for message in messages],
+                    tokenize=False,
+                    add_generation_prompt=True,
+                    **options,
+                )
             )
+        except SequoiaError:
+            raise
         except Exception as error:  # the template's own language raises its own kinds
             raise SequoiaError(
                 f"{self.target.name}: its chat template fails ({one_line(error)[:200]})"
             ) from None
-        ids: list[int] = self.tokenizer(str(text), add_special_tokens=False)["input_ids"]
-        return ids
 
-    def decode(self, tokens: list[int]) -> str:
-        """Text of token ids, special ones left out."""
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any] | None = None
+    ) -> list[int]:
+        """Token ids of a conversation that it is the assistant's turn in, see `render_chat`."""
+        return self.encode(self.render_chat(messages, options), beginning=False)
+
+    @property
+    def detokenizer(self) -> Detokenizer:
+        """What turns tokens into text.
+
+        Raises:
+            SequoiaError: the models came without a tokenizer.
+        """
+        tokenizer = self._known_tokenizer()
+        if self._detokenizer is None or self._detokenizer.tokenizer is not tokenizer:
+            self._detokenizer = Detokenizer(tokenizer)
+        return self._detokenizer
+
+    def decode(self, tokens: Sequence[int], context: Sequence[int] = ()) -> str:
+        """Text of token ids, special ones left out.
+
+        Args:
+            context: the tokens before them; by default they begin a text.
+
+        Raises:
+            SequoiaError: the models came without a tokenizer.
+        """
+        return self.detokenizer.text(tokens, context)
+
+    def _known_tokenizer(self) -> PreTrainedTokenizerBase:
         if self.tokenizer is None:
-            raise SequoiaError(f"{self.target.name}: has no tokenizer")
-        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+            raise SequoiaError(
+                f"{self.target.name}: has no tokenizer; put its tokenizer.json into the folder"
+            )
+        return self.tokenizer
+
+    def _check_text(self, text: str) -> None:
+        """Refuse what is no text, or more than the target could ever read."""
+        if re.search("[\ud800-\udfff]", text):
+            raise SequoiaError("the prompt is no text: it has half of a character (a surrogate)")
+        longest = max(LONGEST_TEXT, CHARACTERS_A_POSITION * self.target.positions)
+        if len(text) > longest:
+            raise SequoiaError(
+                f"the prompt is too long: found {len(text)} characters, expected at most {longest} "
+                f"for the {self.target.positions} positions of {self.target.name}"
+            )
+
+    def _appended(self) -> int:
+        """How many special tokens the tokenizer puts behind every text."""
+        tokenizer = self._known_tokenizer()
+        bare: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"]
+        whole: list[int] = tokenizer("a", add_special_tokens=True)["input_ids"]
+        starts = range(len(whole) - len(bare) + 1)
+        place = next((i for i in starts if whole[i : i + len(bare)] == bare), None)
+        return 0 if place is None else len(whole) - place - len(bare)
+
+    def _check_switches(self, options: Mapping[str, Any]) -> None:
+        """Refuse switches that the chat template does not have: they would change nothing."""
+        assert self.tokenizer is not None
+        template = str(self.tokenizer.get_chat_template())
+        for name in options:
+            if name in TEMPLATES_OWN or not re.search(rf"\b{re.escape(name)}\b", template):
+                raise SequoiaError(
+                    f"template-option: found {name}, which the chat template of "
+                    f"{self.target.name} does not read; expected a variable of the template, as "
+                    "enable_thinking"
+                )
 
 
 def load_pair(
@@ -210,6 +298,9 @@ def load_pair(
     sources = {"target": demo.resolve(target), "draft": demo.resolve(draft)}
     configs = {role: load_config(source, not random_weights) for role, source in sources.items()}
     tokenizers = {role: load_tokenizer(source) for role, source in sources.items()}
+    for tokenizer in tokenizers.values():
+        if tokenizer is not None:  # a text is what its tokens say, spaces before commas included
+            tokenizer.clean_up_tokenization_spaces = False
     _check_fit(sources, configs, tokenizers)
     sizes = {role: _weight_bytes(sources[role], configs[role], kind) for role in ROLES}
     _check_memory(sources, sizes, where, offload, parts)

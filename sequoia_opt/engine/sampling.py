@@ -1,10 +1,12 @@
 """Logits to probabilities, and draws from them with uniforms that come from outside.
 
-Knows warping (temperature, top-p) and how to draw with and without replacement. Knows nothing
-of trees.
+Knows warping (temperature, top-k, top-p, min-p) and how to draw with and without replacement.
+Knows nothing of trees.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,18 +21,39 @@ def tempered(logits: Tensor, temperature: float) -> Tensor:
     return logits / temperature
 
 
-def warp(logits: Tensor, temperature: float, top_p: float = 1.0) -> Tensor:
-    """Probabilities of the logits, warped as transformers' `generate` does it.
+class Cuts(NamedTuple):
+    """Which tokens of a distribution are dropped.
 
-    Temperature first; then the least likely tokens whose joint mass is at most 1 - top_p are
-    dropped, the most likely one never.
+    Attributes:
+        top_p: in (0, 1], the mass of the most likely tokens that stay.
+        top_k: how many of the most likely tokens stay; 0 for all.
+        min_p: in [0, 1], a token's least probability, as a share of the most likely one's.
+    """
+
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+
+
+def warp(
+    logits: Tensor, temperature: float, top_p: float = 1.0, top_k: int = 0, min_p: float = 0.0
+) -> Tensor:
+    """Probabilities of the logits, warped as transformers' `generate` does it, in its order.
+
+    Temperature first; then all but the `top_k` most likely tokens are dropped, with those that
+    are as likely as the last of them; then the least likely ones whose joint mass is at most
+    1 - top_p, the most likely one never; then those of less than `min_p` times the largest
+    probability.
 
     Args:
         logits: [..., vocabulary].
         temperature: above 0.
-        top_p: in (0, 1].
+        top_p, top_k, min_p: see `Cuts`.
     """
     scaled = tempered(logits, temperature)
+    if 0 < top_k < scaled.shape[-1]:
+        least = scaled.topk(top_k, dim=-1).values[..., -1:]
+        scaled = scaled.masked_fill(scaled < least, -torch.inf)
     if top_p < 1.0:
         ascending, order = scaled.sort(dim=-1)
         dropped = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p
@@ -38,7 +61,12 @@ def warp(logits: Tensor, temperature: float, top_p: float = 1.0) -> Tensor:
         scaled = scaled.masked_fill(
             torch.zeros_like(dropped).scatter(-1, order, dropped), -torch.inf
         )
-    return scaled.softmax(dim=-1)
+    probabilities = scaled.softmax(dim=-1)
+    if min_p > 0:
+        least = min_p * probabilities.amax(dim=-1, keepdim=True)
+        scaled = scaled.masked_fill(probabilities < least, -torch.inf)
+        probabilities = scaled.softmax(dim=-1)
+    return probabilities
 
 
 def gumbel(uniforms: Tensor) -> Tensor:

@@ -29,11 +29,13 @@ class State:
         length: [1], committed tokens in the target's buffers: the root's place.
         recent: [2], the last two committed tokens; the second is the root, in no buffer yet.
         seen: [vocabulary], which tokens are in the text, where that matters.
+        counts: [vocabulary], how often each token is in the new text, where that matters.
     """
 
     length: Tensor
     recent: Tensor
     seen: Tensor | None = None
+    counts: Tensor | None = None
 
 
 class Step:
@@ -63,6 +65,7 @@ class Step:
         depths = tree.depths.tolist()
         self._target_mask = target.mask_table(tree.ancestor_mask, depths, depths)
         self._nodes = torch.arange(tree.size, device=device)
+        self._places = torch.arange(tree.depth + 1, device=device)
         self._depths = indices(depths, device)
 
         internal = [node for level in tree.internal_levels for node in level]
@@ -107,7 +110,7 @@ class Step:
         target_logits = self.score(tokens, state.length, length)
         if self.rules is not None and state.seen is not None:
             target_logits = self.rules.apply_to_tree(
-                target_logits, state.seen, tokens, self.index.needed
+                target_logits, state.seen, tokens, self.index.needed, state.counts
             )
         verdict = self.verifier.verify(self.index, tokens, target_logits, draft_logits, uniforms)
         verdict = Verdict(self._world.agree(verdict.last), self._world.agree(verdict.next))
@@ -119,7 +122,11 @@ class Step:
         told = torch.cat([emitted, verdict.last, count])
         # Past those that count the last one is repeated.
         seen = None if state.seen is None else state.seen.index_fill(0, emitted, True)
-        return told, State(state.length + count, recent, seen)
+        counts = None
+        if state.counts is not None:
+            counted = (self._places < count).to(state.counts.dtype)
+            counts = state.counts.index_add(0, emitted, counted)
+        return told, State(state.length + count, recent, seen, counts)
 
     def _draft_tree(self, state: State, length: int, uniforms: Tensor) -> tuple[Tensor, Tensor]:
         """Guess all nodes' tokens [size]; the draft's logits in the verifier's order."""
@@ -140,7 +147,7 @@ class Step:
             found = self._evaluate(level, inputs, *forward)
             if self.rules is not None and state.seen is not None:
                 # As good a guess as any, and nearer to what the target will be.
-                found = self.rules.apply(found, state.seen)
+                found = self.rules.apply(found, state.seen, state.counts)
             guesses = self.verifier.draft(found, level.ranks, noise)
             children = guesses.take(level.children)
             tokens.append(children)

@@ -15,6 +15,7 @@ import torch
 
 from sequoia_opt.engine.distributed import ALONE, World
 from sequoia_opt.engine.models import Pair
+from sequoia_opt.engine.rules import Rules
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure.journal import Journal
 from sequoia_opt.measure.methods import Method, Run
@@ -220,19 +221,31 @@ class Divergence:
 
 @torch.inference_mode()
 def divergence(
-    pair: Pair, prompt: list[int], first: list[int], second: list[int]
+    pair: Pair,
+    prompt: list[int],
+    first: list[int],
+    second: list[int],
+    rules: Rules | None = None,
 ) -> Divergence | None:
     """Where two greedy decodings of a prompt part, or None.
 
     In float32 and below two forwards of different widths round differently, and may part
     where the target's two best logits are closer than that rounding.
+
+    Args:
+        rules: that both followed.
     """
     differing = [i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b]
     if not differing:
         return None
     tokens = torch.tensor([[*prompt, *first[: differing[0]]]], device=pair.device)
     pair.target.reserve(tokens.shape[1])
-    best = pair.target.prefill(tokens)[0].double().topk(2).values
+    logits = pair.target.prefill(tokens)[:1].double()
+    if rules is not None and rules.change_anything:
+        ready = rules.on(pair.device, pair.target.vocabulary)
+        new = tokens[0, len(prompt) :]
+        logits = ready.apply(logits, ready.seen(tokens[0]), ready.counts(new), len(new) == 0)
+    best = logits[0].topk(2).values
     return Divergence(differing[0], float(best[0] - best[1]))
 
 

@@ -9,7 +9,7 @@ ratios of an hour ago are those of now. What the profile on file says is set bes
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from sequoia_opt.measure.bench import Progress, Result, race
 from sequoia_opt.measure.methods import with_tree
 from sequoia_opt.measure.profiler import Interleaved
 from sequoia_opt.plan import shapes
-from sequoia_opt.plan.acceptance import Acceptance, Sampling
+from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.latency import LatencyProfile
 from sequoia_opt.plan.optimum import best_trees
 from sequoia_opt.plan.solver import DEFAULT_MAX_DEPTH, Candidate, solve
@@ -138,7 +138,7 @@ def calibrate(
     plan = solve(profile, acceptance, context=context)
     largest = min(profile.target.largest(), profile.draft.largest())
     trees = trees_around(plan.tree, acceptance, largest)
-    sampling = Sampling(acceptance.temperature, acceptance.top_p, verifier_of(acceptance))
+    sampling = replace(acceptance.sampling, verifier=verifier_of(acceptance))
     options = asdict(sampling)
     methods = [
         with_tree(pair, name, tree, endless=True, **options)

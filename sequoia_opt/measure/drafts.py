@@ -81,8 +81,12 @@ def judge(
     measuring: profiler.Options,
     estimating: estimator.Options,
     watch: Watch,
+    note: Callable[[str], None] = lambda message: None,
 ) -> Judged:
     """Measure a pair and solve for it.
+
+    Args:
+        note: called with a line for each document that cannot be used.
 
     Raises:
         SequoiaError: what profiling, sampling or solving raises.
@@ -92,7 +96,7 @@ def judge(
             profile = profiler.profile(pair, measuring, advance)
         with watch(f"sampling {pair.draft_name}") as advance:
             (acceptance,) = estimator.estimate(
-                pair, documents, dataset, [sampling], estimating, advance
+                pair, documents, dataset, [sampling], estimating, advance, note
             )
     except torch.OutOfMemoryError as error:
         raise SequoiaError(f"{pair.draft_name}: out of memory ({one_line(error)[:120]})") from None

@@ -8,6 +8,7 @@ temperatures and verifiers. Knows nothing of trees or time.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
@@ -24,8 +25,10 @@ from sequoia_opt.engine.sampling import gumbel
 from sequoia_opt.engine.step import at_least_float32, fit_vocabulary
 from sequoia_opt.engine.verify import Positions, Traversal, Trial, Verifier, make_verifier
 from sequoia_opt.errors import SequoiaError
-from sequoia_opt.measure.dataset import Document, spread_over
+from sequoia_opt.measure.dataset import Document, spread_over, tell_left_out
+from sequoia_opt.measure.encoding import prompt_and_text
 from sequoia_opt.measure.journal import Journal
+from sequoia_opt.measure.template import PLAIN, Template
 from sequoia_opt.plan.acceptance import Acceptance, Sampling, bootstrap_rates, fit_monotone
 from sequoia_opt.plan.files import FloatArray
 
@@ -43,11 +46,13 @@ class Options:
         width: ranks, W.
         depths: how many have rates of their own; 1 for one vector for all.
         max_new_tokens: tokens sampled of each document, at most.
-        max_prompt_tokens: a longer prompt keeps its end; of a document without a prompt, the
-            first half serves as one, up to this many tokens.
+        max_prompt_tokens: a longer prompt keeps its end, and the special tokens that it begins
+            with; of a document without a prompt, the first half serves as one, up to this many
+            tokens.
         limit: documents, at most, spread over the dataset.
         batch: documents that run together.
         teacher_forced: on the dataset's text instead of the target's continuations.
+        template: how prompts are put to the models.
     """
 
     width: int = 32
@@ -58,14 +63,18 @@ class Options:
     batch: int = 16
     teacher_forced: bool = False
     seed: int = 0
+    template: Template = PLAIN
 
 
 def fingerprint(documents: Sequence[Document]) -> str:
     """Hash of the documents' content, 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for document in documents:
-        for part in (document.prompt, document.text):
-            digest.update(f"{len(part)}:{part}".encode())
+        parts = [document.prompt, document.text]
+        if document.messages or document.tokens:
+            parts.append(json.dumps(document.asked, default=str))
+        for part in parts:
+            digest.update(f"{len(part)}:{part}".encode(errors="surrogatepass"))
     return digest.hexdigest()[:16]
 
 
@@ -161,10 +170,10 @@ def estimate(
             )
     width = min(options.width, pair.target.vocabulary, pair.draft.vocabulary)
     documents = spread_over(documents, options.limit or len(documents))
-    texts = _prepare(pair, documents, options)
+    texts = _prepare(pair, documents, options, note)
     ways = [
         _Way(
-            make_verifier(sampling.verifier, sampling.temperature, sampling.top_p),
+            _verifier_of(sampling),
             [_Tally(np.zeros((options.depths, width)), np.zeros(options.depths)) for _ in texts],
         )
         for sampling in samplings
@@ -216,6 +225,11 @@ def estimate(
     ]
 
 
+def _verifier_of(sampling: Sampling) -> Verifier:
+    cuts = sampling.top_p, sampling.top_k, sampling.min_p
+    return make_verifier(sampling.verifier, sampling.temperature, *cuts)
+
+
 def _restore(ways: Sequence[_Way], kept: list[list[dict[str, Any]]]) -> None:
     """Have the ways' tallies be what was kept of them."""
     for way, found in zip(ways, kept, strict=True):
@@ -233,35 +247,73 @@ class _Way:
     tallies: list[_Tally]
 
 
-def _prepare(pair: Pair, documents: Sequence[Document], options: Options) -> list[_Text]:
-    """Tokens of each document: a prompt, and the text that follows or room for it."""
-    texts = []
+def _prepare(
+    pair: Pair,
+    documents: Sequence[Document],
+    options: Options,
+    note: Callable[[str], None],
+) -> list[_Text]:
+    """Tokens of each document: a prompt, and the text that follows or room for it.
+
+    Those that the models cannot read are left out, with a note.
+    """
     positions = pair.target.positions
-    for document in documents:
-        prompt = pair.encode(document.prompt) if document.prompt else []
-        text = pair.encode(document.text, beginning=not prompt) if document.text else []
+    room = positions - options.max_new_tokens - 1  # and the first token
+    if room < 1:
+        raise SequoiaError(
+            f"max-new-tokens: found {options.max_new_tokens}, but {pair.target.name} has only "
+            f"{positions} positions"
+        )
+    longest = min(options.max_prompt_tokens, room)
+    texts: list[_Text] = []
+    problems: list[str] = []
+    cut = 0
+    for number, document in enumerate(documents, start=1):
+        try:
+            prompt, text = prompt_and_text(pair, document, options.template)
+            _check_vocabulary(pair, [*prompt, *text])
+        except SequoiaError as error:
+            problems.append(f"{document.where or f'document {number}'}: {error}")
+            continue
         if options.teacher_forced:
             if not prompt:
                 prompt, text = text[:1], text[1:]
             if not text:
                 continue
         elif not prompt:
-            prompt = text[: max(1, len(text) // 2)][: options.max_prompt_tokens]
-        room = positions - options.max_new_tokens - 1  # and the first token
-        if room < 1:
-            raise SequoiaError(
-                f"max-new-tokens: found {options.max_new_tokens}, but {pair.target.name} has only "
-                f"{positions} positions"
-            )
-        prompt = prompt[-min(options.max_prompt_tokens, room) :]
+            prompt = text[: max(1, len(text) // 2)][:longest]
+        cut += len(prompt) > longest
+        prompt = _end_of(prompt, longest, pair)
         if not options.teacher_forced:
             text = [0] * options.max_new_tokens
         text = text[: options.max_new_tokens]
         texts.append(_Text(prompt, text))
     if not texts:
         missing = "texts to be teacher-forced on" if options.teacher_forced else "prompts"
-        raise SequoiaError(f"the dataset has no {missing}")
+        raise SequoiaError(problems[0] if problems else f"the dataset has no {missing}")
+    tell_left_out(problems, note)
+    if cut:
+        note(f"{cut} prompts of more than {longest} tokens: only their ends are read")
     return texts
+
+
+def _check_vocabulary(pair: Pair, tokens: Sequence[int]) -> None:
+    """Refuse token ids that the target does not have.
+
+    Raises:
+        SequoiaError: with the first one.
+    """
+    unknown = [token for token in tokens if not 0 <= token < pair.target.vocabulary]
+    if unknown:
+        raise SequoiaError(f"found token {unknown[0]}, expected 0 to {pair.target.vocabulary - 1}")
+
+
+def _end_of(prompt: list[int], longest: int, pair: Pair) -> list[int]:
+    """The last of a prompt's tokens, behind those that begin every text."""
+    first = getattr(pair.tokenizer, "bos_token_id", None)
+    if len(prompt) <= longest or longest < 2 or prompt[0] != first:
+        return prompt[-longest:]
+    return [prompt[0], *prompt[1 - longest :]]
 
 
 def _continuations(pair: Pair, ways: list[_Way], batch: list[_Text], width: int) -> Iterator[int]:
@@ -395,6 +447,8 @@ def _summary(
         dataset=dataset,
         temperature=sampling.temperature,
         top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
         verifier=way.verifier.name,
         fit=fit,
         measured=None if fit == "raw" else measured,
@@ -403,6 +457,7 @@ def _summary(
             "mode": "teacher-forced" if options.teacher_forced else "continuations",
             "documents": len(way.tallies),
             "seed": options.seed,
+            **options.template.document(),
             "fingerprints": pair.fingerprints,
         },
     )

@@ -77,17 +77,28 @@ def with_tree(
 
 
 def with_generate(
-    pair: Pair, name: str = "transformers generate", temperature: float = 0.0, top_p: float = 1.0
+    pair: Pair,
+    name: str = "transformers generate",
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    min_p: float = 0.0,
 ) -> Method:
     """Decoding with transformers' own `generate`, on the target as the library loads it."""
-    return _by_library(pair, name, temperature, top_p)
+    return _by_library(pair, name, _sampled(temperature, top_p, top_k, min_p))
 
 
 def with_prompt_lookup(
-    pair: Pair, name: str = "prompt lookup", temperature: float = 0.0, top_p: float = 1.0
+    pair: Pair,
+    name: str = "prompt lookup",
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    min_p: float = 0.0,
 ) -> Method:
     """transformers' speculation without a draft: what followed the last words before."""
-    return _by_library(pair, name, temperature, top_p, prompt_lookup_num_tokens=LOOKED_UP)
+    sampling = _sampled(temperature, top_p, top_k, min_p)
+    return _by_library(pair, name, sampling, prompt_lookup_num_tokens=LOOKED_UP)
 
 
 def with_assistant(
@@ -96,6 +107,8 @@ def with_assistant(
     temperature: float = 0.0,
     top_p: float = 1.0,
     guesses: int | None = None,
+    top_k: int = 0,
+    min_p: float = 0.0,
 ) -> Method:
     """transformers' own speculation, with the same draft.
 
@@ -110,7 +123,8 @@ def with_assistant(
             num_assistant_tokens_schedule="constant",
             assistant_confidence_threshold=0.0,
         )
-    return _by_library(pair, name, temperature, top_p, GenerationConfig(**own))
+    sampling = _sampled(temperature, top_p, top_k, min_p)
+    return _by_library(pair, name, sampling, GenerationConfig(**own))
 
 
 def best_guesses(pair: Pair, prompts: Sequence[list[int]], new_tokens: int, **options: Any) -> int:
@@ -139,18 +153,27 @@ class _Clock(BaseStreamer):
         pass
 
 
+def _sampled(temperature: float, top_p: float, top_k: int, min_p: float) -> dict[str, Any]:
+    """The library's options for sampling so."""
+    if temperature == 0:
+        return {"do_sample": False}
+    return {
+        "do_sample": True,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        **({"min_p": min_p} if min_p else {}),
+    }
+
+
 def _by_library(
     pair: Pair,
     name: str,
-    temperature: float,
-    top_p: float,
+    sampling: dict[str, Any],
     assisted: GenerationConfig | None = None,
     **options: Any,
 ) -> Method:
     """Decoding with transformers; with the draft as assistant, if that has a configuration."""
-    sampling: dict[str, Any] = {"do_sample": False}
-    if temperature > 0:
-        sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
 
     def run(prompt: list[int], new_tokens: int) -> Run:
         tokens = torch.tensor([prompt], device=pair.device)

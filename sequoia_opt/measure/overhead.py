@@ -63,7 +63,9 @@ def steps_to_time(
         enough = overhead_trees(largest, few=True)
         for tree in overhead_trees(largest, few=streams):
             decoder = Decoder(pair, tree, **asdict(way))
-            name = overhead_name(decoder.verifier.name, way.temperature, way.top_p)
+            name = overhead_name(
+                decoder.verifier.name, way.temperature, way.top_p, way.top_k, way.min_p
+            )
             turns = PLAIN_TURNS if tree.size == 1 and not streams else 1
             timed = Timed(whole_step(decoder, context), turns=turns, streams=streams)
             timed.spare = tree not in enough

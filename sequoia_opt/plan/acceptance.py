@@ -27,11 +27,26 @@ SLACK = 1e-6  # a published vector in single precision may sum to a little more 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen: temperature 0 is greedy, whatever the verifier."""
+    """How tokens are chosen: temperature 0 is greedy, whatever the rest.
+
+    Attributes:
+        top_p: in (0, 1], mass of the most likely tokens that may be drawn.
+        top_k: how many of the most likely tokens may be drawn; 0 for all.
+        min_p: in [0, 1], a drawn token's least probability, as a share of the most likely one's.
+    """
 
     temperature: float = 0.0
     top_p: float = 1.0
     verifier: str = "sequoia"
+    top_k: int = 0
+    min_p: float = 0.0
+
+    @property
+    def cuts(self) -> str:
+        """What is cut off the target's distribution besides top-p, in words, after a comma."""
+        return f", top-k {self.top_k}" * (self.top_k > 0) + f", min-p {self.min_p:g}" * (
+            self.min_p > 0
+        )
 
 
 @dataclass
@@ -69,6 +84,8 @@ class Acceptance:
     measured: FloatArray | None = None
     context: float | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    top_k: int = 0
+    min_p: float = 0.0
 
     def __post_init__(self) -> None:
         self.rates = np.asarray(self.rates, dtype=np.float64)
@@ -78,6 +95,10 @@ class Acceptance:
             raise SequoiaError(f"temperature: found {self.temperature:g}, expected at least 0")
         if not 0 < self.top_p <= 1:
             raise SequoiaError(f"top_p: found {self.top_p:g}, expected above 0 and at most 1")
+        if self.top_k < 0:
+            raise SequoiaError(f"top_k: found {self.top_k}, expected at least 0")
+        if not 0 <= self.min_p <= 1:
+            raise SequoiaError(f"min_p: found {self.min_p:g}, expected 0 to 1")
         for name, table in (("acceptance", self.rates[None]), ("by_depth", self.by_depth)):
             if table is None:
                 continue
@@ -88,6 +109,11 @@ class Acceptance:
                     f"{name}: found rates that sum to {table.sum(axis=1).max():.6g}, expected at "
                     "most 1 (at most one child of a node is accepted)"
                 )
+
+    @property
+    def sampling(self) -> Sampling:
+        """How tokens were chosen."""
+        return Sampling(self.temperature, self.top_p, self.verifier, self.top_k, self.min_p)
 
     @property
     def width(self) -> int:
@@ -204,6 +230,8 @@ class Acceptance:
             "dataset": self.dataset,
             "temperature": self.temperature,
             "top_p": self.top_p,
+            "top_k": self.top_k or None,
+            "min_p": self.min_p or None,
             "verifier": self.verifier,
             "positions": self.positions,
             "context": self.context,
@@ -252,7 +280,7 @@ class Acceptance:
             optional["context"] = fields.number("context", 0.0)
         known = {
             *("format", "version", "acceptance", "positions", "target", "draft", "dataset"),
-            *("temperature", "top_p", "verifier", "fit", *optional),
+            *("temperature", "top_p", "top_k", "min_p", "verifier", "fit", *optional),
         }
         facts: dict[str, Any] = {
             "positions": fields.integer("positions", default=0),
@@ -261,6 +289,8 @@ class Acceptance:
             "dataset": fields.text("dataset", "unknown"),
             "temperature": fields.number("temperature", 0.0, default=0.0),
             "top_p": fields.number("top_p", 0.0, 1.0, default=1.0),
+            "top_k": fields.integer("top_k", default=0),
+            "min_p": fields.number("min_p", 0.0, 1.0, default=0.0),
             "verifier": fields.text("verifier", "sequoia"),
             "fit": fields.text("fit", "raw"),
             "extra": {key: value for key, value in document.items() if key not in known},

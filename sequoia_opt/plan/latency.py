@@ -24,11 +24,14 @@ TOP_P = "-top-p"  # ending of the overhead of a verifier whose target is cut
 UNSURE = 0.5  # of a median: where its interval is wider, it is not to be trusted
 
 
-def overhead_name(verifier: str, temperature: float, top_p: float) -> str:
-    """What a profile calls the overhead of decoding so."""
+def overhead_name(
+    verifier: str, temperature: float, top_p: float, top_k: int = 0, min_p: float = 0.0
+) -> str:
+    """What a profile calls the overhead of decoding so. Of all cuts of the target's distribution
+    only top-p's is measured, which sorts the vocabulary; others take no longer."""
     if temperature == 0:
         return GREEDY
-    return verifier + (TOP_P if top_p < 1 else "")
+    return verifier + (TOP_P if top_p < 1 or top_k or min_p else "")
 
 
 @dataclass

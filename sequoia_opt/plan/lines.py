@@ -82,7 +82,9 @@ class Lines:
         if not is_first_process():
             return
         text = json.dumps(plain(document), ensure_ascii=False) + "\n"
-        line = memoryview(("\n" * self._unended + text).encode(errors="replace"))
+        if not _is_unicode(text):  # half of a character is read again as it was
+            text = json.dumps(plain(document)) + "\n"
+        line = memoryview(("\n" * self._unended + text).encode())
         try:
             if self._whole < self._size and not self._unended:
                 self._file.truncate(self._whole)
@@ -131,6 +133,15 @@ def read_lines(path: Path) -> list[Any]:
         except (ValueError, RecursionError):
             raise SequoiaError(f"{path}: line {number}: not valid JSON") from None
     return found
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether it can be written as UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def is_json(content: bytes) -> bool:

@@ -149,6 +149,8 @@ class Plan:
             "dataset": acceptance.dataset,
             "temperature": acceptance.temperature,
             "top_p": acceptance.top_p,
+            "top_k": acceptance.top_k or None,
+            "min_p": acceptance.min_p or None,
             "verifier": self.verifier,
             "context": rounded(self.context),
             "batch": self.batch,
@@ -202,7 +204,13 @@ def solve(
         SequoiaError: the profile has no point for what was asked, or for a given tree.
     """
     _check_options(max_size, max_depth, size, depth, max_width, shape, confidence)
-    work = overhead_name(acceptance.verifier, acceptance.temperature, acceptance.top_p)
+    work = overhead_name(
+        acceptance.verifier,
+        acceptance.temperature,
+        acceptance.top_p,
+        acceptance.top_k,
+        acceptance.min_p,
+    )
     if context is None:
         context = default_context(profile, acceptance, batch)
     contexts = context if isinstance(context, Mapping) else {float(context): 1.0}

@@ -23,6 +23,7 @@ FORMAT, VERSION = "sequoia-opt/stats", 1
 BEGINS = f'{{"format": "{FORMAT}"'
 DATASET = "traffic"
 RESAMPLES = 1000
+NEWER = ("top_k", "min_p")  # in the lines of texts that were cut so, and in no others
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Setting:
     temperature: float
     top_p: float
     verifier: str
+    top_k: int = 0
+    min_p: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Text:
         return {
             "format": FORMAT,
             "version": VERSION,
-            **asdict(self.setting),
+            **{k: v for k, v in asdict(self.setting).items() if k not in NEWER or v},
             "context": round(self.context, 1),
             "parents": list(self.tree.parents),
             "ranks": list(self.tree.ranks),
@@ -116,6 +119,8 @@ def _text(fields: Fields) -> Text:
         fields.number("temperature", 0.0),
         fields.number("top_p", 0.0, 1.0),
         fields.text("verifier"),
+        fields.integer("top_k", default=0),
+        fields.number("min_p", 0.0, 1.0, default=0.0),
     )
     parents, ranks = fields.integers("parents", minimum=-1), fields.integers("ranks")
     try:

@@ -228,6 +228,10 @@ def _check_metadata(fields: Fields) -> None:
             given[key] = fields.number(key, 0.0)
     if "top_p" in given:
         given["top_p"] = fields.number("top_p", 0.0, 1.0)
+    if "top_k" in given:
+        given["top_k"] = fields.integer("top_k")
+    if "min_p" in given:
+        given["min_p"] = fields.number("min_p", 0.0, 1.0)
     for key in ("target", "draft", "draft_path", "verifier"):
         fields.text(key, "")
     for key in ("hardware", "engine", "provenance"):

@@ -195,7 +195,8 @@ def _facts(plan: Plan) -> dict[str, str]:
         ways.append(f"offloaded to {engine['offload']}")
     if engine.get("random_weights"):
         ways.append("random weights")
-    warmth = f"temperature {rates.temperature:g}, top-p {rates.top_p:g}, {plan.verifier}"
+    warmth = f"temperature {rates.temperature:g}, top-p {rates.top_p:g}{rates.sampling.cuts}"
+    warmth += f", {plan.verifier}"
     return {
         "machine": ", ".join(hardware),
         "engine": ", ".join(ways),

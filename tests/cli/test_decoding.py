@@ -378,3 +378,209 @@ def test_statistics_of_several_temperatures_make_several_files(
     assert len(list(Path("profiles/acceptance").iterdir())) == 2
     refused = run("estimate", "--from-stats", "s.jsonl", "-o", "a.yaml")
     assert (refused.code, "decoded in 2 ways" in refused.err) == (2, True)
+
+
+# The tenth of twelve records, and what is said of it.
+TENTH = {
+    "too long": (json.dumps({"prompt": "x = 1\n" * 400}).encode(), "positions"),
+    "empty line in braces": (b"{}", "expected a field"),
+    "wrong type": (b'{"prompt": 3}', "prompt: found 3"),
+    "half of a character": (b'{"prompt": "a\\ud800b"}', "half of a character"),
+    "not UTF-8": (b'{"prompt": "\xff\xfe"}', "not UTF-8"),
+    "not JSON": (b'{"prompt": ', "not valid JSON"),
+    "no such token": (b'{"prompt": [1, 999999]}', "token"),
+    "a picture": (b'{"messages": [{"role": "user", "content": [{"image": 1}]}]}', "a part"),
+}
+
+
+@pytest.mark.parametrize("kind", TENTH)
+def test_one_record_stops_no_run(
+    run: Callable[..., Outcome], models: list[str], kind: str, tmp_path: Path
+) -> None:
+    """Of every command that reads a dataset: a line for that record, and nothing is lost."""
+    record, complaint = TENTH[kind]
+    records = [json.dumps({"prompt": f"def f{i}(x):\n"}).encode() for i in range(12)]
+    records[9] = record
+    path = tmp_path / "d.jsonl"
+    path.write_bytes(b"\n".join(records))
+    shapes.chain(3).save("k.json")
+    common = [*models, "--max-new-tokens", 8]
+    done = run("decode", "k.json", *common, "--prompts", path, "-o", "out.jsonl")
+    assert done.code == 0, done.err
+    lines = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
+    assert [line["stopped"] == "error" for line in lines] == [i == 9 for i in range(12)]
+    assert complaint in lines[9]["error"]
+    told = [line for line in done.err.splitlines() if complaint in line]
+    assert len(told) == 1
+    assert told[0].startswith("prompt 10: ")
+
+    # Taken up at any line, that of the tenth record among them, the file is the same.
+    whole = Path("out.jsonl").read_bytes().splitlines(keepends=True)
+    Path("out.jsonl").write_bytes(b"".join(whole[:10]))
+    done = run("decode", "k.json", *common, "--prompts", path, "-o", "out.jsonl")
+    assert done.code == 0, done.err
+    again = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
+    for line in (*lines, *again):
+        line.pop("seconds")
+    assert again == lines
+
+    for command in (
+        ["estimate", *common, "--dataset", path],
+        ["bench", "k.json", *common, "--dataset", path, "--methods", "plain,tree", "--limit", 12,
+         "--repeats", 1],
+    ):  # fmt: skip
+        done = run(*command, "--json")
+        assert done.code == 0, done.err
+        found = json.loads(done.out)
+        if command[0] == "estimate" and kind == "too long":
+            assert "1 prompts of more than" in done.err  # their ends are sampled from
+            assert found["documents"] == 12
+            continue
+        assert found["documents" if command[0] == "estimate" else "prompts"] == 11
+        assert len([line for line in done.err.splitlines() if complaint in line]) == 1
+
+
+def test_a_records_other_fields_are_kept(
+    run: Callable[..., Outcome], models: list[str], tmp_path: Path
+) -> None:
+    records = [
+        {"task_id": f"X/{i}", "prompt": f"def f{i}(x):\n", "test": "…", "tags": ["a", None]}
+        for i in range(2)
+    ]
+    records.append({"task_id": "X/2", "prompt": None})
+    records.append({"prompt": "a", "completion": "SECRET", "seed": 7, "target": "t", "record": 1})
+    path = write("d.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+    shapes.chain(3).save("k.json")
+    common = ["decode", "k.json", *models, "--max-new-tokens", 4, "--prompts", path]
+    assert run(*common, "-o", "out.jsonl").code == 0
+    lines = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
+    assert [line.get("task_id") for line in lines] == ["X/0", "X/1", "X/2", None]
+    for line, record in zip(lines[:2], records[:2], strict=True):
+        assert {key: line[key] for key in record} == record
+    # What has the name of one of the line's own is set aside.
+    last = lines[3]
+    assert last["record"] == {"completion": "SECRET", "seed": 7, "target": "t", "record": 1}
+    assert (last["seed"], last["target"]) == (0, "small-target")
+    assert "SECRET" not in last["completion"]
+
+
+def own_settings(models: list[str], **settings: Any) -> None:
+    path = Path(models[1]) / "generation_config.json"
+    path.write_text(json.dumps({"eos_token_id": 1, **settings}))
+
+
+def test_the_targets_own_settings_are_followed_and_named(
+    run: Callable[..., Outcome], models: list[str]
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    shapes.k_ary(2, 2).save("k.json")
+    own_settings(
+        models, repetition_penalty=1.3, no_repeat_ngram_size=40, do_sample=True, temperature=0.7,
+        top_k=20,
+    )  # fmt: skip
+    common = ["decode", "k.json", *models, "--prompt", "def f", "--max-new-tokens", 30, "--json"]
+    common += ["--dtype", "float64"]
+    done = run(*common)
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    library: Any = AutoModelForCausalLM.from_pretrained(models[1], dtype=torch.float64)
+    ids = AutoTokenizer.from_pretrained(models[1])("def f", return_tensors="pt")["input_ids"]
+    wanted = library.generate(ids, do_sample=False, max_new_tokens=30)
+    assert found["tokens"] == wanted[0, ids.shape[1] :].tolist()
+    assert found["repetition_penalty"] == 1.3
+    where = "generation_config.json of small-target: "
+    assert f"{where}applied: repetition_penalty 1.3" in done.err
+    assert f"{where}not applied: no_repeat_ngram_size 40" in done.err
+    assert f"{where}not applied: temperature 0.7, top_k 20, for greedy decoding" in done.err
+    assert "--temperature 0.7 --top-k 20 samples so" in done.err
+    done = run(*common, "--temperature", 0.7, "--top-k", 20)
+    assert "for this sampling" not in done.err
+    assert json.loads(done.out)["top_k"] == 20
+
+    plain = json.loads(run(*common, "--no-generation-config").out)
+    chosen = run(*common, "--repetition-penalty", 1)
+    assert json.loads(chosen.out)["tokens"] == plain["tokens"] != found["tokens"]
+    assert "applied: repetition_penalty" not in chosen.err
+    compared = json.loads(run(*common, "--compare", "--repeats", 1).out)
+    assert compared["tokens"] == found["tokens"]
+    assert compared["compare"]["results"][1]["agreement"] == 1
+    for command in (["estimate"], ["bench", "k.json", "--methods", "plain,tree", "--limit", 2]):
+        done = run(*command, *models, "--max-new-tokens", 4, "--dataset", write("t.txt", "a b c"))
+        assert f"{where}its penalties and suppressed tokens are not applied here" in done.err
+
+
+def test_the_targets_own_stop_strings_end_its_texts(
+    run: Callable[..., Outcome], models: list[str], arguments: list[Any]
+) -> None:
+    whole = json.loads(run(*arguments, "--json").out)["text"]
+    middle = whole[len(whole) // 2 : len(whole) // 2 + 3]
+    own_settings(models, stop_strings=[middle])
+    done = run(*arguments, "--json")
+    assert json.loads(done.out)["text"] == whole[: whole.index(middle)]
+    assert f"stop strings {middle!r}" in done.err
+    assert json.loads(run(*arguments, "--json", "--stop", "\0").out)["text"] == whole
+
+
+def test_what_may_be_drawn_is_part_of_every_file(
+    run: Callable[..., Outcome], models: list[str], dataset: Path
+) -> None:
+    """Rates of a target that is cut, the tree that is solved from them, and texts decoded so."""
+    cut = ["--temperature", 0.8, "--top-k", 5, "--min-p", 0.1]
+    done = run("estimate", *models, "--dataset", dataset, "--max-new-tokens", 8, *cut)
+    assert done.code == 0, done.err
+    assert "top-p 1, top-k 5, min-p 0.1, sequoia" in done.out
+    [rates] = Path("profiles/acceptance").iterdir()
+    assert rates.name.endswith("--sequoia-T0.8-k5-m0.1.yaml")
+    assert run("profile", *models, *SMALL, "-o", "p.yaml").code == 0
+    assert run("solve", "--profile", "p.yaml", "--acceptance", rates, "-o", "t.json").code == 0
+    tree = TokenTree.load("t.json")
+    assert (tree.metadata["top_k"], tree.metadata["min_p"]) == (5, 0.1)
+    common = ["decode", "t.json", *models, "--prompt", "def", "--max-new-tokens", 20, "--json"]
+    found = json.loads(run(*common, "--stats", "s.jsonl").out)
+    assert (found["top_k"], found["min_p"], found["temperature"]) == (5, 0.1, 0.8)
+    other = json.loads(run(*common, "--top-k", 0, "--min-p", 0).out)
+    assert (other["top_k"], other["min_p"]) == (0, 0)
+    assert "predicted: " in run(*common[:-1], "--ignore-eos").out
+    for other_cut in (["--top-k", 9], ["--min-p", 0.2]):  # what was predicted is not of this
+        assert "predicted: " not in run(*common[:-1], "--ignore-eos", *other_cut).out
+    line = json.loads(Path("s.jsonl").read_text())
+    assert (line["top_k"], line["min_p"]) == (5, 0.1)
+    done = run("bench", "t.json", *models, "--dataset", dataset, "--methods", "plain,generate,tree",
+               "--max-new-tokens", 6, "--repeats", 1, "--json")  # fmt: skip
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["top_k"] == 5
+    for option in (["--top-k", -1], ["--min-p", 1.5]):
+        assert run(*common, *option).code == 2
+
+
+def test_files_of_completions_without_newer_settings_are_continued(
+    run: Callable[..., Outcome], models: list[str], dataset: Path
+) -> None:
+    shapes.chain(3).save("k.json")
+    common = ["decode", "k.json", *models, "--max-new-tokens", 4, "--prompts", dataset]
+    common += ["-o", "out.jsonl"]
+    assert run(*common).code == 0
+    lines = Path("out.jsonl").read_text().splitlines(keepends=True)
+    assert not {"top_k", "min_p", "presence_penalty", "chat"} & json.loads(lines[0]).keys()
+    Path("out.jsonl").write_text(lines[0])
+    assert run(*common).code == 0
+    Path("out.jsonl").write_text(lines[0])
+    for options in (["--presence-penalty", 1.5], ["--temperature", 0.5, "--top-k", 3]):
+        failed = run(*common, *options)
+        assert (failed.code, "is of another" in failed.err) == (1, True)
+    first = json.loads(lines[0]) | {"presence_penalty": 1.5}
+    Path("out.jsonl").write_text(json.dumps(first) + "\n")
+    assert "is of another presence_penalty" in run(*common).err
+
+
+def test_penalties_for_what_the_new_text_has_change_it(
+    run: Callable[..., Outcome], arguments: list[Any]
+) -> None:
+    plain = json.loads(run(*arguments, "--json", "--ignore-eos").out)["tokens"]
+    for option in ("--presence-penalty", "--frequency-penalty"):
+        document = json.loads(run(*arguments, "--json", "--ignore-eos", option, 50).out)
+        assert len(set(document["tokens"])) > len(set(plain))
+        assert document[option[2:].replace("-", "_")] == 50
+    assert run(*arguments, "--presence-penalty", 1, "--compare").code == 2

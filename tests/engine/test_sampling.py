@@ -1,14 +1,20 @@
 from __future__ import annotations
 
 from itertools import permutations
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
-from transformers import TemperatureLogitsWarper, TopPLogitsWarper
+from transformers import (
+    GenerationConfig,
+    GenerationMixin,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
 
-from sequoia_opt.engine.sampling import draw, draw_without_replacement, gumbel, warp
+from sequoia_opt.engine.sampling import Cuts, draw, draw_without_replacement, gumbel, warp
 
 
 @pytest.mark.parametrize("temperature", [0.2, 0.6, 1.0, 1.5])
@@ -19,6 +25,29 @@ def test_warping_is_transformers_own(temperature: float, top_p: float) -> None:
     if top_p < 1:
         wanted = TopPLogitsWarper(top_p)(torch.empty(0), wanted)
     assert torch.allclose(warp(logits, temperature, top_p), wanted.softmax(-1), atol=1e-12)
+
+
+@pytest.mark.parametrize("temperature", [0.2, 1.0, 1.5])
+@pytest.mark.parametrize("cuts", [Cuts(1, 5), Cuts(1, 0, 0.3), Cuts(0.8, 7, 0.1), Cuts(0.5, 90, 1)])
+def test_cuts_are_transformers_own_in_its_order(temperature: float, cuts: Cuts) -> None:
+    """With tokens that are equally likely, of which the last one that stays has some."""
+    logits = (3 * torch.randn(50, 40, generator=torch.Generator().manual_seed(0))).double()
+    logits = torch.cat([logits, logits.round()])
+    config = GenerationConfig(
+        do_sample=True,
+        temperature=temperature,
+        top_k=cuts.top_k,
+        top_p=float(cuts.top_p),
+        min_p=cuts.min_p or None,
+    )
+    warpers = GenerationMixin()
+    warpers.config = SimpleNamespace(is_encoder_decoder=False)
+    wanted = GenerationMixin._get_logits_processor(warpers, config, 1)(
+        torch.zeros(100, 1, dtype=torch.long), logits
+    )
+    found = warp(logits, temperature, *cuts)
+    assert torch.allclose(found, wanted.softmax(-1), atol=1e-12)
+    assert (found == 0).any()
 
 
 def test_draws_follow_the_weights() -> None:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from sequoia_opt.engine.sampling import gumbel, warp
+from sequoia_opt.engine.rules import Rules
+from sequoia_opt.engine.sampling import Cuts, gumbel, warp
 from sequoia_opt.engine.verify import (
     VERIFIERS,
     Greedy,
@@ -33,10 +34,17 @@ Groups = Iterator[tuple[float, tuple[int, ...]]]
 
 
 class Language:
-    """A random target and draft: logits for every prefix."""
+    """A random target and draft: logits for every prefix.
 
-    def __init__(self, vocabulary: int, seed: int, kind: str = "random") -> None:
-        self.vocabulary, self.kind = vocabulary, kind
+    Attributes:
+        rules: what is done to the target's logits; the prompt is the token 1, the new text begins
+            with the token 0, the tree's root.
+    """
+
+    def __init__(
+        self, vocabulary: int, seed: int, kind: str = "random", rules: Rules | None = None
+    ) -> None:
+        self.vocabulary, self.kind, self.rules = vocabulary, kind, rules
         self._random = np.random.default_rng(seed)
         self._known: dict[Prefix, tuple[np.ndarray, np.ndarray]] = {}
 
@@ -53,15 +61,39 @@ class Language:
             self._known[prefix] = target, draft
         return self._known[prefix]
 
-    def target(self, prefix: Prefix, temperature: float, top_p: float) -> np.ndarray:
-        """The warped distribution, from its definition."""
-        probabilities = softmax(self.logits(prefix)[0] / temperature)
+    def target(self, prefix: Prefix, temperature: float, cuts: Cuts) -> np.ndarray:
+        """The ruled and warped distribution, from its definition."""
+        probabilities = softmax(self.ruled(prefix) / temperature)
         order = np.argsort(-probabilities, kind="stable")
+        if cuts.top_k:
+            probabilities[order[cuts.top_k :]] = 0
+            probabilities /= probabilities.sum()
         before = np.cumsum(probabilities[order]) - probabilities[order]
-        kept = order[(before < top_p) | (np.arange(len(order)) == 0) | (top_p == 1)]
+        kept = order[(before < cuts.top_p) | (np.arange(len(order)) == 0) | (cuts.top_p == 1)]
         warped = np.zeros_like(probabilities)
         warped[kept] = probabilities[kept]
+        warped /= warped.sum()
+        warped[warped < cuts.min_p * warped.max()] = 0
         return warped / warped.sum()
+
+    def ruled(self, prefix: Prefix) -> np.ndarray:
+        """The target's logits by the rules, token by token: as OpenAI's and vLLM's documentation
+        have the penalties for frequency and presence, CTRL that for repetition."""
+        logits = self.logits(prefix)[0].copy()
+        if self.rules is None:
+            return logits
+        new = [0, *prefix]
+        for token in range(self.vocabulary):
+            logits[token] += self.rules.bias.get(token, 0.0)
+            if token in [1, *new]:
+                penalty = self.rules.repetition_penalty
+                logits[token] *= penalty if logits[token] < 0 else 1 / penalty
+            count = new.count(token)
+            logits[token] -= self.rules.frequency_penalty * count
+            logits[token] -= self.rules.presence_penalty * (count > 0)
+            if token in self.rules.banned:
+                logits[token] = -np.inf
+        return logits
 
     def draft(self, prefix: Prefix, temperature: float) -> np.ndarray:
         return softmax(self.logits(prefix)[1] / temperature)
@@ -140,7 +172,7 @@ def one_by_one(
     tokens: list[int],
     language: Language,
     temperature: float,
-    top_p: float,
+    cuts: Cuts,
     replaced: bool = False,
 ) -> Decisions:
     """Every way verification can go, by Sequoia's and SpecInfer's step-by-step definition.
@@ -151,7 +183,7 @@ def one_by_one(
 
     def at(node: int, weight: float, uniforms: dict[int, float]) -> Decisions:
         prefix = prefix_of(tree, tokens, node)
-        rest = language.target(prefix, temperature, top_p)
+        rest = language.target(prefix, temperature, cuts)
         children = children_of(tree, node)
         left = language.draft(prefix, temperature) if children else np.ones(1)
         for child in children:
@@ -177,12 +209,12 @@ def one_by_one(
 
 
 def by_the_targets_draws(
-    tree: TokenTree, tokens: list[int], language: Language, temperature: float, top_p: float
+    tree: TokenTree, tokens: list[int], language: Language, temperature: float, cuts: Cuts
 ) -> Decisions:
     """The target draws at each node that is reached; what it drew is kept if a child has it."""
 
     def at(node: int, weight: float, uniforms: dict[int, float]) -> Decisions:
-        target = language.target(prefix_of(tree, tokens, node), temperature, top_p)
+        target = language.target(prefix_of(tree, tokens, node), temperature, cuts)
         sums = np.cumsum(target)
         for token in np.flatnonzero(target > 1e-12):  # others have no float between their ends
             here = uniforms | {node: sums[token] - target[token] / 2}
@@ -197,7 +229,7 @@ def by_the_targets_draws(
 
 
 def whole_paths(
-    tree: TokenTree, tokens: list[int], language: Language, temperature: float, top_p: float
+    tree: TokenTree, tokens: list[int], language: Language, temperature: float, cuts: Cuts
 ) -> Decisions:
     """Traversal verification as its paper defines it, leaf after leaf."""
     weight, uniforms = 1.0, {}
@@ -206,7 +238,7 @@ def whole_paths(
         """What can happen in and at `node`, whose path so far passes with `chance`."""
         nonlocal weight
         prefix = prefix_of(tree, tokens, node)
-        target = language.target(prefix, temperature, top_p)
+        target = language.target(prefix, temperature, cuts)
         children = children_of(tree, node)
         left = language.draft(prefix, temperature) if children else np.ones(1)
         for child in children:
@@ -273,7 +305,7 @@ def check_lossless(
     tree: TokenTree,
     language: Language,
     temperature: float,
-    top_p: float,
+    cuts: Cuts,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A step's tokens, continued by the target to D + 1, are distributed as the target's."""
@@ -287,17 +319,23 @@ def check_lossless(
     for module in (residual, traversal):
         monkeypatch.setattr(module, "draw", seen_draw)
     groups, decisions = METHODS[name]
-    verifier, index = make_verifier(name, temperature, top_p), TreeIndex(tree, CPU)
+    verifier, index = make_verifier(name, temperature, *cuts), TreeIndex(tree, CPU)
     found: dict[Prefix, float] = {}
     for weight, tokens in drafts(tree, language, temperature, groups):
         prefixes = [prefix_of(tree, tokens, v) for v in range(tree.size)]
         target_logits = torch.tensor(np.stack([language.logits(p)[0] for p in prefixes]))
+        if language.rules is not None:
+            rules, root = language.rules.on(CPU, vocabulary), torch.tensor([0])
+            seen = rules.seen(torch.tensor([1, 0]))
+            target_logits = rules.apply_to_tree(
+                target_logits, seen, torch.tensor(tokens), index.needed, rules.counts(root)
+            )
         draft_logits = torch.tensor(
             np.array([language.logits(prefixes[v])[1] for v in index.internal]).reshape(
                 -1, vocabulary
             )
         )
-        for chance, last, decided, rest in decisions(tree, tokens, language, temperature, top_p):
+        for chance, last, decided, rest in decisions(tree, tokens, language, temperature, cuts):
             uniforms = given_uniforms(verifier, index, vocabulary, decided)
             verdict = verifier.verify(
                 index, torch.tensor(tokens), target_logits, draft_logits, uniforms
@@ -313,13 +351,13 @@ def check_lossless(
                 found[emitted] = found.get(emitted, 0) + weight * chance * rest[token]
     for text in product(range(vocabulary), repeat=tree.depth + 1):
         wanted = np.prod(
-            [language.target(text[:i], temperature, top_p)[t] for i, t in enumerate(text)]
+            [language.target(text[:i], temperature, cuts)[t] for i, t in enumerate(text)]
         )
         total = sum(
             found.get(text[:length], 0)
             * np.prod(
                 [
-                    language.target(text[:i], temperature, top_p)[text[i]]
+                    language.target(text[:i], temperature, cuts)[text[i]]
                     for i in range(length, len(text))
                 ]
             )
@@ -341,7 +379,7 @@ def test_every_verifier_is_lossless(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     language = Language(4 if tree.size < 4 else 3, seed=tree.size, kind=kind)
-    check_lossless(name, tree, language, temperature, top_p, monkeypatch)
+    check_lossless(name, tree, language, temperature, Cuts(top_p), monkeypatch)
 
 
 @pytest.mark.parametrize("name", VERIFIERS)
@@ -356,7 +394,44 @@ def test_losslessness_over_more_tokens(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     language = Language(vocabulary, seed=vocabulary)
-    check_lossless(name, TREES[shape], language, temperature, top_p, monkeypatch)
+    check_lossless(name, TREES[shape], language, temperature, Cuts(top_p), monkeypatch)
+
+
+CUTS = [Cuts(top_k=2), Cuts(top_k=1), Cuts(min_p=0.4), Cuts(0.9, 2, 0.3), Cuts(0.7, 3, 0.1)]
+
+
+@pytest.mark.parametrize("name", VERIFIERS)
+@pytest.mark.parametrize("tree", TREES.values(), ids=TREES.keys())
+@pytest.mark.parametrize("cuts", CUTS, ids=str)
+@pytest.mark.parametrize("temperature", [0.6, 1.5])
+def test_every_verifier_is_lossless_for_a_target_that_is_cut(
+    name: str,
+    tree: TokenTree,
+    temperature: float,
+    cuts: Cuts,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    language = Language(4 if tree.size < 4 else 3, seed=tree.size)
+    check_lossless(name, tree, language, temperature, cuts, monkeypatch)
+
+
+@pytest.mark.parametrize("name", VERIFIERS)
+@pytest.mark.parametrize("shape", ["chain", "wide", "binary", "uneven"])
+@pytest.mark.parametrize(
+    "rules",
+    [
+        Rules(presence_penalty=1.5),
+        Rules(frequency_penalty=0.8),
+        Rules(1.3, {2: 0.7}, 0.5, -0.4),
+        Rules(presence_penalty=1.0, banned=frozenset([2])),
+    ],
+)
+def test_every_verifier_is_lossless_for_a_target_with_penalties(
+    name: str, shape: str, rules: Rules, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = TREES[shape]
+    language = Language(4 if tree.size < 4 else 3, seed=tree.size, rules=rules)
+    check_lossless(name, tree, language, 0.9, Cuts(0.95, min_p=0.05), monkeypatch)
 
 
 def test_greedy_keeps_the_longest_path_of_the_targets_choices() -> None:

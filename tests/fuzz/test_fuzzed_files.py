@@ -152,11 +152,13 @@ def test_completions(document: Any, file: Callable[[str, bytes], Path]) -> None:
 DATASETS = [
     b'{"prompt": "def f():", "completion": "pass"}\n{"text": "and so on"}\n',
     demo.DATASET.read_bytes()[:3000],
+    b'[{"instruction": "a", "input": "b"}, {"conversations": [{"from": "human", "value": "c"}]}]',
+    b'{"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]}\n"b"\n[1, 2]\n',
 ]
 
 
 @cases(700)
-@given(content=damaged(DATASETS), name=st.sampled_from(["d.jsonl", "d.txt"]))
+@given(content=damaged(DATASETS), name=st.sampled_from(["d.jsonl", "d.json", "d.txt"]))
 def test_datasets(content: bytes, name: str, file: Callable[[str, bytes], Path]) -> None:
     path = file(name, content)
     found = tried(lambda: load_dataset(path))

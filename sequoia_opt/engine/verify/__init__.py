@@ -39,13 +39,19 @@ __all__ = [
     "make_verifier",
 ]
 
-_MAKERS: dict[str, Callable[[float, float], Verifier]] = {
+_MAKERS: dict[str, Callable[[float, float, int, float], Verifier]] = {
     kind.name: kind for kind in (Sequoia, SpecInfer, TopK, Traversal)
 }
 VERIFIERS = tuple(_MAKERS)
 """Verifiers for temperatures above 0; at 0 all of them are `greedy`."""
 
 
-def make_verifier(name: str, temperature: float, top_p: float = 1.0) -> Verifier:
-    """The verifier of that name; at temperature 0, greedy."""
-    return Greedy() if temperature == 0 else _MAKERS[name](temperature, top_p)
+def make_verifier(
+    name: str, temperature: float, top_p: float = 1.0, top_k: int = 0, min_p: float = 0.0
+) -> Verifier:
+    """The verifier of that name; at temperature 0, greedy.
+
+    Args:
+        top_p, top_k, min_p: of the target, see `sampling.Cuts`.
+    """
+    return Greedy() if temperature == 0 else _MAKERS[name](temperature, top_p, top_k, min_p)

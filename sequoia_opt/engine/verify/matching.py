@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from sequoia_opt.engine.sampling import draw_with_replacement, most_likely, warp
+from sequoia_opt.engine.sampling import Cuts, draw_with_replacement, most_likely, warp
 from sequoia_opt.engine.verify.interface import (
     Positions,
     TreeIndex,
@@ -62,14 +62,16 @@ class TopK(Greedy):
 
     Args:
         temperature: above 0, for the target; the draft's order does not depend on it.
-        top_p: in (0, 1], for the target.
+        top_p, top_k, min_p: of the target, see `sampling.Cuts`.
     """
 
     name = "topk"
     reads_draft = False
 
-    def __init__(self, temperature: float, top_p: float = 1.0) -> None:
-        self.temperature, self.top_p = temperature, top_p
+    def __init__(
+        self, temperature: float, top_p: float = 1.0, top_k: int = 0, min_p: float = 0.0
+    ) -> None:
+        self.temperature, self.cuts = temperature, Cuts(top_p, top_k, min_p)
 
     def uniform_count(self, index: TreeIndex, vocabulary: int) -> int:
         """One for what the target draws after each node."""
@@ -84,12 +86,12 @@ class TopK(Greedy):
         uniforms: Tensor,
     ) -> Verdict:
         """A node is accepted if it is what the target draws after its parent."""
-        target = warp(target_logits, self.temperature, self.top_p)
+        target = warp(target_logits, self.temperature, *self.cuts)
         return _matched(index, tokens, draw_with_replacement(target, uniforms[:, None])[:, 0])
 
     def trial(self, positions: Positions) -> Trial:
         """A draw of the target's, and its place among the draft's; chances are exact."""
-        target = warp(positions.target, self.temperature, self.top_p)
+        target = warp(positions.target, self.temperature, *self.cuts)
         token = (target.log() + positions.noise).argmax(dim=-1)
         hits = positions.likely == token[:, None]
         return Trial(target.gather(1, positions.likely), first_rank(hits), lambda: token)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from sequoia_opt.engine.sampling import (
+    Cuts,
     draw,
     draw_with_replacement,
     draw_without_replacement,
@@ -42,15 +43,18 @@ class Sequoia:
 
     Args:
         temperature: above 0, for both models.
-        top_p: in (0, 1], for the target alone: truncating the draft would empty its later ranks.
+        top_p, top_k, min_p: see `sampling.Cuts`, of the target alone: truncating the draft would
+            empty its later ranks.
     """
 
     name = "sequoia"
     reads_draft = True
     replaced = False
 
-    def __init__(self, temperature: float, top_p: float = 1.0) -> None:
-        self.temperature, self.top_p = temperature, top_p
+    def __init__(
+        self, temperature: float, top_p: float = 1.0, top_k: int = 0, min_p: float = 0.0
+    ) -> None:
+        self.temperature, self.cuts = temperature, Cuts(top_p, top_k, min_p)
 
     def draft_uniforms(self, index: TreeIndex, vocabulary: int) -> int:
         """How many uniforms drafting takes: a race for each internal node."""
@@ -77,7 +81,7 @@ class Sequoia:
         uniforms: Tensor,
     ) -> Verdict:
         """All internal nodes' tests at once, then the path that passed, then its next token."""
-        target = warp(target_logits, self.temperature, self.top_p)
+        target = warp(target_logits, self.temperature, *self.cuts)
         if not index.internal:
             return Verdict(index.nodes, draw(target, uniforms))
         draft = warp(draft_logits, self.temperature)
@@ -92,7 +96,7 @@ class Sequoia:
 
     def trial(self, positions: Positions) -> Trial:
         """Draws and their tests; chances are exact given the draws."""
-        whole = warp(positions.target, self.temperature, self.top_p)
+        whole = warp(positions.target, self.temperature, *self.cuts)
         draft = warp(positions.draft, self.temperature)
         drawn = self._drawn(positions)
         draws = look_up(whole, draft, drawn, None, self.replaced)

@@ -39,7 +39,7 @@ class Traversal(Sequoia):
         the root; then the first in that order that passes."""
         if not index.internal:
             return super().verify(index, tokens, target_logits, draft_logits, uniforms)
-        target = warp(target_logits, self.temperature, self.top_p)
+        target = warp(target_logits, self.temperature, *self.cuts)
         draft = warp(draft_logits, self.temperature)
         families = index.families
         whole = target.index_select(0, families.nodes)

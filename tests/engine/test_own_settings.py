@@ -1,0 +1,106 @@
+"""Greedy decoding with a target's own settings is compared with transformers' `generate`, which
+reads them by itself."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from sequoia_opt.engine.decoder import Decoder
+from sequoia_opt.engine.models import load_pair
+from sequoia_opt.engine.own_settings import own_settings
+from sequoia_opt.engine.rules import Rules
+from sequoia_opt.errors import SequoiaError
+from sequoia_opt.plan import shapes
+
+PROMPT = [5, 6, 7, 6, 30]
+
+
+@pytest.fixture
+def pair_with(make_model: Callable[..., Path], tmp_path: Path) -> Callable[..., Any]:
+    """A pair whose target has these settings, and the target's folder."""
+
+    def make(**settings: Any) -> tuple[Any, Path]:
+        folder = tmp_path / "target"
+        shutil.copytree(make_model("llama"), folder)
+        path = folder / "generation_config.json"
+        path.write_text(json.dumps({"eos_token_id": 1, **settings}))
+        return load_pair(folder, make_model("llama", 1), "cpu", "float64"), folder
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"repetition_penalty": 1.3},
+        {"repetition_penalty": 1.05, "do_sample": True, "temperature": 0.7, "top_k": 20},
+        {"suppress_tokens": [43, 57], "begin_suppress_tokens": [26, 33]},
+        {"bad_words_ids": [[49], [1], [30, 31]], "repetition_penalty": 1.2},
+        {"sequence_bias": [[[49], -8.0], [[3], 2.5]]},
+        {"eos_token_id": [1, 44, 33]},
+    ],
+)
+def test_greedy_tokens_are_those_of_generate(
+    pair_with: Callable[..., Any], settings: dict[str, Any]
+) -> None:
+    pair, folder = pair_with(**settings)
+    library: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    wanted = library.generate(torch.tensor([PROMPT]), do_sample=False, max_new_tokens=40)
+    own = own_settings(pair)
+    for tree in (shapes.chain(1), shapes.k_ary(2, 3)):
+        found = Decoder(pair, tree, rules=own.rules).generate(PROMPT, 40)
+        assert found.tokens == wanted[0, len(PROMPT) :].tolist()
+    changes = "eos_token_id" not in settings
+    assert own.rules.change_anything == changes
+    plain = Decoder(pair).generate(PROMPT, 40).tokens
+    assert (found.tokens != plain) == changes
+
+
+def test_what_is_not_applied_is_known(pair_with: Callable[..., Any]) -> None:
+    pair, _ = pair_with(
+        no_repeat_ngram_size=3, num_beams=1, min_length=0, guidance_scale=1.0, typical_p=0.9,
+        bad_words_ids=[[1, 2]], stop_strings=["x", "y"], do_sample=True, temperature=0.7,
+        top_p=0.8, top_k=20, min_p=0.0,
+    )  # fmt: skip
+    own = own_settings(pair)
+    assert own.rules == Rules()
+    assert own.stop == ("x", "y")
+    assert own.sampling == {"temperature": 0.7, "top_p": 0.8, "top_k": 20}
+    assert own.unused == {
+        "no_repeat_ngram_size": 3,
+        "bad_words_ids": "1 sequences of several tokens",
+    }
+    assert own.unused_sampled == {"typical_p": 0.9}
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"repetition_penalty": "high"}, "repetition_penalty: found 'high', expected a number"),
+        ({"suppress_tokens": [1.5]}, "suppress_tokens: found .*expected a list of token ids"),
+        ({"bad_words_ids": 3}, "bad_words_ids: found 3, expected a list of lists"),
+        ({"sequence_bias": [[1]]}, "sequence_bias: found .*, expected pairs"),
+        ({"stop_strings": [3]}, "stop_strings: found .*, expected a list of texts"),
+    ],
+)
+def test_settings_that_cannot_be_are_named(
+    pair_with: Callable[..., Any], settings: dict[str, Any], complaint: str
+) -> None:
+    pair, _ = pair_with()
+    for name, value in settings.items():
+        setattr(pair.target.model.generation_config, name, value)
+    with pytest.raises(SequoiaError, match=f"target: generation_config.json: {complaint}"):
+        own_settings(pair)
+
+
+def test_a_target_without_settings_has_none(make_pair: Callable[..., Any]) -> None:
+    own = own_settings(make_pair())
+    assert (own.rules, own.stop, dict(own.unused)) == (Rules(), (), {})

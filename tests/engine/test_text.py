@@ -1,0 +1,220 @@
+"""Texts are compared with what tokenizers make of whole texts, never of new tokens alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_tokenizers import BYTES, PIECES, SPECIAL, byte_level, llama_2_like, metaspaced
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from sequoia_opt.engine.decoder import Decoder
+from sequoia_opt.engine.text import Detokenizer, NewText
+
+TEXTS = [
+    "abc ab\n    ab(c): é 日本 🙂 ab",
+    "ab ab ab  ab",
+    "ab 🙂🙂🙂🙂🙂🙂🙂🙂🙂🙂 ab",
+    "one two three one",
+]
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        *((make, text) for make in (llama_2_like, byte_level) for text in TEXTS),
+        (metaspaced, TEXTS[-1]),  # it has no other words
+    ],
+)
+def test_a_prompts_text_and_the_new_tokens_are_the_whole_text(
+    make: Callable[[], Any], text: str
+) -> None:
+    tokenizer = make()
+    tokens = tokenizer(text)["input_ids"]
+    whole = tokenizer.decode(tokens, skip_special_tokens=True)
+    detokenizer = Detokenizer(tokenizer)
+    compared = 0
+    for cut in range(len(tokens) + 1):
+        prompt = tokenizer.decode(tokens[:cut], skip_special_tokens=True)
+        if "\ufffd" not in prompt:
+            compared += 1
+            assert prompt + detokenizer.text(tokens[cut:], tokens[:cut]) == whole
+    assert compared > 2
+
+
+@pytest.mark.parametrize("make", [llama_2_like, byte_level])
+@pytest.mark.parametrize("stop", [[], ["(c"], ["ab\n  ", "🙂"]])
+def test_what_is_shown_early_begins_the_final_text(
+    make: Callable[[], Any], stop: list[str]
+) -> None:
+    """However many tokens there are yet, and wherever the text is cut off."""
+    tokenizer = make()
+    prompt = tokenizer("ab ab")["input_ids"]
+    tokens = tokenizer(" abc ab\n    ab(c): é\n日本 🙂 ab", add_special_tokens=False)["input_ids"]
+    for end in range(len(tokens) + 1):
+        said = NewText(Detokenizer(tokenizer), prompt, stop)
+        place = said.stop_place(tokens[:end], 0)
+        final = said.text(tokens[:place] if place else tokens[:end])
+        for early in range(end + 1):
+            assert final.startswith(said.settled(tokens[:early]))
+
+
+def test_a_part_of_a_character_waits_for_the_rest() -> None:
+    """Bytes that are decoded together all become unknown where one of them does not fit."""
+    tokenizer = llama_2_like()
+    said = NewText(Detokenizer(tokenizer), [1], [])
+    tokens = tokenizer("ab🙂", add_special_tokens=False)["input_ids"]
+    assert said.settled(tokens[:-2]) == "ab"
+    assert said.settled([*tokens, tokens[-4], tokens[-3]]) == "ab"
+    assert said.text(tokens) == "ab🙂"
+
+
+def test_a_stop_string_may_be_a_special_token() -> None:
+    tokenizer = byte_level()
+    start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+    hello, user = (
+        tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("Hello there!", "user")
+    )
+    tokens = [*hello, end, start, *user]
+    for stop, length in (
+        ("<|im_end|>", len(hello) + 1),
+        ("!<|im_end|>", len(hello) + 1),
+        ("<|im_end|><|im_start|>u", len(hello) + 3),
+        ("!u", len(hello) + 3),  # as it is shown
+    ):
+        said = NewText(Detokenizer(tokenizer), [1], [stop])
+        place = said.stop_place(tokens, 0)
+        assert place is not None
+        assert place == length
+        shown = "Hello there" if stop[0] == "!" else "Hello there!"
+        assert said.text(tokens[:place]) == shown
+        for early in range(place + 1):
+            assert shown.startswith(said.settled(tokens[:early]))
+    assert NewText(Detokenizer(tokenizer), [1], []).text(tokens) == "Hello there!user"
+
+
+def test_after_a_special_token_a_text_begins_as_the_tokenizer_has_it() -> None:
+    """Where a tokenizer writes "ab" after one as it writes it at the beginning, "ab" it is."""
+    tokenizer = llama_2_like()
+    tokens = tokenizer("ab</s>ab")["input_ids"]
+    place = tokens.index(2) + 1
+    assert Detokenizer(tokenizer).text(tokens[place:], tokens[:place]) == "ab"
+    assert Detokenizer(tokenizer).text(tokens[place:], tokens[: place - 1]) == " ab"
+
+
+@pytest.fixture
+def llama_2_pair(make_pair: Callable[..., Any]) -> Any:
+    pair = make_pair()
+    kept = pair.tokenizer, pair.end_tokens
+    pair.tokenizer = llama_2_like()
+    yield pair
+    pair.tokenizer, pair.end_tokens = kept
+
+
+def said_by(stream: Any, tokens: list[int]) -> Any:
+    """The stream, the model having said these tokens."""
+    for token in tokens:
+        stream._take([token])
+    stream.generation.text = stream._text.text(stream._said())
+    return stream
+
+
+def test_completions_keep_their_first_space(llama_2_pair: Any) -> None:
+    pair = llama_2_pair
+    prompt = pair.encode("ab(c):\n")
+    body = pair.tokenizer("ab(c):\n    ab")["input_ids"][len(prompt) :]
+    pair.target, target = AnyVocabulary(pair.target), pair.target
+    try:
+        stream = said_by(Decoder(pair).stream(prompt, 9), body)
+    finally:
+        pair.target = target
+    assert stream.generation.text == "    ab"
+    assert stream.text() == "    ab"
+
+
+def test_the_token_that_ends_a_text_is_no_part_of_it(llama_2_pair: Any) -> None:
+    """Even where the model's end is one that its tokenizer shows."""
+    pair = llama_2_pair
+    token = pair.tokenizer.convert_tokens_to_ids("!")
+    pair.end_tokens = frozenset([token])
+    pair.target, target = AnyVocabulary(pair.target), pair.target
+    try:
+        stream = said_by(Decoder(pair).stream([1, 5], 9), [*pair.encode("ab", False), token])
+    finally:
+        pair.target = target
+    assert stream.generation.stopped == "end"
+    assert (stream.generation.text, stream.text()) == (" ab", " ab")
+
+
+class AnyVocabulary:
+    """A runner that says its vocabulary is as large as the tokenizer's."""
+
+    def __init__(self, runner: Any) -> None:
+        self._runner, self.vocabulary = runner, len(SPECIAL) + len(BYTES) + len(PIECES)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._runner, name)
+
+
+def test_a_prompt_has_one_beginning_and_no_end(llama_2_pair: Any) -> None:
+    pair = llama_2_pair
+    plain = pair.encode("ab c")
+    assert plain[0] == 1
+    assert pair.encode("<s>ab c") == plain  # the text of a chat template has its own
+    pair.tokenizer = llama_2_like(ends=True)
+    assert pair.tokenizer("ab c")["input_ids"] == [*plain, 2]
+    assert pair.encode("ab c") == plain
+    assert pair.encode("ab c</s>") == [*plain, 2]  # which was asked for
+    assert pair.encode("") == [1]
+
+
+def test_a_text_that_no_model_could_read_is_refused_before_it_is_tokenized(
+    llama_2_pair: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(llama_2_pair.tokenizer), "__call__", None)
+    with pytest.raises(Exception, match=r"found 2000000 characters, expected at most 1048576"):
+        llama_2_pair.encode("x" * 2_000_000)
+
+
+TEMPLATE = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}<assistant>"
+    "{% if enable_thinking is defined and enable_thinking is false %}<no>{% endif %}"
+)
+
+
+def test_switches_of_a_chat_template(llama_2_pair: Any) -> None:
+    pair = llama_2_pair
+    pair.tokenizer.chat_template = TEMPLATE
+    messages = [{"role": "user", "content": "ab"}]
+    plain = pair.render_chat(messages)
+    assert pair.render_chat(messages, {"enable_thinking": False}) == f"{plain}<no>"
+    assert pair.render_chat(messages, {"enable_thinking": True}) == plain
+    for name in ("enable_thinkin", "tokenize", "messages"):
+        with pytest.raises(Exception, match=rf"template-option: found {name}, which"):
+            pair.render_chat(messages, {name: False})
+
+
+def test_saved_tokenizers_that_clean_up_spaces_show_what_was_said(
+    make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Tidying drops spaces before punctuation that the tokens have: code would not be the same."""
+    import shutil
+
+    from sequoia_opt.engine.models import load_pair
+
+    folder = tmp_path / "model"
+    shutil.copytree(make_model("llama", vocab_size=8), folder)
+    words = ["one", "two", ",", "n't", "do", "x", "y", "z"]
+    built = Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}))
+    built.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=built).save_pretrained(folder)
+    settings = folder / "tokenizer_config.json"
+    settings.write_text(
+        json.dumps(json.loads(settings.read_text()) | {"clean_up_tokenization_spaces": True})
+    )
+    pair = load_pair(folder, folder, "cpu")
+    assert pair.decode([0, 2, 1]) == "one , two"

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from small_tokenizers import byte_level, llama_2_like
+
+from sequoia_opt.errors import SequoiaError
+from sequoia_opt.measure import estimator
+from sequoia_opt.measure.dataset import Document
+from sequoia_opt.measure.encoding import (
+    check_template,
+    opening,
+    prompt_and_text,
+    prompt_tokens,
+)
+from sequoia_opt.measure.template import Template
+
+TEMPLATE = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}[ab]"
+
+
+@pytest.fixture
+def pair(make_pair: Callable[..., Any]) -> Iterator[Any]:
+    pair = make_pair()
+    kept = pair.tokenizer
+    pair.tokenizer = llama_2_like()
+    pair.tokenizer.chat_template = TEMPLATE
+    yield pair
+    pair.tokenizer = kept
+
+
+@pytest.mark.parametrize("make", [llama_2_like, byte_level])
+@pytest.mark.parametrize("text", [" ab", "    ab(c)\n", "\n  ab", "(c)", "é"])
+def test_what_follows_a_prompt_reads_as_it_does_there(
+    pair: Any, make: Callable[[], Any], text: str
+) -> None:
+    """Teacher-forced, the tokens of prompt and text are those of the text that both make."""
+    pair.tokenizer = make()
+    prompt, following = prompt_and_text(pair, Document("ab(c):", text))
+    assert prompt == pair.encode("ab(c):")
+    assert pair.decode(following, prompt) == text
+    if make is llama_2_like:
+        assert prompt + following == pair.tokenizer(f"ab(c):{text}")["input_ids"]
+
+
+def test_conversations_take_the_template(pair: Any) -> None:
+    messages = ({"role": "user", "content": "ab"},)
+    template = Template(system="c", options={})
+    wanted = pair.tokenizer("[system]c[user]ab[ab]", add_special_tokens=False)["input_ids"]
+    document = Document("", " ab", messages=messages)
+    assert prompt_tokens(pair, document, template) == wanted
+    assert opening(pair, document, template) == wanted
+    prompt, following = prompt_and_text(pair, document, template)
+    assert (prompt, pair.decode(following, prompt)) == (wanted, " ab")
+    own = Document("", "", messages=({"role": "system", "content": "a"}, *messages))
+    assert prompt_tokens(pair, own, template) == pair.encode("[system]a[user]ab[ab]", False)
+    plain = Document("ab", "")
+    assert prompt_tokens(pair, plain, template) == pair.encode("ab")
+    for_all = Template(for_all=True, system="c")
+    assert prompt_tokens(pair, plain, for_all) == wanted
+
+
+def test_without_a_template_conversations_are_plain_text(pair: Any) -> None:
+    pair.tokenizer.chat_template = None
+    messages = ({"role": "system", "content": "a"}, {"role": "user", "content": "ab"})
+    document, told = Document("", "c", messages=messages), list[str]()
+    check_template(pair, [document, Document("a", "")], Template(), told.append)
+    assert len(told) == 1
+    assert "no chat template; 1 conversations are read as plain text" in told[0]
+    assert prompt_tokens(pair, document) == pair.encode("a\n\nab")
+    for template in (Template(for_all=True), Template(options={"enable_thinking": False})):
+        with pytest.raises(SequoiaError, match="has no chat template"):
+            check_template(pair, [], template, told.append)
+        with pytest.raises(SequoiaError, match="has no chat template"):
+            prompt_tokens(pair, document, template)
+
+
+def test_of_a_text_without_a_prompt_half_serves_as_one(pair: Any) -> None:
+    document = Document("", "ab ab ab ab", is_whole=True)
+    whole = pair.encode(document.text)
+    assert prompt_tokens(pair, document) == whole
+    assert opening(pair, document) == whole[: len(whole) // 2]
+    assert prompt_and_text(pair, document) == ([], whole)
+
+
+def test_names_of_datasets_tell_templates_apart() -> None:
+    templates = [
+        Template(),
+        Template(True),
+        Template(True, "a"),
+        Template(True, "b"),
+        Template(True, None, {"enable_thinking": False}),
+        Template(True, None, {"enable_thinking": True}),
+    ]
+    assert Template().label == ""
+    assert len({template.label for template in templates}) == len(templates)
+
+
+def test_the_end_of_a_long_prompt_keeps_the_beginning_of_text(pair: Any) -> None:
+    options = estimator.Options(max_prompt_tokens=6, max_new_tokens=4)
+    told: list[str] = []
+    pair.target, target = _Wide(pair.target), pair.target
+    try:
+        documents = [Document("ab ab ab ab ab ab ab ab", ""), Document("ab", "")]
+        long, short = estimator._prepare(pair, documents, options, told.append)
+    finally:
+        pair.target = target
+    whole = pair.encode(documents[0].prompt)
+    assert long.prompt == [whole[0], *whole[-5:]]
+    assert short.prompt == pair.encode("ab")
+    assert told == ["1 prompts of more than 6 tokens: only their ends are read"]
+
+
+class _Wide:
+    """A runner that says its vocabulary is as large as any tokenizer's."""
+
+    vocabulary = 10**6
+
+    def __init__(self, runner: Any) -> None:
+        self._runner = runner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._runner, name)
