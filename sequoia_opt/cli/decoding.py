@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -125,13 +126,14 @@ def decode(
     """Decode a prompt with a tree, losslessly, and say how fast it was."""
     from sequoia_opt import console
     from sequoia_opt.plan import traffic
+    from sequoia_opt.plan.lines import check_free
     from sequoia_opt.plan.tree import TokenTree
 
     if compare and max_new_tokens < 2:
         raise typer.BadParameter("--compare needs at least 2", param_hint="--max-new-tokens")
     _check_sources(prompt, prompt_file, prompts, output, compare, chat, system)
-    check_output(stats)
-    if stats is not None and stats.exists():
+    check_output(stats, inputs=[tree, prompt_file, prompts, output])
+    if stats is not None and os.path.exists(stats):
         traffic.check(stats)
     texts: list[str] = []
     if prompts is not None:  # a file that is not there, or cannot be written, before the models
@@ -139,7 +141,8 @@ def decode(
 
         texts = load_prompts(prompts)
         output = output or Path(f"{prompts.stem}.completions.jsonl")
-        check_output(output)
+        check_output(output, inputs=[tree, prompts])
+        check_free(output)
     elif not chat:
         texts = texts_of(prompt, prompt_file)
     path = tree or bundled_tree(temperature, compile, device)
@@ -180,6 +183,7 @@ def decode(
             "dtype": pair.dtype,
             **asdict(sampling),
             "seed": seed,
+            "tree": loaded.fingerprint,
             **limits,
             **asdict(rules),
         }

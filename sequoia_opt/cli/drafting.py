@@ -13,6 +13,7 @@ from sequoia_opt.cli.options import (
     DatasetOption,
     Device,
     Dtype,
+    Force,
     Graphs,
     Json,
     Target,
@@ -52,6 +53,7 @@ def compare_drafts(
     graphs: Graphs = None,
     device: Device = None,
     dtype: Dtype = None,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Profile, sample and solve for each draft with one target, and rank them by predicted speed.
@@ -71,6 +73,7 @@ def compare_drafts(
     from sequoia_opt.engine.models import ROLES, short_name
     from sequoia_opt.measure import drafts, estimator, profiler
     from sequoia_opt.measure.dataset import load_dataset
+    from sequoia_opt.outputs import Maker, settled, sources_of
 
     estimator.check_sampled(sampling)
     if len({short_name(name) for name in names}) < len(names):
@@ -78,6 +81,7 @@ def compare_drafts(
             "two drafts' folders have the same name, and so would their files; rename one"
         )
     source, documents = load_dataset(dataset)
+    content = estimator.fingerprint(documents)
     measuring = profiler.Options(
         contexts=lengths,
         repeats=repeats,
@@ -102,10 +106,22 @@ def compare_drafts(
         acceptance = paths.acceptance_path(
             *own, source, rates.verifier, rates.temperature, rates.top_p
         )
+        sources = sources_of(target, name, dataset)
+        for role in ("target", "draft"):
+            if role in sources:
+                getattr(found.profile, role).extra["source"] = sources[role]
+        rates.extra |= {"sources": sources} if sources else {}
+        rates.extra["max_new_tokens"] = max_new_tokens
+        rates.extra["fingerprints"] = rates.extra["fingerprints"] | {"dataset": content}
+        profile = settled(profile, Maker.of(found.profile.document()), force, console.note)
+        acceptance = settled(
+            acceptance, Maker.of(rates.document(), limit=limit), force, console.note
+        )
         found.profile.save(profile)
         rates.save(acceptance)
         tree = fleet.planned_tree(found.plan, fleet.Source(profile, acceptance), {})
-        path = paths.tree_path(slug, profile, rates)
+        path = paths.tree_path(slug, profile, rates, acceptance)
+        path = settled(path, Maker.of(tree.document()), force, console.note)
         tree.save(path)
         console.written(path)
         judged.append(found)
