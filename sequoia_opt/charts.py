@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from rich.box import SIMPLE
-from rich.markup import escape
 from rich.table import Table
 
 from sequoia_opt.console import acceptance_summary, bar, out, profile_summary
@@ -142,7 +141,7 @@ def acceptance(rates: Acceptance) -> None:
     table.add_column("depth", justify="right")
     shown = min(SHOWN_RANKS, rates.width)
     for rank in range(1, shown + 1):
-        table.add_column(escape(f"rank {rank}"), justify="right")
+        table.add_column(f"rank {rank}", justify="right")
     for depth, row in enumerate(rates.by_depth[:SHOWN_DEPTHS], 1):
         table.add_row(str(depth), *(f"{rate:.3f}" for rate in row[:shown]))
     out.print(table)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from csv import DictWriter
 from dataclasses import asdict
+from io import StringIO
 from math import log10
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.box import SIMPLE
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from sequoia_opt.plan.spread import interval
+from sequoia_opt.terminal import printable
 
 if TYPE_CHECKING:
     from sequoia_opt.engine.decoder import Generation
@@ -41,8 +43,20 @@ SHOWN_RANKS = 8
 MOST_COLUMNS = 7  # sizes that fit beside the rest in 80 characters
 SHOWN_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
-out = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+class _Console(Console):
+    """Prints names and texts that come from files as they are: no markup, nothing that a terminal
+    obeys."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
+
+
+out = _Console(soft_wrap=not sys.stdout.isatty())
+err = _Console(stderr=True, soft_wrap=True)
 
 
 @contextmanager
@@ -62,14 +76,14 @@ def progress(label: str) -> Iterator[Callable[[int, int], None]]:
     )
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
     bar = Progress(*columns, console=err, transient=True)
     with bar:
-        task = bar.add_task(label, total=None)
+        task = bar.add_task(printable(label), total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
@@ -98,7 +112,7 @@ def waiting(label: str) -> Iterator[None]:
     """Say on standard error what takes a while, as long as it does; a pipe is told once, and only
     if it does."""
     if err.is_terminal:
-        with err.status(f"{label} …"):
+        with err.status(Text(printable(f"{label} …"))):
             yield
         return
     timer = threading.Timer(FIRST_WORD, note, [f"{label} …"])
@@ -113,6 +127,11 @@ def waiting(label: str) -> Iterator[None]:
 def note(message: str) -> None:
     """A line on standard error."""
     err.print(message, markup=False)
+
+
+def plain(text: str, end: str = "\n") -> None:
+    """A text for another program on standard output: as it is, unless a terminal shows it."""
+    print(printable(text) if sys.stdout.isatty() else text, end=end)
 
 
 def written(path: Path) -> None:
@@ -165,7 +184,7 @@ def profile_summary(profile: LatencyProfile) -> None:
 
 def show(table: Table) -> None:
     """A table on standard output; where that is no terminal, as wide as it has to be."""
-    (out if out.is_terminal else Console(highlight=False, width=PIPE_WIDTH)).print(table)
+    (out if out.is_terminal else _Console(width=PIPE_WIDTH)).print(table)
 
 
 def bar(share: float, length: int) -> str:
@@ -274,7 +293,7 @@ def _speedup(candidate: Candidate) -> str:
 def _candidate_row(label: str, candidate: Candidate) -> list[str]:
     replayed = candidate.replayed_tokens
     return [
-        escape(label),
+        label,
         str(candidate.tree.size),
         str(candidate.tree.depth),
         f"{candidate.expected_tokens:.2f}",
@@ -293,7 +312,7 @@ def comparison(plans: Mapping[int, Plan]) -> None:
     names = [name for name in dict.fromkeys(["solved", *others]) if name != "plain"]
     table.add_column("nodes", justify="right")
     for name in names:
-        table.add_column(escape(name), justify="right")
+        table.add_column(name, justify="right")
     for budget, plan in plans.items():
         found = {c.name: c for c in (*plan.baselines, plan.fastest, *plan.given)}
         cells = [found.get(name) for name in names]
@@ -418,9 +437,11 @@ def calibration_csv(
 
 
 def _csv(rows: Sequence[Mapping[str, object]]) -> None:
-    sheet = DictWriter(sys.stdout, rows[0], lineterminator="\n")
+    lines = StringIO()
+    sheet = DictWriter(lines, rows[0], lineterminator="\n")
     sheet.writeheader()
     sheet.writerows(rows)
+    plain(lines.getvalue(), end="")
 
 
 def _flat(document: Mapping[str, object]) -> dict[str, object]:

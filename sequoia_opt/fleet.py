@@ -13,6 +13,7 @@ from typing import Any
 
 from sequoia_opt import __version__, paths
 from sequoia_opt.errors import SequoiaError
+from sequoia_opt.outputs import Maker
 from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.files import Fields, content_fingerprint, read_text
 from sequoia_opt.plan.latency import LatencyProfile
@@ -34,8 +35,9 @@ class Source:
 def planned_tree(plan: Plan, source: Source, options: dict[str, Any]) -> TokenTree:
     """The plan's tree with its provenance: both inputs, the solver and what was asked of it."""
     tree = plan.tree
-    provenance = {
-        kind: {"file": path.name, "fingerprint": content_fingerprint(path)}
+    read_from = _read_from(plan)
+    provenance: dict[str, Any] = {
+        kind: {"file": path.name, "fingerprint": content_fingerprint(path), **read_from[kind]}
         for kind, path in (("profile", source.profile), ("acceptance", source.acceptance))
     } | {
         "solver": plan.method,
@@ -43,6 +45,26 @@ def planned_tree(plan: Plan, source: Source, options: dict[str, Any]) -> TokenTr
         "sequoia_opt": __version__,
     }
     return TokenTree(tree.parents, tree.ranks, tree.metadata | {"provenance": provenance})
+
+
+def _read_from(plan: Plan) -> dict[str, dict[str, Any]]:
+    """Which models and dataset both inputs are of, where their names alone do not say it."""
+    parts = {"profile": plan.profile.document(), "acceptance": plan.acceptance.document()}
+    said = {}
+    for kind, document in parts.items():
+        origins = Maker.of(document).origins
+        said[kind] = {
+            what: {"source": origin.source, "fingerprint": origin.fingerprint}
+            for what, origin in origins.items()
+            if origin.source is not None and (kind == "profile") == (what != "dataset")
+        }
+    return {kind: {"from": origins} if origins else {} for kind, origins in said.items()}
+
+
+def of_one_pair(profile: LatencyProfile, acceptance: Acceptance) -> bool:
+    """Whether both were measured with the same models, as far as they say so."""
+    here, there = (Maker.of(part.document()).origins for part in (profile, acceptance))
+    return all(here[role].is_like(there[role]) for role in ("target", "draft"))
 
 
 def plan_again(tree: TokenTree, profile: LatencyProfile, acceptance: Acceptance) -> Plan:
@@ -77,12 +99,14 @@ def solve_all(
     root: Path,
     options: dict[str, Any],
     progress: Callable[[int, int], None] = lambda done, total: None,
+    settle: Callable[[Path, TokenTree], Path] = lambda path, tree: path,
 ) -> Iterator[tuple[Path, TokenTree]]:
     """Each tree and the file it belongs in, by path.
 
     Args:
         root: folder that holds `profiles`.
         options: of `solve`, the same for all.
+        settle: the file that a tree belongs in instead of its usual one.
 
     Raises:
         SequoiaError: no profile has an acceptance of its pair, or a file is malformed.
@@ -100,7 +124,7 @@ def solve_all(
         (profile_path, profile, rates_path, acceptance)
         for profile_path, profile in profiles
         for rates_path, acceptance in rates
-        if (profile.target.model, profile.draft.model) == (acceptance.target, acceptance.draft)
+        if of_one_pair(profile, acceptance)
     ]
     if not jobs:
         raise SequoiaError(
@@ -114,14 +138,15 @@ def solve_all(
         except SequoiaError as error:
             raise SequoiaError(f"{profile_path} with {rates_path.name}: {error}") from None
         slug = str(profile.hardware.get("slug", "unknown"))
-        path = root / paths.tree_path(slug, profile_path, acceptance)
+        path = root / paths.tree_path(slug, profile_path, acceptance, rates_path)
         if path in taken:
             raise SequoiaError(
                 f"{rates_path} and {taken[path].name} are of the same dataset, verifier and "
                 "temperature; only one of them can have the tree"
             )
         taken[path] = rates_path
-        yield path, planned_tree(plan, Source(profile_path, rates_path), options)
+        tree = planned_tree(plan, Source(profile_path, rates_path), options)
+        yield settle(path, tree), tree
         progress(done, len(jobs))
 
 

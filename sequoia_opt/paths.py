@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from sequoia_opt import demo
 from sequoia_opt.errors import SequoiaError
+from sequoia_opt.outputs import distinction_in, undistinguished
 from sequoia_opt.plan.acceptance import Acceptance
-from sequoia_opt.plan.files import Fields, content_fingerprint, safe_name
+from sequoia_opt.plan.files import Fields, content_fingerprint, safe_name, short_name
 from sequoia_opt.plan.tree import TokenTree
 
 ACCEPTANCE = "acceptance"  # folder beside the hardware's
@@ -37,8 +39,8 @@ def profile_path(
     setting = safe_name(dtype) + COMPILED * compiled + RANDOM * random_weights
     setting += OFFLOADED + safe_name(offload) if offload != "none" else ""
     setting += f"{SPREAD}{world_size}" if world_size > 1 else ""
-    name = f"{safe_name(target)}--{safe_name(draft)}--{setting}.yaml"
-    return Path("profiles") / safe_name(hardware) / name
+    name = short_name(f"{safe_name(target)}--{safe_name(draft)}--{setting}")
+    return Path("profiles") / safe_name(hardware) / f"{name}.yaml"
 
 
 def acceptance_path(
@@ -54,7 +56,7 @@ def acceptance_path(
     """Default file of an acceptance measurement."""
     parts = [safe_name(target), safe_name(draft), safe_name(dataset)]
     parts.append(sampling_name(verifier, temperature, top_p, top_k, min_p))
-    return Path("profiles") / ACCEPTANCE / ("--".join(parts) + ".yaml")
+    return Path("profiles") / ACCEPTANCE / (short_name("--".join(parts)) + ".yaml")
 
 
 def sampling_name(
@@ -66,8 +68,14 @@ def sampling_name(
     return name + f"-k{top_k}" * (top_k > 0) + f"-m{min_p:g}" * (min_p > 0)
 
 
-def tree_path(hardware: str, profile: Path, acceptance: Acceptance) -> Path:
-    """Default file of a tree solved from a profile and an acceptance measurement."""
+def tree_path(
+    hardware: str, profile: Path, acceptance: Acceptance, rates: Path | None = None
+) -> Path:
+    """Default file of a tree solved from a profile and an acceptance measurement.
+
+    Args:
+        rates: the measurement's file: what sets its name apart sets the tree's apart.
+    """
     sampling = sampling_name(
         acceptance.verifier,
         acceptance.temperature,
@@ -75,8 +83,9 @@ def tree_path(hardware: str, profile: Path, acceptance: Acceptance) -> Path:
         acceptance.top_k,
         acceptance.min_p,
     )
-    name = f"{profile.stem}--{safe_name(acceptance.dataset)}-{sampling}.json"
-    return Path("trees") / safe_name(hardware) / name
+    name = f"{profile.stem}--{safe_name(acceptance.dataset)}-{sampling}"
+    name = short_name(name) + (distinction_in(rates) if rates else "")
+    return Path("trees") / safe_name(hardware) / f"{name}.json"
 
 
 def bundled_profile() -> Path:
@@ -141,18 +150,22 @@ def _newest(pattern: str, command: str, skipped: str = "", hardware: str = "") -
     """The newest file of the first root that has one.
 
     Args:
+        pattern: of paths, but for what sets a file's name apart from another of the same models.
         skipped: folder whose files do not count.
         hardware: folder whose files come before others.
     """
 
-    def rank(path: Path) -> tuple[bool, float, str]:
-        return path.parent.name == hardware, path.stat().st_mtime, str(path)
+    def rank(path: Path) -> tuple[bool, float, bool, str]:
+        is_plain = not distinction_in(path)
+        return path.parent.name == hardware, path.stat().st_mtime, is_plain, str(path)
 
+    folder, name = pattern.rsplit("/", 1)
     for root in roots():
         found = [
             path
-            for path in root.glob(pattern)
-            if path.parent.name != skipped
+            for path in root.glob(f"{folder}/*")
+            if fnmatchcase(undistinguished(path.name), name)
+            and path.parent.name != skipped
             and not any(setting in path.name for setting in (OFFLOADED, SPREAD))
         ]
         if found:

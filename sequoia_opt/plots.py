@@ -119,18 +119,32 @@ def figures(found: Sequence[Results]) -> dict[str, Figure]:
             drawn[each.name] = _sizes(each)
         else:
             drawn[each.name] = _speeds(each)
-            key = safe_name("--".join(str(each.document[part]) for part in SAME[:3]))
-            together.setdefault(key, []).append(each)
-    for key, several in together.items():
+            together.setdefault(_temperatures_name(each), []).append(each)
+    for name, several in together.items():
         if len({each.temperature for each in several}) > 1:
             _check_alike(several)
-            drawn[f"{key}--temperatures"] = _temperatures(several)
+            drawn[name] = _temperatures(several)
     return drawn
 
 
-def save(figure: Figure, path: Path) -> None:
+def _temperatures_name(results: Results) -> str:
+    """The name of the figure of all temperatures that a file is a part of."""
+    pair_and_dataset = (str(results.document[part]) for part in SAME[:3])
+    return safe_name("--".join(pair_and_dataset)) + "--temperatures"
+
+
+def drawn_from(name: str, found: Sequence[Results]) -> list[int]:
+    """Which files the figure of that name shows, by their place."""
+    own = [place for place, each in enumerate(found) if each.name == name]
+    return own or [p for p, each in enumerate(found) if _temperatures_name(each) == name]
+
+
+def save(figure: Figure, path: Path, mark: str = "") -> None:
     """Write a figure in one piece, in the format of the path's ending; the same one, the same
     bytes.
+
+    Args:
+        mark: says what it was drawn from.
 
     Raises:
         SequoiaError: it cannot be written.
@@ -139,10 +153,10 @@ def save(figure: Figure, path: Path) -> None:
 
     buffer = BytesIO()
     date = {"svg": "Date", "pdf": "CreationDate"}.get(path.suffix[1:])
+    metadata: dict[str, str | None] = {date: None} if date else {}
+    metadata |= {"Keywords" if path.suffix == ".pdf" else "Source": mark} if mark else {}
     with mpl.rc_context({"svg.hashsalt": "sequoia-opt", "svg.fonttype": "none"}):
-        figure.savefig(
-            buffer, format=path.suffix[1:], dpi=150, metadata={date: None} if date else {}
-        )
+        figure.savefig(buffer, format=path.suffix[1:], dpi=150, metadata=metadata)
     write_bytes(path, buffer.getvalue())
 
 

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
-from collections.abc import Sequence
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
 from copy import copy
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 from typer.models import CommandInfo
 
-from sequoia_opt import __version__
+from sequoia_opt import __version__, terminal
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan.files import is_first_process, is_one_of_several
 
 USAGE = 2  # exit status of a usage error
-INTERRUPTED = 130  # what typer makes of Ctrl-C
+# Exit statuses of what ends the program from outside, by the signal.
+SIGNALS = {number: 128 + number for number in (signal.SIGINT, signal.SIGTERM)}
 
 app = typer.Typer(
     name="sequoia-opt",
@@ -56,40 +58,68 @@ def main() -> None:
     """Run the command line; one line for an error, no traceback without --debug."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
+    with terminal.guarded_streams(), terminal.ending_signals(), _quiet_unless_first():
+        code = _run(arguments, debug)
+    for signal_, status in SIGNALS.items():
+        if code == status:
+            terminal.end_by(signal_)
+    sys.exit(code)
+
+
+@contextmanager
+def _quiet_unless_first() -> Iterator[None]:
+    """Of several processes the first one speaks for all."""
     if is_first_process():
-        _run(arguments, debug)
-    else:  # of several; the first one speaks for all
-        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
-            told, sys.stderr = sys.stderr, nowhere
-            try:
-                _run(arguments, debug)
-            finally:
-                sys.stderr = told
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        told, sys.stderr = sys.stderr, nowhere
+        try:
+            yield
+        finally:
+            sys.stderr = told
 
 
-def _run(arguments: list[str], debug: bool) -> NoReturn:
-    """Run a command line and exit."""
+def _run(arguments: list[str], debug: bool) -> int:
+    """Run a command line; its exit status, which is a signal's where one ended it."""
     try:
-        code = _only(arguments)(arguments, prog_name="sequoia-opt", standalone_mode=False)
+        code = _status(_only(arguments), arguments)
+        terminal.flush_output()
     except typer.TyperException as error:
         context = getattr(error, "ctx", None)
         if not arguments and context is not None:
             print(context.get_help())
-            sys.exit(USAGE)
+            return USAGE
         where = f" (see `{context.command_path} --help`)" if context else ""
-        _fail(_message(error) + where, USAGE, debug)
+        return _fail(_message(error) + where, USAGE, debug)
     except SequoiaError as error:
-        _fail(str(error), 1, debug)
+        return _fail(str(error), 1, debug)
     except (KeyboardInterrupt, typer.Abort):
-        code = INTERRUPTED
+        code = SIGNALS[signal.SIGINT]
+    except terminal.Terminated:
+        code = SIGNALS[signal.SIGTERM]
     except BrokenPipeError:
-        sys.stderr.close()  # the reader has gone; there is nobody to tell
-        sys.exit(1)
+        terminal.drop(sys.stdout)  # the reader has gone; there is nobody to tell
+        return 1
+    except SystemExit as error:  # rich and typer exit by themselves when the reader has gone
+        terminal.flush_output()
+        return error.code if isinstance(error.code, int) else 1
+    except OSError as error:
+        if error.filename is None or isinstance(error.filename, int):
+            return _fail(f"{error.strerror or error} (--debug shows where)", 1, debug)
+        return _fail(f"{os.fsdecode(error.filename)}: {error.strerror or error}", 1, debug)
     except Exception as error:
-        _fail(f"{type(error).__name__}: {error} (--debug shows where)", 1, debug)
-    if code == INTERRUPTED:
-        _fail("interrupted; what was finished is kept, for --resume where there is one", 1, debug)
-    sys.exit(code if isinstance(code, int) else 0)
+        return _fail(f"{type(error).__name__}: {error} (--debug shows where)", 1, debug)
+    if code in SIGNALS.values() and is_first_process():
+        how = "interrupted" if code == SIGNALS[signal.SIGINT] else "terminated"
+        _fail(f"{how}; finished parts are kept (continue with --resume)", code, debug)
+    return code
+
+
+def _status(application: typer.Typer, arguments: list[str]) -> int:
+    """The exit status of a command that ends by itself."""
+    code = application(arguments, prog_name="sequoia-opt", standalone_mode=False)
+    return code if isinstance(code, int) else 0
 
 
 def _only(arguments: Sequence[str]) -> typer.Typer:
@@ -113,13 +143,16 @@ def _message(error: Exception) -> str:
     return str(format_message() if format_message else error)
 
 
-def _fail(message: str, code: int, debug: bool) -> NoReturn:
+def _fail(message: str, code: int, debug: bool) -> int:
+    """Say in a line what was wrong; the exit status."""
+    with suppress(SequoiaError):
+        terminal.flush_output()
     told = sys.stderr if is_first_process() else sys.__stderr__
     if debug:
         traceback.print_exc(file=told)
     if _speaks_up():
-        print("error: " + " ".join(message.split()), file=told)
-    sys.exit(code)
+        print("error: " + terminal.printable(" ".join(message.split())), file=told)
+    return code
 
 
 def _speaks_up() -> bool:

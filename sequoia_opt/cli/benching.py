@@ -18,6 +18,7 @@ from sequoia_opt.cli.options import (
     Device,
     Draft,
     Dtype,
+    Force,
     Graphs,
     Json,
     MaxSeconds,
@@ -173,10 +174,12 @@ def bench(
     memory_budget: TreeMemoryBudget = None,
     resume: Resume = False,
     max_seconds: MaxSeconds = None,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Plain decoding, transformers' ways, other trees and the solved one, side by side."""
-    from sequoia_opt import console, paths
+    from sequoia_opt import console, paths, plots
+    from sequoia_opt.outputs import sources_of
     from sequoia_opt.plan import shapes
     from sequoia_opt.plan.acceptance import Acceptance
     from sequoia_opt.plan.files import content_fingerprint
@@ -205,7 +208,14 @@ def bench(
         )
     if calibrate and max_seconds:
         raise typer.BadParameter("goes without --calibrate", param_hint="--max-seconds")
-    check_output(output)
+    inputs = [
+        tree,
+        profile,
+        acceptance,
+        synthetic,
+        *map(Path, sources_of(dataset=dataset).values()),
+    ]
+    check_output(output, plots.FORMAT, inputs, force)
     limit = limit or (UNSEEN if calibrate else PROMPTS)
     repeats = repeats or (1 if calibrate else 3)
     if random_weights and not synthetic:
@@ -323,41 +333,43 @@ def bench(
         about |= {"methods": wanted, "tokens": prompts}
         about["trees"] = {each: [t.parents, t.ranks] for each, t in trees.items()}
         about["rates"] = content_fingerprint(synthetic) if synthetic else None
-        kept = journal(output, about, resume, max_seconds)
-    named = {
-        each: _method(each, pair, trees, options, prompts, max_new_tokens, kept) for each in wanted
-    }
-    racing = {method.name: method for method in named.values()}  # two may be the same tree
-    with console.progress("decoding") as advance:
-        raced = benchmark.race(
-            list(racing.values()),
-            prompts,
-            max_new_tokens,
-            repeats,
-            advance,
-            note=console.note,
-            journal=kept,
-            world=pair.world,
-        )
-    results = raced.beside()
-    if results[0].prompts < settings["prompts"]:
-        _warn(results[0].prompts)
-    settings["prompts"] = results[0].prompts
-    shapes_of = {named[each].name: trees[each] for each in wanted if each in trees}
-    settings["trees"] = {
-        label: {"parents": list(each.parents), "ranks": list(each.ranks)}
-        for label, each in shapes_of.items()
-    }
-    document = {"results": [asdict(result) for result in results], **settings}
-    if sizes:
-        document["sizes"] = budgets
+        kept = journal(output, about, resume, max_seconds, force)
+    with kept:
+        named = {
+            each: _method(each, pair, trees, options, prompts, max_new_tokens, kept)
+            for each in wanted
+        }
+        racing = {method.name: method for method in named.values()}  # two may be the same tree
+        with console.progress("decoding") as advance:
+            raced = benchmark.race(
+                list(racing.values()),
+                prompts,
+                max_new_tokens,
+                repeats,
+                advance,
+                note=console.note,
+                journal=kept,
+                world=pair.world,
+            )
+        results = raced.beside()
+        if results[0].prompts < settings["prompts"]:
+            _warn(results[0].prompts)
+        settings["prompts"] = results[0].prompts
+        shapes_of = {named[each].name: trees[each] for each in wanted if each in trees}
+        settings["trees"] = {
+            label: {"parents": list(each.parents), "ranks": list(each.ranks)}
+            for label, each in shapes_of.items()
+        }
+        document = {"results": [asdict(result) for result in results], **settings}
+        if sizes:
+            document["sizes"] = budgets
+        if output:
+            _keep(output, document)
+            kept.finish()
     if as_json or form is Format.json:
         print_json(document)
     elif form is Format.csv:
         console.race_csv(results, settings)
-    if output:
-        _keep(output, document)
-        kept.finish()
     if as_json or form in (Format.json, Format.csv):
         return
     show = console.race_markdown if form is Format.md else console.race_table

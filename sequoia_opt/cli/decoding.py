@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -168,6 +169,7 @@ def decode(
     """Decode a prompt with a tree, losslessly, and say how fast it was."""
     from sequoia_opt import console
     from sequoia_opt.plan import traffic
+    from sequoia_opt.plan.lines import check_free
     from sequoia_opt.plan.tree import TokenTree
 
     if compare and max_new_tokens < 2:
@@ -178,8 +180,8 @@ def decode(
         if wanted is not None and not chat and prompts is None:
             raise typer.BadParameter("goes with --chat or --prompts", param_hint=option)
     template = template_of(chat, system, template_option)
-    check_output(stats)
-    if stats is not None and stats.exists():
+    check_output(stats, inputs=[tree, prompt_file, prompts, output])
+    if stats is not None and os.path.exists(stats):
         traffic.check(stats)
     texts: list[str] = []
     documents: list[Document] = []
@@ -188,7 +190,8 @@ def decode(
 
         documents = load_prompts(prompts)
         output = output or Path(f"{prompts.stem}.completions.jsonl")
-        check_output(output)
+        check_output(output, inputs=[tree, prompts])
+        check_free(output)
     elif not conversing:
         texts = texts_of(prompt, prompt_file)
     path = tree or bundled_tree(temperature, compile, device)
@@ -250,6 +253,7 @@ def decode(
             "dtype": pair.dtype,
             **_named(sampling),
             "seed": seed,
+            "tree": loaded.fingerprint,
             **limits,
             **rules.document(),
             **template.document(),

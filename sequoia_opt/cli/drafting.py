@@ -14,6 +14,7 @@ from sequoia_opt.cli.options import (
     DatasetOption,
     Device,
     Dtype,
+    Force,
     Graphs,
     Json,
     MinP,
@@ -66,6 +67,7 @@ def compare_drafts(
     graphs: Graphs = None,
     device: Device = None,
     dtype: Dtype = None,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Profile, sample and solve for each draft with one target, and rank them by predicted speed.
@@ -85,6 +87,7 @@ def compare_drafts(
     from sequoia_opt.engine.models import ROLES, short_name
     from sequoia_opt.measure import drafts, estimator, profiler
     from sequoia_opt.measure.dataset import load_dataset
+    from sequoia_opt.outputs import Maker, settled, sources_of
 
     estimator.check_sampled(sampling)
     if len({short_name(name) for name in names}) < len(names):
@@ -94,6 +97,7 @@ def compare_drafts(
     template = template_of(chat, system, template_option)
     source, documents = load_dataset(dataset, console.note)
     source += template.label
+    content = estimator.fingerprint(documents)
     measuring = profiler.Options(
         contexts=lengths,
         repeats=repeats,
@@ -124,10 +128,22 @@ def compare_drafts(
             rates.top_k,
             rates.min_p,
         )
+        sources = sources_of(target, name, dataset)
+        for role in ("target", "draft"):
+            if role in sources:
+                getattr(found.profile, role).extra["source"] = sources[role]
+        rates.extra |= {"sources": sources} if sources else {}
+        rates.extra["max_new_tokens"] = max_new_tokens
+        rates.extra["fingerprints"] = rates.extra["fingerprints"] | {"dataset": content}
+        profile = settled(profile, Maker.of(found.profile.document()), force, console.note)
+        acceptance = settled(
+            acceptance, Maker.of(rates.document(), limit=limit), force, console.note
+        )
         found.profile.save(profile)
         rates.save(acceptance)
         tree = fleet.planned_tree(found.plan, fleet.Source(profile, acceptance), {})
-        path = paths.tree_path(slug, profile, rates)
+        path = paths.tree_path(slug, profile, rates, acceptance)
+        path = settled(path, Maker.of(tree.document()), force, console.note)
         tree.save(path)
         console.written(path)
         judged.append(found)

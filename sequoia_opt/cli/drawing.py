@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sequoia_opt.cli.app import app
-from sequoia_opt.cli.options import Json, any_tree, check_output, print_json, refuse_standard
+from sequoia_opt.cli.options import (
+    Force,
+    Json,
+    any_tree,
+    check_output,
+    print_json,
+    refuse_standard,
+)
 from sequoia_opt.errors import SequoiaError
 
 if TYPE_CHECKING:
@@ -105,18 +112,22 @@ def report(
         Path | None,
         typer.Option("-o", "--output", help="File to write.", show_default="the tree's, .html"),
     ] = None,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Write a page that shows why the tree was chosen: one HTML file, to be opened offline."""
     from sequoia_opt import console, fleet, paths
+    from sequoia_opt.outputs import REPORT, Maker, settled
     from sequoia_opt.plan.acceptance import Acceptance
     from sequoia_opt.plan.files import write_text
     from sequoia_opt.plan.latency import LatencyProfile
     from sequoia_opt.plots import Results
 
     file = tree or paths.bundled_tree(0.0)
-    output = output or Path(file.with_suffix(".html").name)
-    check_output(output)
+    maker = Maker.drawn(REPORT, [file])
+    if output is None:
+        output = settled(Path(file.with_suffix(".html").name), maker, force, console.note)
+    check_output(output, REPORT, [file, profile, acceptance, *(results or [])], force)
     shown = any_tree(file)
     profile = profile or paths.input_of(shown, "profile", file.parent)
     acceptance = acceptance or paths.input_of(shown, "acceptance", file.parent)
@@ -124,7 +135,7 @@ def report(
     found = [Results.load(path) for path in results or []]
     from sequoia_opt.report import page
 
-    write_text(output, page(shown, plan, found))
+    write_text(output, page(shown, plan, found, maker.mark))
     if as_json:
         print_json({"written": [output]})
     console.written(output)
@@ -137,6 +148,7 @@ def plot(
         "figures"
     ),
     form: Annotated[str, typer.Option("--format", help="svg, png or pdf.")] = "svg",
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Draw results: speed by method, tokens per step by temperature and by tree size, predictions.
@@ -144,6 +156,7 @@ def plot(
     Each file becomes a figure; files that differ in the temperature another one together.
     """
     from sequoia_opt import console, plots
+    from sequoia_opt.outputs import FIGURE, Maker, settled
 
     if form not in plots.FORMATS:
         raise typer.BadParameter(
@@ -152,9 +165,13 @@ def plot(
     found = [plots.Results.load(path) for path in results]
     refuse_standard(output)
     check_output(output / f"figure.{form}")
-    figures = {output / f"{name}.{form}": figure for name, figure in plots.figures(found).items()}
-    for path, figure in figures.items():
-        plots.save(figure, path)
+    written = []
+    for name, figure in plots.figures(found).items():
+        shown = [results[place] for place in plots.drawn_from(name, found)]
+        maker = Maker.drawn(FIGURE, shown)
+        path = settled(output / f"{name}.{form}", maker, force, console.note)
+        plots.save(figure, path, maker.mark)
         console.written(path)
+        written.append(path)
     if as_json:
-        print_json({"written": list(figures)})
+        print_json({"written": written})

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,17 +13,21 @@ import typer
 from sequoia_opt.cli.app import app
 from sequoia_opt.cli.options import (
     STANDARD,
+    Force,
     Json,
     Output,
     Temperature,
     TopP,
+    any_tree,
     check_output,
     print_json,
 )
+from sequoia_opt.errors import SequoiaError
 
 if TYPE_CHECKING:
     from sequoia_opt.plan.acceptance import Acceptance
     from sequoia_opt.plan.latency import LatencyProfile
+    from sequoia_opt.plan.tree import TokenTree
 
 
 @app.command(epilog="Example: sequoia-opt export tree.json --to sglang")
@@ -42,14 +49,14 @@ def export(
         Path | None,
         typer.Option("-o", "--output", help="File to write.", show_default="standard output"),
     ] = None,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Write a tree as another engine takes it."""
     output = None if output == STANDARD else output
-    check_output(output)
+    check_output(output, inputs=[tree])
     from sequoia_opt import console, demo
     from sequoia_opt.plan import export as formats
-    from sequoia_opt.plan.files import write_text
     from sequoia_opt.plan.tree import TokenTree
 
     loaded = TokenTree.load(tree)
@@ -58,21 +65,58 @@ def export(
         known = {"draft_path": draft or demo.resolve(name)}
         loaded = TokenTree(loaded.parents, loaded.ranks, loaded.metadata | known)
     text, notes = formats.export(loaded, to)
+    if output is not None:
+        _check_export(output, text, force)
     for line in notes:
         console.note(f"note: {line}")
+    if output is not None:
+        _write_export(loaded, to, text, output)
+        console.written(output)
     if as_json:
         print_json({"to": to, "text": text, "notes": notes})
-    if output is None:
-        if not as_json:
-            print(text, end="")
+    elif output is None:
+        console.plain(text, end="")
+
+
+def _check_export(output: Path, text: str, force: bool) -> None:
+    """Refuse to replace what is no export: of one what is before the first number is the same, or
+    it can be imported.
+
+    Raises:
+        SequoiaError: it holds something else.
+    """
+    from sequoia_opt.outputs import kind_of
+    from sequoia_opt.plan.files import is_stream, read_bytes
+
+    if force or is_stream(output) or not os.path.exists(output):
         return
+    there = kind_of(output)
+    if there == "":
+        return
+    if there is None:
+        before = read_bytes(output).decode(errors="replace")
+        if re.split(r"\d", before)[0] == re.split(r"\d", text)[0]:
+            return
+        with suppress(SequoiaError):
+            any_tree(output)
+            return
+    raise SequoiaError(
+        f"{output}: holds something else than an export; name another file with -o, or replace it "
+        "with --force"
+    )
+
+
+def _write_export(loaded: TokenTree, to: str, text: str, output: Path) -> None:
+    """Write it; for the research code, as a file that it loads."""
+    from sequoia_opt.plan import export as formats
+    from sequoia_opt.plan.files import write_text
+
     if to == "sequoia" and output.suffix == ".pt":
         from sequoia_opt import torch_files
 
         torch_files.save_growmap(formats.growmap(loaded), output)
     else:
         write_text(output, text)
-    console.written(output)
 
 
 @app.command(
@@ -108,13 +152,15 @@ def import_(
         typer.Option(help="Read a row or a column of rates by rank, or by depth."),
     ] = None,
     output: Output = None,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Take over a tree, acceptance rates or latencies that were made elsewhere."""
-    check_output(output)
+    check_output(output, inputs=[file], force=force)
     from sequoia_opt import console, paths
+    from sequoia_opt.outputs import Maker, settled, source_of
     from sequoia_opt.plan import importing, tables
-    from sequoia_opt.plan.files import read_text
+    from sequoia_opt.plan.files import read_text, short_name
     from sequoia_opt.plan.tree import TokenTree
 
     if rates_by not in (None, *tables.BY):
@@ -169,10 +215,18 @@ def import_(
         names = {"target": target, "draft": draft}
         known = {role: name for role, name in names.items() if name != "unknown"}
         imported = TokenTree(imported.parents, imported.ranks, known)
-        path = output or Path("trees") / "imported" / f"{file.stem}.json"
+        path = output or Path("trees") / "imported" / f"{short_name(file.stem)}.json"
     assert path is not None
-    check_output(path)
     assert imported is not None
+    provenance = {"imported": source_of(file) or str(file)}
+    if isinstance(imported, TokenTree):
+        imported.metadata["provenance"] = provenance
+    else:
+        imported.extra["provenance"] = provenance
+    maker = Maker.of(imported.document())
+    if output is None:
+        path = settled(path, maker, force, console.note)
+    check_output(path, maker.kind, [file], force)
     imported.save(path)
     if as_json:
         print_json(imported.document())

@@ -18,6 +18,7 @@ from sequoia_opt.cli.options import (
     Device,
     Draft,
     Dtype,
+    Force,
     Graphs,
     Json,
     MaxSeconds,
@@ -44,6 +45,8 @@ from sequoia_opt.cli.options import (
     tell_unused_settings,
     template_of,
 )
+from sequoia_opt.outputs import origins_of, source_of, sources_of
+from sequoia_opt.plan import acceptance, latency
 from sequoia_opt.plan.acceptance import Sampling
 
 if TYPE_CHECKING:
@@ -84,6 +87,7 @@ def profile(
     resume: Resume = False,
     max_seconds: MaxSeconds = None,
     output: Output = None,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Measure how long a forward of each model takes here, by number of tokens."""
@@ -92,11 +96,12 @@ def profile(
     sequences = integers("--batches", batches)
     started = monotonic()
     budget = byte_count("--memory-budget", memory_budget)
-    check_output(output)
+    check_output(output, latency.FORMAT, force=force)
     from sequoia_opt import console, paths
     from sequoia_opt.engine.models import ROLES
     from sequoia_opt.measure import profiler
     from sequoia_opt.measure.hardware import hardware, software
+    from sequoia_opt.outputs import Maker, settled
 
     roles = ROLES if compile else ()
     pair = load(target, draft, device, dtype, roles, graphs, random_weights, offload, budget)
@@ -104,7 +109,6 @@ def profile(
         with console.waiting("compiling the forwards of several sequences"):
             pair.compile(batch=max(sequences))
     parts = hardware(pair.device)["slug"], pair.target_name, pair.draft_name, pair.dtype
-    check_output(output or paths.profile_path(*parts))
     options = profiler.Options(
         tokens=counts,
         contexts=lengths,
@@ -120,15 +124,26 @@ def profile(
         "software": software(pair.device),
         "engine": [pair.dtype, pair.graphs, pair.compiled, *setting, pair.memory_budget],
     }
+    sources = sources_of(target, draft)
     wanted = output or paths.profile_path(*parts, bool(pair.compiled), *setting)
+    if output is None:
+        planned = Maker(latency.FORMAT, origins_of(pair, sources))
+        wanted = settled(wanted, planned, force, console.note)
     left = None if max_seconds is None else max(0.0, max_seconds - (monotonic() - started))
-    kept = journal(wanted, about, resume, left)
-    with console.progress("profiling") as advance:
-        measured = profiler.profile(pair, options, advance, console.note, kept)
-    # A model that compiling makes no faster is not compiled any more.
-    path = output or paths.profile_path(*parts, bool(pair.compiled), *setting)
-    measured.save(path)
-    kept.finish()
+    with journal(wanted, about, resume, left, force) as kept:
+        with console.progress("profiling") as advance:
+            measured = profiler.profile(pair, options, advance, console.note, kept)
+        for role in sources:
+            getattr(measured, role).extra["source"] = sources[role]
+        # A model that compiling makes no faster is not compiled any more.
+        path = output or paths.profile_path(*parts, bool(pair.compiled), *setting)
+        if output is None:
+            maker = Maker.of(
+                measured.document(), tokens=counts, contexts=lengths, batches=sequences
+            )
+            path = settled(path, maker, force, console.note)
+        measured.save(path)
+        kept.finish()
     if as_json:
         print_json(measured.document())
     else:
@@ -183,11 +198,12 @@ def estimate(
     resume: Resume = False,
     max_seconds: MaxSeconds = None,
     output: Output = None,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Sample how often the target accepts the draft's 1st, 2nd, 3rd … guess."""
     if from_stats:
-        _from_stats(from_stats, output, as_json)
+        _from_stats(from_stats, output, force, as_json)
         return
     samplings = [
         Sampling(warm, top_p, name, top_k, min_p)
@@ -198,7 +214,8 @@ def estimate(
         raise typer.BadParameter(
             f"names one file, but {len(samplings)} are to be written", param_hint="--output"
         )
-    check_output(output)
+    source = sources_of(dataset=dataset)
+    check_output(output, acceptance.FORMAT, [*map(Path, source.values())], force)
     from sequoia_opt import console, paths
     from sequoia_opt.engine.decoder import check_sampling
     from sequoia_opt.engine.verify import Greedy
@@ -206,6 +223,7 @@ def estimate(
     from sequoia_opt.measure.dataset import load_dataset
     from sequoia_opt.measure.encoding import check_template
     from sequoia_opt.measure.journal import Journal
+    from sequoia_opt.outputs import Maker, settled
 
     for sampling in samplings:
         check_sampling(**asdict(sampling))
@@ -229,8 +247,12 @@ def estimate(
         )
         for sampling in samplings
     ]
-    for path in files:
-        check_output(path)
+    prints = pair.fingerprints | {"dataset": estimator.fingerprint(documents)}
+    sources = sources_of(target, draft) | source
+    if output is None:
+        origins = origins_of(pair, sources, sampled, prints["dataset"])
+        planned = Maker(acceptance.FORMAT, origins)
+        files = [settled(path, planned, force, console.note) for path in files]
     options = estimator.Options(
         width=width,
         depths=depths,
@@ -250,23 +272,30 @@ def estimate(
         "samplings": [asdict(sampling) for sampling in samplings],
         "models": pair.fingerprints,
         "dtype": pair.dtype,
-        "documents": estimator.fingerprint(documents),
+        "documents": prints["dataset"],
     }
-    if pair.peers.size == 1:
-        kept = journal(files[0], about, resume, max_seconds)
-    else:  # each process would have to keep its own
-        kept = Journal(max_seconds=max_seconds)
-    with console.progress("sampling") as advance:
-        found = estimator.estimate(
-            pair, documents, sampled, samplings, options, advance, console.note, kept
-        )
-    _finish(files, found, as_json)
-    kept.finish()
+    # Of several processes each would have to keep its own.
+    alone = pair.peers.size == 1
+    with (
+        journal(files[0], about, resume, max_seconds, force)
+        if alone
+        else Journal(max_seconds=max_seconds)
+    ) as kept:
+        with console.progress("sampling") as advance:
+            found = estimator.estimate(
+                pair, documents, sampled, samplings, options, advance, console.note, kept
+            )
+        for rates in found:
+            rates.extra |= {"fingerprints": prints, "max_new_tokens": max_new_tokens}
+            rates.extra |= {"sources": sources} if sources else {}
+        files = _saved(files, found, output is not None, force, limit=limit, width=width)
+        kept.finish()
+    _show(files, found, as_json)
 
 
-def _from_stats(files: list[Path], output: Path | None, as_json: bool) -> None:
+def _from_stats(files: list[Path], output: Path | None, force: bool, as_json: bool) -> None:
     """The rates of what was decoded, for each way of sampling that there was."""
-    check_output(output)
+    check_output(output, acceptance.FORMAT, files, force)
     from sequoia_opt import paths
     from sequoia_opt.plan import traffic
 
@@ -276,37 +305,59 @@ def _from_stats(files: list[Path], output: Path | None, as_json: bool) -> None:
             f"names one file, but the texts were decoded in {len(found)} ways",
             param_hint="--output",
         )
-    _finish(
-        [
-            output
-            or paths.acceptance_path(
-                a.target,
-                a.draft,
-                a.dataset,
-                a.verifier,
-                a.temperature,
-                a.top_p,
-                a.top_k,
-                a.min_p,
-            )
-            for a in found
-        ],
-        found,
-        as_json,
-    )
+    usual = [
+        paths.acceptance_path(
+            a.target,
+            a.draft,
+            a.dataset,
+            a.verifier,
+            a.temperature,
+            a.top_p,
+            a.top_k,
+            a.min_p,
+        )
+        for a in found
+    ]
+    for rates in found:
+        names = [source_of(path) or str(path) for path in files]
+        rates.extra["sources"] = {"dataset": ", ".join(sorted(names))}
+    chosen = usual if output is None else [output]
+    _show(_saved(chosen, found, output is not None, force), found, as_json)
 
 
-def _finish(files: Sequence[Path], found: Sequence[Acceptance], as_json: bool) -> None:
-    """Write and show what was found."""
+def _saved(
+    files: Sequence[Path],
+    found: Sequence[Acceptance],
+    are_named: bool,
+    force: bool,
+    **asked: object,
+) -> list[Path]:
+    """Write rates; the files that they are in.
+
+    Args:
+        are_named: whether a user named the files.
+        asked: what says how much they cover.
+    """
+    from sequoia_opt import console
+    from sequoia_opt.outputs import Maker, settled
+
+    written = []
+    for path, rates in zip(files, found, strict=True):
+        if not are_named:
+            path = settled(path, Maker.of(rates.document(), **asked), force, console.note)
+        rates.save(path)
+        written.append(path)
+    return written
+
+
+def _show(files: Sequence[Path], found: Sequence[Acceptance], as_json: bool) -> None:
+    """Print rates, and where they are."""
     from sequoia_opt import console
 
-    for path, acceptance in zip(files, found, strict=True):
-        check_output(path)
-        acceptance.save(path)
     if as_json:
-        entries = [acceptance.document() for acceptance in found]
+        entries = [rates.document() for rates in found]
         print_json(entries[0] if len(entries) == 1 else {"estimates": entries})
-    for path, acceptance in zip(files, found, strict=True):
+    for path, rates in zip(files, found, strict=True):
         if not as_json:
-            console.acceptance_summary(acceptance)
+            console.acceptance_summary(rates)
         console.written(path)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection
+import sys
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -68,6 +69,10 @@ Output = Annotated[
 ]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on where a run that was cut off stopped.")
+]
+Force = Annotated[
+    bool,
+    typer.Option("--force", help="Replace what is at the output, also an unfinished measurement."),
 ]
 MaxSeconds = Annotated[
     float | None,
@@ -196,13 +201,24 @@ def _value(text: str) -> Any:
         return text
 
 
-def check_output(path: Path | None) -> None:
-    """Find out before long work that a wanted file cannot be written."""
-    from sequoia_opt.plan.files import check_writable
+def check_output(
+    path: Path | None,
+    kind: str | None = None,
+    inputs: Sequence[Path | None] = (),
+    force: bool = False,
+) -> None:
+    """Find out before long work that a named file cannot be written, or holds something else.
+
+    Args:
+        kind: format of what is to be written; None where it has none.
+        inputs: files that the command reads.
+        force: replace whatever is there.
+    """
+    from sequoia_opt.outputs import check_named
 
     refuse_standard(path)
     if path is not None:
-        check_writable(path)
+        check_named(path, kind, inputs, force)
 
 
 def refuse_standard(path: Path | None) -> None:
@@ -214,23 +230,29 @@ def refuse_standard(path: Path | None) -> None:
 
 
 def journal(
-    output: Path, about: dict[str, Any], resume: bool, max_seconds: float | None
+    output: Path,
+    about: dict[str, Any],
+    resume: bool,
+    max_seconds: float | None,
+    restart: bool = False,
 ) -> Journal:
     """What keeps the parts of a measurement beside its output until that is written.
 
     Args:
         about: all that another run must have in common to be taken up.
+        restart: drop the parts of a run that was cut off.
     """
     from sequoia_opt import __version__, console
     from sequoia_opt.measure.journal import Journal
+    from sequoia_opt.plan.files import is_stream
 
+    if is_stream(output):  # there is no folder of ours beside it
+        return Journal(max_seconds=max_seconds)
     path = output.with_name(f"{output.name}.partial")
-    there = path.exists()
-    kept = Journal(path, {"program": __version__, **about}, resume, max_seconds)
-    if there and not resume:
-        console.note(f"{path} is begun anew; --resume would have gone on with it")
-    elif kept.recalled:
-        console.note(f"{path}: {kept.recalled} parts are taken up")
+    kept = Journal(path, {"program": __version__, **about}, resume, max_seconds, restart)
+    if kept.recalled:
+        parts = f"{kept.recalled} part{'s' if kept.recalled > 1 else ''}"
+        console.note(f"resuming {path}: {parts} already done")
     return kept
 
 
@@ -294,5 +316,8 @@ def any_tree(path: Path) -> TokenTree:
 def print_json(document: dict[str, Any]) -> None:
     """A command's only line on standard output with --json."""
     from sequoia_opt.plan.files import plain
+    from sequoia_opt.terminal import is_unicode, json_printable
 
-    print(json.dumps(plain(document), ensure_ascii=False, allow_nan=False))
+    ascii_only = not is_unicode(sys.stdout.encoding)
+    text = json.dumps(plain(document), ensure_ascii=ascii_only, allow_nan=False)
+    print(json_printable(text))

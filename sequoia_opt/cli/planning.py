@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sequoia_opt.cli.app import app
-from sequoia_opt.cli.options import Json, Output, any_tree, check_output, print_json
+from sequoia_opt.cli.options import Force, Json, Output, any_tree, check_output, print_json
 
 if TYPE_CHECKING:
     from sequoia_opt.plan.solver import Candidate
+    from sequoia_opt.plan.tree import TokenTree
 
 AXES = ("context", "batch")  # of `solve --sweep`
 BUDGETS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)  # nodes, of `solve --compare`
@@ -83,6 +84,7 @@ def solve(
         ),
     ] = False,
     output: Output = None,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Find the tree that decodes fastest, exactly, from both measurements."""
@@ -106,14 +108,17 @@ def solve(
                 "drop --profile, --acceptance, -o, --against, --compare, --scaling and --sweep",
                 param_hint="--all",
             )
-        _solve_all(options, check, as_json)
+        _solve_all(options, check, force, as_json)
         return
     if sweep not in (None, *AXES):
         raise typer.BadParameter(
             f"found {sweep!r}, expected {' or '.join(AXES)}", param_hint="--sweep"
         )
-    check_output(output)
+    from sequoia_opt.plan.tree import FORMAT
+
+    check_output(output, FORMAT, [profile, acceptance, *(against or [])], force)
     from sequoia_opt import console, fleet, paths
+    from sequoia_opt.outputs import Maker, settled
     from sequoia_opt.plan import solver
     from sequoia_opt.plan.acceptance import Acceptance
     from sequoia_opt.plan.latency import LatencyProfile
@@ -129,8 +134,11 @@ def solve(
     given = {str(path): any_tree(path) for path in against or []}
     plan = solver.solve(latencies, rates, **options, given=given)
     tree = fleet.planned_tree(plan, fleet.Source(profile, acceptance), options)
-    path = output or paths.tree_path(str(latencies.hardware.get("slug", "unknown")), profile, rates)
-    check_output(path)
+    path = output
+    if path is None:
+        slug = str(latencies.hardware.get("slug", "unknown"))
+        usual = paths.tree_path(slug, profile, rates, acceptance)
+        path = settled(usual, Maker.of(tree.document()), force, console.note)
     plans = {}
     if compare:
         largest = max_size or plan.expected.shape[1] - 1
@@ -187,12 +195,20 @@ def _prediction(candidate: Candidate) -> dict[str, Any]:
     }
 
 
-def _solve_all(options: dict[str, Any], check: bool, as_json: bool) -> None:
+def _solve_all(options: dict[str, Any], check: bool, force: bool, as_json: bool) -> None:
     """Solve every profile with every acceptance of its pair, or say which trees are not that."""
     from sequoia_opt import console, fleet
+    from sequoia_opt.outputs import Maker, set_apart, settled
+
+    def settle(path: Path, tree: TokenTree) -> Path:
+        maker = Maker.of(tree.document())
+        if not check:
+            return settled(path, maker, force, console.note)
+        apart = set_apart(path, maker)
+        return apart if apart.exists() else path
 
     with console.progress("solving") as advance:
-        trees = list(fleet.solve_all(Path(), options, advance))
+        trees = list(fleet.solve_all(Path(), options, advance, settle))
     done = [str(path) for path, _ in trees]
     different = []
     if check:
@@ -206,7 +222,7 @@ def _solve_all(options: dict[str, Any], check: bool, as_json: bool) -> None:
         print_json({"trees": done} | ({"different": different} if check else {}))
     elif check:
         for line in different:
-            print(line)
+            console.plain(line)
     if not check:
         console.note(f"wrote {len(done)} trees")
     elif different:

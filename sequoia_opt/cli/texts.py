@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from sequoia_opt.cli.running import GREEDY
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan.acceptance import Sampling
+from sequoia_opt.terminal import printable
 
 if TYPE_CHECKING:
     from sequoia_opt.engine.decoder import Decoder, Generation
@@ -156,6 +157,7 @@ def keeper(
         verifier,
         sampling.top_k,
         sampling.min_p,
+        fingerprints=(pair.fingerprints["target"], pair.fingerprints["draft"]),
     )
 
     def keep(length: int, generation: Generation) -> None:
@@ -299,6 +301,9 @@ class Typewriter:
     def write(self, text: str) -> None:
         """Write what `text` adds to what has been written."""
         if self._stream is not None:
-            self._stream.write(text[self._done :])
+            new = text[self._done :]
+            if self._stream.isatty():  # what a model writes is not for the terminal to obey
+                new = printable(new.replace("\r\n", "\n"))
+            self._stream.write(new)
             self._stream.flush()
             self._done = max(self._done, len(text))

@@ -74,7 +74,7 @@ class Decoder:
         seed: of everything random, a whole number of at most 63 bits.
         verifier: for temperatures above 0.
         rules: a bias of the target's logits, penalties, tokens that are never said; those that
-            the target came with are `pair.own_rules`.
+            the target came with are `own_settings(pair).rules`.
         conversing: a text that begins as the last one did is read on from there.
         rates: [depth + 1, ranks], to draw from what is accepted, whatever the models say: for speed
             alone, the text means nothing.

@@ -6,14 +6,17 @@ field. Knows nothing of what the fields mean.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
 import re
 import reprlib
+import stat
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -28,6 +31,12 @@ FloatArray = NDArray[np.float64]
 LARGEST = 10**15  # whole number: any that is counted is smaller, and a float still holds it
 FINGERPRINT = re.compile(r"([0-9a-f]{16})(?:-([0-9a-f]{16}))?")  # of a model
 MOST_ALIASED = 10**6  # values that the aliases of one file may stand for
+LONGEST_NAME = 220  # bytes: what file systems take, 255, with room for endings
+MOST_BYTES = 2**28  # of a file that is read whole
+DEEPEST = 100  # lists and mappings in one another
+_STREAMED: dict[str, bytes] = {}  # what came from pipes, by path
+_PREFIX = ".sequoia-opt-"  # of a file that is not whole yet
+_TOO_DEEP = f"more than {DEEPEST} lists and mappings in one another"
 _ASIDE = "a table set aside"
 _SHORT = reprlib.Repr()  # of which no more is made than is shown
 _SHORT.maxstring = _SHORT.maxother = 60
@@ -73,12 +82,37 @@ def read_text(path: str | Path) -> str:
     Raises:
         SequoiaError: the file is missing or unreadable.
     """
+    content = read_bytes(path)
     try:
-        return Path(path).read_text(encoding="utf-8-sig")
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SequoiaError(
+            f"{path}: cannot be read (byte {error.start + 1} is not UTF-8 text)"
+        ) from None
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """A file's content; a pipe's too, which can be read only once, as often as it is asked for.
+
+    Raises:
+        SequoiaError: the file is missing, unreadable, or larger than any of this program's.
+    """
+    name = str(path)
+    if name in _STREAMED:
+        return _STREAMED[name]
+    try:
+        with open(path, "rb") as stream:
+            content = stream.read(MOST_BYTES + 1)
+            once = not stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
     except FileNotFoundError:
         raise SequoiaError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SequoiaError(f"{path}: cannot be read ({one_line(error)})") from None
+    except (OSError, ValueError) as error:
+        raise SequoiaError(f"{path}: cannot be read ({reason_of(error)})") from None
+    if len(content) > MOST_BYTES:
+        raise SequoiaError(f"{path}: cannot be read (it is larger than {MOST_BYTES >> 20} MiB)")
+    if once:
+        _STREAMED[name] = content
+    return content
 
 
 def read_document(path: str | Path, format_name: str, version: int) -> Document:
@@ -100,18 +134,45 @@ def read_document(path: str | Path, format_name: str, version: int) -> Document:
     return document
 
 
+def parse_document(path: Path) -> Document:
+    """A JSON or YAML file, by its ending, whatever its `format` is.
+
+    Raises:
+        SequoiaError: the file is missing, unreadable or malformed.
+    """
+    return _parsed(path)
+
+
 def _parsed(path: Path) -> Document:
     """A JSON or YAML file, by its ending."""
     text = read_text(path)
+    if not text.strip():
+        raise SequoiaError(f"{path}: is empty")
     try:
         document = json.loads(text) if path.suffix == ".json" else _parse_yaml(text)
         document = _check_plain(document)
     except (ValueError, yaml.YAMLError, RecursionError) as error:
         kind = "JSON" if path.suffix == ".json" else "YAML"
-        raise SequoiaError(f"{path}: not valid {kind} ({one_line(error)})") from None
+        raise SequoiaError(f"{path}: not valid {kind} ({reason_of(error)})") from None
     if not isinstance(document, dict):
         raise SequoiaError(f"{path}: expected a mapping with a `format` field")
+    if _depth(document) > DEEPEST:
+        raise SequoiaError(f"{path}: found {_TOO_DEEP}, expected fewer")
     return document
+
+
+def _depth(document: Any) -> int:
+    """How many lists and mappings are in one another; of what has no end, one more than may be."""
+    level, depth = [document], 0
+    while level and depth <= DEEPEST:
+        inner = {
+            id(value): value
+            for part in level
+            for value in (part.values() if isinstance(part, dict) else part)
+            if isinstance(value, dict | list)
+        }
+        level, depth = list(inner.values()), depth + 1
+    return depth
 
 
 def _check_plain(document: Any) -> Any:
@@ -234,7 +295,7 @@ def write_document(path: str | Path, document: Mapping[str, Any]) -> None:
 
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file in one piece, see `write_bytes`."""
-    write_bytes(path, text.encode())
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
@@ -247,25 +308,24 @@ def write_bytes(path: str | Path, content: bytes) -> None:
     if not is_first_process():
         return
     try:
-        if _is_stream(path):
+        if is_stream(path):
             path.write_bytes(content)
             return
-        path = path.resolve()  # a link goes on being one
-        path.parent.mkdir(parents=True, exist_ok=True)
-        mode = path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask()
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        real = _replaceable(path)
+        mode = real.stat().st_mode & 0o777 if real.exists() else 0o666 & ~_umask()
+        handle, temporary = tempfile.mkstemp(dir=real.parent, prefix=_PREFIX)
         try:
             with os.fdopen(handle, "wb") as stream:
                 stream.write(content)
                 stream.flush()
                 os.fsync(stream.fileno())
             os.chmod(temporary, mode)
-            os.replace(temporary, path)
+            os.replace(temporary, real)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
-    except OSError as error:
-        raise SequoiaError(f"{path}: cannot be written ({error.strerror or error})") from None
+    except (OSError, ValueError) as error:
+        raise SequoiaError(f"{path}: cannot be written ({reason_of(error)})") from None
 
 
 def check_writable(path: str | Path) -> None:
@@ -277,24 +337,40 @@ def check_writable(path: str | Path) -> None:
     path = Path(path)
     if not is_first_process():
         return
-    if path.is_dir():
+    if os.path.isdir(path):
         raise SequoiaError(f"{path}: is a folder; name a file to write to")
-    if _is_stream(path):
-        return
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
+        if is_stream(path):
+            return
+        real = _replaceable(path)
+        with tempfile.TemporaryFile(dir=real.parent):
             pass
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise SequoiaError(
-            f"{path}: cannot be written ({error.strerror or error}); choose another with -o"
+            f"{path}: cannot be written ({reason_of(error)}); choose another with -o"
         ) from None
 
 
-def _is_stream(path: Path) -> bool:
+def is_stream(path: Path) -> bool:
     """Whether it is a pipe or a device, which is written to and not replaced."""
     in_devices = Path("/dev") in Path(os.path.abspath(path)).parents
-    return path.exists() and (in_devices or not path.is_file())
+    return os.path.exists(path) and (in_devices or not os.path.isfile(path))
+
+
+def _replaceable(path: Path) -> Path:
+    """The file that a path stands for, in a folder that is there: a link goes on being one.
+
+    Raises:
+        OSError: the path cannot be one, its links lead nowhere but to one another, or the file
+            was made read-only, which keeps it from being replaced as from being written to.
+    """
+    with suppress(FileNotFoundError):
+        os.stat(path)
+        if not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    real = Path(os.path.realpath(path))
+    real.parent.mkdir(parents=True, exist_ok=True)
+    return real
 
 
 def to_json(document: Mapping[str, Any]) -> str:
@@ -330,7 +406,9 @@ def plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, Path):
-        return str(value)
+        value = str(value)
+    if isinstance(value, str) and not value.isascii():
+        return value.encode(errors="backslashreplace").decode()  # a path may have half characters
     return value
 
 
@@ -343,7 +421,7 @@ def rounded(values: FloatArray | list[float] | float, digits: int = 6) -> Any:
 
 def content_fingerprint(path: str | Path) -> str:
     """Hash of a file's content, 16 hexadecimal digits."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+    return hashlib.sha256(read_bytes(path)).hexdigest()[:16]
 
 
 def same_fingerprint(first: Any, second: Any) -> bool:
@@ -367,7 +445,28 @@ def same_fingerprint(first: Any, second: Any) -> bool:
 def safe_name(name: str) -> str:
     """A model's or dataset's name as a part of a file name: no separators, no leading dots."""
     kept = "".join(c if c.isalnum() or c in "-._+" else "_" for c in name)
-    return kept.lstrip(".") or "unnamed"
+    return short_name(kept.lstrip(".") or "unnamed")
+
+
+def short_name(stem: str) -> str:
+    """A file's name without its ending, cut where no file system would take it; different ones
+    stay different."""
+    content = os.fsencode(stem)
+    if len(content) <= LONGEST_NAME:
+        return stem
+    digest = hashlib.sha256(content).hexdigest()[:8]
+    start = content[: LONGEST_NAME - 1 - len(digest)].decode(errors="ignore")
+    return f"{start}_{digest}"
+
+
+def reason_of(error: BaseException) -> str:
+    """Why reading or writing failed, in a few words: of an operating system's error its own, as
+    the path is known."""
+    if isinstance(error, OSError):
+        return error.strerror or one_line(error)
+    if isinstance(error, RecursionError):
+        return _TOO_DEEP
+    return one_line(error)
 
 
 def one_line(error: BaseException) -> str:

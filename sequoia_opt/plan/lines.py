@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Mapping
 from io import FileIO
 from pathlib import Path
@@ -14,7 +15,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from sequoia_opt.errors import SequoiaError
-from sequoia_opt.plan.files import is_first_process, plain
+from sequoia_opt.plan.files import is_first_process, plain, reason_of
+from sequoia_opt.plan.locks import lock
 
 PIECE = 2**16
 
@@ -22,22 +24,25 @@ PIECE = 2**16
 class Lines:
     """An open file; a last line that was not written to its end gives way to the next.
 
-    Of several processes all read, and the first alone writes.
+    It is held against other runs until it is closed. Of several processes of one run all read,
+    and the first alone writes.
     """
 
-    def __init__(self, path: Path, begins: str) -> None:
+    def __init__(self, path: Path, begins: str, patient: bool = False) -> None:
         """Open the file, or begin one.
 
         Args:
             begins: what each line begins with; a file of anything else is left alone.
+            patient: wait while another run holds it.
 
         Raises:
-            SequoiaError: it is of something else, or cannot be written.
+            SequoiaError: it is of something else, is being written by another run, or cannot be
+                written.
         """
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = FileIO(path if is_first_process() else os.devnull, "ab+")
+            self._file = _held(path, patient) if is_first_process() else FileIO(os.devnull, "ab+")
             self._size = self._file.seek(0, os.SEEK_END)
             self._whole = self._end_of_last_line(self._size)
             for place in (0, self._whole):  # the first line, and one that was cut off
@@ -51,8 +56,13 @@ class Lines:
             self._file.seek(self._whole)
             # One that lacks nothing but its end is a line.
             self._unended = is_json(self._file.read(self._size - self._whole))
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise self._failed(error) from None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing in the file."""
+        return os.fstat(self._file.fileno()).st_size == 0
 
     def _end_of_last_line(self, end: int) -> int:
         """Where the last line that is whole ends."""
@@ -71,7 +81,7 @@ class Lines:
         Raises:
             SequoiaError: a line is no JSON.
         """
-        return read_lines(self.path) if self.path.exists() else []
+        return read_lines(self.path) if os.path.exists(self.path) else []
 
     def add(self, document: Mapping[str, Any]) -> None:
         """Write a line; it is on the disk when this returns.
@@ -91,12 +101,40 @@ class Lines:
             self._size, self._unended = self._whole, False
             while line:
                 line = line[self._file.write(line) or 0 :]
-            os.fsync(self._file.fileno())
+            if stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
+                os.fsync(self._file.fileno())
         except OSError as error:
             raise self._failed(error) from None
 
-    def _failed(self, error: OSError) -> SequoiaError:
-        return SequoiaError(f"{self.path}: cannot be written ({error.strerror or error})")
+    def clear(self) -> None:
+        """Drop all lines.
+
+        Raises:
+            SequoiaError: they cannot be.
+        """
+        try:
+            if is_first_process():
+                self._file.truncate(0)
+        except OSError as error:
+            raise self._failed(error) from None
+        self._size, self._whole, self._unended = 0, 0, False
+
+    def remove(self) -> None:
+        """Drop the file; nothing more is added.
+
+        Raises:
+            SequoiaError: it cannot be removed.
+        """
+        try:
+            if is_first_process():
+                self.path.unlink(missing_ok=True)  # while it is held: nobody has begun it anew
+        except OSError as error:
+            raise SequoiaError(f"{self.path}: cannot be removed ({reason_of(error)})") from None
+        finally:
+            self.close()
+
+    def _failed(self, error: OSError | ValueError) -> SequoiaError:
+        return SequoiaError(f"{self.path}: cannot be written ({reason_of(error)})")
 
     def __enter__(self) -> Self:
         return self
@@ -114,6 +152,35 @@ class Lines:
         self._file.close()
 
 
+def _held(path: Path, patient: bool) -> FileIO:
+    """An open file that no other run writes to.
+
+    Raises:
+        SequoiaError: one does.
+    """
+    while True:
+        file = FileIO(path, "ab+")
+        if not lock(file.fileno(), patient):
+            file.close()
+            raise SequoiaError(
+                f"{path}: another run is writing to it; wait for that one, or name another file"
+            )
+        # Who held it may have removed it before letting go.
+        if os.path.exists(path) and os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+            return file
+        file.close()
+
+
+def check_free(path: Path) -> None:
+    """Refuse a file that another run is writing to: before the models are loaded.
+
+    Raises:
+        SequoiaError: one is.
+    """
+    if is_first_process() and os.path.isfile(path) and os.access(path, os.W_OK):
+        _held(path, patient=False).close()
+
+
 def read_lines(path: Path) -> list[Any]:
     """What a file's lines say, but for a last one that was not written to its end.
 
@@ -123,7 +190,7 @@ def read_lines(path: Path) -> list[Any]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise SequoiaError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise SequoiaError(f"{path}: cannot be read ({reason_of(error)})") from None
     found = []
     whole = content.rfind(b"\n") + 1
     lines = content if is_json(content[whole:]) else content[:whole]

@@ -7,7 +7,7 @@ says which guesses were tried and which of them were accepted. Knows nothing of 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,17 @@ FORMAT, VERSION = "sequoia-opt/stats", 1
 BEGINS = f'{{"format": "{FORMAT}"'
 DATASET = "traffic"
 RESAMPLES = 1000
-NEWER = ("top_k", "min_p")  # in the lines of texts that were cut so, and in no others
+# In the lines of texts that were cut so, or whose models are known, and in no others.
+NEWER = ("top_k", "min_p", "fingerprints")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What rates are of; texts of different ones are not thrown together."""
+    """What rates are of; texts of different ones are not thrown together.
+
+    Attributes:
+        fingerprints: of target and draft; none where a file does not say them.
+    """
 
     target: str
     draft: str
@@ -37,6 +42,16 @@ class Setting:
     verifier: str
     top_k: int = 0
     min_p: float = 0.0
+    fingerprints: tuple[str, ...] = ()
+
+    def document(self) -> dict[str, Any]:
+        """As it stands in a line: what is newer than the format only where it says something."""
+        return {key: value for key, value in asdict(self).items() if key not in NEWER or value}
+
+    @property
+    def of_any_models(self) -> Setting:
+        """The same of whatever models have these names."""
+        return replace(self, fingerprints=())
 
 
 @dataclass(frozen=True)
@@ -58,7 +73,7 @@ class Text:
         return {
             "format": FORMAT,
             "version": VERSION,
-            **{k: v for k, v in asdict(self.setting).items() if k not in NEWER or v},
+            **self.setting.document(),
             "context": round(self.context, 1),
             "parents": list(self.tree.parents),
             "ranks": list(self.tree.ranks),
@@ -85,7 +100,7 @@ def add(path: Path, text: Text) -> None:
     Raises:
         SequoiaError: it cannot be written.
     """
-    with Lines(path, BEGINS) as lines:
+    with Lines(path, BEGINS, patient=True) as lines:  # other runs add theirs
         lines.add(text.document())
 
 
@@ -95,7 +110,7 @@ def check(path: Path) -> None:
     Raises:
         SequoiaError: it is of something else, or cannot be written.
     """
-    Lines(path, BEGINS).close()
+    Lines(path, BEGINS, patient=True).close()
 
 
 def load(path: Path) -> list[Text]:
@@ -121,6 +136,7 @@ def _text(fields: Fields) -> Text:
         fields.text("verifier"),
         fields.integer("top_k", default=0),
         fields.number("min_p", 0.0, 1.0, default=0.0),
+        fingerprints=_fingerprints(fields),
     )
     parents, ranks = fields.integers("parents", minimum=-1), fields.integers("ranks")
     try:
@@ -135,14 +151,24 @@ def _text(fields: Fields) -> Text:
     return Text(setting, tree, counts, fields.number("context", 0.0))
 
 
+def _fingerprints(fields: Fields) -> tuple[str, ...]:
+    given = fields.mapping.get("fingerprints", [])
+    if not isinstance(given, list) or not all(isinstance(each, str) for each in given):
+        raise fields.fail("fingerprints", "a list of text")
+    return tuple(given)
+
+
 def acceptances(texts: Sequence[Text]) -> list[Acceptance]:
     """The rates of each setting's texts, see `acceptance`.
 
     Raises:
         SequoiaError: of a setting nothing can be said.
     """
-    settings = dict.fromkeys(text.setting for text in texts)
-    return [acceptance([t for t in texts if t.setting == setting]) for setting in settings]
+    settings = dict.fromkeys(text.setting.of_any_models for text in texts)
+    return [
+        acceptance([text for text in texts if text.setting.of_any_models == setting])
+        for setting in settings
+    ]
 
 
 def acceptance(texts: Sequence[Text]) -> Acceptance:
@@ -156,7 +182,14 @@ def acceptance(texts: Sequence[Text]) -> Acceptance:
         SequoiaError: they are of different settings, of a verifier without rates, or no guess
             was ever tried.
     """
-    settings = {text.setting for text in texts}
+    settings = {text.setting.of_any_models for text in texts}
+    models = {text.setting.fingerprints for text in texts} - {()}
+    if len(settings) == 1 and len(models) > 1:
+        [setting] = settings
+        raise SequoiaError(
+            f"stats: found texts of {len(models)} pairs of models that are all named "
+            f"{setting.target} and {setting.draft}; keep each pair's in a file of its own"
+        )
     if len(settings) > 1:
         first, second, *_ = (asdict(setting) for setting in settings)
         differing = next(key for key in first if first[key] != second[key])
@@ -198,8 +231,15 @@ def acceptance(texts: Sequence[Text]) -> Acceptance:
         fit=fit,
         measured=rates if fit != "raw" else None,
         context=mean,
-        **asdict(setting),
+        extra={"fingerprints": _by_role(models)} if models else {},
+        **setting.document(),
     )
+
+
+def _by_role(models: set[tuple[str, ...]]) -> dict[str, str]:
+    """The one pair's fingerprints."""
+    [pair] = models
+    return dict(zip(("target", "draft"), pair, strict=False))
 
 
 def life_table(tried: FloatArray, accepted: FloatArray) -> FloatArray:

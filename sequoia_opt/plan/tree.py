@@ -5,6 +5,7 @@ Knows nothing of probabilities or times.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -173,6 +174,12 @@ class TokenTree:
     def child_table(self) -> dict[tuple[int, int], int]:
         """(node, rank) -> child."""
         return {(self.parents[v], self.ranks[v]): v for v in range(1, self.size)}
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the structure, 16 hexadecimal digits."""
+        content = repr((self.parents, self.ranks)).encode()
+        return hashlib.sha256(content).hexdigest()[:16]
 
     @property
     def predicted_tokens(self) -> float | None:

@@ -39,13 +39,14 @@ class Section:
     figure: str
 
 
-def page(tree: TokenTree, plan: Plan, results: Sequence[Results] = ()) -> str:
+def page(tree: TokenTree, plan: Plan, results: Sequence[Results] = (), mark: str = "") -> str:
     """The page of a tree.
 
     Args:
         tree: the tree to show.
         plan: what the solver finds from its inputs, this tree given to it.
         results: what `bench` measured, to be shown too.
+        mark: says what the page was made from.
     """
     import plotly
 
@@ -61,6 +62,7 @@ def page(tree: TokenTree, plan: Plan, results: Sequence[Results] = ()) -> str:
         facts=_table(_facts(plan)),
         sections="\n".join(_section(section) for section in sections),
         version=escape(__version__),
+        mark=escape(mark),
         plotly=plotly.offline.get_plotlyjs(),
     )
 

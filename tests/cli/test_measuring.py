@@ -61,8 +61,13 @@ def test_what_was_killed_is_taken_up_and_gives_the_same_file(
             time.sleep(0.01)
     assert process.returncode == -signal.SIGKILL
     assert not Path("killed.yaml").exists()
+    kept = partial.read_bytes()
+    refused = run("estimate", *options, "-o", "killed.yaml")
+    assert refused.code == 1
+    assert "killed.yaml.partial: keeps 1 finished part" in refused.err
+    assert partial.read_bytes() == kept
     done = run("estimate", *options, "-o", "killed.yaml", "--resume")
     assert done.code == 0, done.err
-    assert "are taken up" in done.err
+    assert "already done" in done.err
     assert not partial.exists()
     assert Path("killed.yaml").read_bytes() == Path("whole.yaml").read_bytes()

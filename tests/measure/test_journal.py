@@ -19,24 +19,39 @@ def test_parts_are_taken_up(tmp_path: Path) -> None:
     first.keep("two", {"a": [1]})
     with path.open("ab") as stream:
         stream.write(b'{"journal": "three", "val')  # killed here
+    first.close()
     again = Journal(path, ABOUT, resume=True)
     assert again.recalled == 2
     assert again.recall("one") == [1.5, 0.1 + 0.2]
     assert again.recall("two") == {"a": [1]}
     assert again.recall("three") is None
     again.keep("three", 3)
+    again.close()
     assert Journal(path, ABOUT, resume=True).recall("three") == 3
-    again.finish()
+    Journal(path, ABOUT, resume=True).finish()
     assert not path.exists()
 
 
-def test_without_resume_it_is_begun_anew(tmp_path: Path) -> None:
+def test_what_was_cut_off_is_not_dropped_unasked(tmp_path: Path) -> None:
     path = tmp_path / "x.partial"
     Journal(path, ABOUT).keep("one", 1)
-    other = Journal(path, {"prompts": 4})
+    content = path.read_bytes()
+    for about in (ABOUT, {"prompts": 4}):
+        with pytest.raises(SequoiaError, match=r"keeps 1 finished part .*--resume.*--force"):
+            Journal(path, about)
+    assert path.read_bytes() == content
+
+
+def test_restarted_it_is_begun_anew(tmp_path: Path) -> None:
+    path = tmp_path / "x.partial"
+    Journal(path, ABOUT).keep("one", 1)
+    other = Journal(path, {"prompts": 4}, restart=True)
     assert other.recall("one") is None
+    other.close()
     assert Journal(path, ABOUT, resume=True).recall("one") == 1  # as long as nothing is measured
+    other = Journal(path, {"prompts": 4}, restart=True)
     other.keep("two", 2)
+    other.close()
     again = Journal(path, {"prompts": 4}, resume=True)
     assert (again.recalled, again.recall("two")) == (1, 2)
 
@@ -85,7 +100,25 @@ def test_what_was_cut_short_can_be_taken_up(tmp_path: Path) -> None:
     journal.keep("one", 1)
     assert journal.is_over()
     journal.finish()
-    assert Journal(path, ABOUT, resume=True).recall("one") == 1
+    again = Journal(path, ABOUT, resume=True)
+    assert (again.recalled, again.recall("one")) == (1, 1)
+    again.close()
+    with Journal(path, ABOUT) as journal:  # a result was made of it: nothing would be lost
+        assert journal.recall("one") is None
+    again = Journal(path, ABOUT, resume=True)
+    again.keep("two", 2)
+    again.close()
+    with pytest.raises(SequoiaError, match="keeps 1 finished part "):
+        Journal(path, ABOUT)
+
+
+def test_a_journal_that_keeps_nothing_leaves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "x.partial"
+    with Journal(path, ABOUT):
+        assert path.exists()
+        with pytest.raises(SequoiaError, match="another run is writing to it"):
+            Journal(path, ABOUT, resume=True)
+    assert not path.exists()
 
 
 def test_what_was_tampered_with_is_refused_in_a_line(tmp_path: Path) -> None:

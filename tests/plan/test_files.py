@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -290,3 +291,84 @@ def test_a_pipe_is_written_to_and_stays_one(tmp_path: Path) -> None:
     assert pipe.is_fifo()
     files.write_text("/dev/null", "nowhere")
     assert Path("/dev/null").is_char_device()
+
+
+def test_what_comes_through_a_pipe_is_read_once_and_kept(tmp_path: Path) -> None:
+    """A profile is parsed, and then its fingerprint is taken."""
+    pipe = tmp_path / "p.json"
+    os.mkfifo(pipe)
+    content = b'{"format": "f", "version": 1}'
+    writer = threading.Thread(target=lambda: pipe.write_bytes(content))
+    writer.start()
+    document = files.read_document(pipe, "f", 1)
+    writer.join()
+    assert files.read_document(pipe, "f", 1) == document
+    plain = tmp_path / "plain.json"
+    plain.write_bytes(content)
+    assert files.content_fingerprint(pipe) == files.content_fingerprint(plain)
+    plain.write_bytes(content + b" ")  # of a file, what is there now
+    assert files.content_fingerprint(pipe) != files.content_fingerprint(plain)
+
+
+def test_what_never_ends_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "MOST_BYTES", 2**20)
+    with pytest.raises(SequoiaError, match="larger than 1 MiB"):
+        files.read_text("/dev/zero")
+
+
+@pytest.mark.parametrize("ending", ["json", "yaml"])
+@pytest.mark.parametrize("depth", [files.DEEPEST + 1, 900, 100_000])
+def test_what_is_too_deep_is_refused(tmp_path: Path, ending: str, depth: int) -> None:
+    if ending == "yaml" and depth > 10_000:
+        pytest.skip("takes long")
+    path = tmp_path / f"t.{ending}"
+    path.write_text('{"format": "f", "version": 1, "x": ' + "[" * depth + "]" * depth + "}")
+    with pytest.raises(SequoiaError, match="more than 100 lists and mappings in one another"):
+        files.read_document(path, "f", 1)
+    path.write_text('{"format": "f", "version": 1, "x": ' + "[" * 90 + "]" * 90 + "}")
+    files.write_document(path, files.read_document(path, "f", 1))
+
+
+@pytest.mark.parametrize("name", ["loop", "n" * 300, "nul\0", "file/below"])
+def test_paths_that_cannot_be_are_refused_in_a_line(tmp_path: Path, name: str) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").touch()
+    path = tmp_path / name
+    for attempt in (
+        lambda: files.read_text(path),
+        lambda: files.write_text(path, "new"),
+        lambda: files.check_writable(path),
+    ):
+        with pytest.raises(SequoiaError, match=r"cannot be (read|written)|no such file") as said:
+            attempt()
+        assert "Errno" not in str(said.value)
+    assert (tmp_path / "loop").is_symlink()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "loop"]
+
+
+def test_a_read_only_file_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "t.json"
+    path.write_text("old")
+    path.chmod(0o444)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # as for all but root
+    for attempt in (lambda: files.write_text(path, "new"), lambda: files.check_writable(path)):
+        with pytest.raises(SequoiaError, match=r"cannot be written .Permission denied"):
+            attempt()
+    assert path.read_text() == "old"
+
+
+def test_names_that_are_no_text_are_spelt_out(tmp_path: Path) -> None:
+    name = os.fsdecode(b"\xff.yaml")
+    for ending in ("json", "yaml"):
+        path = tmp_path / f"t.{ending}"
+        files.write_document(path, {"format": "f", "version": 1, "file": name, "p": Path(name)})
+        read = files.read_document(path, "f", 1)
+        assert read["file"] == read["p"] == r"\udcff.yaml"
+
+
+def test_long_names_are_cut_and_stay_apart() -> None:
+    assert files.safe_name("a" * 220) == "a" * 220
+    first, second = files.safe_name("é" * 200 + "a"), files.safe_name("é" * 200 + "b")
+    assert first != second
+    assert len(first.encode()) <= 220
+    assert files.short_name(os.fsdecode(b"\xff" * 300))

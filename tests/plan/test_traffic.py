@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +112,18 @@ def test_other_lines_are_refused(tmp_path: Path, change: dict[str, object], comp
     path.write_text(json.dumps(document) + "\n")
     with pytest.raises(SequoiaError, match=rf"line 1.*{complaint}"):
         load(path)
+
+
+def test_texts_of_two_models_of_one_name_are_not_thrown_together(tmp_path: Path) -> None:
+    text = decoded(shapes.chain(3), [0.5], 20, 0)
+    path = tmp_path / "traffic.jsonl"
+    for fingerprints in ((), ("a", "b"), ("a", "b")):
+        add(path, replace(text, setting=replace(SETTING, fingerprints=fingerprints)))
+    [found] = acceptances(load(path))  # older lines do not say them
+    assert found.extra["fingerprints"] == {"target": "a", "draft": "b"}
+    add(path, replace(text, setting=replace(SETTING, fingerprints=("a", "c"))))
+    with pytest.raises(SequoiaError, match="2 pairs of models that are all named big and small"):
+        acceptances(load(path))
 
 
 def test_rates_are_of_one_setting_and_of_guesses() -> None:
