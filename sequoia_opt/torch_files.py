@@ -43,8 +43,8 @@ def load(path: Path) -> dict[str, Any] | FloatArray:
             found = torch.load(content, map_location="cpu", weights_only=True)
     except Exception:  # torch's own reasons end in advice to switch its safety off
         raise SequoiaError(
-            f"{path}: cannot be read (it is damaged, or holds more than tensors and plain values, "
-            "which could be code)"
+            f"{path}: is damaged, or holds more than tensors and plain values, which is never "
+            "loaded: it could run code"
         ) from None
     tensors = found.values() if isinstance(found, dict) else [found]
     if not all(_is_plain(each) for each in tensors if isinstance(each, torch.Tensor)):

@@ -370,7 +370,7 @@ def _compare(
         raced = bench.race(racing, prompts, max_new_tokens, repeats, advance)
     results = raced.beside()
     if temperature == 0:
-        texts = [run.tokens for run in raced.runs[1]]
+        texts = [run.tokens for run in raced.runs[-1]]
     else:  # one that is decoded greedily, for this alone
         greedy = methods.with_tree(pair, "greedy", tree, temperature=0.0)
         texts = [greedy.run(prompts[0], max_new_tokens).tokens]
@@ -398,10 +398,9 @@ def _compare(
         console.race_table(results, title, greedy=temperature == 0)
         if tree.size == 1:
             console.out.print("the tree has one node: plain decoding, with nothing beside it")
-            return document
-        if fitting.tokens:
+        elif fitting.tokens:
             console.prediction_lines(results[1], tree, fitting.times)
-        if temperature == 0:
+        if temperature == 0 and tree.size > 1:
             console.divergences(found, len(prompts))
         console.library_divergences(apart, len(by_library))
     return document

@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, BinaryIO, TypeGuard
 
 import numpy as np
 import yaml
@@ -33,6 +33,7 @@ FINGERPRINT = re.compile(r"([0-9a-f]{16})(?:-([0-9a-f]{16}))?")  # of a model
 MOST_ALIASED = 10**6  # values that the aliases of one file may stand for
 LONGEST_NAME = 220  # bytes: what file systems take, 255, with room for endings
 MOST_BYTES = 2**28  # of a file that is read whole
+PIECE = 2**20  # bytes that are read at once
 DEEPEST = 100  # lists and mappings in one another
 _STREAMED: dict[str, bytes] = {}  # what came from pipes, by path
 _PREFIX = ".sequoia-opt-"  # of a file that is not whole yet
@@ -102,7 +103,7 @@ def read_bytes(path: str | Path) -> bytes:
         return _STREAMED[name]
     try:
         with open(path, "rb") as stream:
-            content = stream.read(MOST_BYTES + 1)
+            content = _read_at_most(stream, MOST_BYTES + 1)
             once = not stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
     except FileNotFoundError:
         raise SequoiaError(f"{path}: no such file") from None
@@ -113,6 +114,15 @@ def read_bytes(path: str | Path) -> bytes:
     if once:
         _STREAMED[name] = content
     return content
+
+
+def _read_at_most(stream: BinaryIO, count: int) -> bytes:
+    """So many bytes of a stream, or as many as there are; memory is taken for those alone."""
+    pieces: list[bytes] = []
+    while count > 0 and (piece := stream.read(min(count, PIECE))):
+        pieces.append(piece)
+        count -= len(piece)
+    return b"".join(pieces)
 
 
 def read_document(path: str | Path, format_name: str, version: int) -> Document:
@@ -395,20 +405,25 @@ def to_yaml(document: Mapping[str, Any]) -> str:
     return text
 
 
-def plain(value: Any) -> Any:
-    """`value` with numpy's scalars and arrays, tuples and paths made into built-in types."""
+def plain(value: Any, spell_out: bool = True) -> Any:
+    """`value` with numpy's scalars and arrays, tuples and paths made into built-in types.
+
+    Args:
+        spell_out: write half characters, which file names may have, as backslashes and digits;
+            else texts stay as they are.
+    """
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): plain(item, spell_out) for key, item in value.items()}
     if isinstance(value, np.ndarray):
-        return plain(value.tolist())
+        return plain(value.tolist(), spell_out)
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [plain(item, spell_out) for item in value]
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, Path):
         value = str(value)
-    if isinstance(value, str) and not value.isascii():
-        return value.encode(errors="backslashreplace").decode()  # a path may have half characters
+    if spell_out and isinstance(value, str) and not value.isascii():
+        return value.encode(errors="backslashreplace").decode()
     return value
 
 

@@ -91,9 +91,10 @@ class Lines:
         """
         if not is_first_process():
             return
-        text = json.dumps(plain(document), ensure_ascii=False) + "\n"
+        kept = plain(document, spell_out=False)
+        text = json.dumps(kept, ensure_ascii=False) + "\n"
         if not _is_unicode(text):  # half of a character is read again as it was
-            text = json.dumps(plain(document)) + "\n"
+            text = json.dumps(kept) + "\n"
         line = memoryview(("\n" * self._unended + text).encode())
         try:
             if self._whole < self._size and not self._unended:
