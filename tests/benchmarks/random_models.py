@@ -15,6 +15,7 @@ from transformers import LlamaConfig, PreTrainedConfig
 from sequoia_opt.plan.acceptance import Acceptance
 
 PUBLISHED = Path(__file__).parents[1] / "plan" / "sequoia_reference_table.json"
+CONTEXT = 192  # cached tokens: a prompt of 128 and half of a text that follows
 LLAMA_2 = dict(vocab_size=32000, max_position_embeddings=4096)
 LLAMA_3 = dict(
     vocab_size=128256, max_position_embeddings=8192, num_key_value_heads=8, rope_theta=500000.0
@@ -64,8 +65,8 @@ def published_rates() -> np.ndarray:
     return rates[: np.searchsorted(rates.cumsum(), 1 + 1e-6)]
 
 
-def published_acceptance(target: str, draft: str, context: float) -> Acceptance:
-    """The published rates for a pair, greedy, at so many cached tokens."""
+def published_acceptance(target: str, draft: str) -> Acceptance:
+    """The published rates for a pair, greedy."""
     return Acceptance(
-        published_rates(), target=target, draft=draft, dataset="published", context=context
+        published_rates(), target=target, draft=draft, dataset="published", context=CONTEXT
     )

@@ -24,7 +24,9 @@ from checks import count_outcomes
 from parts import LIMIT_MINUTES, PARTS, TINY, Asked, Part
 from record import Record
 from summary import Outcome, table
+from typer.testing import CliRunner
 
+from sequoia_opt.cli.app import app
 from sequoia_opt.engine import memory
 from sequoia_opt.plan.latency import LatencyProfile
 from sequoia_opt.plan.tree import TokenTree
@@ -199,7 +201,9 @@ def test_outcomes_are_counted(tmp_path: Path) -> None:
     assert count_outcomes(report) == {"passed": 1, "skipped": 1, "failed": ["a.c", "a.e"]}
 
 
-def test_a_rehearsed_pair_gives_entries_that_load(gpu: Any, tmp_path: Path) -> None:
+def test_a_rehearsed_pair_gives_entries_that_are_checked(
+    gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The files that `solve --all` would read and write, from a part run in this process."""
     record = Record(tmp_path / "some.json", tmp_path / "entries")
     resident.measure(record, "cpu", "tiny-target", "tiny-draft", [128], tiny=True)
@@ -209,5 +213,8 @@ def test_a_rehearsed_pair_gives_entries_that_load(gpu: Any, tmp_path: Path) -> N
         profile, acceptance = acceptance, profile
     assert LatencyProfile.load(profile).engine["random_weights"]
     assert TokenTree.load(tree).metadata["provenance"]["profile"]["file"] == profile.name
+    monkeypatch.chdir(tmp_path / "entries")
+    checked = CliRunner().invoke(app, ["solve", "--all", "--check"])
+    assert checked.exit_code == 0, checked.output
     assert record.values["speedup_over_generate"] > 0
     assert record.under_way == ""

@@ -99,7 +99,7 @@ def _decode(record: Record, pair: Pair, folder: Path, short: int | None) -> None
             forward_ms=dict(zip(tokens, np.round(curve.median_ms, 2).tolist(), strict=True))
         )
     with record.stage("solve"):
-        acceptance = published_acceptance(pair.target_name, pair.draft_name, PROMPT)
+        acceptance = published_acceptance(pair.target_name, pair.draft_name)
         plan = solve(profile, acceptance)
         record.save_plan(plan, profile_path, record.save_acceptance(acceptance))
     with record.stage("decode with the tree"):

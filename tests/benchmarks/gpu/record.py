@@ -16,7 +16,10 @@ from sequoia_opt.engine.models import Pair
 from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.files import plain
 from sequoia_opt.plan.latency import LatencyProfile
-from sequoia_opt.plan.solver import Plan
+from sequoia_opt.plan.solver import ANY_TREE, Plan
+
+# Of `solve --all`, which is to find these trees in their places.
+DEFAULTS = {"batch": 1, "shape": ANY_TREE}
 
 
 @dataclass
@@ -94,7 +97,7 @@ class Record:
             predicted_speedup=choice.speedup[0],
         )
         slug = str(plan.profile.hardware["slug"])
-        tree = fleet.planned_tree(plan, fleet.Source(profile, acceptance), {})
+        tree = fleet.planned_tree(plan, fleet.Source(profile, acceptance), DEFAULTS)
         return self._entry(paths.tree_path(slug, profile, plan.acceptance), tree)
 
     def _entry(self, name: Path, document: Any) -> Path:

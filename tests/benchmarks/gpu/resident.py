@@ -45,7 +45,7 @@ def measure(
         profile = profiler.profile(pair, options, note=lambda said: record.note(left_out=said))
         profile_path = record.save_profile(pair, profile)
     with record.stage("solve"):
-        acceptance = published_acceptance(target, draft, PROMPT + new_tokens / 2)
+        acceptance = published_acceptance(target, draft)
         plan = solve(profile, acceptance)
         record.save_plan(plan, profile_path, record.save_acceptance(acceptance))
     with record.stage("memory bandwidth"):
