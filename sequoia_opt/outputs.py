@@ -13,6 +13,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -47,11 +48,13 @@ KINDS = {
 ENGINE = ("graphs", "offload", "world_size", "random_weights", "streamed_layers")
 USUAL_ENGINE = {"offload": "none", "world_size": 1}
 USUAL_OPTIONS = {"batch": 1, "shape": "tree"}  # of `solve`
-FORMAT = re.compile(rb"format['\"]?\s*:\s*['\"]?(sequoia-opt/\w+)")
+OURS = "sequoia-opt/"  # what our formats begin with
+BEGINNING = re.compile(rb"\s*\{?\s*['\"]?format['\"]?\s*:\s*['\"]?(sequoia-opt/\w+)['\",\s]")
+FORMAT = re.compile(rb"format['\"]?\s*:\s*['\"]?sequoia-opt/\w+")
 MARK = re.compile(rb"(sequoia-opt/(?:report|figure)):([\w./~,%-]*);")
 # What older versions wrote has no mark, but its own maker's.
 UNMARKED = {REPORT: b"plotly", FIGURE: b"atplotlib"}
-DISTINCTION = re.compile(r"~[0-9a-f]{6}(?=$|\.)")
+DISTINCTION = re.compile(r"~[0-9a-f]{6}(?=$|[.~-])")
 
 
 @dataclass(frozen=True)
@@ -290,13 +293,11 @@ def check_named(
     Raises:
         SequoiaError: it is an input, or holds something else, or cannot be written.
     """
-    if str(path) == "-":
-        raise SequoiaError("found - as an output, expected a file; --json prints what is written")
     check_writable(path)
     if is_stream(path):
         return
     if any(one is not None and _is_same(one, path) for one in inputs):
-        raise SequoiaError(f"{path}: the command needs this file; name another with -o")
+        raise SequoiaError(f"{path}: the command reads this file; name another one to write")
     if kind is None or force or not os.path.exists(path):
         return
     there = kind_of(path)
@@ -387,8 +388,14 @@ def kind_of(path: Path) -> str | None:
         return ""
     if marked := MARK.search(content):
         return marked[1].decode()
-    if own := FORMAT.search(content):
+    if own := BEGINNING.match(content):  # be it whole or not
         return own[1].decode()
+    if FORMAT.search(content):  # or a text that only speaks of it
+        with suppress(SequoiaError):
+            kind = parse_document(path).get("format")
+            if isinstance(kind, str) and kind.startswith(OURS):
+                return kind
+        return None
     suffixes = {".html": REPORT, ".svg": FIGURE, ".png": FIGURE, ".pdf": FIGURE}
     kind = suffixes.get(path.suffix.lower(), "")
     return kind if kind and UNMARKED[kind] in content else None

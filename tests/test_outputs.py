@@ -215,8 +215,11 @@ def test_named_files_of_the_same_kind_are_replaced_and_no_others() -> None:
         check_named(Path(name), tree.FORMAT)
     with pytest.raises(SequoiaError, match=r"notes\.md: holds something else, not a tree"):
         check_named(Path("notes.md"), tree.FORMAT)
-    with pytest.raises(SequoiaError, match="found - as an output"):
-        check_named(Path("-"), tree.FORMAT)
+    for name in ("notes.txt", "notes.yaml", "notes.json"):
+        Path(name).write_text("notes: see its docs; format: sequoia-opt/tree is what I use: [\n")
+        assert kind_of(Path(name)) is None
+    Path("edited.yaml").write_text("# mine\nversion: 1\nformat: sequoia-opt/tree\nsize: 1\n")
+    assert kind_of(Path("edited.yaml")) == tree.FORMAT
 
 
 @pytest.mark.parametrize("alias", ["same", "link", "hard link", "other way"])
@@ -233,9 +236,9 @@ def test_what_is_read_is_not_written_over(alias: str) -> None:
         other = {"same": path, "other way": Path("x/../t.json")}[alias]
         Path("x").mkdir()
     for force in (False, True):
-        with pytest.raises(SequoiaError, match="the command needs this file"):
+        with pytest.raises(SequoiaError, match="the command reads this file"):
             check_named(other, tree.FORMAT, [None, Path("else"), path], force)
-    with pytest.raises(SequoiaError, match="needs this file"):  # two outputs, neither there yet
+    with pytest.raises(SequoiaError, match="reads this file"):  # two outputs, neither there yet
         check_named(Path("new.jsonl"), None, [Path("x/../new.jsonl")])
 
 

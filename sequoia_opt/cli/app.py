@@ -112,8 +112,19 @@ def _run(arguments: list[str], debug: bool) -> int:
         return _fail(f"{type(error).__name__}: {error} (--debug shows where)", 1, debug)
     if code in SIGNALS.values() and is_first_process():
         how = "interrupted" if code == SIGNALS[signal.SIGINT] else "terminated"
-        _fail(f"{how}; finished parts are kept (continue with --resume)", code, debug)
+        _fail(how + _kept(arguments), code, debug)
     return code
+
+
+def _kept(arguments: Sequence[str]) -> str:
+    """What a command that was ended keeps, and how to go on with it."""
+    command, options = arguments[:1], {argument.partition("=")[0] for argument in arguments}
+    resumed = command in (["profile"], ["estimate"])
+    if resumed or (command == ["bench"] and options & {"-o", "--output"}):
+        return "; finished parts are kept (continue with --resume)"
+    if command == ["decode"] and "--prompts" in options:
+        return "; finished completions are kept (the same command goes on with them)"
+    return ""
 
 
 def _status(application: typer.Typer, arguments: list[str]) -> int:

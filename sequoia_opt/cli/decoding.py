@@ -226,6 +226,12 @@ def decode(
         check_template(pair, documents, template, console.note)
     own = own_settings(pair) if generation_config else OwnSettings()
     rules = with_own(rules, own, chosen=repetition_penalty is not None)
+    if stats is not None and rules.change_anything:
+        raise typer.BadParameter(
+            f"is for the models as they are, and generation_config.json of {pair.target_name} has "
+            "penalties; add --no-generation-config",
+            param_hint="--stats",
+        )
     stops = stops_of(stop, own)
     tell_own_settings(pair, own, rules, sampling, stops)
     decoder = Decoder(
@@ -265,7 +271,8 @@ def decode(
     stream = decoder.stream(encoded[0], **limits)
     shown = Typewriter(sys.stdout if not as_json else None)
     for _ in stream:
-        shown.write(stream.text())
+        if not as_json:
+            shown.write(stream.text())
     generation = stream.generation
     keep(len(encoded[0]), generation)
     shown.write(generation.text)
@@ -372,10 +379,10 @@ def _compare(
     if temperature == 0:
         texts = [run.tokens for run in raced.runs[-1]]
     else:  # one that is decoded greedily, for this alone
-        greedy = methods.with_tree(pair, "greedy", tree, temperature=0.0)
+        greedy = methods.with_tree(pair, "greedy", tree, temperature=0.0, rules=rules)
         texts = [greedy.run(prompts[0], max_new_tokens).tokens]
     by_library = [
-        (i, bench.library_divergence(pair, prompt, text))
+        (i, bench.library_divergence(pair, prompt, text, rules))
         for i, (prompt, text) in enumerate(zip(prompts, texts, strict=False))
     ]
     document: dict[str, Any] = {"results": [asdict(result) for result in results]}

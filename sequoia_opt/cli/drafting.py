@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -27,11 +27,15 @@ from sequoia_opt.cli.options import (
     integers,
     load,
     print_json,
+    tell_unused_settings,
     template_of,
 )
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan.acceptance import Sampling
 from sequoia_opt.plan.files import is_one_of_several
+
+if TYPE_CHECKING:
+    from sequoia_opt.engine.models import Pair
 
 
 @app.command(
@@ -105,11 +109,18 @@ def compare_drafts(
     )
     estimating = estimator.Options(max_new_tokens=max_new_tokens, limit=limit, template=template)
     judged = []
+
+    def loaded(name: str) -> Pair:
+        pair = load(target, name, device, dtype, ROLES if compile else (), graphs)
+        if name == names[0]:
+            tell_unused_settings(pair)
+        return pair
+
     for name in names:
         try:
             found = drafts.judge(
                 # Nothing holds on to the pair: the next one needs its memory.
-                load(target, name, device, dtype, ROLES if compile else (), graphs),
+                loaded(name),
                 documents, source, sampling, measuring, estimating, console.progress, console.note,
             )  # fmt: skip
         except SequoiaError as error:

@@ -15,8 +15,10 @@ from sequoia_opt.cli.options import (
     STANDARD,
     Force,
     Json,
+    MinP,
     Output,
     Temperature,
+    TopK,
     TopP,
     any_tree,
     check_output,
@@ -135,6 +137,8 @@ def import_(
     dataset: Annotated[str, typer.Option(help="What rates were measured on.")] = "imported",
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    min_p: MinP = 0.0,
     verifier: Annotated[str, typer.Option(help="For temperatures above 0.")] = "sequoia",
     hardware: Annotated[str, typer.Option(help="What latencies were measured on.")] = "imported",
     name: Annotated[
@@ -202,8 +206,12 @@ def import_(
             temperature=temperature,
             top_p=top_p,
             verifier=used,
+            top_k=top_k,
+            min_p=min_p,
         )
-        path = output or paths.acceptance_path(target, draft, dataset, used, temperature, top_p)
+        path = output or paths.acceptance_path(
+            target, draft, dataset, used, temperature, top_p, top_k, min_p
+        )
         depths, ranks = rates.shape
         console.note(
             f"note: read as rates of {ranks} rank{'s' * (ranks > 1)}, "

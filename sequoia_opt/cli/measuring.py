@@ -125,10 +125,12 @@ def profile(
         "engine": [pair.dtype, pair.graphs, pair.compiled, *setting, pair.memory_budget],
     }
     sources = sources_of(target, draft)
+    asked = {"tokens": counts, "contexts": lengths, "batches": sequences}
     wanted = output or paths.profile_path(*parts, bool(pair.compiled), *setting)
     if output is None:
-        planned = Maker(latency.FORMAT, origins_of(pair, sources))
-        wanted = settled(wanted, planned, force, console.note)
+        # Beside it parts are kept; what the file is called says what will have been measured.
+        planned = Maker(latency.FORMAT, origins_of(pair, sources), asked=asked)
+        wanted = settled(wanted, planned, force)
     left = None if max_seconds is None else max(0.0, max_seconds - (monotonic() - started))
     with journal(wanted, about, resume, left, force) as kept:
         with console.progress("profiling") as advance:
@@ -138,9 +140,7 @@ def profile(
         # A model that compiling makes no faster is not compiled any more.
         path = output or paths.profile_path(*parts, bool(pair.compiled), *setting)
         if output is None:
-            maker = Maker.of(
-                measured.document(), tokens=counts, contexts=lengths, batches=sequences
-            )
+            maker = Maker.of(measured.document(), **asked)
             path = settled(path, maker, force, console.note)
         measured.save(path)
         kept.finish()
@@ -203,10 +203,22 @@ def estimate(
 ) -> None:
     """Sample how often the target accepts the draft's 1st, 2nd, 3rd … guess."""
     if from_stats:
+        unused = {
+            "--dataset": dataset,
+            "--chat": chat,
+            "--system": system,
+            "--template-option": template_option,
+            "--top-k": top_k,
+            "--min-p": min_p,
+        }
+        if given := [option for option, value in unused.items() if value]:
+            raise typer.BadParameter(
+                "takes what was decoded as it was; leave it out", param_hint=given[0]
+            )
         _from_stats(from_stats, output, force, as_json)
         return
     samplings = [
-        Sampling(warm, top_p, name, top_k, min_p)
+        Sampling(warm, top_p, name, top_k, min_p) if warm else Sampling(verifier=name)
         for warm in numbers("--temperature", temperature)
         for name in (names(verifier) if warm else names(verifier)[:1])
     ]
@@ -241,9 +253,9 @@ def estimate(
             sampled,
             sampling.verifier if sampling.temperature else Greedy.name,
             sampling.temperature,
-            top_p,
-            top_k,
-            min_p,
+            sampling.top_p,
+            sampling.top_k,
+            sampling.min_p,
         )
         for sampling in samplings
     ]
@@ -251,8 +263,10 @@ def estimate(
     sources = sources_of(target, draft) | source
     if output is None:
         origins = origins_of(pair, sources, sampled, prints["dataset"])
-        planned = Maker(acceptance.FORMAT, origins)
-        files = [settled(path, planned, force, console.note) for path in files]
+        planned = Maker(acceptance.FORMAT, origins, asked={"limit": limit, "width": width})
+        named = [settled(path, planned, force) for path in files]
+    else:
+        named = files
     options = estimator.Options(
         width=width,
         depths=depths,
@@ -277,7 +291,7 @@ def estimate(
     # Of several processes each would have to keep its own.
     alone = pair.peers.size == 1
     with (
-        journal(files[0], about, resume, max_seconds, force)
+        journal(named[0], about, resume, max_seconds, force)
         if alone
         else Journal(max_seconds=max_seconds)
     ) as kept:

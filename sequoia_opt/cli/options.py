@@ -225,7 +225,8 @@ def refuse_standard(path: Path | None) -> None:
     """Refuse to write to standard output, where what is shown goes."""
     if path == STANDARD:
         raise typer.BadParameter(
-            "found - for a file to write, expected its name; --json prints to standard output"
+            "found - for a file to write, expected its name; --json prints to standard output",
+            param_hint="--output",
         )
 
 

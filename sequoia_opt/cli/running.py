@@ -97,6 +97,7 @@ def sampling_of(
         SequoiaError: they are out of range, or the tree was solved for another verifier, whose
             guesses are accepted at other rates.
     """
+    from sequoia_opt import console
     from sequoia_opt.engine.decoder import check_sampling
 
     own = tree.metadata
@@ -107,6 +108,12 @@ def sampling_of(
     likely = int(own.get("top_k", 0) if top_k is None else top_k)
     least = float(own.get("min_p", 0.0) if min_p is None else min_p)
     check_sampling(warm, nucleus, chosen, likely, least)
+    if warm == 0:  # the most likely token is in every cut
+        asked = {"--top-p": (top_p, 1), "--top-k": (top_k, 0), "--min-p": (min_p, 0)}
+        for option, (value, idle) in asked.items():
+            if value not in (None, idle):
+                console.note(f"{option} does nothing at temperature 0; add --temperature")
+        nucleus, likely, least = 1.0, 0, 0.0
     # Traversal has no acceptance of its own: it is planned with that of its drafting.
     fitting = (GREEDY, chosen, *([DEFAULT_VERIFIER] if chosen == "traversal" else []))
     if warm > 0 and planned not in fitting:

@@ -293,7 +293,7 @@ def _check_finite(model: torch.nn.Module, name: str, logits: Tensor) -> None:
         return
     kind: torch.dtype = model.dtype  # type: ignore[assignment]
     dtype = str(kind).removeprefix("torch.")
-    advice = "use --dtype bfloat16 or float32" if kind == torch.float16 else "try --dtype float32"
+    advice = advice_for(kind)
     for weight, values in model.named_parameters():
         if values.is_floating_point() and not bool(values.isfinite().all()):
             damaged = "the file is damaged"
@@ -303,11 +303,18 @@ def _check_finite(model: torch.nn.Module, name: str, logits: Tensor) -> None:
                 f"{name}: its logits are not finite in {dtype}, since its weight {weight} is not; "
                 f"{damaged}"
             )
-    if kind in (torch.float32, torch.float64):
-        advice = "nothing finite comes out of these weights; load the model that was meant"
     raise SequoiaError(
         f"{name}: its logits are not finite in {dtype}, in transformers either; {advice}"
     )
+
+
+def advice_for(dtype: torch.dtype) -> str:
+    """What to do where logits are not finite in a dtype."""
+    if dtype == torch.float16:
+        return "use --dtype bfloat16 or float32"
+    if dtype == torch.bfloat16:
+        return "try --dtype float32"
+    return "nothing finite comes out of these weights; load the model that was meant"
 
 
 @torch.inference_mode()

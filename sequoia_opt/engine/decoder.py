@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from sequoia_opt.engine.agreement import advice_for
 from sequoia_opt.engine.cuda import ReadBack, RecordedStep, room
 from sequoia_opt.engine.models import Pair
 from sequoia_opt.engine.rules import Rules
@@ -187,7 +188,7 @@ class Decoder:
         if bool(logits.isnan().any()):
             raise SequoiaError(
                 f"{target.name}: its logits after the prompt are not numbers in {self.pair.dtype}; "
-                "use --dtype bfloat16 or float32"
+                + advice_for(target.dtype)
             )
         if tree.size > 1:
             draft.prefill(new.clamp(max=draft.vocabulary - 1), held=held)

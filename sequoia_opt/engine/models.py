@@ -180,7 +180,8 @@ class Pair:
             raise
         except Exception as error:  # the template's own language raises its own kinds
             raise SequoiaError(
-                f"{self.target.name}: its chat template fails ({one_line(error)[:200]})"
+                f"{self.target.name}: its chat template fails ({one_line(error)[:200]}); check "
+                "the roles of the messages, --system and --template-option"
             ) from None
 
     def encode_chat(

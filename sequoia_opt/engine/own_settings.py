@@ -40,6 +40,7 @@ UNUSED_SAMPLED: dict[str, Any] = {
     "top_h": None,
 }
 SAMPLED = {"temperature": 1, "top_k": 0, "top_p": 1, "min_p": 0}
+UNSAID = SAMPLED | {"top_k": 50}  # what transformers samples with where the file does not say
 
 
 @dataclass(frozen=True)
@@ -74,22 +75,24 @@ def own_settings(pair: Pair) -> OwnSettings:
     values = {name: value for name, value in vars(config).items() if value is not None}
     where = f"{pair.target_name}: generation_config.json"
     try:
-        return _settings(values, pair.end_tokens)
+        settings = _settings(values, pair.end_tokens, pair.target.vocabulary)
+        settings.rules.check(pair.target.vocabulary)
     except SequoiaError as error:
         raise SequoiaError(
             f"{where}: {error}; correct it, or leave it out with --no-generation-config"
         ) from None
+    return settings
 
 
-def _settings(values: Mapping[str, Any], ends: frozenset[int]) -> OwnSettings:
+def _settings(values: Mapping[str, Any], ends: frozenset[int], vocabulary: int) -> OwnSettings:
     bias, long_bias = _by_token(_biases(values))
     bad, long_bad = _by_token(dict.fromkeys(_sequences(values, "bad_words_ids"), 0.0))
     rules = Rules(
         repetition_penalty=_number(values, "repetition_penalty", 1.0),
         bias=bias,
         # Words that are bad are never the end of the text, to the library.
-        banned=frozenset(_tokens(values, "suppress_tokens")) | (frozenset(bad) - ends),
-        banned_first=frozenset(_tokens(values, "begin_suppress_tokens")),
+        banned=_known(_tokens(values, "suppress_tokens"), vocabulary) | (frozenset(bad) - ends),
+        banned_first=_known(_tokens(values, "begin_suppress_tokens"), vocabulary),
     )
     unused = _not_idle(values, UNUSED)
     for name, long in (("sequence_bias", long_bias), ("bad_words_ids", long_bad)):
@@ -101,7 +104,7 @@ def _settings(values: Mapping[str, Any], ends: frozenset[int]) -> OwnSettings:
         raise SequoiaError(f"stop_strings: found {shown(stop)}, expected a list of texts")
     sampling = {}
     if values.get("do_sample"):
-        sampling = {name: _number(values, name, idle) for name, idle in SAMPLED.items()}
+        sampling = {name: _number(values, name, unsaid) for name, unsaid in UNSAID.items()}
     return OwnSettings(
         rules,
         tuple(stop),
@@ -128,6 +131,11 @@ def _tokens(values: Mapping[str, Any], name: str) -> list[int]:
     if not isinstance(found, list) or not all(type(token) is int for token in found):
         raise SequoiaError(f"{name}: found {shown(found)}, expected a list of token ids")
     return [int(token) for token in found]
+
+
+def _known(tokens: list[int], vocabulary: int) -> frozenset[int]:
+    """Those that there are; the library overlooks others."""
+    return frozenset(token for token in tokens if 0 <= token < vocabulary)
 
 
 def _sequences(values: Mapping[str, Any], name: str) -> list[tuple[int, ...]]:

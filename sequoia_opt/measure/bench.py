@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from sequoia_opt.engine.distributed import ALONE, World
 from sequoia_opt.engine.models import Pair
@@ -250,12 +251,17 @@ def divergence(
 
 
 @torch.inference_mode()
-def library_divergence(pair: Pair, prompt: list[int], tokens: list[int]) -> Divergence | None:
+def library_divergence(
+    pair: Pair, prompt: list[int], tokens: list[int], rules: Rules | None = None
+) -> Divergence | None:
     """Where the library's own forward pass, over the whole text at once, has another best token
     than a greedy decoding; None if nowhere.
 
     It runs the target as transformers loads it, with its own attention and masks, so it shares
     nothing with this program's engine but the weights.
+
+    Args:
+        rules: that the text was decoded by.
 
     Returns:
         The first such place, and how far the library's best logit is above the decoded token's.
@@ -264,6 +270,8 @@ def library_divergence(pair: Pair, prompt: list[int], tokens: list[int]) -> Dive
     with pair.target.native() as model:
         logits = model(input_ids=text, use_cache=False, logits_to_keep=len(tokens)).logits[0]
     logits = logits[-len(tokens) :].double()
+    if rules is not None and rules.change_anything:
+        logits = _ruled(logits, rules, prompt, tokens)
     decoded = torch.tensor(tokens, device=pair.device)
     gaps = logits.amax(dim=-1) - logits.gather(1, decoded[:, None])[:, 0]
     differing = gaps.gt(0).nonzero()
@@ -271,3 +279,15 @@ def library_divergence(pair: Pair, prompt: list[int], tokens: list[int]) -> Dive
         return None
     place = int(differing[0])
     return Divergence(place, float(gaps[place]))
+
+
+def _ruled(logits: Tensor, rules: Rules, prompt: list[int], tokens: list[int]) -> Tensor:
+    """Logits [tokens, vocabulary] before each token of a text, by the rules of what was said."""
+    device = logits.device
+    ruled = rules.on(device, logits.shape[1])
+    rows = []
+    for place, row in enumerate(logits.split(1)):
+        said = torch.tensor(tokens[:place], dtype=torch.long, device=device)
+        seen = ruled.seen(torch.tensor([*prompt, *tokens[:place]], device=device))
+        rows.append(ruled.apply(row, seen, ruled.counts(said), first=place == 0))
+    return torch.cat(rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -82,9 +83,11 @@ def test_models_of_one_name_have_files_of_their_own_and_are_not_mixed(
     run: Callable[..., Outcome], runs: list[list[str]]
 ) -> None:
     dataset = documents("prompts.jsonl", "def f():")
+    done_profiles = []
     for options in runs:
         done = run("profile", *options, *SMALL)
         assert done.code == 0, done.err
+        done_profiles.append(done)
         assert run("estimate", *options, *dataset, *FEW).code == 0
     profiles = sorted(p for p in Path("profiles").glob("*/*.yaml") if p.parent.name != "acceptance")
     sources = {LatencyProfile.load(path).target.extra["source"]: path for path in profiles}
@@ -104,6 +107,8 @@ def test_models_of_one_name_have_files_of_their_own_and_are_not_mixed(
     for options in runs:
         assert run("profile", *options, *SMALL).code == 0
     assert sorted(p for p in Path("profiles").glob("*/*.yaml") if p in profiles) == profiles
+    told = re.findall(r"the new file is (\S+)", done_profiles[1].err)
+    assert set(told) == {sources["run2/checkpoint"].name}  # what it announces is what it writes
     narrow = run("profile", *runs[0], *SMALL[2:], "--tokens", "1,2")
     assert f"{sources['run1/checkpoint']} is kept, which is of more points" in narrow.err
 
@@ -158,7 +163,7 @@ def test_an_input_is_not_written_over(
     before = Path(name).read_bytes()
     done = run(*arguments, "-o", name, *(force if arguments[0] != "decode" else []))
     assert done.code == 1
-    assert done.err == f"error: {name}: the command needs this file; name another with -o\n"
+    assert done.err == f"error: {name}: the command reads this file; name another one to write\n"
     assert Path(name).read_bytes() == before
 
 

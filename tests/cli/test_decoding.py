@@ -584,3 +584,28 @@ def test_penalties_for_what_the_new_text_has_change_it(
         assert len(set(document["tokens"])) > len(set(plain))
         assert document[option[2:].replace("-", "_")] == 50
     assert run(*arguments, "--presence-penalty", 1, "--compare").code == 2
+
+
+def test_statistics_are_of_the_model_as_it_is(
+    run: Callable[..., Outcome], models: list[str]
+) -> None:
+    shapes.chain(3).save("k.json")
+    own_settings(models, repetition_penalty=1.3)
+    common = ["decode", "k.json", *models, "--prompt", "x", "--max-new-tokens", 6]
+    refused = run(*common, "--stats", "s.jsonl")
+    assert refused.code == 2
+    assert "add --no-generation-config" in refused.err
+    assert run(*common, "--stats", "s.jsonl", "--no-generation-config").code == 0
+    compared = json.loads(run(*common, "--compare", "--repeats", 1, "--json").out)["compare"]
+    assert compared["library"]["divergences"] == []
+
+
+def test_a_cut_without_effect_is_told_and_splits_no_files(
+    run: Callable[..., Outcome], models: list[str]
+) -> None:
+    shapes.chain(3).save("k.json")
+    common = ["decode", "k.json", *models, "--prompt", "x", "--max-new-tokens", 6, "--json"]
+    done = run(*common, "--top-k", 5)
+    assert "--top-k does nothing at temperature 0" in done.err
+    assert json.loads(done.out)["top_k"] == 0
+    assert "does nothing" not in run(*common).err

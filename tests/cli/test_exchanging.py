@@ -10,6 +10,7 @@ from command_line import Outcome
 
 from sequoia_opt import demo
 from sequoia_opt.plan import shapes
+from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.tree import TokenTree
 
 
@@ -117,3 +118,14 @@ def test_a_plan_that_does_not_hold_there_is_warned_of(run: Callable[..., Outcome
 def test_the_bundled_draft_is_exported_by_its_folder(run: Callable[..., Outcome]) -> None:
     TokenTree([-1, 0], [0, 1], {"draft": demo.DRAFT_NAME}).save("t.json")
     assert str(demo.FOLDER / "draft") in run("export", "t.json", "--to", "sglang").out
+
+
+def test_rates_of_a_cut_target_say_so(run: Callable[..., Outcome]) -> None:
+    Path("rates.csv").write_text("0.6,0.2,0.1\n")
+    cut = ["--temperature", 0.6, "--top-k", 20, "--min-p", 0.05]
+    done = run("import", "rates.csv", "--rates-by", "rank", *cut)
+    assert done.code == 0, done.err
+    [path] = Path("profiles/acceptance").iterdir()
+    assert path.name == "unknown--unknown--imported--sequoia-T0.6-k20-m0.05.yaml"
+    rates = Acceptance.load(path)
+    assert (rates.top_k, rates.min_p) == (20, 0.05)

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from command_line import Outcome
 
+from sequoia_opt.cli.app import _kept
+
 
 def test_traversal_is_not_estimated(run: Callable[..., Outcome]) -> None:
     done = run("estimate", "--temperature", 0.6, "--verifier", "traversal")
@@ -71,3 +73,27 @@ def test_what_was_killed_is_taken_up_and_gives_the_same_file(
     assert "already done" in done.err
     assert not partial.exists()
     assert Path("killed.yaml").read_bytes() == Path("whole.yaml").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kept"),
+    [
+        (["profile"], "continue with --resume"),
+        (["bench", "--limit", "2"], ""),
+        (["bench", "--output=r.json"], "continue with --resume"),
+        (["decode", "t.json", "--prompts", "p.jsonl"], "the same command goes on"),
+        (["decode", "--prompt", "x"], ""),
+        (["compare-drafts"], ""),
+    ],
+)
+def test_what_an_interrupted_command_keeps(arguments: list[str], kept: str) -> None:
+    said = _kept(arguments)
+    assert kept in said
+    assert bool(said) == bool(kept)
+
+
+def test_statistics_take_no_dataset(run: Callable[..., Outcome]) -> None:
+    Path("s.jsonl").write_text("")
+    done = run("estimate", "--from-stats", "s.jsonl", "--chat")
+    assert done.code == 2
+    assert "--chat" in done.err

@@ -89,6 +89,7 @@ def test_what_is_not_applied_is_known(pair_with: Callable[..., Any]) -> None:
         ({"bad_words_ids": 3}, "bad_words_ids: found 3, expected a list of lists"),
         ({"sequence_bias": [[1]]}, "sequence_bias: found .*, expected pairs"),
         ({"stop_strings": [3]}, "stop_strings: found .*, expected a list of texts"),
+        ({"repetition_penalty": 0}, "repetition-penalty: found 0, expected .*leave it out with"),
     ],
 )
 def test_settings_that_cannot_be_are_named(
@@ -104,3 +105,22 @@ def test_settings_that_cannot_be_are_named(
 def test_a_target_without_settings_has_none(make_pair: Callable[..., Any]) -> None:
     own = own_settings(make_pair())
     assert (own.rules, own.stop, dict(own.unused)) == (Rules(), (), {})
+
+
+def test_tokens_that_do_not_exist_are_overlooked_as_the_library_does(
+    pair_with: Callable[..., Any],
+) -> None:
+    pair, folder = pair_with(suppress_tokens=[43, 99999, -3])
+    assert own_settings(pair).rules == Rules(banned=frozenset([43]))
+    library = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    expected = library.generate(torch.tensor([PROMPT]), max_new_tokens=12, do_sample=False)
+    found = Decoder(pair, shapes.k_ary(2, 3), rules=own_settings(pair).rules).generate(PROMPT, 12)
+    assert found.tokens == expected[0, len(PROMPT) :].tolist()
+
+
+def test_what_a_sampling_target_does_not_say_is_what_the_library_fills_in(
+    pair_with: Callable[..., Any],
+) -> None:
+    pair, _ = pair_with(do_sample=True)
+    defaults = pair.target.model.generation_config._get_default_generation_params()
+    assert own_settings(pair).sampling == {"temperature": 1, "top_k": defaults["top_k"]}
