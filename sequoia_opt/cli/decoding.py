@@ -265,6 +265,11 @@ def decode(
             **template.document(),
         }
         done = complete(decoder, documents, template, output, seed, limits, settings, keep)
+        if done["failed"]:
+            console.note(
+                f"{done['failed']} of {done['prompts']} prompts could not be completed; their "
+                "lines say why, as `error`"
+            )
         print_json(done) if as_json else console.written(output)
         return
     encoded = [prompt_tokens(pair, Document(text, ""), template) for text in texts]

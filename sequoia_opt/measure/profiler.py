@@ -317,8 +317,15 @@ def tokens_of_batch(tokens: list[int], batch: int) -> list[int]:
 
 
 def _check(pair: Pair, tokens: list[int], contexts: list[int], options: Options) -> None:
-    if min(tokens[0], contexts[0], *options.batches) < 1 or options.repeats < LEAST_ROUNDS:
-        raise SequoiaError("tokens, contexts and batches must be at least 1, repeats at least 5")
+    least = {
+        "tokens": (tokens[0], 1),
+        "contexts": (contexts[0], 1),
+        "batches": (min(options.batches, default=1), 1),
+        "repeats": (options.repeats, LEAST_ROUNDS),
+    }
+    for name, (smallest, expected) in least.items():
+        if smallest < expected:
+            raise SequoiaError(f"{name}: found {smallest}, expected at least {expected}")
     if tokens[0] != 1:
         raise SequoiaError("tokens: 1 is missing; plain decoding is measured with it")
     for verifier in options.verifiers:

@@ -158,6 +158,11 @@ def _parsed(path: Path) -> Document:
     text = read_text(path)
     if not text.strip():
         raise SequoiaError(f"{path}: is empty")
+    if path.suffix == ".jsonl":
+        raise SequoiaError(
+            f"{path}: found a file of lines, as datasets are, expected one document; a dataset "
+            "goes with --dataset, or for `decode` with --prompts"
+        )
     try:
         document = json.loads(text) if path.suffix == ".json" else _parse_yaml(text)
         document = _check_plain(document)

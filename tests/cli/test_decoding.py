@@ -413,6 +413,7 @@ def test_one_record_stops_no_run(
     told = [line for line in done.err.splitlines() if complaint in line]
     assert len(told) == 1
     assert told[0].startswith("prompt 10: ")
+    assert "1 of 12 prompts could not be completed; their lines say why" in done.err
 
     # Taken up at any line, that of the tenth record among them, the file is the same.
     whole = Path("out.jsonl").read_bytes().splitlines(keepends=True)

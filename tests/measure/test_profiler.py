@@ -120,10 +120,11 @@ def test_default_points_are_dense_then_four_an_octave() -> None:
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (Options(tokens=[0, 1]), "at least 1"),
+        (Options(tokens=[0, 1]), "tokens: found 0, expected at least 1"),
         (Options(tokens=[2, 4]), "1 is missing"),
-        (Options(contexts=[0]), "at least 1"),
-        (Options(repeats=1), "repeats at least 5"),
+        (Options(contexts=[0]), "contexts: found 0, expected at least 1"),
+        (Options(batches=[4, 0]), "batches: found 0, expected at least 1"),
+        (Options(repeats=1), "repeats: found 1, expected at least 5"),
         (Options(contexts=[256]), "only 256 positions"),
     ],
 )

@@ -372,3 +372,10 @@ def test_long_names_are_cut_and_stay_apart() -> None:
     assert first != second
     assert len(first.encode()) <= 220
     assert files.short_name(os.fsdecode(b"\xff" * 300))
+
+
+def test_a_dataset_is_no_document(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "x"}\n')
+    with pytest.raises(SequoiaError, match=r"found a file of lines.* `decode` with --prompts"):
+        files.read_document(path, "sequoia-opt/tree", 1)
