@@ -138,6 +138,8 @@ class NewText:
         self._prompt = list(prompt[-LONGEST_CONTEXT:])
         self._stop = list(stop)
         self._longest = max((len(text.encode()) for text in stop), default=0)
+        # Tokens whose text is settled for good, and that text: it is not decoded again.
+        self._done, self._written = 0, ""
 
     def stop_place(self, tokens: Sequence[int], before: int) -> int | None:
         """How many tokens it takes to write a stop string, if one ends after `before` of them."""
@@ -157,18 +159,27 @@ class NewText:
         Without a last character that is incomplete, and without an end that may turn out to
         begin a stop string.
         """
-        pieces = self._detokenizer.pieces(tokens[: self._detokenizer.whole(tokens)], self._prompt)
+        whole = self._detokenizer.whole(tokens)
+        if whole < self._done:
+            return self._written
+        before = [*self._prompt, *tokens[max(0, self._done - LONGEST_CONTEXT) : self._done]]
+        pieces = self._detokenizer.pieces(tokens[self._done : whole], before)
         shown = _shown(pieces)
         stopped = self._first_stop(pieces)
         if stopped is not None:
-            return shown[:stopped]
+            return self._written + shown[:stopped]
         spelled = _spelled(pieces)
-        ends = [
+        end = min(
             len(shown.rstrip(UNKNOWN)),
             len(shown) - _waiting(shown, self._stop),
             _place_in_shown(pieces, len(spelled) - _waiting(spelled, self._stop)),
-        ]
-        return shown[: min(ends)]
+        )
+        text = self._written + shown[:end]
+        # Not behind a special token, where some tokenizers begin anew.
+        is_plain = whole > 0 and tokens[whole - 1] not in self._detokenizer.hidden
+        if is_plain and end == len(shown) and not _waiting(spelled, self._stop):
+            self._done, self._written = whole, text
+        return text
 
     def _stops(self, tokens: Sequence[int], before: int, end: int) -> bool:
         """Whether a stop string is in the last of so many tokens."""

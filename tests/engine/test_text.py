@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,14 @@ from small_tokenizers import BYTES, PIECES, SPECIAL, byte_level, llama_2_like, m
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from sequoia_opt import demo
 from sequoia_opt.engine.decoder import Decoder
 from sequoia_opt.engine.text import Detokenizer, NewText
+
+
+def bundled() -> Any:
+    return PreTrainedTokenizerFast.from_pretrained(demo.resolve(demo.TARGET_NAME))
+
 
 TEXTS = [
     "abc ab\n    ab(c): é 日本 🙂 ab",
@@ -218,3 +225,39 @@ def test_saved_tokenizers_that_clean_up_spaces_show_what_was_said(
     )
     pair = load_pair(folder, folder, "cpu")
     assert pair.decode([0, 2, 1]) == "one , two"
+
+
+@pytest.mark.parametrize("make", [llama_2_like, byte_level, metaspaced, bundled])
+@pytest.mark.parametrize("stop", [[], ["ab\n", "🙂"]])
+def test_text_that_is_settled_is_the_same_decoded_again_or_not(
+    make: Callable[[], Any], stop: list[str]
+) -> None:
+    """Random tokens, special ones and parts of characters among them, a few at a time."""
+    tokenizer = make()
+    detokenizer = Detokenizer(tokenizer)
+    generator = random.Random(0)
+    for _ in range(30):
+        tokens = [generator.randrange(len(tokenizer)) for _ in range(60)]
+        prompt = [generator.randrange(len(tokenizer)) for _ in range(generator.randrange(5))]
+        said, end = NewText(detokenizer, prompt, stop), 0
+        while end < len(tokens):
+            before, end = end, min(end + generator.randrange(1, 5), len(tokens))
+            again = NewText(detokenizer, prompt, stop)
+            assert said.settled(tokens[:end]) == again.settled(tokens[:end])
+            if again.stop_place(tokens[:end], before) is not None:
+                break
+
+
+def test_a_long_text_is_not_decoded_again_for_each_step() -> None:
+    decoded: list[int] = []
+
+    class Counting(Detokenizer):
+        def _decode(self, tokens: Sequence[int]) -> str:
+            decoded.append(len(tokens))
+            return super()._decode(tokens)
+
+    tokens = bundled()("x = [1, 2, 3]\n" * 300)["input_ids"]
+    said = NewText(Counting(bundled()), tokens[:3], [])
+    for end in range(0, len(tokens), 4):
+        said.settled(tokens[:end])
+    assert max(decoded) < 100 < len(tokens)
