@@ -246,8 +246,9 @@ def test_what_streams_is_the_final_text(
     monkeypatch.setattr(Stream, "text", kept)
     common = ["decode", "k.json", *models, "--prompt", "a", "--max-new-tokens", 40]
     for options in ([], ["--temperature", 1.5, "--seed", 7]):
-        shown.clear()
         final = json.loads(run(*common, *options, "--json").out)["text"]
+        shown.clear()
+        assert run(*common, *options).code == 0
         assert len(shown) > 3
         assert all(final.startswith(early) for early in shown)
         assert run(*common, *options).out.startswith(final)
