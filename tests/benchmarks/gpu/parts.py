@@ -10,10 +10,10 @@ Expected seconds on an H100 are derived, not measured:
   compiling gains: 50 s. With one context, as for the 8B shape, 30 s.
 - Our plain decoding takes 6 ms a token, a step 8 ms, `generate` 30 ms a token, or 12 ms for the
   bundled pair, whose profile has 48 points and 33 steps: 60 s.
-- 26 GB of host memory are made and pinned at 1 to 2 GB/s (20 s), filled and random numbers drawn
-  (15 s), and cross the bus at 50 GB/s: an offloaded 13B forward pass takes 0.45 s, is run twice for
-  each of 10 points in 5 rounds (45 s) and once in each of 22 steps (10 s). accelerate's copy of the
-  weights takes 15 s, a token of it 3 s.
+- 26 GB of host memory are made and pinned at 1 to 2 GB/s (20 s) and filled (10 s), and cross the
+  bus at 50 GB/s: an offloaded 13B forward pass takes 0.45 s, is run twice in each of 10 turns in 5
+  rounds (45 s) and once in each of 22 steps (10 s). accelerate's copy of the weights takes 20 s, a
+  token of it 3 s.
 """
 
 from __future__ import annotations
