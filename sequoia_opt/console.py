@@ -183,7 +183,7 @@ def profile_summary(profile: LatencyProfile) -> None:
 
 
 def show(table: Table) -> None:
-    """A table on standard output; where that is no terminal, as wide as it has to be."""
+    """Print a table on standard output; where that is not a terminal, cut no column."""
     (out if out.is_terminal else _Console(width=PIPE_WIDTH)).print(table)
 
 

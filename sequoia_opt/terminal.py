@@ -134,7 +134,7 @@ class Input:
         return Input(self._stream.buffer, self._name)
 
     def read(self, size: int = -1) -> Any:
-        """What there is, or so much of it."""
+        """Read all that is there, or at most so many characters."""
         with self._told():
             return self._stream.read(size)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -334,7 +335,7 @@ def bench(
         about["trees"] = {each: [t.parents, t.ranks] for each, t in trees.items()}
         about["rates"] = content_fingerprint(synthetic) if synthetic else None
         kept = journal(output, about, resume, max_seconds, force)
-    with kept:
+    with closing(kept):
         named = {
             each: _method(each, pair, trees, options, prompts, max_new_tokens, kept)
             for each in wanted

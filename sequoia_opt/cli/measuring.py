@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from time import monotonic
@@ -132,7 +133,7 @@ def profile(
         planned = Maker(latency.FORMAT, origins_of(pair, sources), asked=asked)
         wanted = settled(wanted, planned, force)
     left = None if max_seconds is None else max(0.0, max_seconds - (monotonic() - started))
-    with journal(wanted, about, resume, left, force) as kept:
+    with closing(journal(wanted, about, resume, left, force)) as kept:
         with console.progress("profiling") as advance:
             measured = profiler.profile(pair, options, advance, console.note, kept)
         for role in sources:
@@ -290,7 +291,7 @@ def estimate(
     }
     # Of several processes each would have to keep its own.
     alone = pair.peers.size == 1
-    with (
+    with closing(
         journal(named[0], about, resume, max_seconds, force)
         if alone
         else Journal(max_seconds=max_seconds)

@@ -2,7 +2,7 @@
 
 On a CPU the whole model becomes one graph, since every call from Python costs time there. On CUDA
 a step is recorded and replayed without Python, so layers are compiled one by one: all of a kind
-share their code, which takes seconds to make where one graph of 32 layers takes a minute.
+share their code, which is made once, however many there are.
 
 Either way one graph serves a single token, another any larger number, and two more several
 sequences; the slots that are read and those that there are may be as many as they like. Knows

@@ -72,7 +72,7 @@ class Decoder:
         tree: by default the one-node tree, plain decoding: the draft is never run.
         temperature: 0 for greedy.
         top_p: in (0, 1].
-        seed: of everything random, a whole number of at most 63 bits.
+        seed: seeds all sampling; a whole number of at most 63 bits.
         verifier: for temperatures above 0.
         rules: a bias of the target's logits, penalties, tokens that are never said; those that
             the target came with are `own_settings(pair).rules`.

@@ -372,10 +372,10 @@ def _check_fit(
     configs: dict[str, Any],
     tokenizers: dict[str, PreTrainedTokenizerBase | None],
 ) -> None:
-    """A draft's token ids must mean what the target's do.
+    """Refuse a draft whose token ids mean something else than the target's.
 
-    One that only one of the two has, or that is no ordinary text's in either, like a reserved one
-    that was given another name, costs at most a guess: the text is the target's in any case.
+    Ids that only one model has may differ, and so may special or reserved ones, which ordinary text
+    does not contain: such a token costs at most a guess, since the text is always the target's.
     """
     names = f"target {sources['target']} and draft {sources['draft']}"
     first, second = tokenizers["target"], tokenizers["draft"]

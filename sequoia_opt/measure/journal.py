@@ -10,8 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from sequoia_opt.engine.distributed import ALONE, World
 from sequoia_opt.errors import SequoiaError
@@ -51,7 +50,7 @@ class Journal:
 
         Raises:
             SequoiaError: the file is of another measurement, is another run's, or keeps parts
-                that are neither to be taken up nor to be dropped.
+                that the command neither resumes nor may drop.
         """
         self._ends = None if max_seconds is None else time.monotonic() + max_seconds
         self._parts: dict[str, Any] = {}
@@ -159,17 +158,6 @@ class Journal:
         if self._lines is not None:
             lines, self._lines = self._lines, None
             lines.remove() if lines.is_empty else lines.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _unwritten(found: list[Any]) -> int:

@@ -123,7 +123,7 @@ class Rounds:
         """Time everything once a round, in an order that changes, so that drift hits all alike.
 
         When the journal's time is up, a round that is under way is dropped, unless it is the
-        first: of that one what is left is timed in haste, and what is spare is left out.
+        first: then the points that are left are timed once each, and spare ones are skipped.
 
         Args:
             progress: called with how many turns were timed, and how many there are to time.
@@ -147,7 +147,7 @@ class Rounds:
             if found is None:
                 if counted and self.journal.is_over(self.world):
                     break
-                if number >= warm_up and warm_up and before is None:  # taken up by another process
+                if number >= warm_up and warm_up and before is None:  # resumed in a new process
                     before = self._time(timed, order)
                 whole = (warm_up + most) * turns
                 found = self._time(timed, order, progress, number * turns, whole)

@@ -3,8 +3,8 @@
 Knows how each engine writes down what it drafts, whether it counts the root, and in what it
 drafts otherwise than the acceptance was measured for. What is said of an engine was read in the
 sources and the documentation of vLLM 0.33, SGLang 0.5.23, TensorRT-LLM 1.4.0rc4, transformers 5.24
-and llama.cpp of November 2026. The one format that is no text, the research code's `.pt`, is left
-to its caller as a mapping.
+and llama.cpp of November 2026. The research code's `.pt`, the only binary format, is
+returned to its caller as a mapping.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -103,7 +104,7 @@ def test_what_was_cut_short_can_be_taken_up(tmp_path: Path) -> None:
     again = Journal(path, ABOUT, resume=True)
     assert (again.recalled, again.recall("one")) == (1, 1)
     again.close()
-    with Journal(path, ABOUT) as journal:  # a result was made of it: nothing would be lost
+    with closing(Journal(path, ABOUT)) as journal:  # a result was made of it: nothing would be lost
         assert journal.recall("one") is None
     again = Journal(path, ABOUT, resume=True)
     again.keep("two", 2)
@@ -114,7 +115,7 @@ def test_what_was_cut_short_can_be_taken_up(tmp_path: Path) -> None:
 
 def test_a_journal_that_keeps_nothing_leaves_nothing(tmp_path: Path) -> None:
     path = tmp_path / "x.partial"
-    with Journal(path, ABOUT):
+    with closing(Journal(path, ABOUT)):
         assert path.exists()
         with pytest.raises(SequoiaError, match="another run is writing to it"):
             Journal(path, ABOUT, resume=True)
