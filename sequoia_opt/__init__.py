@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from sequoia_opt.engine.decoder import Decoder, Generation
-    from sequoia_opt.engine.models import Pair, load_pair
+    from sequoia_opt.engine.pair import Pair, load_pair
     from sequoia_opt.errors import SequoiaError
     from sequoia_opt.measure.dataset import load_dataset
     from sequoia_opt.measure.estimator import estimate
@@ -28,13 +28,13 @@ _HOMES = {
     "Decoder": "engine.decoder",
     "Generation": "engine.decoder",
     "LatencyProfile": "plan.latency",
-    "Pair": "engine.models",
+    "Pair": "engine.pair",
     "Plan": "plan.solver",
     "SequoiaError": "errors",
     "TokenTree": "plan.tree",
     "estimate": "measure.estimator",
     "load_dataset": "measure.dataset",
-    "load_pair": "engine.models",
+    "load_pair": "engine.pair",
     "profile": "measure.profiler",
     "solve": "plan.solver",
 }

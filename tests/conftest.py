@@ -32,9 +32,9 @@ def _one_thread() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _short_runs() -> None:
     """Times are not looked at: each is taken of as few runs as can be."""
-    from sequoia_opt.measure import profiler, rounds
+    from sequoia_opt.measure import profiler, timing
 
-    rounds.RUN_IN_MS = rounds.TIMED_MS = profiler.PATIENCE = 1
+    timing.RUN_IN_MS = timing.TIMED_MS = profiler.PATIENCE = 1
 
 
 @pytest.fixture(scope="session")
@@ -62,7 +62,7 @@ def make_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def make_pair(make_model: Callable[..., Path]) -> Callable[..., Any]:
     """Loads a pair of random models; the draft is the target with noise, so some guesses fit."""
-    from sequoia_opt.engine.models import load_pair
+    from sequoia_opt.engine.pair import load_pair
 
     made: dict[str, Any] = {}
 

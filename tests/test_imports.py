@@ -13,7 +13,7 @@ HEAVY = ("torch", "transformers", "scipy")
     [
         "import sequoia_opt",
         "from sequoia_opt import TokenTree, Acceptance, LatencyProfile, solve",
-        "import sequoia_opt.cli, sequoia_opt.console, sequoia_opt.paths",
+        "import sequoia_opt.cli, sequoia_opt.console, sequoia_opt.repository.paths",
     ],
 )
 def test_planning_needs_no_torch(statement: str) -> None:

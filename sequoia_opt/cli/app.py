@@ -14,9 +14,10 @@ from typing import Annotated
 import typer
 from typer.models import CommandInfo
 
-from sequoia_opt import __version__, terminal
+from sequoia_opt import __version__
+from sequoia_opt.cli import terminal
 from sequoia_opt.errors import SequoiaError
-from sequoia_opt.plan.files import is_first_process, is_one_of_several
+from sequoia_opt.processes import is_first_process, is_one_of_several
 
 USAGE = 2  # exit status of a usage error
 # Exit statuses of what ends the program from outside, by the signal.

@@ -14,7 +14,7 @@ import typer
 from sequoia_opt.errors import SequoiaError
 
 if TYPE_CHECKING:
-    from sequoia_opt.engine.models import Pair
+    from sequoia_opt.engine.pair import Pair
     from sequoia_opt.measure.journal import Journal
     from sequoia_opt.measure.template import Template
     from sequoia_opt.plan.tree import TokenTree
@@ -137,8 +137,8 @@ def load(
     spread: bool = True,
 ) -> Pair:
     """The pair of models that the options name, the forwards of these roles compiled."""
-    from sequoia_opt import console
-    from sequoia_opt.engine.models import load_pair
+    from sequoia_opt.cli import console
+    from sequoia_opt.engine.pair import load_pair
 
     with console.waiting("loading the models"):
         pair = load_pair(
@@ -180,7 +180,7 @@ def template_of(chat: bool, system: str | None, options: list[str] | None) -> Te
 
 def tell_unused_settings(pair: Pair) -> None:
     """Say which penalties of the target's generation_config.json a measurement leaves out."""
-    from sequoia_opt import console
+    from sequoia_opt.cli import console
     from sequoia_opt.engine.own_settings import own_settings
 
     if own_settings(pair).rules.change_anything:
@@ -214,7 +214,7 @@ def check_output(
         inputs: files that the command reads.
         force: replace whatever is there.
     """
-    from sequoia_opt.outputs import check_named
+    from sequoia_opt.repository.outputs import check_named
 
     refuse_standard(path)
     if path is not None:
@@ -243,9 +243,10 @@ def journal(
         about: all that another run must have in common to be taken up.
         restart: drop the parts of a run that was cut off.
     """
-    from sequoia_opt import __version__, console
+    from sequoia_opt import __version__
+    from sequoia_opt.cli import console
+    from sequoia_opt.files.atomic import is_stream
     from sequoia_opt.measure.journal import Journal
-    from sequoia_opt.plan.files import is_stream
 
     if is_stream(output):  # there is no folder of ours beside it
         return Journal(max_seconds=max_seconds)
@@ -297,27 +298,29 @@ def names(text: str) -> list[str]:
 
 def any_tree(path: Path) -> TokenTree:
     """A tree file of this program's or of any engine that `import` reads."""
-    from sequoia_opt import console
-    from sequoia_opt.plan import importing, tree
-    from sequoia_opt.plan.files import read_text
+    from sequoia_opt.cli import console
+    from sequoia_opt.files.documents import read_text
+    from sequoia_opt.plan import import_settings, tree
 
     if path.suffix == ".pt":
-        from sequoia_opt import torch_files
+        from sequoia_opt.files import growmap_pt
 
-        found = torch_files.load(path)
+        found = growmap_pt.load(path)
         if not isinstance(found, dict):
             raise SequoiaError(f"{path}: found acceptance rates, expected a tree")
-        return importing.of_growmap(found, str(path))
+        return import_settings.of_growmap(found, str(path))
     text = read_text(path)
     if tree.FORMAT in text:
         return tree.TokenTree.load(path)
-    return importing.read(text, str(path), note=lambda line: console.note(f"note: {path}: {line}"))
+    return import_settings.read(
+        text, str(path), note=lambda line: console.note(f"note: {path}: {line}")
+    )
 
 
 def print_json(document: dict[str, Any]) -> None:
     """A command's only line on standard output with --json."""
-    from sequoia_opt.plan.files import plain
-    from sequoia_opt.terminal import is_unicode, json_printable
+    from sequoia_opt.cli.terminal import is_unicode, json_printable
+    from sequoia_opt.files.documents import plain
 
     ascii_only = not is_unicode(sys.stdout.encoding)
     text = json.dumps(plain(document), ensure_ascii=ascii_only, allow_nan=False)

@@ -13,16 +13,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from sequoia_opt.engine.agreement import advice_for
-from sequoia_opt.engine.cuda import ReadBack, RecordedStep, room
-from sequoia_opt.engine.models import Pair
-from sequoia_opt.engine.rules import Rules
+from sequoia_opt.engine.logits_processors import Rules
+from sequoia_opt.engine.pair import Pair
 from sequoia_opt.engine.step import State, Step, at_least_float32
 from sequoia_opt.engine.text import NewText
+from sequoia_opt.engine.torch.agreement import advice_for
+from sequoia_opt.engine.torch.cuda_graphs import ReadBack, RecordedStep, room
 from sequoia_opt.engine.verify import VERIFIERS, Synthetic, make_verifier
 from sequoia_opt.errors import SequoiaError
-from sequoia_opt.plan.files import FloatArray
 from sequoia_opt.plan.tree import AUTOREGRESSIVE, TokenTree
+from sequoia_opt.types import FloatArray
 
 CONVERSATION = 4096  # slots that are there from the beginning where several texts follow
 LARGEST_SEED = 2**63 - 1

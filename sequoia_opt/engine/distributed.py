@@ -17,8 +17,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import TCPStore
 
-from sequoia_opt.errors import SequoiaError
-from sequoia_opt.plan.files import is_one_of_several, one_line
+from sequoia_opt.errors import SequoiaError, one_line
+from sequoia_opt.processes import is_one_of_several
 
 BACKENDS = {"cuda": "nccl", "cpu": "gloo"}
 # One process waits for another, which loads longer, or has a share of the work that takes longer:

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sequoia_opt.engine.models import Pair
-from sequoia_opt.engine.rules import Rules
+from sequoia_opt.engine.logits_processors import Rules
+from sequoia_opt.engine.pair import Pair
 from sequoia_opt.errors import SequoiaError
-from sequoia_opt.plan.files import shown
+from sequoia_opt.files.fields import shown
 
 # Fields that are not applied, and the values with which they do nothing.
 UNUSED: dict[str, Any] = {

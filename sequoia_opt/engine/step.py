@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sequoia_opt.engine.attention import Masks
 from sequoia_opt.engine.distributed import ALONE, World
-from sequoia_opt.engine.rules import LogitRules
-from sequoia_opt.engine.runner import Runner
+from sequoia_opt.engine.logits_processors import LogitRules
+from sequoia_opt.engine.torch.attention import Masks
+from sequoia_opt.engine.torch.runner import Runner
 from sequoia_opt.engine.verify import TreeIndex, Verdict, Verifier, indices
+from sequoia_opt.plan.draft_passes import draft_passes
 from sequoia_opt.plan.tree import TokenTree
 
 
@@ -77,7 +78,7 @@ class Step:
         self._widths = [level.nodes for level in self._levels]
         if internal:
             # The root's forward takes the token before it along.
-            self._queries = list(tree.draft_widths)
+            self._queries = list(draft_passes(tree))
             query_depths = [-1, *internal_depths]
             self._draft_mask = draft.mask_table(
                 np.vstack([np.zeros_like(attends[:1]), attends]),

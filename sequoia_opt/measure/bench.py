@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from sequoia_opt.engine.distributed import ALONE, World
-from sequoia_opt.engine.models import Pair
-from sequoia_opt.engine.rules import Rules
+from sequoia_opt.engine.logits_processors import Rules
+from sequoia_opt.engine.pair import Pair
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure.journal import Journal
 from sequoia_opt.measure.methods import Method, Run

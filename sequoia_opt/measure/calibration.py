@@ -14,15 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from sequoia_opt.engine.cuda import room
-from sequoia_opt.engine.models import Pair
+from sequoia_opt.engine.pair import Pair
+from sequoia_opt.engine.torch.cuda_graphs import room
 from sequoia_opt.measure.bench import Progress, Result, race
 from sequoia_opt.measure.methods import with_tree
 from sequoia_opt.measure.profiler import Interleaved
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.acceptance import Acceptance
+from sequoia_opt.plan.best_trees import best_trees
+from sequoia_opt.plan.draft_passes import draft_passes
 from sequoia_opt.plan.latency import LatencyProfile
-from sequoia_opt.plan.optimum import best_trees
 from sequoia_opt.plan.solver import DEFAULT_MAX_DEPTH, Candidate, solve
 from sequoia_opt.plan.tree import AUTOREGRESSIVE, TokenTree
 
@@ -147,7 +148,7 @@ def calibrate(
     longest = max(len(prompt) for prompt in prompts) + new_tokens
     for runner in (pair.target, pair.draft):  # once for all: what is timed keeps its buffers
         runner.reserve(room(longest) + 2 * largest)
-    widths = {n for tree in trees.values() for n in (tree.size, *tree.draft_widths)}
+    widths = {n for tree in trees.values() for n in (tree.size, *draft_passes(tree))}
     beside = Interleaved(pair, [1, *widths], max(1, context), sampling)
     raced = race(methods, prompts, new_tokens, repeats, progress, beside.round)
     *results, plain = raced.beside(-1)

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from sequoia_opt import demo
-from sequoia_opt.errors import SequoiaError
-from sequoia_opt.plan.files import one_line, shown
+from sequoia_opt.errors import SequoiaError, one_line
+from sequoia_opt.files.fields import shown
 
 PIECE = 4000  # characters of a piece of a plain text file
 LONGEST_RECORD = 2**25  # bytes of a line; to parse one takes a few times its size in memory

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sequoia_opt.engine.models import Pair
+from sequoia_opt.engine.pair import Pair
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure.dataset import Document, Message, Note
 from sequoia_opt.measure.template import PLAIN, Template

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from sequoia_opt.engine.decoder import check_sampling
-from sequoia_opt.engine.models import Pair
-from sequoia_opt.engine.runner import PREFILL_CHUNK, Runner
+from sequoia_opt.engine.pair import Pair
 from sequoia_opt.engine.sampling import gumbel
 from sequoia_opt.engine.step import at_least_float32, fit_vocabulary
+from sequoia_opt.engine.torch.runner import PREFILL_CHUNK, Runner
 from sequoia_opt.engine.verify import Positions, Traversal, Trial, Verifier, make_verifier
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure.dataset import Document, spread_over, tell_left_out
@@ -30,7 +30,7 @@ from sequoia_opt.measure.encoding import prompt_and_text
 from sequoia_opt.measure.journal import Journal
 from sequoia_opt.measure.template import PLAIN, Template
 from sequoia_opt.plan.acceptance import Acceptance, Sampling, bootstrap_rates, fit_monotone
-from sequoia_opt.plan.files import FloatArray
+from sequoia_opt.types import FloatArray
 
 FEWEST_POSITIONS = 100  # that a depth needs for rates of its own
 LOGITS_BUDGET = 2**24  # logits held at once: 64 MB in float32

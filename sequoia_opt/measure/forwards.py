@@ -11,14 +11,13 @@ from functools import partial
 import numpy as np
 import torch
 
-from sequoia_opt.engine import cuda
 from sequoia_opt.engine.distributed import World
-from sequoia_opt.engine.memory import check_fits
-from sequoia_opt.engine.models import ROLES, Pair
-from sequoia_opt.engine.runner import Runner
-from sequoia_opt.errors import SequoiaError
-from sequoia_opt.measure.rounds import PLAIN_TURNS, Timed
-from sequoia_opt.plan.files import one_line
+from sequoia_opt.engine.pair import ROLES, Pair
+from sequoia_opt.engine.torch import cuda_graphs
+from sequoia_opt.engine.torch.memory import check_fits
+from sequoia_opt.engine.torch.runner import Runner
+from sequoia_opt.errors import SequoiaError, one_line
+from sequoia_opt.measure.timing import PLAIN_TURNS, Timed
 
 Point = tuple[str, int, int, int]
 """Role, sequences, cached tokens and query tokens of a forward."""
@@ -52,7 +51,7 @@ def forward_to_time(
         compiled: whether it is to be, whatever the model's other forwards are.
     """
     runner: Runner = getattr(pair, role)
-    length = cuda.bucketed(context) if pair.graphs else context
+    length = cuda_graphs.bucketed(context) if pair.graphs else context
     forward = one_forward(runner, context, count, batch, length)
 
     def run() -> object:
@@ -66,7 +65,7 @@ def forward_to_time(
 
     queued = pair.device.type == "cuda"
     return Timed(
-        cuda.recorded(several, pair.device) if pair.graphs else run,
+        cuda_graphs.recorded(several, pair.device) if pair.graphs else run,
         turns=PLAIN_TURNS if count == 1 and role == "target" else 1,
         parts=GRAPHED if pair.graphs else 1,
         queued=queued,
@@ -123,7 +122,7 @@ def _reserve(context: int, room: int, batch: int, *runners: Runner) -> None:
     """Have buffers for `context` tokens of each sequence and `room` more."""
     for runner in runners:
         # Never read to the last slot, as in decoding: reading all of a buffer compiles anew.
-        runner.reserve(cuda.room(context) + room, batch)
+        runner.reserve(cuda_graphs.room(context) + room, batch)
 
 
 def _check_logits(count: int, batch: int, *runners: Runner) -> None:

@@ -14,8 +14,9 @@ from typing import Any
 
 from sequoia_opt.engine.distributed import ALONE, World
 from sequoia_opt.errors import SequoiaError
-from sequoia_opt.plan.files import plain, same_fingerprint
-from sequoia_opt.plan.lines import Lines
+from sequoia_opt.files.documents import plain
+from sequoia_opt.files.jsonl import Lines
+from sequoia_opt.files.names import same_fingerprint
 
 BEGINS = '{"journal": '
 HEAD = "about"

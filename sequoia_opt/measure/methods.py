@@ -17,7 +17,7 @@ from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 from sequoia_opt.engine.decoder import Decoder
-from sequoia_opt.engine.models import Pair
+from sequoia_opt.engine.pair import Pair
 from sequoia_opt.plan.tree import TokenTree
 
 GUESSES = (2, 3, 4, 5, 6, 8, 10, 14)  # of assisted generation, to find the best number among

@@ -10,12 +10,13 @@ import torch
 from scipy.optimize import nnls
 
 from sequoia_opt.engine.decoder import Decoder
-from sequoia_opt.engine.models import Pair
+from sequoia_opt.engine.pair import Pair
 from sequoia_opt.engine.step import State
 from sequoia_opt.measure.forwards import Point
-from sequoia_opt.measure.rounds import PLAIN_TURNS, Timed
+from sequoia_opt.measure.timing import PLAIN_TURNS, Timed
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.acceptance import Sampling
+from sequoia_opt.plan.draft_passes import draft_passes
 from sequoia_opt.plan.latency import Overhead, overhead_name
 from sequoia_opt.plan.tree import TokenTree
 
@@ -93,7 +94,7 @@ def overhead_of(
         extra = [
             step
             - np.interp(tree.size, tokens, target[:, number])
-            - np.interp(tree.draft_widths, tokens, draft[:, number]).sum()
+            - np.interp(draft_passes(tree), tokens, draft[:, number]).sum()
             for number, step in enumerate(timed.times)
         ]
         row = (tree, float(np.median(extra)), float(np.median(timed.times)))
@@ -128,7 +129,7 @@ def fit_overhead(rows: Sequence[tuple[TokenTree, float, float]]) -> Overhead:
     if not others:
         return Overhead(base, 0.0, 0.0)
     weights = np.array([1 / step for _, _, step in others])
-    features = np.array([[tree.size - 1, len(tree.draft_widths), 1] for tree, _, _ in others])
+    features = np.array([[tree.size - 1, len(draft_passes(tree)), 1] for tree, _, _ in others])
     wanted = np.array([extra - base for _, extra, _ in others])
     (per_token, per_level, drafting), _ = nnls(features * weights[:, None], wanted * weights)
     return Overhead(base - float(per_token), float(per_token), float(per_level), float(drafting))

@@ -17,15 +17,15 @@ import torch
 
 from sequoia_opt import demo
 from sequoia_opt.engine.decoder import check_sampling
-from sequoia_opt.engine.models import ROLES, Pair
-from sequoia_opt.engine.runner import Runner
+from sequoia_opt.engine.pair import ROLES, Pair
+from sequoia_opt.engine.torch.runner import Runner
 from sequoia_opt.errors import SequoiaError
+from sequoia_opt.measure.disturbance import Watch
 from sequoia_opt.measure.forwards import Point, fill, forward_to_time, forwards_to_time, that_fit
 from sequoia_opt.measure.hardware import hardware, software
 from sequoia_opt.measure.journal import Journal
-from sequoia_opt.measure.noise import Watch
 from sequoia_opt.measure.overhead import TEMPERATURE, overhead_of, samplings, steps_to_time
-from sequoia_opt.measure.rounds import (
+from sequoia_opt.measure.timing import (
     LEAST_ROUNDS,
     Progress,
     Rounds,

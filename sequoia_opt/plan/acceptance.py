@@ -17,9 +17,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sequoia_opt.errors import SequoiaError
-from sequoia_opt.plan.files import Fields, FloatArray, read_document, rounded, write_document
-from sequoia_opt.plan.spread import deviation
+from sequoia_opt.files.documents import read_document, rounded, write_document
+from sequoia_opt.files.fields import Fields
+from sequoia_opt.plan.intervals import deviation
 from sequoia_opt.plan.tree import TokenTree
+from sequoia_opt.types import FloatArray
 
 FORMAT, VERSION = "sequoia-opt/acceptance", 1
 SLACK = 1e-6  # a published vector in single precision may sum to a little more than 1

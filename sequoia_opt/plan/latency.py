@@ -14,8 +14,11 @@ from typing import Any
 import numpy as np
 
 from sequoia_opt.errors import SequoiaError
-from sequoia_opt.plan.files import Fields, FloatArray, read_document, rounded, write_document
+from sequoia_opt.files.documents import read_document, rounded, write_document
+from sequoia_opt.files.fields import Fields
+from sequoia_opt.plan.draft_passes import draft_passes
 from sequoia_opt.plan.tree import TokenTree
+from sequoia_opt.types import FloatArray
 
 FORMAT, VERSION = "sequoia-opt/profile", 1
 QUANTITIES = ("median_ms", "low_ms", "high_ms")
@@ -248,7 +251,7 @@ class LatencyProfile:
         self, tree: TokenTree, verifier: str, context: float, batch: int = 1, of: str = "median_ms"
     ) -> float:
         """t(T, L): milliseconds of a whole step with `tree` at `context` cached tokens."""
-        overhead = self.overhead_for(verifier).at(tree.size, len(tree.draft_widths))
+        overhead = self.overhead_for(verifier).at(tree.size, len(draft_passes(tree)))
         return self.forwards_ms(tree, context, batch, of) + overhead
 
     def forwards_ms(
@@ -256,8 +259,8 @@ class LatencyProfile:
     ) -> float:
         """Milliseconds of a step's forwards: the target's and every draft level's."""
         forwards = self.target.at([tree.size], context, batch, of).sum()
-        if tree.draft_widths:
-            forwards += self.draft.at(list(tree.draft_widths), context, batch, of).sum()
+        if draft_passes(tree):
+            forwards += self.draft.at(list(draft_passes(tree)), context, batch, of).sum()
         return float(forwards)
 
     def document(self) -> dict[str, Any]:

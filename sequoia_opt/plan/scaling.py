@@ -12,9 +12,9 @@ import numpy as np
 
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.acceptance import Acceptance
-from sequoia_opt.plan.files import FloatArray
-from sequoia_opt.plan.optimum import best_trees
+from sequoia_opt.plan.best_trees import best_trees
 from sequoia_opt.plan.tree import TokenTree
+from sequoia_opt.types import FloatArray
 
 FITTED_FROM = 2  # doublings that the fit leaves out: the smallest trees are chains
 DEEP = 64  # levels: depth without limit, in practice

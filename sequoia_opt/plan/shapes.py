@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sequoia_opt.plan.files import FloatArray
 from sequoia_opt.plan.tree import IntArray, TokenTree
+from sequoia_opt.types import FloatArray
 
 
 def chain(size: int) -> TokenTree:

@@ -16,16 +16,17 @@ from typing import Any
 import numpy as np
 
 from sequoia_opt.errors import SequoiaError
+from sequoia_opt.files.documents import rounded
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.acceptance import Acceptance
-from sequoia_opt.plan.climb import capped, climb_from
-from sequoia_opt.plan.files import FloatArray, rounded
+from sequoia_opt.plan.best_trees import BestFirst, Family, best_trees
+from sequoia_opt.plan.cap_search import BoolArray, CapSearch, hopeful
+from sequoia_opt.plan.hill_climb import capped, climb_from
+from sequoia_opt.plan.intervals import REPLICATES, TAIL, interval
 from sequoia_opt.plan.latency import GREEDY, LatencyProfile, overhead_name
-from sequoia_opt.plan.objective import Objective
-from sequoia_opt.plan.optimum import BestFirst, Family, best_trees
-from sequoia_opt.plan.search import BoolArray, CapSearch, hopeful
-from sequoia_opt.plan.spread import REPLICATES, TAIL, interval
+from sequoia_opt.plan.step_times import Objective
 from sequoia_opt.plan.tree import AUTOREGRESSIVE, TokenTree
+from sequoia_opt.types import FloatArray
 
 ANY_TREE = "tree"
 SOLVED = "solved"  # name of the solver's own candidates

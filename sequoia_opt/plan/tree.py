@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sequoia_opt.errors import SequoiaError
-from sequoia_opt.plan.files import Fields, read_document, shown, write_document
+from sequoia_opt.files.documents import read_document, write_document
+from sequoia_opt.files.fields import Fields, shown
 
 FORMAT, VERSION = "sequoia-opt/tree", 1
 STRUCTURE = ("format", "version", "size", "depth", "parents", "ranks")
@@ -150,17 +151,6 @@ class TokenTree:
         """The nodes with children at each depth; one list for each level that has any."""
         levels = ([v for v in level if self.child_counts[v]] for level in self.levels)
         return [level for level in levels if level]
-
-    @cached_property
-    def draft_widths(self) -> tuple[int, ...]:
-        """Tokens of each draft forward of a step.
-
-        One forward for each level with internal nodes, as wide as they are many; the first is
-        2 wide, since besides the root the draft's cache may miss one accepted leaf.
-        """
-        return tuple(
-            2 if depth == 0 else len(level) for depth, level in enumerate(self.internal_levels)
-        )
 
     @cached_property
     def ancestor_mask(self) -> NDArray[np.bool_]:

@@ -14,11 +14,11 @@ from string import Template
 from typing import Any
 
 from sequoia_opt import __version__
+from sequoia_opt.plan.intervals import interval
 from sequoia_opt.plan.solver import Plan
-from sequoia_opt.plan.spread import interval
 from sequoia_opt.plan.tree import TokenTree
-from sequoia_opt.plots import Results
 from sequoia_opt.report import figures
+from sequoia_opt.report.plots import Results
 
 PAGE = Path(__file__).parent / "page.html"
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sequoia_opt.plan.acceptance import Acceptance
-from sequoia_opt.plan.files import FloatArray
+from sequoia_opt.plan.intervals import interval
 from sequoia_opt.plan.latency import ModelLatency
 from sequoia_opt.plan.solver import Candidate, Plan
-from sequoia_opt.plan.spread import interval
 from sequoia_opt.plan.tree import TokenTree
-from sequoia_opt.plots import COLOURS, Results, end_of
+from sequoia_opt.report.plots import COLOURS, Results, end_of
+from sequoia_opt.types import FloatArray
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

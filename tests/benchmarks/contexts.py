@@ -21,14 +21,15 @@ from rates import memory_rate, weights_read
 
 from sequoia_opt import load_pair
 from sequoia_opt.engine.decoder import Decoder
-from sequoia_opt.engine.models import Pair
+from sequoia_opt.engine.pair import Pair
 from sequoia_opt.measure import profiler
 from sequoia_opt.measure.forwards import fill, forwards_to_time
 from sequoia_opt.measure.overhead import whole_step
-from sequoia_opt.measure.rounds import Rounds, Timed
+from sequoia_opt.measure.timing import Rounds, Timed
 from sequoia_opt.plan import shapes
+from sequoia_opt.plan.draft_passes import draft_passes
 from sequoia_opt.plan.latency import LatencyProfile
-from sequoia_opt.plan.objective import Objective
+from sequoia_opt.plan.step_times import Objective
 from sequoia_opt.plan.tree import AUTOREGRESSIVE
 
 TREES = {
@@ -50,7 +51,7 @@ def random_pair() -> Pair:
 @torch.inference_mode()
 def print_steps(pair: Pair, profile: LatencyProfile, context: int, repeats: int) -> None:
     """A row for each tree: whole steps, timed in turn with the forwards that they are made of."""
-    sizes = sorted({n for tree in TREES.values() for n in (tree.size, *tree.draft_widths)})
+    sizes = sorted({n for tree in TREES.values() for n in (tree.size, *draft_passes(tree))})
     for runner in (pair.target, pair.draft):
         fill(runner, context, sizes[-1], 1)
     forwards = forwards_to_time(pair, sizes, [context], 1)
@@ -65,9 +66,9 @@ def print_steps(pair: Pair, profile: LatencyProfile, context: int, repeats: int)
         tree = TREES[name]
         measured = float(np.median(timed.times))
         parts = took["target", 1, context, tree.size]
-        parts += sum(took["draft", 1, context, width] for width in tree.draft_widths)
+        parts += sum(took["draft", 1, context, width] for width in draft_passes(tree))
         overhead = profile.overhead_for("greedy" if temperature == 0 else "sequoia")
-        predicted = parts + overhead.at(tree.size, len(tree.draft_widths))
+        predicted = parts + overhead.at(tree.size, len(draft_passes(tree)))
         print(
             f"| {context} | {temperature:g} | {name} | {measured:.2f} | {predicted:.2f} | "
             f"{100 * (predicted / measured - 1):+.1f} % | {100 * (1 - parts / measured):.1f} % |"

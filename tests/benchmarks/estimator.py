@@ -17,7 +17,7 @@ import torch
 import typer
 
 from sequoia_opt import load_pair
-from sequoia_opt.engine.models import Pair
+from sequoia_opt.engine.pair import Pair
 from sequoia_opt.measure.dataset import load_dataset
 from sequoia_opt.measure.estimator import Options, estimate
 from sequoia_opt.measure.estimator import _prepare as prepare

@@ -12,12 +12,13 @@ from typing import Annotated
 
 import typer
 
-from sequoia_opt import load_pair, paths
+from sequoia_opt import load_pair
 from sequoia_opt.engine.decoder import Decoder
 from sequoia_opt.measure.bench import divergence
 from sequoia_opt.measure.dataset import load_dataset
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.tree import AUTOREGRESSIVE, TokenTree
+from sequoia_opt.repository import paths
 
 # Two forwards of different widths add up in another order: so far apart logits may end up.
 ROUNDING = {"float64": 0.0, "float32": 1e-3, "bfloat16": 0.5, "float16": 0.1}

@@ -28,8 +28,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "plan"))
 from brute_force import KINDS, fastest, random_profile, random_rates, speed
 
 from sequoia_opt.plan.acceptance import Acceptance
+from sequoia_opt.plan.best_trees import BestFirst, DynamicProgramme
 from sequoia_opt.plan.latency import Curve, LatencyProfile, ModelLatency, Overhead
-from sequoia_opt.plan.optimum import BestFirst, DynamicProgramme
 from sequoia_opt.plan.solver import solve
 
 JOBS = [  # nodes, depth, ranks

@@ -16,10 +16,11 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from sequoia_opt import demo, load_pair, paths
+from sequoia_opt import demo, load_pair
 from sequoia_opt.engine.decoder import Decoder
 from sequoia_opt.engine.verify import VERIFIERS
 from sequoia_opt.plan.tree import TokenTree
+from sequoia_opt.repository import paths
 
 PARTS = ("draft", "target", "drawing", "verification", "cache")
 

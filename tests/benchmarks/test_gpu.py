@@ -27,7 +27,7 @@ from summary import Outcome, table
 from typer.testing import CliRunner
 
 from sequoia_opt.cli.app import app
-from sequoia_opt.engine import memory
+from sequoia_opt.engine.torch import memory
 from sequoia_opt.plan.latency import LatencyProfile
 from sequoia_opt.plan.tree import TokenTree
 

@@ -13,12 +13,12 @@ import pytest
 from command_line import SMALL, Outcome, write
 from test_latency import make_profile
 
-from sequoia_opt import paths
+from sequoia_opt.files.jsonl import Lines
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.latency import LatencyProfile
-from sequoia_opt.plan.lines import Lines
 from sequoia_opt.plan.tree import TokenTree
+from sequoia_opt.repository import paths
 
 ROOT = Path(__file__).parents[2]
 FEW = ["--max-new-tokens", "4", "--width", "3"]

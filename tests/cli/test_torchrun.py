@@ -16,7 +16,7 @@ import pytest
 import yaml
 from command_line import SMALL, Outcome
 
-from sequoia_opt.cli.running import check_world
+from sequoia_opt.cli.tree_defaults import check_world
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan import shapes
 

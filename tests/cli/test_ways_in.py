@@ -13,7 +13,7 @@ import pytest
 from command_line import Outcome, write
 
 from sequoia_opt.engine.decoder import Decoder, Stream
-from sequoia_opt.engine.models import Pair
+from sequoia_opt.engine.pair import Pair
 from sequoia_opt.measure import estimator
 from sequoia_opt.plan import shapes
 

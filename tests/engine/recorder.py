@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import torch
 
-from sequoia_opt.engine import cuda
-from sequoia_opt.engine.cuda import RecordedStep, Work
 from sequoia_opt.engine.decoder import Decoder
 from sequoia_opt.engine.step import Step
+from sequoia_opt.engine.torch import cuda_graphs
+from sequoia_opt.engine.torch.cuda_graphs import RecordedStep, Work
 
 
 class Recorder:
@@ -20,7 +20,7 @@ class Recorder:
 
     def __call__(self, work: Work, device: torch.device) -> Callable[[], object]:
         self.recorded += 1
-        for _ in range(cuda.WARM_UPS):
+        for _ in range(cuda_graphs.WARM_UPS):
             work()
         return work
 

@@ -12,7 +12,7 @@ from scipy.stats import chi2_contingency
 
 from sequoia_opt import demo
 from sequoia_opt.engine.decoder import Decoder
-from sequoia_opt.engine.models import load_pair
+from sequoia_opt.engine.pair import load_pair
 from sequoia_opt.engine.verify import VERIFIERS
 from sequoia_opt.measure.dataset import load_dataset
 from sequoia_opt.measure.estimator import Options, estimate

@@ -9,10 +9,10 @@ from scipy.stats import chi2_contingency
 from small_models import VOCABULARY
 from transformers import AutoModelForCausalLM
 
-from sequoia_opt.engine.compiling import compiled
 from sequoia_opt.engine.decoder import Decoder
-from sequoia_opt.engine.models import load_pair
-from sequoia_opt.engine.runner import PREFILL_CHUNK
+from sequoia_opt.engine.pair import load_pair
+from sequoia_opt.engine.torch.compile import compiled
+from sequoia_opt.engine.torch.runner import PREFILL_CHUNK
 from sequoia_opt.engine.verify import VERIFIERS
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan import shapes
@@ -103,8 +103,8 @@ def test_a_draft_with_another_rounding_of_the_vocabulary(
     make_model: Callable[..., Any], tmp_path: Any
 ) -> None:
     """Embedding tables of one tokenizer are rounded up differently; tokens stay the target's."""
-    from sequoia_opt.engine.models import Pair
-    from sequoia_opt.engine.runner import Runner
+    from sequoia_opt.engine.pair import Pair
+    from sequoia_opt.engine.torch.runner import Runner
 
     for vocabulary in (VOCABULARY - 11, VOCABULARY + 3):
         runners = [

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sequoia_opt.engine.models import load_pair
+from sequoia_opt.engine.pair import load_pair
 from sequoia_opt.engine.step import State, Step
 from sequoia_opt.engine.verify import VERIFIERS, Greedy, make_verifier
 from sequoia_opt.plan.tree import TokenTree

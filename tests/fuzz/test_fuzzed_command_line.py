@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mutations import cases
 
-from sequoia_opt import cli, paths
+from sequoia_opt import cli
 from sequoia_opt.plan import shapes
+from sequoia_opt.repository import paths
 
 PLANNING = ["solve", "show", "export", "import", "plot"]
 RUNNING = ["report", "estimate", "decode", "bench", "profile"]

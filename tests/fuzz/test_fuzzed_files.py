@@ -13,20 +13,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mutations import as_json, as_yaml, cases, damaged, mutated
 
-from sequoia_opt import charts, demo, fleet, paths, torch_files
-from sequoia_opt.cli import running
+from sequoia_opt import demo
+from sequoia_opt.cli import charts, tree_defaults
+from sequoia_opt.cli.completions import Completions
 from sequoia_opt.cli.options import any_tree
-from sequoia_opt.completions import Completions
 from sequoia_opt.errors import SequoiaError
+from sequoia_opt.files import growmap_pt
 from sequoia_opt.measure.dataset import load_dataset
 from sequoia_opt.measure.journal import Journal
-from sequoia_opt.plan import export, shapes, tables, traffic
+from sequoia_opt.plan import csv_import, decode_stats, export, shapes
 from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.latency import LatencyProfile
 from sequoia_opt.plan.solver import solve
 from sequoia_opt.plan.tree import TokenTree
-from sequoia_opt.plots import Results, figures
 from sequoia_opt.report import figures as drawn
+from sequoia_opt.report.plots import Results, figures
+from sequoia_opt.repository import paths, solve_all
 
 ROOT = Path(__file__).parents[2]
 PROFILE = LatencyProfile.load(paths.bundled_profile())
@@ -38,8 +40,8 @@ SHORT = Acceptance(
 )  # fmt: skip
 TREE = TokenTree.load(paths.bundled_tree(0.0))
 TREES = [TREE.document(), shapes.k_ary(2, 2).document(), shapes.chain(1).document()]
-TEXT = traffic.Text(
-    traffic.Setting("t", "d", 0.6, 1.0, "sequoia"), shapes.k_ary(2, 2), {0: 3, 4: 2}, 90.0
+TEXT = decode_stats.Text(
+    decode_stats.Setting("t", "d", 0.6, 1.0, "sequoia"), shapes.k_ary(2, 2), {0: 3, 4: 2}, 90.0
 )
 BENCHES = [
     json.loads(path.read_text())
@@ -78,11 +80,11 @@ def test_trees(document: Any, file: Callable[[str, bytes], Path], tmp_path: Path
         tree.save(tmp_path / "again.json")
         assert TokenTree.load(tmp_path / "again.json") == tree
         tried(lambda: paths.input_of(tree, "profile"))
-        tried(lambda: (running.check_world(tree), running.offload_of(tree, None, None)))
-        tried(lambda: running.compiled_roles(tree, None))
+        tried(lambda: (tree_defaults.check_world(tree), tree_defaults.offload_of(tree, None, None)))
+        tried(lambda: tree_defaults.compiled_roles(tree, None))
         if tree.size <= 64:
             tried(lambda: charts.tree(tree, SHORT, 9))
-            tried(lambda: fleet.plan_again(tree, PROFILE, SHORT))
+            tried(lambda: solve_all.plan_again(tree, PROFILE, SHORT))
 
 
 @cases(1200)
@@ -125,10 +127,10 @@ def test_results(document: Any, file: Callable[[str, bytes], Path]) -> None:
 @cases(900)
 @given(document=mutated([TEXT.document()]))
 def test_statistics(document: Any, file: Callable[[str, bytes], Path]) -> None:
-    path = file("traffic.jsonl", as_json(document) + b"\n" + as_json(TEXT.document()) + b"\n")
-    found = tried(lambda: traffic.load(path))
+    path = file("decode_stats.jsonl", as_json(document) + b"\n" + as_json(TEXT.document()) + b"\n")
+    found = tried(lambda: decode_stats.load(path))
     if found is not None:
-        tried(lambda: traffic.acceptances(found))
+        tried(lambda: decode_stats.acceptances(found))
 
 
 @cases(600)
@@ -233,10 +235,10 @@ def test_tables(content: bytes, file: Callable[[str, bytes], Path]) -> None:
     path = file("table.csv", content)
 
     def read() -> Any:
-        rows = tables.read_csv(path)
-        if tables.is_latency_table(rows):
-            return tables.profile_of(rows, str(path), "t", "d", "m")
-        return tables.acceptance_rates(rows, str(path))
+        rows = csv_import.read_csv(path)
+        if csv_import.is_latency_table(rows):
+            return csv_import.profile_of(rows, str(path), "t", "d", "m")
+        return csv_import.acceptance_rates(rows, str(path))
 
     tried(read)
 
@@ -246,7 +248,7 @@ def test_tables(content: bytes, file: Callable[[str, bytes], Path]) -> None:
 def test_files_of_the_research_code(data: st.DataObject, tmp_path: Path) -> None:
     """Of torch.save, from which no code is ever run."""
     whole = tmp_path / "whole.pt"
-    torch_files.save_growmap(export.growmap(shapes.k_ary(2, 2)), whole)
+    growmap_pt.save_growmap(export.growmap(shapes.k_ary(2, 2)), whole)
     path = tmp_path / "damaged.pt"
     path.write_bytes(data.draw(damaged([whole.read_bytes()])))
-    tried(lambda: torch_files.load(path))
+    tried(lambda: growmap_pt.load(path))

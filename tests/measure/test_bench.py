@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sequoia_opt.engine.rules import Rules
+from sequoia_opt.engine.logits_processors import Rules
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure import bench, methods
 from sequoia_opt.measure.journal import Journal

@@ -9,12 +9,7 @@ from small_tokenizers import byte_level, llama_2_like
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure import estimator
 from sequoia_opt.measure.dataset import Document
-from sequoia_opt.measure.encoding import (
-    check_template,
-    opening,
-    prompt_and_text,
-    prompt_tokens,
-)
+from sequoia_opt.measure.encoding import check_template, opening, prompt_and_text, prompt_tokens
 from sequoia_opt.measure.template import Template
 
 TEMPLATE = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}[ab]"

@@ -11,7 +11,7 @@ from small_models import VOCABULARY
 from transformers import AutoModelForCausalLM
 
 from sequoia_opt.engine.decoder import Decoder
-from sequoia_opt.engine.runner import Runner
+from sequoia_opt.engine.torch.runner import Runner
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure.dataset import Document
 from sequoia_opt.measure.estimator import Options, estimate

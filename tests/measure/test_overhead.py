@@ -5,6 +5,7 @@ import pytest
 
 from sequoia_opt.measure.overhead import fit_overhead, overhead_trees
 from sequoia_opt.plan import shapes
+from sequoia_opt.plan.draft_passes import draft_passes
 
 
 @pytest.mark.parametrize("few", [False, True])
@@ -14,7 +15,7 @@ def test_overhead_fit_finds_its_parts(few: bool) -> None:
     rows = [
         (
             tree,
-            0.4 + 0.01 * tree.size + 0.05 * len(tree.draft_widths) + 0.7 * (tree.size > 1),
+            0.4 + 0.01 * tree.size + 0.05 * len(draft_passes(tree)) + 0.7 * (tree.size > 1),
             10.0 + tree.size,
         )
         for tree in trees
@@ -25,7 +26,7 @@ def test_overhead_fit_finds_its_parts(few: bool) -> None:
     assert found.per_level_ms == pytest.approx(0.05)
     assert found.drafting_ms == pytest.approx(0.7)
     for tree, wanted, _ in rows:
-        assert found.at(tree.size, len(tree.draft_widths)) == pytest.approx(wanted)
+        assert found.at(tree.size, len(draft_passes(tree))) == pytest.approx(wanted)
 
 
 def test_overhead_fit_passes_through_plain_decoding() -> None:

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from sequoia_opt import demo
-from sequoia_opt.engine import memory
-from sequoia_opt.engine.attention import Attend
 from sequoia_opt.engine.decoder import Decoder
 from sequoia_opt.engine.distributed import ALONE, World
-from sequoia_opt.engine.models import Pair, load_pair
+from sequoia_opt.engine.pair import Pair, load_pair
+from sequoia_opt.engine.torch import memory
+from sequoia_opt.engine.torch.attention import Attend
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure import profiler
 from sequoia_opt.measure.forwards import LOGIT_COPIES, forwards_to_time
@@ -29,7 +29,7 @@ from sequoia_opt.measure.profiler import (
     default_tokens,
     profile,
 )
-from sequoia_opt.measure.rounds import Timed
+from sequoia_opt.measure.timing import Timed
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.acceptance import Acceptance, Sampling
 from sequoia_opt.plan.solver import solve
@@ -142,7 +142,7 @@ def test_stops_at_what_fits_into_memory(
     pair, notes = make_pair(dtype="float32"), []
     each = pair.target.vocabulary * (4 + 4 * LOGIT_COPIES)
     monkeypatch.setattr(memory, "free_bytes", lambda device: 10 * each)
-    monkeypatch.setattr("sequoia_opt.engine.runner.check_fits", lambda *_: None)
+    monkeypatch.setattr("sequoia_opt.engine.torch.runner.check_fits", lambda *_: None)
     options = Options(
         tokens=[1, 2, 4, 8, 16], contexts=[16], batches=[1, 4, 16], repeats=5, warm_up=0
     )
@@ -247,7 +247,7 @@ def test_a_model_that_compiling_makes_slower_runs_eagerly(
 
         return forward
 
-    monkeypatch.setattr("sequoia_opt.engine.runner.compiled", graphs)
+    monkeypatch.setattr("sequoia_opt.engine.torch.runner.compiled", graphs)
     pair.compile()
     assert pair.compiled == ["target", "draft"]
     found = profile(pair, Options(tokens=[1, 2, 8], contexts=[16], repeats=5, warm_up=0))

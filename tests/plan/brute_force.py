@@ -8,9 +8,10 @@ import numpy as np
 
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.acceptance import Acceptance
-from sequoia_opt.plan.files import FloatArray
+from sequoia_opt.plan.draft_passes import draft_passes
 from sequoia_opt.plan.latency import Curve, LatencyProfile, ModelLatency, Overhead
 from sequoia_opt.plan.tree import TokenTree
+from sequoia_opt.types import FloatArray
 
 KINDS = ("monotone", "stepped", "convex")
 
@@ -46,7 +47,7 @@ def _tables(max_size: int, ranks: int) -> tuple[list[TokenTree], list[FloatArray
     for row, tree in enumerate(trees):
         parents[row, : tree.size], own[row, : tree.size] = tree.parents, tree.ranks
         sizes[row, : tree.size] = 1
-        widths[row, : len(tree.draft_widths)] = tree.draft_widths
+        widths[row, : len(draft_passes(tree))] = draft_passes(tree)
     return trees, [parents, own, sizes, widths]
 
 

@@ -13,7 +13,7 @@ from test_tree import trees
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.acceptance import Acceptance, bootstrap_rates, fit_monotone
-from sequoia_opt.plan.spread import interval
+from sequoia_opt.plan.intervals import interval
 from sequoia_opt.plan.tree import TokenTree
 
 

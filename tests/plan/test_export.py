@@ -13,7 +13,7 @@ from test_tree import trees
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.export import FORMATS, export, growmap
-from sequoia_opt.plan.importing import of_growmap, read
+from sequoia_opt.plan.import_settings import of_growmap, read
 from sequoia_opt.plan.tree import TokenTree
 
 CHAINS = [name for name, form in FORMATS.items() if form.chains_only]

@@ -10,7 +10,8 @@ from test_latency import make_profile
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.acceptance import Acceptance
-from sequoia_opt.plan.optimum import best_trees
+from sequoia_opt.plan.best_trees import best_trees
+from sequoia_opt.plan.draft_passes import draft_passes
 from sequoia_opt.plan.solver import solve
 
 
@@ -192,7 +193,7 @@ def test_trees_wider_than_the_draft_was_measured_are_left_out() -> None:
     acceptance = Acceptance(np.array([0.3, 0.25, 0.2, 0.1]), temperature=0)
     plan = solve(profile, acceptance, size=48)
     assert plan.tree.size == 48
-    assert max(plan.tree.draft_widths) <= 4
+    assert max(draft_passes(plan.tree)) <= 4
 
 
 def test_given_trees_are_priced_and_never_chosen() -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan import shapes
+from sequoia_opt.plan.draft_passes import draft_passes
 from sequoia_opt.plan.tree import AUTOREGRESSIVE, TokenTree
 
 
@@ -57,7 +58,7 @@ def test_draft_widths_count_internal_nodes(tree: TokenTree) -> None:
     expected = [int(n) for n in by_depth if n]
     if expected:
         expected[0] = 2
-    assert list(tree.draft_widths) == expected
+    assert list(draft_passes(tree)) == expected
 
 
 @given(tree=trees())
@@ -129,11 +130,11 @@ def test_refuses_missing_and_broken_files(tmp_path: Path) -> None:
 
 def test_shapes() -> None:
     assert shapes.chain(1) == AUTOREGRESSIVE
-    assert shapes.chain(4).draft_widths == (2, 1, 1)
+    assert draft_passes(shapes.chain(4)) == (2, 1, 1)
     assert shapes.chain(4).depth == 3
     sequences = shapes.k_sequences(3, 4)
     assert (sequences.size, sequences.depth) == (13, 4)
-    assert sequences.draft_widths == (2, 3, 3, 3)
+    assert draft_passes(sequences) == (2, 3, 3, 3)
     assert shapes.k_ary(2, 3).size == 15
     with pytest.raises(SequoiaError, match="elder sibling"):
         TokenTree.from_paths([(2,)])

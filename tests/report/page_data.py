@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from sequoia_opt.fleet import plan_again
 from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.latency import Curve, LatencyProfile, ModelLatency, Overhead
 from sequoia_opt.plan.solver import Plan
 from sequoia_opt.plan.tree import TokenTree
-from sequoia_opt.plots import FORMAT, Results
+from sequoia_opt.report.plots import FORMAT, Results
+from sequoia_opt.repository.solve_all import plan_again
 
 NASTY = "a</script><script>alert(1)</script>&<b>model</b>"
 

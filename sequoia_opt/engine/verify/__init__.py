@@ -9,15 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sequoia_opt.engine.verify.interface import (
-    Positions,
-    TreeIndex,
-    Trial,
-    Verdict,
-    Verifier,
-    indices,
-)
-from sequoia_opt.engine.verify.matching import Greedy, TopK
+from sequoia_opt.engine.verify.base import Positions, TreeIndex, Trial, Verdict, Verifier, indices
+from sequoia_opt.engine.verify.exact_match import Greedy, TopK
 from sequoia_opt.engine.verify.residual import Sequoia, SpecInfer
 from sequoia_opt.engine.verify.synthetic import Synthetic
 from sequoia_opt.engine.verify.traversal import Traversal

@@ -28,7 +28,7 @@ from sequoia_opt.engine.sampling import (
     warp,
 )
 from sequoia_opt.engine.verify import fused
-from sequoia_opt.engine.verify.interface import (
+from sequoia_opt.engine.verify.base import (
     Positions,
     TreeIndex,
     Trial,

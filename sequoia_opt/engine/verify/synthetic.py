@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sequoia_opt.engine.verify.interface import (
+from sequoia_opt.engine.verify.base import (
     Positions,
     TreeIndex,
     Trial,
@@ -20,7 +20,7 @@ from sequoia_opt.engine.verify.interface import (
     last_reached,
 )
 from sequoia_opt.errors import SequoiaError
-from sequoia_opt.plan.files import FloatArray
+from sequoia_opt.types import FloatArray
 
 
 class Synthetic:

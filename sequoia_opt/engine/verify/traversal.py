@@ -12,13 +12,8 @@ import torch
 from torch import Tensor
 
 from sequoia_opt.engine.sampling import draw, warp
-from sequoia_opt.engine.verify.interface import TreeIndex, Verdict
-from sequoia_opt.engine.verify.residual import (
-    Sequoia,
-    look_up,
-    residual_tests,
-    what_is_left,
-)
+from sequoia_opt.engine.verify.base import TreeIndex, Verdict
+from sequoia_opt.engine.verify.residual import Sequoia, look_up, residual_tests, what_is_left
 
 
 class Traversal(Sequoia):

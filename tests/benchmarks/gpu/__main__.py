@@ -28,9 +28,9 @@ from processes import run_in_time
 from record import Record
 from summary import Outcome, table
 
-from sequoia_opt.engine.models import usable_device
+from sequoia_opt.engine.pair import usable_device
 from sequoia_opt.errors import SequoiaError
-from sequoia_opt.measure import profiler, rounds
+from sequoia_opt.measure import profiler, timing
 from sequoia_opt.measure.hardware import hardware, software
 
 TABLE, ENTRIES, RESULTS = "table.md", "entries.tar.gz", "gpu.json"
@@ -106,7 +106,7 @@ def run_part(part: Part, asked: Asked, scratch: Path) -> None:
     entries.mkdir(exist_ok=True)
     record = Record(scratch / f"{part.name}.json", entries)
     if asked.tiny:  # nobody looks at the times of a rehearsal
-        rounds.RUN_IN_MS = rounds.TIMED_MS = profiler.PATIENCE = 1
+        timing.RUN_IN_MS = timing.TIMED_MS = profiler.PATIENCE = 1
     try:
         where = usable_device(asked.device)
         record.note(hardware=hardware(where), software=software(where))

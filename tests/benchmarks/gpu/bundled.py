@@ -9,14 +9,15 @@ from pathlib import Path
 from record import Record
 from resident import compile_pair
 
-from sequoia_opt import demo, paths
-from sequoia_opt.engine.models import Pair, load_pair
+from sequoia_opt import demo
+from sequoia_opt.engine.pair import Pair, load_pair
 from sequoia_opt.measure import methods, profiler
 from sequoia_opt.measure.bench import Raced, divergence, race
 from sequoia_opt.measure.dataset import load_dataset
 from sequoia_opt.plan.acceptance import Acceptance, Sampling
 from sequoia_opt.plan.solver import Plan, solve
 from sequoia_opt.plan.tree import AUTOREGRESSIVE
+from sequoia_opt.repository import paths
 
 TOKENS = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64]
 CONTEXTS = [128, 512]

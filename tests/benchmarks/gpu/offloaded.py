@@ -20,10 +20,10 @@ from resident import PROMPT, random_prompts
 from transformers import AutoModelForCausalLM
 
 from sequoia_opt.engine.decoder import Decoder, Generation
-from sequoia_opt.engine.memory import free_bytes, weight_bytes
-from sequoia_opt.engine.models import Pair, load_pair
-from sequoia_opt.engine.offload import decoder_layers, random_model
-from sequoia_opt.engine.streaming import put, weights_of
+from sequoia_opt.engine.pair import Pair, load_pair
+from sequoia_opt.engine.torch.layer_stream import put, weights_of
+from sequoia_opt.engine.torch.memory import free_bytes, weight_bytes
+from sequoia_opt.engine.torch.offload import decoder_layers, random_model
 from sequoia_opt.measure import profiler
 from sequoia_opt.plan.solver import solve
 from sequoia_opt.plan.tree import AUTOREGRESSIVE, TokenTree

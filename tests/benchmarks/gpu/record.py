@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sequoia_opt import fleet, paths
-from sequoia_opt.engine.models import Pair
+from sequoia_opt.engine.pair import Pair
+from sequoia_opt.files.documents import plain
 from sequoia_opt.plan.acceptance import Acceptance
-from sequoia_opt.plan.files import plain
 from sequoia_opt.plan.latency import LatencyProfile
 from sequoia_opt.plan.solver import ANY_TREE, Plan
+from sequoia_opt.repository import paths, solve_all
 
 # Of `solve --all`, which is to find these trees in their places.
 DEFAULTS = {"batch": 1, "shape": ANY_TREE}
@@ -97,7 +97,7 @@ class Record:
             predicted_speedup=choice.speedup[0],
         )
         slug = str(plan.profile.hardware["slug"])
-        tree = fleet.planned_tree(plan, fleet.Source(profile, acceptance), DEFAULTS)
+        tree = solve_all.planned_tree(plan, solve_all.Source(profile, acceptance), DEFAULTS)
         return self._entry(paths.tree_path(slug, profile, plan.acceptance), tree)
 
     def _entry(self, name: Path, document: Any) -> Path:

@@ -1,0 +1,351 @@
+"""Brings one model from its folder or hub id onto the device, in each of the ways there are.
+
+Whole, spread over several processes, with layers left in host memory or on disk, or made up from
+its configuration. Knows nothing of pairs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
+from transformers import logging as transformers_logging
+from transformers.distributed.configuration_utils import DistributedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from sequoia_opt.engine.torch.checkpoint import Checkpoint
+from sequoia_opt.engine.torch.layer_stream import LayerStream
+from sequoia_opt.engine.torch.offload import Offload, empty_model, experts_of, place, random_model
+from sequoia_opt.engine.torch.runner import Runner
+from sequoia_opt.engine.torch.weight_files import (
+    PICKLED,
+    PICKLED_INDEX,
+    SAFE,
+    SAFE_INDEX,
+    check_pointer,
+    content_digest,
+    model_file,
+    tensor_count,
+    weight_files,
+)
+from sequoia_opt.errors import SequoiaError, one_line
+
+TOKENIZER_FILES = ("*token*", "vocab.*", "*.model")
+GENERATION = "generation_config.json"
+LAYER_COUNTS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
+MOST_LAYERS = 4096  # where no weights say how many there are
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+IGNORED_CONFIG = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How a model is loaded.
+
+    Attributes:
+        random_weights: made up from its configuration alone.
+        offload: where layers stay that do not fit onto the device; None if all do.
+        parts: processes that it is spread over.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    random_weights: bool = False
+    offload: Offload | None = None
+    parts: int = 1
+
+    def runner(self, source: str, config: Any) -> Runner:
+        """A model, ready to run.
+
+        Raises:
+            SequoiaError: it cannot be loaded so, or not run on trees.
+        """
+        try:
+            return self._runner(source, config)
+        except (torch.OutOfMemoryError, MemoryError):
+            raise SequoiaError(
+                f"{source}: does not fit into the memory of the {self.device.type}; use a smaller "
+                "dtype, another device, a smaller model or --offload"
+            ) from None
+
+    def _runner(self, source: str, config: Any) -> Runner:
+        """The same, memory allowing."""
+        if self.random_weights:
+            _check_dense(source, config)
+        if self.offload is not None:
+            model, stream = self._offloaded(source, config, self.offload)
+            return Runner(model, source, stream)
+        if self.random_weights:
+            return Runner(_random_model(config, self.device, self.dtype), source)
+        if self.parts > 1:
+            _check_heads(source, config, self.parts)
+        model = _load_model(source, self.dtype, self.parts > 1)
+        return Runner(model if self.parts > 1 else model.to(self.device), source)
+
+    def _offloaded(
+        self, source: str, config: Any, offload: Offload
+    ) -> tuple[torch.nn.Module, LayerStream | None]:
+        """A model on the device, but for layers that do not fit, and what brings these in."""
+        if offload.place == "cpu":
+            made = self.random_weights
+            whole = random_model(config, self.dtype) if made else _load_model(source, self.dtype)
+            return whole, place(whole, self.device, offload)
+        if getattr(config, "quantization_config", None):
+            raise SequoiaError(
+                f"{source}: quantised weights are not read from disk as they are; on a GPU use "
+                "--offload cpu"
+            )
+        model: Any = empty_model(config, self.dtype)
+        if model_file(source, GENERATION) is not None:
+            try:
+                model.generation_config = GenerationConfig.from_pretrained(source)
+            except (OSError, ValueError, TypeError) as error:
+                raise SequoiaError(
+                    f"{source}: its {GENERATION} cannot be used ({one_line(error)[:200]})"
+                ) from None
+        return model, place(model, self.device, offload, Checkpoint(source))
+
+
+def load_config(source: str, weights: bool = True) -> Any:
+    """A model's configuration.
+
+    Args:
+        weights: whether weights are to be loaded with it, which it must fit.
+
+    Raises:
+        SequoiaError: there is none, or it is not a decoder-only language model's.
+    """
+    file = Path(source) / "config.json"
+    if Path(source).is_dir():
+        if not file.is_file():
+            raise SequoiaError(f"{source}: no config.json; expected a Hugging Face model folder")
+        check_pointer(file)
+    try:
+        written, _ = PreTrainedConfig.get_config_dict(source)
+        _check_layers(source, written, MOST_LAYERS)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except SequoiaError:
+        raise
+    except Exception as error:  # of many kinds: a model's configuration may be anything
+        raise SequoiaError(f"{source}: {_why_no_config(source, error)}") from None
+    kind = config.model_type
+    if config.is_encoder_decoder or kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise SequoiaError(f"{source}: architecture {kind!r} is not a decoder-only language model")
+    if weights and (tensors := tensor_count(source)) is not None:
+        _check_layers(source, written, tensors)
+    return config
+
+
+def _why_no_config(source: str, error: Exception) -> str:
+    """What was wrong with a configuration, and what to do."""
+    if "trust_remote_code" in str(error):
+        return (
+            "comes with code of its own, which is never run; only architectures that transformers "
+            "knows are"
+        )
+    if not Path(source).is_dir():
+        return f"cannot be loaded: no folder of that name, and as a hub id: {_reason(error)}"
+    return f"its config.json cannot be used ({_reason(error)})"
+
+
+def _check_layers(source: str, config: Any, most: int) -> None:
+    """Refuse more layers than a model can have: building them would go on until memory is full.
+
+    Args:
+        config: as it is written, or a part of it.
+        most: as many as it may have; each has at least one tensor.
+    """
+    if not isinstance(config, dict):
+        return
+    for name in LAYER_COUNTS:
+        count = config.get(name)
+        if isinstance(count, int | float) and count > most:
+            reason = "its weights have so many tensors" if most != MOST_LAYERS else "no model has"
+            raise SequoiaError(
+                f"{source}: config.json: {name}: found {count}, expected at most {most} ({reason})"
+            )
+    for part in config.values():
+        _check_layers(source, part, most)
+
+
+def load_tokenizer(source: str) -> PreTrainedTokenizerBase | None:
+    """A model's tokenizer; None where its folder has none.
+
+    Raises:
+        SequoiaError: it cannot be loaded.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        files = [file for pattern in TOKENIZER_FILES for file in folder.glob(pattern)]
+        if not files:
+            return None
+        for file in files:
+            if file.is_file():
+                check_pointer(file)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            source, trust_remote_code=False
+        )
+    except Exception as error:  # of many kinds, the tokenizers library's own among them
+        if isinstance(error, ImportError):
+            advice = "install what it needs"
+        else:
+            advice = "download the tokenizer's files again"
+        raise SequoiaError(
+            f"{source}: its tokenizer cannot be loaded ({_reason(error)}); {advice}"
+        ) from None
+    return tokenizer
+
+
+def fingerprint(source: str, config: Any, weights: bool = True) -> str:
+    """What a model is told apart by: a hash of its configuration and of its weight files' index or
+    header, and, where there are weights, one of their sizes and of samples of their content.
+
+    Args:
+        weights: whether there are any; else nothing of them is asked for.
+
+    Returns:
+        16 digits, or twice 16 with a hyphen between; see `files.same_fingerprint`.
+    """
+    canonical = {k: v for k, v in config.to_dict().items() if k not in IGNORED_CONFIG}
+    digest = hashlib.sha256(json.dumps(canonical, sort_keys=True, default=str).encode())
+    if not weights:
+        return digest.hexdigest()[:16]
+    for name in (SAFE_INDEX, SAFE, PICKLED_INDEX, PICKLED):
+        path = model_file(source, name)
+        if path is not None:
+            with open(path, "rb") as stream:
+                start = stream.read(8)
+                length = int.from_bytes(start, "little") if name == SAFE else 2**24
+                digest.update(start + stream.read(min(length, 2**24)))
+            break
+    return f"{digest.hexdigest()[:16]}-{content_digest(weight_files(source))}"
+
+
+def end_tokens(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase | None) -> frozenset[int]:
+    """What ends a text, by the model's generation config, its config or the tokenizer."""
+    for holder in (getattr(model, "generation_config", None), model.config, tokenizer):
+        found = getattr(holder, "eos_token_id", None)
+        if found is not None:
+            return frozenset(found if isinstance(found, list) else [found])
+    return frozenset()
+
+
+def _check_heads(source: str, config: Any, parts: int) -> None:
+    """Refuse to spread a model over processes that its heads cannot be shared out to."""
+    text = config.get_text_config()
+    heads = int(text.num_attention_heads)
+    shared = int(getattr(text, "num_key_value_heads", None) or heads)
+    for name, count in (("heads", heads), ("key-value heads", shared)):
+        if count % parts:
+            raise SequoiaError(
+                f"{source}: its {count} {name} cannot be shared out to {parts} processes; start "
+                "a number that divides them"
+            )
+
+
+def _check_dense(source: str, config: Any) -> None:
+    """Refuse to make up the weights of a model whose speed depends on what they are."""
+    if getattr(config, "quantization_config", None):
+        raise SequoiaError(
+            f"{source}: quantised weights cannot be made up from a configuration; load them"
+        )
+    if (experts := _experts(config.to_dict())) > 1:
+        raise SequoiaError(
+            f"{source}: what a mixture of {experts} experts takes depends on its weights, which "
+            "route the tokens; load them"
+        )
+
+
+def _experts(config: Any) -> int:
+    """The most experts that a configuration, or a part of it, has."""
+    if not isinstance(config, dict):
+        return 0
+    own = [int(np.max(config.get(name) or 0)) for name in EXPERTS]  # some have a list of them
+    return max([*own, *map(_experts, config.values())])
+
+
+def _load_model(source: str, dtype: torch.dtype, split: bool = False) -> torch.nn.Module:
+    """A model in host memory, or a part of it on each process's device."""
+    options: dict[str, Any] = {"distributed_config": DistributedConfig(tp_plan="auto")}
+    weight_files(source)  # says what is wrong with them in the user's words
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=dtype,
+            output_loading_info=True,
+            trust_remote_code=False,
+            **experts_of(dtype),
+            **(options if split else {}),
+        )
+    except (SequoiaError, torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # of many kinds: safetensors' own, quantisers', pickle's
+        raise SequoiaError(f"{source}: {_why_not_loaded(source, error)}") from None
+    model: torch.nn.Module
+    model, info = loaded
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise SequoiaError(
+            f"{source}: weights are missing for {missing[0]} and {len(missing) - 1} others; "
+            "config.json and the weights do not belong together"
+        )
+    return model
+
+
+def _why_not_loaded(source: str, error: Exception) -> str:
+    """What was wrong with weights, and what to do."""
+    reason = _reason(error)
+    if isinstance(error, UnpicklingError) or "weights_only" in str(error):
+        return "its weights are damaged, or hold code, which is never run; expected " + SAFE
+    if type(error).__module__.startswith("safetensors") or "safetensor" in str(type(error)):
+        return f"damaged weights ({reason}); download the file again"
+    if isinstance(error, ImportError):
+        return f"cannot be loaded, for want of a package ({reason})"
+    if "size mismatch" in str(error) or "ignore_mismatched_sizes" in str(error):
+        return f"config.json and the weights do not belong together ({reason})"
+    quantised = PreTrainedConfig.get_config_dict(source)[0].get("quantization_config")
+    if isinstance(quantised, dict):
+        method = quantised.get("quant_method", "an unnamed method")
+        return f"its weights, quantised by {method}, cannot be loaded on this machine ({reason})"
+    return f"cannot be loaded ({reason})"
+
+
+def _reason(error: Exception) -> str:
+    """What another library says, short; with its kind where the message alone says nothing."""
+    if isinstance(error, OSError | ValueError | RuntimeError | ImportError):
+        return one_line(error)[:200]
+    return f"{type(error).__name__}: {one_line(error)[:200]}"
+
+
+def _random_model(config: Any, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
+    """A model of that architecture, the same every time."""
+    kept = torch.random.get_rng_state()
+    torch.manual_seed(0)
+    with device:
+        model: torch.nn.Module = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, trust_remote_code=False, **experts_of(dtype)
+        )
+    torch.random.set_rng_state(kept)
+    return model
+
+
+# A table of keys or a progress bar on a user's terminal is noise; what matters is raised.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()

@@ -1,0 +1,51 @@
+"""The verifiers by name: the one list that options, help, imports and checks derive from.
+
+Knows what planning needs of each of them. Knows nothing of how they verify: that is
+`engine/verify`, whose registry a test holds equal to this one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class VerifierSpec:
+    """One verifier for temperatures above 0.
+
+    Attributes:
+        name: as options and files have it.
+        summary: what it does, for help.
+        planned_as: the verifier whose acceptance its trees are solved with; its own name where
+            it decides guess by guess and so has acceptance rates by rank.
+    """
+
+    name: str
+    summary: str
+    planned_as: str
+
+    @property
+    def has_rates(self) -> bool:
+        """Whether its acceptance by rank can be estimated."""
+        return self.planned_as == self.name
+
+
+GREEDY = "greedy"
+"""What every verifier is at temperature 0: the target's most likely token, if the tree has it."""
+
+DEFAULT_VERIFIER = "sequoia"
+
+VERIFIERS: dict[str, VerifierSpec] = {
+    spec.name: spec
+    for spec in (
+        VerifierSpec("sequoia", "tests the draft's draws, made without replacement", "sequoia"),
+        VerifierSpec("specinfer", "tests the draft's draws, made with replacement", "specinfer"),
+        VerifierSpec("topk", "draws from the target, among the draft's likeliest tokens", "topk"),
+        VerifierSpec("traversal", "tests whole paths of draws, from the leaves up", "sequoia"),
+    )
+}
+
+
+def verifier_at(temperature: float, name: str) -> str:
+    """The verifier that decides at a temperature: greedy at 0, else the one of that name."""
+    return GREEDY if temperature == 0 else name

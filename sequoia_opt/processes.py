@@ -1,0 +1,15 @@
+"""Which of several processes this is, from what torchrun tells it."""
+
+from __future__ import annotations
+
+import os
+
+
+def is_one_of_several() -> bool:
+    """Whether torchrun has started this process and others."""
+    return "LOCAL_RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that prints and writes."""
+    return not is_one_of_several() or os.environ.get("RANK", "0") == "0"

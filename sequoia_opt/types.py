@@ -1,0 +1,11 @@
+"""Types that every room uses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Document = dict[str, Any]
+FloatArray = NDArray[np.float64]

@@ -1,0 +1,474 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from sequoia_opt import demo
+from sequoia_opt.engine import pair as pairs
+from sequoia_opt.engine.decoder import Decoder
+from sequoia_opt.engine.distributed import PATIENCE, SHARE_PATIENCE, World
+from sequoia_opt.engine.pair import ROLES, load_pair, short_name
+from sequoia_opt.engine.torch import memory
+from sequoia_opt.engine.torch.loading import fingerprint
+from sequoia_opt.errors import SequoiaError
+from sequoia_opt.files.names import same_fingerprint
+from sequoia_opt.plan import shapes
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+SOURCES, SIZES = {"target": "big", "draft": "small"}, {"target": 8 * 10**9, "draft": 10**9}
+
+
+def give_tokenizer(folder: Path, words: list[str]) -> None:
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token=words[0]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=words[0]).save_pretrained(folder)
+
+
+@pytest.fixture
+def folders(make_model: Callable[..., Path], tmp_path: Path) -> tuple[Path, Path]:
+    """Copies of a small target and draft, to be damaged."""
+    for name, seed in (("target", 0), ("draft", 1)):
+        shutil.copytree(make_model("llama", seed), tmp_path / name)
+    return tmp_path / "target", tmp_path / "draft"
+
+
+def load(folders: tuple[Path, Path]) -> Any:
+    return load_pair(*folders, device="cpu", dtype="float32")
+
+
+def test_loads_a_pair_of_folders(folders: tuple[Path, Path]) -> None:
+    pair = load(folders)
+    assert (pair.target_name, pair.draft_name) == ("target", "draft")
+    assert pair.dtype == "float32"
+    assert pair.end_tokens == {1}
+    shapes, contents = zip(*(pair.fingerprints[r].split("-") for r in ROLES), strict=True)
+    assert shapes[0] == shapes[1]
+    assert contents[0] != contents[1]
+
+
+def test_fingerprints_follow_config_and_weights(make_model: Callable[..., Path]) -> None:
+    from transformers import AutoConfig
+
+    prints = {
+        fingerprint(str(folder), AutoConfig.from_pretrained(folder))
+        for folder in (
+            make_model("llama"),
+            make_model("llama", num_hidden_layers=2),
+            make_model("qwen3"),
+        )
+    }
+    assert len(prints) == 3
+
+
+def test_weights_replaced_in_place_have_another_fingerprint(folders: tuple[Path, Path]) -> None:
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folders[0])
+    before = fingerprint(str(folders[0]), config)
+    assert fingerprint(str(folders[0]), config) == before
+    shutil.copy(folders[1] / "model.safetensors", folders[0])
+    after = fingerprint(str(folders[0]), config)
+    assert after != before
+    assert not same_fingerprint({"target": before}, {"target": after})
+    old = before.split("-")[0]  # as it was before the weights were looked at
+    for now in (before, after):
+        assert same_fingerprint({"target": old}, {"target": now})
+    assert fingerprint(str(folders[0]), config, weights=False) != old
+
+
+def test_one_changed_tensor_is_noticed(folders: tuple[Path, Path]) -> None:
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folders[0])
+    path = folders[0] / "model.safetensors"
+    weights, prints = load_file(path), set()
+    for name in ("model.layers.1.mlp.up_proj.weight", "model.norm.weight"):
+        prints.add(fingerprint(str(folders[0]), config))
+        weights[name] = weights[name] + 0.01
+        save_file(weights, path, metadata={"format": "pt"})
+    assert len(prints | {fingerprint(str(folders[0]), config)}) == 3
+
+
+def test_the_bundled_pair_is_the_one_that_was_measured() -> None:
+    """Its committed measurements are from before fingerprints looked at the weights."""
+    from transformers import AutoConfig
+
+    committed = {"target": "f76863a3c80297b6", "draft": "f518eccf47f061d0"}
+    found = {
+        role: fingerprint(str(demo.FOLDER / role), AutoConfig.from_pretrained(demo.FOLDER / role))
+        for role in ROLES
+    }
+    assert same_fingerprint(committed, found)
+    assert not same_fingerprint({"target": committed["draft"]}, {"target": found["target"]})
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        (
+            {"num_hidden_layers": 10**7},
+            r"num_hidden_layers: found 10000000, expected at most 4096",
+        ),
+        ({"num_hidden_layers": 400}, r"num_hidden_layers: found 400, expected at most \d\d \("),
+        ({"hidden_size": 128.5}, r"its config\.json cannot be used \(.*hidden_size"),
+        ({"num_attention_heads": 0}, r"its config\.json (describes no model|cannot be used)"),
+        (
+            {"hidden_size": 2**40, "intermediate_size": 2**40},
+            r"its config\.json describes no model",
+        ),
+        ({"rope_parameters": {"rope_type": 7}}, r"its config\.json"),
+    ],
+)
+def test_configurations_that_describe_no_model(
+    folders: tuple[Path, Path], changes: dict[str, Any], complaint: str
+) -> None:
+    path = folders[0] / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(SequoiaError, match=complaint):
+        load(folders)
+
+
+def test_so_many_layers_are_not_made_up_either(folders: tuple[Path, Path]) -> None:
+    path = folders[0] / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": 10**7}))
+    with pytest.raises(SequoiaError, match="found 10000000, expected at most 4096"):
+        load_pair(*folders, device="cpu", random_weights=True)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+@pytest.mark.parametrize("offload", ["none", "disk"])
+def test_git_lfs_pointers_are_named(folders: tuple[Path, Path], name: str, offload: str) -> None:
+    words = [f"w{i}" for i in range(61)]
+    for folder in folders:
+        give_tokenizer(folder, words)
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 18756288\n"
+    (folders[0] / name).write_text(pointer)
+    with pytest.raises(SequoiaError, match=rf"{name}: is a git-lfs pointer.*git lfs pull"):
+        load_pair(*folders, device="cpu", offload=offload)
+
+
+@pytest.mark.parametrize("offload", ["none", "disk"])
+@pytest.mark.parametrize("way", ["../outside.safetensors", "/etc/hostname"])
+def test_an_index_that_leads_out_of_its_folder_is_not_followed(
+    folders: tuple[Path, Path], way: str, offload: str
+) -> None:
+    target = folders[0]
+    (target / "model.safetensors").rename(target.parent / "outside.safetensors")
+    index = {"metadata": {}, "weight_map": {"model.norm.weight": way}}
+    (target / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(SequoiaError, match=r"which leads out of the model's folder"):
+        load_pair(*folders, device="cpu", offload=offload)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_weights_that_are_no_numbers_are_named(folders: tuple[Path, Path], dtype: str) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path, name = folders[0] / "model.safetensors", "model.layers.1.mlp.up_proj.weight"
+    weights = load_file(path)
+    weights[name] = weights[name].index_fill(0, torch.tensor([3]), torch.nan)
+    save_file(weights, path, metadata={"format": "pt"})
+    advice = "the file is damaged" if dtype == "float32" else "use --dtype bfloat16 or float32"
+    complaint = f"logits are not finite in {dtype}, since its weight {name} is not; {advice}"
+    with pytest.raises(SequoiaError, match=complaint):
+        load_pair(*folders, device="cpu", dtype=dtype)
+
+
+def test_activations_that_overflow_name_another_dtype(folders: tuple[Path, Path]) -> None:
+    """Finite weights, and finite logits in bfloat16."""
+    from safetensors.torch import load_file, save_file
+
+    path = folders[0] / "model.safetensors"
+    weights = load_file(path)
+    for name in weights:
+        if "layers.0.mlp" in name:
+            weights[name] = weights[name] * 3e3
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(SequoiaError, match=r"not finite in float16.*--dtype bfloat16 or float32"):
+        load_pair(*folders, device="cpu", dtype="float16")
+    load_pair(*folders, device="cpu", dtype="bfloat16")
+
+
+def test_quantised_weights_that_do_not_run_here_are_named(folders: tuple[Path, Path]) -> None:
+    """Their library fails with an assertion that says nothing."""
+    pytest.importorskip("bitsandbytes")
+    path = folders[0] / "config.json"
+    quantised = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": quantised}))
+    with pytest.raises(SequoiaError, match=r"target.* quantised by bitsandbytes.*(GPU|machine)"):
+        load(folders)
+
+
+def test_missing_weights(folders: tuple[Path, Path]) -> None:
+    (folders[1] / "model.safetensors").unlink()
+    with pytest.raises(SequoiaError, match=r"draft: no weights; expected model.safetensors"):
+        load(folders)
+
+
+def test_damaged_weights(folders: tuple[Path, Path]) -> None:
+    weights = folders[0] / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(SequoiaError, match=r"target.*damaged weights"):
+        load(folders)
+
+
+def test_missing_and_damaged_config(folders: tuple[Path, Path]) -> None:
+    (folders[0] / "config.json").write_text("{")
+    with pytest.raises(SequoiaError, match=r"target: its config\.json cannot be used"):
+        load(folders)
+    (folders[0] / "config.json").unlink()
+    with pytest.raises(SequoiaError, match=r"target: no config.json"):
+        load(folders)
+
+
+def test_missing_folder() -> None:
+    with pytest.raises(SequoiaError, match="nowhere/at/all"):
+        load_pair("nowhere/at/all", "nowhere/at/all", device="cpu")
+
+
+@pytest.mark.parametrize("kind", ["t5", "bert_generation_unknown"])
+def test_other_kinds_of_model_are_named(folders: tuple[Path, Path], kind: str) -> None:
+    config = json.loads((folders[0] / "config.json").read_text())
+    (folders[0] / "config.json").write_text(json.dumps(config | {"model_type": kind}))
+    with pytest.raises(SequoiaError, match=kind):
+        load(folders)
+
+
+def test_state_space_layers_are_refused_by_name(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    from transformers import MambaConfig, MambaForCausalLM
+
+    config = MambaConfig(vocab_size=61, hidden_size=16, num_hidden_layers=2, state_size=4)
+    MambaForCausalLM(config).save_pretrained(tmp_path / "mamba")
+    with pytest.raises(SequoiaError, match="architecture 'mamba'"):
+        load_pair(tmp_path / "mamba", folders[1], device="cpu")
+
+
+def test_linear_attention_layers_are_refused_by_name(folders: tuple[Path, Path]) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from sequoia_opt.engine.torch.runner import Runner
+
+    model = AutoModelForCausalLM.from_pretrained(folders[0])
+    model.config.layer_types = ["full_attention", "linear_attention", "full_attention"]
+    with pytest.raises(SequoiaError, match="linear_attention layers"):
+        Runner(model, "hybrid")
+
+
+def test_different_vocabularies(make_model: Callable[..., Path]) -> None:
+    with pytest.raises(SequoiaError, match=r"different vocabularies \(61 and 50 tokens\)"):
+        load_pair(make_model("llama"), make_model("llama", vocab_size=50), device="cpu")
+
+
+def test_different_tokenizers(folders: tuple[Path, Path]) -> None:
+    words = [f"w{i}" for i in range(61)]
+    give_tokenizer(folders[0], words)
+    give_tokenizer(folders[1], words)
+    assert load(folders).encode("w3 w5") == [3, 5]
+    give_tokenizer(folders[1], words[::-1])
+    complaint = "61 of 61 tokens differ, like token 0, 'w0' and 'w60'|60 of 61 tokens differ, like"
+    with pytest.raises(SequoiaError, match=f"different tokenizers: ({complaint})"):
+        load(folders)
+
+
+def test_tokenizers_may_differ_by_tokens_that_no_text_has(folders: tuple[Path, Path]) -> None:
+    """One that was added to the draft's, or a reserved one that has another name."""
+    words = [f"w{i}" for i in range(60)]
+    for last, added in (("w60", ["[PAD]"]), ("<|reserved|>", [])):
+        give_tokenizer(folders[0], [*words, "w60" if added else "<|eot|>"])
+        give_tokenizer(folders[1], [*words, last])
+        for folder, special in zip(folders, (None, *added), strict=False):
+            if special is not None:
+                own = PreTrainedTokenizerFast.from_pretrained(folder)
+                own.add_special_tokens({"pad_token": special})
+                own.save_pretrained(folder)
+        if not added:
+            for folder, name in zip(folders, ("<|eot|>", "<|reserved|>"), strict=True):
+                own = PreTrainedTokenizerFast.from_pretrained(folder)
+                own.add_special_tokens({"additional_special_tokens": [name]})
+                own.save_pretrained(folder)
+        pair = load(folders)
+        found = Decoder(pair, shapes.k_ary(2, 2)).generate([3, 5], 8, ignore_eos=True).tokens
+        assert found == Decoder(pair).generate([3, 5], 8, ignore_eos=True).tokens
+
+
+def test_a_word_that_differs_is_named(folders: tuple[Path, Path]) -> None:
+    words = [f"w{i}" for i in range(61)]
+    give_tokenizer(folders[0], words)
+    give_tokenizer(folders[1], [*words[:40], "other", *words[41:]])
+    with pytest.raises(SequoiaError, match=r"1 of 61 tokens differ, like token 40, 'w40' and 'oth"):
+        load(folders)
+
+
+def test_prompts_need_a_tokenizer(folders: tuple[Path, Path]) -> None:
+    with pytest.raises(SequoiaError, match="has no tokenizer"):
+        load(folders).encode("text")
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [({"dtype": "int4"}, "dtype: found 'int4'"), ({"device": "warp"}, "device 'warp'")],
+)
+def test_options_out_of_range(
+    folders: tuple[Path, Path], options: dict[str, str], complaint: str
+) -> None:
+    with pytest.raises(SequoiaError, match=complaint):
+        load_pair(*folders, **options)
+
+
+def test_names(tmp_path: Path) -> None:
+    assert short_name("meta-llama/Llama-2-7b-hf") == "meta-llama/Llama-2-7b-hf"
+    assert short_name(str(tmp_path)) == tmp_path.name
+
+
+def test_weights_that_do_not_belong_to_the_config(folders: tuple[Path, Path]) -> None:
+    """What is missing must not become random weights."""
+    config = json.loads((folders[0] / "config.json").read_text())
+    (folders[0] / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 4}))
+    with pytest.raises(SequoiaError, match=r"weights are missing for model\.layers\.3"):
+        load(folders)
+
+
+def test_positions_counted_in_another_way_are_noticed(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """RoBERTa as a decoder shifts every position by its padding token's id."""
+    from transformers import RobertaConfig, RobertaForCausalLM
+
+    config = RobertaConfig(
+        vocab_size=61,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=16,
+        is_decoder=True,
+        pad_token_id=1,
+        initializer_range=0.5,
+    )
+    RobertaForCausalLM(config).save_pretrained(tmp_path / "roberta")
+    with pytest.raises(SequoiaError, match="architecture 'roberta'"):
+        load_pair(tmp_path / "roberta", folders[1], device="cpu", dtype="float32")
+
+
+def test_rotary_embeddings_that_change_end_the_context(make_model: Callable[..., Path]) -> None:
+    from transformers import AutoConfig
+
+    from sequoia_opt.engine.torch.agreement import usable_positions
+
+    config = AutoConfig.from_pretrained(make_model("phi3"))
+    assert usable_positions(config) == (256, "")
+    config.rope_parameters = {"rope_type": "longrope", "original_max_position_embeddings": 32}
+    positions, why = usable_positions(config)
+    assert positions == 32
+    assert "rotary embedding (longrope) changes for longer texts" in why
+    config.rope_parameters = {"rope_type": "yarn", "original_max_position_embeddings": 32}
+    assert usable_positions(config) == (256, "")
+
+
+def test_code_that_comes_with_a_model_is_not_run(folders: tuple[Path, Path]) -> None:
+    target, draft = folders
+    ran = target / "ran"
+    (target / "own.py").write_text(
+        f"open({str(ran)!r}, 'w')\nfrom transformers import LlamaConfig as Own\n"
+    )
+    path = target / "config.json"
+    config = json.loads(path.read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}
+    path.write_text(json.dumps(config))
+    with pytest.raises(SequoiaError, match="code of its own, which is never run"):
+        load_pair(target, draft, "cpu")
+    assert not ran.exists()
+
+
+def test_weights_that_hold_code_are_not_loaded(folders: tuple[Path, Path]) -> None:
+    target, draft = folders
+    ran = target / "ran"
+
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str, str]]:
+            return open, (str(ran), "w")
+
+    (target / "model.safetensors").unlink()
+    torch.save({"model.embed_tokens.weight": Evil()}, target / "pytorch_model.bin")
+    with pytest.raises(SequoiaError, match="hold code, which is never run"):
+        load_pair(target, draft, "cpu")
+    assert not ran.exists()
+
+
+def test_half_characters_are_no_prompt(folders: tuple[Path, Path]) -> None:
+    target, draft = folders
+    for folder in (target, draft):
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(demo.FOLDER / "target" / name, folder)
+    with pytest.raises(SequoiaError, match="half of a character"):
+        load_pair(target, draft, "cpu").encode("a\ud800b")
+
+
+def test_a_spread_target_takes_its_share_of_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 5 * 10**9)
+    pairs._check_memory(SOURCES, SIZES, CUDA, "none", parts=2)
+    with pytest.raises(SequoiaError, match=r"the weights of big and small take 9\.0 GB"):
+        pairs._check_memory(SOURCES, SIZES, CUDA, "none", parts=1)
+    with pytest.raises(SequoiaError, match=r"take 9\.0 GB"):  # all parts are in its one memory
+        pairs._check_memory(SOURCES, SIZES, CPU, "none", parts=2)
+
+
+def test_the_host_must_hold_what_is_offloaded_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = {"cuda": 2 * 10**9, "cpu": 7 * 10**9}
+    monkeypatch.setattr(memory, "free_bytes", lambda device: free[device.type])
+    complaint = "the weights of big take 8.0 GB and 7.0 GB of cpu memory are free; .*--offload disk"
+    with pytest.raises(SequoiaError, match=complaint):
+        pairs._check_memory(SOURCES, SIZES, CUDA, "cpu", parts=1)
+    pairs._check_memory(SOURCES, SIZES, CUDA, "disk", parts=1)
+    free["cpu"] = 9 * 10**9
+    pairs._check_memory(SOURCES, SIZES, CUDA, "cpu", parts=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [({"random_weights": True}, "--random-weights"), ({"offload": "disk"}, "--offload")],
+)
+def test_what_several_processes_do_not_share_is_refused_by_name(
+    folders: tuple[Path, Path],
+    options: dict[str, Any],
+    named: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pairs, "join", lambda *_: World(0, 2))
+    with pytest.raises(SequoiaError, match=f"leave {named} away"):
+        load_pair(*folders, device="cpu", **options)
+
+
+def test_processes_on_the_cpu_of_a_machine_with_a_gpu_are_refused(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Transformers would have the target on GPUs, and only there."""
+    monkeypatch.setattr(pairs, "join", lambda *_: World(0, 2))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(SequoiaError, match="CUDA_VISIBLE_DEVICES= torchrun"):
+        load(folders)
+
+
+def test_shares_of_the_work_are_waited_for_longer(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def join(device: torch.device, patience: Any) -> World:
+        asked.append(patience)
+        raise SequoiaError("do not meet")
+
+    monkeypatch.setattr(pairs, "join", join)
+    for spread in (True, False):
+        with pytest.raises(SequoiaError, match="do not meet"):
+            load_pair(*folders, device="cpu", spread=spread)
+    assert asked == [PATIENCE, SHARE_PATIENCE]
+    assert PATIENCE < SHARE_PATIENCE

@@ -1,0 +1,340 @@
+"""Recorded steps: with a stand-in for the graphs everywhere, with real ones where there is CUDA."""
+
+from __future__ import annotations
+
+import gc
+import re
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from recorder import recorded
+
+from sequoia_opt.engine.decoder import Decoder
+from sequoia_opt.engine.pair import load_pair
+from sequoia_opt.engine.torch import cuda_graphs
+from sequoia_opt.engine.torch.cuda_graphs import BUCKET, RecordedStep
+from sequoia_opt.engine.torch.layer_stream import host_memory
+from sequoia_opt.engine.torch.memory import free_bytes
+from sequoia_opt.engine.verify import VERIFIERS
+from sequoia_opt.errors import SequoiaError
+from sequoia_opt.measure import profiler
+from sequoia_opt.measure.bench import divergence
+from sequoia_opt.measure.disturbance import Watch
+from sequoia_opt.measure.hardware import hardware, software
+from sequoia_opt.plan.tree import AUTOREGRESSIVE, TokenTree
+
+TREE = TokenTree([-1, 0, 0, 0, 1, 1, 2, 4], [0, 1, 2, 3, 1, 2, 1, 1])
+PROMPT = list(range(3, 40))
+
+gpu = pytest.mark.gpu
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+
+
+@pytest.mark.parametrize("tree", [AUTOREGRESSIVE, TREE], ids=["plain", "tree"])
+@pytest.mark.parametrize("verifier", ["greedy", *VERIFIERS])
+def test_recorded_steps_give_the_same_tokens(
+    verifier: str, tree: TokenTree, make_pair: Callable[..., Any]
+) -> None:
+    warmth = (0.0, "sequoia") if verifier == "greedy" else (0.8, verifier)
+    pair = make_pair()
+    wanted, found = (Decoder(pair, tree, warmth[0], verifier=warmth[1]) for _ in range(2))
+    recorder = recorded(found)
+    for prompt in (PROMPT, PROMPT[5:]):
+        expected = wanted.generate(prompt, 40, ignore_eos=True).tokens
+        assert found.generate(prompt, 40, ignore_eos=True).tokens == expected
+    assert recorder.recorded == 1
+
+
+def test_a_graph_for_each_bucket_and_for_each_buffer(make_pair: Callable[..., Any]) -> None:
+    pair = make_pair(max_position_embeddings=4 * BUCKET)
+    wanted, found = (Decoder(pair, TREE) for _ in range(2))
+    recorder = recorded(found)
+    prompt = [3 + i % 50 for i in range(BUCKET - 8)]
+    expected = wanted.generate(prompt, 40, ignore_eos=True).tokens
+    assert found.generate(prompt, 40, ignore_eos=True).tokens == expected
+    assert recorder.recorded == 2
+    found.generate(prompt, 40, ignore_eos=True)
+    assert recorder.recorded == 2
+    for runner in (pair.target, pair.draft):  # another user had larger ones
+        runner.reserve(runner.cache.capacity + 1)
+    assert found.generate(prompt, 40, ignore_eos=True).tokens == expected
+    assert recorder.recorded == 4
+
+
+def test_a_graph_reads_no_more_than_there_is(make_pair: Callable[..., Any]) -> None:
+    """Where the last bucket does not fit into the buffers, it ends with them."""
+    pair = make_pair()
+    decoder = Decoder(pair, TREE)
+    recorded(decoder)
+    pair.target.cache = pair.draft.cache = None
+    expected = decoder.generate(PROMPT, 60, ignore_eos=True).tokens
+    for runner in (pair.target, pair.draft):
+        runner.cache = None
+        runner.reserve(len(PROMPT) + 60 + TREE.size)
+    state = None
+    with torch.inference_mode():
+        tokens = torch.tensor([PROMPT])
+        pair.target.prefill(tokens)
+        pair.draft.prefill(tokens)
+        state = cuda_graphs.State(
+            torch.tensor([len(PROMPT)]), torch.tensor([PROMPT[-1], expected[0]])
+        )
+        found, length = expected[:1], len(PROMPT)
+        pair.user = None
+        while len(found) < 50:
+            new, state = decoder.advance(state, length)
+            found += new
+            length += len(new)
+    assert found[:50] == expected[:50]
+
+
+def test_steps_are_recorded_on_cuda_alone(make_model: Callable[..., Path]) -> None:
+    models = make_model("llama", 0), make_model("llama", 1)
+    assert not load_pair(*models, "cpu").graphs
+    with pytest.raises(SequoiaError, match="graphs: steps on cpu cannot be recorded"):
+        load_pair(*models, "cpu", graphs=True)
+
+
+@pytest.fixture
+def cuda_pair(make_model: Callable[..., Path]) -> Callable[..., Any]:
+    def make(dtype: str = "float64", graphs: bool | None = None, **changes: Any) -> Any:
+        models = (make_model("llama", seed, 0.05, **changes) for seed in (0, 1))
+        return load_pair(*models, "cuda", dtype, graphs)
+
+    return make
+
+
+@gpu
+@needs_gpu
+@pytest.mark.parametrize("verifier", ["greedy", *VERIFIERS])
+def test_graphs_give_the_same_tokens(verifier: str, cuda_pair: Callable[..., Any]) -> None:
+    warmth = (0.0, "sequoia") if verifier == "greedy" else (0.8, verifier)
+    found = {}
+    for graphs in (False, True):
+        pair = cuda_pair(graphs=graphs)
+        decoder = Decoder(pair, TREE, warmth[0], verifier=warmth[1])
+        assert isinstance(decoder._step, RecordedStep) == graphs
+        found[graphs] = decoder.generate(PROMPT, 120, ignore_eos=True).tokens
+    assert found[True] == found[False]
+
+
+@gpu
+@needs_gpu
+def test_graphs_come_and_go(cuda_pair: Callable[..., Any]) -> None:
+    """A pool whose graphs have gone, buffers that grow, the default dtype."""
+    pair = cuda_pair("bfloat16")
+    for length in (20, 120, 20):
+        prompt = [3 + i % 50 for i in range(length)]
+        decoder = Decoder(pair, TREE)
+        first = decoder.generate(prompt, 30, ignore_eos=True).tokens
+        pair.target.cache = pair.draft.cache = None
+        assert decoder.generate(prompt, 30, ignore_eos=True).tokens == first
+        del decoder
+
+
+@gpu
+@needs_gpu
+def test_compiled_forwards_are_recorded(cuda_pair: Callable[..., Any]) -> None:
+    pair = cuda_pair("float32")
+    expected = Decoder(pair, TREE).generate(PROMPT, 60, ignore_eos=True).tokens
+    pair.compile()
+    assert Decoder(pair, TREE).generate(PROMPT, 60, ignore_eos=True).tokens == expected
+
+
+@gpu
+@needs_gpu
+def test_a_step_waits_for_its_read_back_alone(cuda_pair: Callable[..., Any]) -> None:
+    """Nothing else in a step synchronises the host with the device."""
+    pair = cuda_pair("float32")
+    decoder = Decoder(pair, TREE, 0.8)
+    _, state = decoder.start(PROMPT, 60)
+    new, state = decoder.advance(state, len(PROMPT))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with torch.inference_mode():
+            for step in (decoder._step, decoder._step.step):
+                step(state, len(PROMPT) + len(new), decoder.uniforms(decoder._step))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@gpu
+@needs_gpu
+def test_a_profile_of_graphs(cuda_pair: Callable[..., Any]) -> None:
+    options = profiler.Options(tokens=[1, 2, 4, 8], contexts=[16], repeats=5, warm_up=1)
+    measured = profiler.profile(cuda_pair("float32"), options)
+    assert measured.engine["graphs"] is True
+    assert (measured.target.at([1, 8], 16) > 0).all()
+
+
+@gpu
+@needs_gpu
+@pytest.mark.parametrize("length", [BUCKET - 30, BUCKET - 1, BUCKET])
+def test_texts_that_cross_a_bucket(length: int, cuda_pair: Callable[..., Any]) -> None:
+    """A graph for each bucket of cached tokens, and the text is the eager one's."""
+    prompt = [3 + i % 50 for i in range(length)]
+    texts = []
+    for graphs in (False, True):
+        pair = cuda_pair(graphs=graphs, max_position_embeddings=4 * BUCKET)
+        texts.append(Decoder(pair, TREE).generate(prompt, 60, ignore_eos=True).tokens)
+    assert texts[0] == texts[1]
+
+
+@gpu
+@needs_gpu
+def test_each_replay_draws_anew(cuda_pair: Callable[..., Any]) -> None:
+    """Random numbers come from outside of a graph: a recorded generator would repeat its own."""
+    pair = cuda_pair("float32")
+    decoder = Decoder(pair, AUTOREGRESSIVE, 5.0)  # nearly uniform
+    tokens = decoder.generate(PROMPT, 100, ignore_eos=True).tokens
+    assert len(set(tokens)) > 20
+    assert decoder.generate(PROMPT, 100, ignore_eos=True).tokens != tokens
+
+
+@gpu
+@needs_gpu
+def test_graphs_that_have_gone_hold_no_memory(cuda_pair: Callable[..., Any]) -> None:
+    pair = cuda_pair("float32")
+    reserved = []
+    for _ in range(8):
+        decoder = Decoder(pair, TREE)
+        decoder.generate(PROMPT, 20, ignore_eos=True)
+        del decoder
+        gc.collect()
+        torch.cuda.empty_cache()
+        reserved.append(torch.cuda.memory_reserved())
+    assert reserved[-1] <= reserved[2]
+
+
+@gpu
+@needs_gpu
+def test_memory_that_is_only_cached_counts_as_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    def of_this_process(_: object) -> tuple[int, int]:  # others come and go on the GPU
+        return 2**40 - torch.cuda.memory_reserved(), 2**40
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", of_this_process)
+    device, size = torch.device("cuda"), 2**28
+    torch.cuda.empty_cache()
+    before = free_bytes(device)
+    tensor = torch.empty(size, dtype=torch.uint8, device=device)
+    assert before is not None
+    assert before - (free_bytes(device) or 0) >= size
+    del tensor  # torch keeps it for the next one
+    assert before - (free_bytes(device) or 0) < size
+
+
+@gpu
+@needs_gpu
+def test_recording_is_not_disturbed_by_what_else_a_process_does() -> None:
+    """Pinned memory whose owner is collected meanwhile, and a thread that waits for copies."""
+    device = torch.device("cuda")
+    source, stop = torch.zeros(2**20, device=device), threading.Event()
+    copying, host = torch.cuda.Stream(), torch.zeros(2**20).pin_memory()
+
+    def copy_on_and_on() -> None:
+        with torch.cuda.stream(copying):
+            while not stop.is_set():
+                copied = torch.cuda.Event()
+                torch.empty(2**20, device=device).copy_(host, non_blocking=True)
+                copied.record()
+                copied.synchronize()
+
+    class Owner:
+        def __init__(self) -> None:
+            self.memory, self.itself = host_memory(2**20, device), self
+
+    def work() -> None:
+        cycles = [[] for _ in range(2000)]  # enough for Python to look for garbage
+        for cycle in cycles:
+            cycle.append(cycle)
+        source.add_(1)
+
+    thread = threading.Thread(target=copy_on_and_on)
+    thread.start()
+    try:
+        for _ in range(5):
+            Owner()
+            before = float(source[0])
+            replay = cuda_graphs.record(work, device)
+            replay()
+            assert float(source[0]) == before + cuda_graphs.WARM_UPS + 1
+    finally:
+        stop.set()
+        thread.join()
+
+
+@gpu
+@needs_gpu
+def test_greedy_texts_in_bfloat16_part_at_near_ties_alone(cuda_pair: Callable[..., Any]) -> None:
+    pair = cuda_pair("bfloat16")
+    for start in range(8):
+        prompt = [3 + (start + i) % 50 for i in range(20)]
+        plain, tree = (
+            Decoder(pair, shape).generate(prompt, 60, ignore_eos=True).tokens
+            for shape in (AUTOREGRESSIVE, TREE)
+        )
+        parted = divergence(pair, prompt, plain, tree)
+        if parted is not None:
+            with torch.inference_mode():
+                logits = pair.target.prefill(torch.tensor([prompt], device="cuda"))
+            assert parted.gap <= 2**-4 * float(logits.abs().max())
+
+
+@gpu
+@needs_gpu
+def test_a_profile_of_compiled_graphs_for_several_sequences(cuda_pair: Callable[..., Any]) -> None:
+    pair = cuda_pair("bfloat16")
+    pair.compile()
+    pair.compile(batch=3)
+    options = profiler.Options(
+        tokens=[1, 2, 8], contexts=[16], batches=[1, 3], verifiers=[], repeats=5
+    )
+    measured = profiler.profile(pair, options)
+    assert measured.batches() == [1, 3]
+    assert set(measured.engine["compile_gain"]) == {"target", "draft"}
+    assert set(measured.overhead) == {"greedy"}
+
+
+@gpu
+@needs_gpu
+def test_the_driver_and_the_clock_are_known() -> None:
+    device = torch.device("cuda")
+    assert re.fullmatch(r"\d+\.\d+[.\d]*", software(device)["driver"])
+    assert hardware(device)["slug"].startswith("nvidia")
+    watch = Watch(device)
+    assert watch._began.clock > 0
+    assert isinstance(watch.notes(), list)
+
+
+@gpu
+@needs_gpu
+def test_pinned_memory_as_large_as_weights() -> None:
+    """Of a size that is no power of two, copied while the device computes."""
+    device, size = torch.device("cuda"), 3 * 10**9 + 12345
+    memory = host_memory(size, device)
+    assert memory.is_pinned()
+    memory.fill_(7)
+    copying = torch.cuda.Stream()
+    busy = torch.randn(4096, 4096, device=device)
+    with torch.cuda.stream(copying):
+        copy = memory.to(device, non_blocking=True)
+    for _ in range(20):
+        busy = busy @ busy
+        busy /= busy.norm()
+    torch.cuda.current_stream().wait_stream(copying)
+    assert bool((copy == 7).all())
+
+
+def test_nothing_is_collected_while_recording() -> None:
+    for enabled in (True, False):
+        (gc.enable if enabled else gc.disable)()
+        try:
+            with cuda_graphs._no_garbage_collection():
+                assert not gc.isenabled()
+            assert gc.isenabled() == enabled
+        finally:
+            gc.enable()

@@ -1,0 +1,144 @@
+import pytest
+import torch
+from torch import nn
+
+from sequoia_opt import load_pair
+from sequoia_opt.engine.torch import onednn_linear
+from sequoia_opt.engine.torch.onednn_linear import PackedLinear, pack, unpack, worth_packing
+
+WIDTH, WORTH_PACKING = 512, 2**17
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+@pytest.fixture(autouse=True)
+def the_same_on_every_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onednn_linear, "worth_packing", lambda dtype: WORTH_PACKING)
+
+
+class Tied(nn.Module):
+    """A head that shares its weights with an embedding, a small layer, and one in between."""
+
+    def __init__(self, dtype: torch.dtype, bias: bool) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(WIDTH, WIDTH, dtype=dtype)
+        self.inner = nn.ModuleList([nn.Linear(WIDTH, WIDTH, bias=bias, dtype=dtype)])
+        self.small = nn.Linear(WIDTH, 8, dtype=dtype)
+        self.head = nn.Linear(WIDTH, WIDTH, bias=False, dtype=dtype)
+        self.head.weight = self.embed.weight
+        self.requires_grad_(False)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        hidden = self.inner[0](self.embed(tokens))
+        return torch.as_tensor(self.head(hidden).sum() + self.small(hidden).sum())
+
+
+def packed_parts(model: nn.Module) -> list[str]:
+    return [name for name, module in model.named_modules() if isinstance(module, PackedLinear)]
+
+
+def supported(dtype: torch.dtype) -> bool:
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH, dtype=dtype).requires_grad_(False))
+    pack(model)
+    return bool(packed_parts(model))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_packed_layer_computes_what_the_plain_one_does(dtype: torch.dtype, bias: bool) -> None:
+    if not supported(dtype):
+        pytest.skip(f"no kernels for {dtype} here")
+    torch.manual_seed(0)
+    plain = nn.Linear(WIDTH, WIDTH + 100, bias=bias, dtype=dtype).requires_grad_(False)
+    exact = nn.Linear(WIDTH, WIDTH + 100, bias=bias, dtype=torch.float64).requires_grad_(False)
+    exact.load_state_dict({k: v.double() for k, v in plain.state_dict().items()})
+    model = nn.Sequential(plain)
+    pack(model)
+    assert packed_parts(model) == ["0"]
+    for rows in (1, 2, 7, 33):
+        inputs = torch.randn(2, rows, WIDTH, dtype=dtype)
+        error = (model(inputs).double() - exact(inputs.double())).abs().max()
+        assert error < {torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_unpacking_gives_the_same_weights_back_and_keeps_ties(dtype: torch.dtype) -> None:
+    if not supported(dtype):
+        pytest.skip(f"no kernels for {dtype} here")
+    torch.manual_seed(0)
+    model = Tied(dtype, bias=True)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    tokens = torch.arange(5)
+    wanted = model(tokens)
+    pack(model)
+    assert packed_parts(model) == ["inner.0", "head"]
+    assert torch.isclose(model(tokens), wanted, rtol=0.05)
+    unpack(model)
+    assert packed_parts(model) == []
+    after = model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert model.head.weight is model.embed.weight
+    assert torch.equal(model(tokens), wanted)
+
+
+def test_what_does_not_gain_stays_as_it_is() -> None:
+    small = nn.Linear(8, WORTH_PACKING // 8 - 1)
+    double = nn.Linear(WIDTH, WIDTH, dtype=torch.float64)
+    hooked = nn.Linear(WIDTH, WIDTH)
+    hooked.register_forward_hook(lambda module, inputs, output: output * 2)
+    elsewhere = nn.Linear(WIDTH, WIDTH, device="meta")
+    wrapped = nn.Linear(WIDTH, WIDTH)
+    wrapped.forward = lambda rows: rows  # type: ignore[method-assign]
+    quantised = nn.Linear(WIDTH, WIDTH)
+    quantised.weight = OfItsOwnKind(torch.zeros(WIDTH, WIDTH))
+    model = nn.Sequential(small, double, hooked, elsewhere, wrapped, quantised)
+    pack(model)
+    assert packed_parts(model) == []
+
+
+def test_small_layers_stay_plain_where_their_kernels_are_quick(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(onednn_linear, "on_intel", lambda: False)
+    elsewhere = [worth_packing(dtype) for dtype in DTYPES]
+    monkeypatch.setattr(onednn_linear, "on_intel", lambda: True)
+    intel = [worth_packing(dtype) for dtype in DTYPES]
+    assert intel[0] > elsewhere[0]
+    assert intel[1] == elsewhere[1]
+
+
+def test_a_layer_that_is_used_twice_is_packed_once() -> None:
+    if not supported(torch.float32):
+        pytest.skip("no kernels here")
+    twice = nn.Linear(WIDTH, WIDTH).requires_grad_(False)
+    model, rows = nn.Sequential(twice, twice), torch.randn(3, WIDTH)
+    wanted = model(rows)
+    pack(model)
+    assert packed_parts(model) == ["0"]
+    assert torch.allclose(model(rows), wanted, atol=1e-5)
+    unpack(model)
+    assert torch.equal(model(rows), wanted)
+
+
+class OfItsOwnKind(nn.Parameter):
+    """Weights as quantisation libraries keep them: a subclass that names an ordinary dtype."""
+
+
+def test_what_is_saved_is_the_model_as_it_was() -> None:
+    model = Tied(torch.float32, bias=True)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    pack(model)
+    after = model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_the_library_sees_the_model_as_it_was_loaded() -> None:
+    if not supported(torch.float32):
+        pytest.skip("no kernels here")
+    target = load_pair(device="cpu").target
+    before = packed_parts(target.model)
+    assert before
+    with target.native() as model:
+        assert packed_parts(model) == []
+    assert packed_parts(target.model) == before

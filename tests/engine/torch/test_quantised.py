@@ -1,0 +1,138 @@
+"""Weights that transformers loads quantised: in four bits, as bitsandbytes keeps them on a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._pytree import tree_map
+
+from sequoia_opt.engine.decoder import Decoder
+from sequoia_opt.engine.pair import load_pair
+from sequoia_opt.engine.torch.layer_stream import Layout, parts_of, weights_of
+from sequoia_opt.engine.torch.offload import Offload, cache_bytes, decoder_layers, place
+from sequoia_opt.errors import SequoiaError
+from sequoia_opt.plan import shapes
+
+CPU, PROMPT = torch.device("cpu"), [5, 6, 7]
+
+
+@pytest.fixture(scope="module")
+def quantised(make_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model's folder, saved with its linear layers in four bits."""
+    from transformers import BitsAndBytesConfig
+
+    folder = tmp_path_factory.mktemp("quantised")
+    model = from_pretrained(
+        make_model("llama", 0, hidden_size=128, intermediate_size=256),
+        quantization_config=BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
+        ),
+    )
+    model.save_pretrained(folder)
+    return folder
+
+
+def from_pretrained(folder: Path, **options: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options).eval()
+
+
+def test_greedy_tokens_are_the_librarys(quantised: Path, make_model: Callable[..., Path]) -> None:
+    pair = load_pair(quantised, make_model("llama", 1), "cpu", "float32")
+    weight: Any = pair.target.model.get_submodule("model.layers.0.mlp.up_proj").weight
+    assert weight.dtype == torch.uint8
+    wanted = from_pretrained(quantised).generate(
+        torch.tensor([PROMPT]), max_new_tokens=24, do_sample=False, eos_token_id=None
+    )[0, len(PROMPT) :]
+    for tree in (shapes.chain(1), shapes.k_ary(2, 3)):
+        found = Decoder(pair, tree).generate(PROMPT, 24, ignore_eos=True)
+        assert found.tokens == wanted.tolist()
+
+
+class Int8(torch.Tensor):
+    """Whole numbers and a scale for each row, which compute as what they stand for."""
+
+    def __new__(cls, numbers: torch.Tensor, scale: torch.Tensor) -> Int8:
+        return torch.Tensor._make_wrapper_subclass(cls, numbers.shape, dtype=scale.dtype)
+
+    def __init__(self, numbers: torch.Tensor, scale: torch.Tensor) -> None:
+        self.numbers, self.scale = numbers, scale
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return ["numbers", "scale"], None
+
+    @classmethod
+    def __tensor_unflatten__(cls, inner: dict[str, torch.Tensor], *_: object) -> Int8:
+        return cls(**inner)
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, function: Any, types: object, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        if function is torch.ops.aten.detach.default:
+            return cls(args[0].numbers, args[0].scale)
+        args, kwargs = tree_map(lambda x: x.plain() if isinstance(x, cls) else x, (args, kwargs))
+        return function(*args, **(kwargs or {}))
+
+    def plain(self) -> torch.Tensor:
+        return self.numbers.to(self.scale.dtype) * self.scale
+
+    @classmethod
+    def of(cls, weight: torch.Tensor) -> Int8:
+        scale = weight.abs().amax(1, keepdim=True) / 127
+        return cls((weight / scale).round().to(torch.int8), scale)
+
+
+def test_weights_made_of_several_tensors_are_streamed_as_they_are(
+    make_model: Callable[..., Path],
+) -> None:
+    """From host memory, as for a GPU, at a fraction of the bytes."""
+
+    def model() -> Any:
+        made = from_pretrained(make_model("llama", 0, num_hidden_layers=5)).requires_grad_(False)
+        for layer in decoder_layers(made)[1]:
+            for module in layer.modules():
+                if isinstance(module, nn.Linear):
+                    module.weight = nn.Parameter(Int8.of(module.weight), requires_grad=False)
+        return made
+
+    resident, streamed = model(), model()
+    layers = decoder_layers(streamed)[1]
+    size = Layout(layers[0]).size
+    assert size < 0.5 * sum(tensor.nbytes for tensor in weights_of(layers[0]).values())
+    within = {id(t) for layer in layers for t in weights_of(layer).values()}
+    rest = {id(t): t.nbytes for t in weights_of(streamed).values() if id(t) not in within}
+    budget = sum(rest.values()) + cache_bytes(streamed) + size
+    stream = place(streamed, CPU, Offload("cpu", budget))
+    assert stream is not None
+    assert len(stream.streamed) == 4
+    assert stream.moved_bytes == 4 * size
+    assert list(parts_of(layers[1].mlp.up_proj.weight, "it")) == ["it.numbers", "it.scale"]
+    tokens = torch.arange(2, 42)[None]
+    with torch.inference_mode():
+        for text in (tokens, tokens[:, :3]):
+            wanted = resident(input_ids=text, use_cache=False).logits
+            assert torch.equal(streamed(input_ids=text, use_cache=False).logits, wanted)
+
+
+def test_what_cannot_be_done_is_refused(
+    quantised: Path, make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draft = make_model("llama", 1)
+    with pytest.raises(SequoiaError, match="not read from disk as they are"):
+        load_pair(quantised, draft, "cpu", "float32", offload="disk", memory_budget=10**6)
+    with pytest.raises(SequoiaError, match="cannot be offloaded"):
+        place(from_pretrained(quantised), CPU, Offload("cpu", 10**6))
+    with pytest.raises(SequoiaError, match="cannot be made up"):
+        load_pair(quantised, draft, "cpu", "float32", random_weights=True)
+    missing = "transformers.quantizers.quantizer_bnb_4bit.is_bitsandbytes_available"
+    monkeypatch.setattr(missing, lambda *_: False)
+    monkeypatch.setattr("transformers.integrations.is_bitsandbytes_available", bool, raising=False)
+    with pytest.raises(SequoiaError, match=r"cannot be loaded.*bitsandbytes"):
+        load_pair(quantised, draft, "cpu", "float32")

@@ -1,0 +1,515 @@
+"""Losslessness by exact enumeration: every draft, every decision, every next token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import permutations, product
+
+import numpy as np
+import pytest
+import torch
+
+from sequoia_opt.engine.logits_processors import Rules
+from sequoia_opt.engine.sampling import Cuts, gumbel, warp
+from sequoia_opt.engine.verify import (
+    VERIFIERS,
+    Greedy,
+    Positions,
+    Sequoia,
+    TopK,
+    Traversal,
+    TreeIndex,
+    Verifier,
+    make_verifier,
+    residual,
+    traversal,
+)
+from sequoia_opt.plan import shapes
+from sequoia_opt.plan.tree import TokenTree
+
+CPU = torch.device("cpu")
+Prefix = tuple[int, ...]
+Groups = Iterator[tuple[float, tuple[int, ...]]]
+
+
+class Language:
+    """A random target and draft: logits for every prefix.
+
+    Attributes:
+        rules: what is done to the target's logits; the prompt is the token 1, the new text begins
+            with the token 0, the tree's root.
+    """
+
+    def __init__(
+        self, vocabulary: int, seed: int, kind: str = "random", rules: Rules | None = None
+    ) -> None:
+        self.vocabulary, self.kind, self.rules = vocabulary, kind, rules
+        self._random = np.random.default_rng(seed)
+        self._known: dict[Prefix, tuple[np.ndarray, np.ndarray]] = {}
+
+    def logits(self, prefix: Prefix) -> tuple[np.ndarray, np.ndarray]:
+        if prefix not in self._known:
+            target, draft = 2 * self._random.normal(size=(2, self.vocabulary))
+            if self.kind == "same":
+                draft = target
+            if self.kind == "one-hot":
+                draft = np.where(np.arange(self.vocabulary) == draft.argmax(), 0.0, -np.inf)
+            if self.kind == "disjoint":
+                half = np.arange(self.vocabulary) < self.vocabulary // 2
+                target, draft = np.where(half, target, -np.inf), np.where(half, -np.inf, draft)
+            self._known[prefix] = target, draft
+        return self._known[prefix]
+
+    def target(self, prefix: Prefix, temperature: float, cuts: Cuts) -> np.ndarray:
+        """The ruled and warped distribution, from its definition."""
+        probabilities = softmax(self.ruled(prefix) / temperature)
+        order = np.argsort(-probabilities, kind="stable")
+        if cuts.top_k:
+            probabilities[order[cuts.top_k :]] = 0
+            probabilities /= probabilities.sum()
+        before = np.cumsum(probabilities[order]) - probabilities[order]
+        kept = order[(before < cuts.top_p) | (np.arange(len(order)) == 0) | (cuts.top_p == 1)]
+        warped = np.zeros_like(probabilities)
+        warped[kept] = probabilities[kept]
+        warped /= warped.sum()
+        warped[warped < cuts.min_p * warped.max()] = 0
+        return warped / warped.sum()
+
+    def ruled(self, prefix: Prefix) -> np.ndarray:
+        """The target's logits by the rules, token by token: as OpenAI's and vLLM's documentation
+        have the penalties for frequency and presence, CTRL that for repetition."""
+        logits = self.logits(prefix)[0].copy()
+        if self.rules is None:
+            return logits
+        new = [0, *prefix]
+        for token in range(self.vocabulary):
+            logits[token] += self.rules.bias.get(token, 0.0)
+            if token in [1, *new]:
+                penalty = self.rules.repetition_penalty
+                logits[token] *= penalty if logits[token] < 0 else 1 / penalty
+            count = new.count(token)
+            logits[token] -= self.rules.frequency_penalty * count
+            logits[token] -= self.rules.presence_penalty * (count > 0)
+            if token in self.rules.banned:
+                logits[token] = -np.inf
+        return logits
+
+    def draft(self, prefix: Prefix, temperature: float) -> np.ndarray:
+        return softmax(self.logits(prefix)[1] / temperature)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max())
+    return powers / powers.sum()
+
+
+Drafts = Iterator[tuple[float, list[int]]]
+Decisions = Iterator[tuple[float, int, dict[int, float], np.ndarray]]
+
+
+def drafts(
+    tree: TokenTree, language: Language, temperature: float, groups: Callable[..., Groups]
+) -> Drafts:
+    """Every way to draft the tree: its probability, and each node's token (the root's is 0).
+
+    Args:
+        groups: every way to draft so many siblings from a distribution, and its probability.
+    """
+    internal = [v for v in range(tree.size) if tree.child_counts[v]]
+
+    def grow(place: int, tokens: dict[int, int], weight: float) -> Drafts:
+        if place == len(internal):
+            yield weight, [tokens[v] for v in range(tree.size)]
+            return
+        node = internal[place]
+        q = language.draft(prefix_of(tree, tokens, node), temperature)
+        children = children_of(tree, node)
+        for chance, order in groups(q, len(children)):
+            drawn = dict(zip(children, order, strict=True))
+            yield from grow(place + 1, tokens | drawn, weight * chance)
+
+    yield from grow(0, {0: 0}, 1.0)
+
+
+def without_replacement(q: np.ndarray, count: int) -> Groups:
+    """One by one; where the support is exhausted, tokens of probability 0 in a fixed order."""
+    for order in permutations(range(len(q)), count):
+        chance, left = 1.0, q.copy()
+        for place, token in enumerate(order):
+            if left.sum() > 0:
+                chance *= left[token] / left.sum()
+            elif token != min(set(range(len(q))) - set(order[:place])):
+                chance = 0.0
+            left[token] = 0
+        if chance > 0:
+            yield chance, order
+
+
+def with_replacement(q: np.ndarray, count: int) -> Groups:
+    for order in product(np.flatnonzero(q).tolist(), repeat=count):
+        yield float(np.prod(q[list(order)])), order
+
+
+def most_likely(q: np.ndarray, count: int) -> Groups:
+    yield 1.0, tuple(np.argsort(-q, kind="stable")[:count].tolist())
+
+
+def children_of(tree: TokenTree, node: int) -> list[int]:
+    return [v for v in range(tree.size) if v and tree.parents[v] == node]
+
+
+def prefix_of(tree: TokenTree, tokens: dict[int, int] | list[int], node: int) -> Prefix:
+    prefix: list[int] = []
+    while node:
+        prefix.insert(0, tokens[node])
+        node = tree.parents[node]
+    return tuple(prefix)
+
+
+def one_by_one(
+    tree: TokenTree,
+    tokens: list[int],
+    language: Language,
+    temperature: float,
+    cuts: Cuts,
+    replaced: bool = False,
+) -> Decisions:
+    """Every way verification can go, by Sequoia's and SpecInfer's step-by-step definition.
+
+    Yields its probability, the last accepted node, a uniform for each test that was made
+    (just inside its outcome), and the distribution of the next token.
+    """
+
+    def at(node: int, weight: float, uniforms: dict[int, float]) -> Decisions:
+        prefix = prefix_of(tree, tokens, node)
+        rest = language.target(prefix, temperature, cuts)
+        children = children_of(tree, node)
+        left = language.draft(prefix, temperature) if children else np.ones(1)
+        for child in children:
+            token = tokens[child]
+            if left.sum() == 0 or left[token] == 0:
+                uniforms = uniforms | {child: 0.0}  # void: not even 0 passes
+                continue
+            q = left / left.sum()
+            chance = min(1.0, rest[token] / q[token])
+            if chance > 0:
+                yield from at(child, weight * chance, uniforms | {child: max(0.0, chance - 1e-9)})
+            if chance >= 1 - 1e-12:
+                return
+            uniforms = uniforms | {child: min(chance + 1e-9, 1 - 1e-12)}
+            weight *= 1 - chance
+            rest = np.maximum(rest - q, 0)
+            rest /= rest.sum()
+            if not replaced:
+                left[token] = 0
+        yield weight, node, uniforms, rest
+
+    yield from at(0, 1.0, {})
+
+
+def by_the_targets_draws(
+    tree: TokenTree, tokens: list[int], language: Language, temperature: float, cuts: Cuts
+) -> Decisions:
+    """The target draws at each node that is reached; what it drew is kept if a child has it."""
+
+    def at(node: int, weight: float, uniforms: dict[int, float]) -> Decisions:
+        target = language.target(prefix_of(tree, tokens, node), temperature, cuts)
+        sums = np.cumsum(target)
+        for token in np.flatnonzero(target > 1e-12):  # others have no float between their ends
+            here = uniforms | {node: sums[token] - target[token] / 2}
+            children = [v for v in children_of(tree, node) if tokens[v] == token]
+            if children:
+                yield from at(children[0], weight * target[token], here)
+            else:
+                rest = (np.arange(len(target)) == token).astype(float)
+                yield weight * target[token], node, here, rest
+
+    yield from at(0, 1.0, {})
+
+
+def whole_paths(
+    tree: TokenTree, tokens: list[int], language: Language, temperature: float, cuts: Cuts
+) -> Decisions:
+    """Traversal verification as its paper defines it, leaf after leaf."""
+    weight, uniforms = 1.0, {}
+
+    def at(node: int, chance: float) -> Decisions:
+        """What can happen in and at `node`, whose path so far passes with `chance`."""
+        nonlocal weight
+        prefix = prefix_of(tree, tokens, node)
+        target = language.target(prefix, temperature, cuts)
+        children = children_of(tree, node)
+        left = language.draft(prefix, temperature) if children else np.ones(1)
+        for child in children:
+            token = tokens[child]
+            if left.sum() == 0 or left[token] == 0:
+                uniforms.update(dict.fromkeys(under(tree, child), 0.0))
+                continue
+            q = left / left.sum()
+            yield from at(child, min(1.0, chance * target[token] / q[token]))
+            if weight < 1e-12:
+                return
+            rest = np.maximum(chance * target - q, 0)
+            if rest.sum() > 0:
+                target = rest / rest.sum()
+            chance = rest.sum() / (rest.sum() + 1 - chance)
+            left[token] = 0
+        if chance > 0:
+            inside = {node: max(0.0, chance - 1e-9)}
+            yield weight * chance, node, uniforms | inside, target
+        uniforms[node] = min(chance + 1e-9, 1 - 1e-12)
+        weight *= 1 - chance
+
+    yield from at(0, 1.0)
+
+
+def under(tree: TokenTree, node: int) -> list[int]:
+    return np.flatnonzero(tree.ancestor_mask[:, node]).tolist()
+
+
+METHODS: dict[str, tuple[Callable[..., Groups], Callable[..., Decisions]]] = {
+    "sequoia": (without_replacement, one_by_one),
+    "specinfer": (with_replacement, partial(one_by_one, replaced=True)),
+    "topk": (most_likely, by_the_targets_draws),
+    "traversal": (without_replacement, whole_paths),
+}
+
+
+def given_uniforms(
+    verifier: Verifier, index: TreeIndex, vocabulary: int, decided: dict[int, float]
+) -> torch.Tensor:
+    """A step's uniforms with the decided nodes' in their places."""
+    count = verifier.uniform_count(index, vocabulary)
+    uniforms = torch.full((count,), 0.5).double()
+    tested: list[int] = list(range(index.size))
+    if not isinstance(verifier, TopK):  # no test of the root; the last is the last token's
+        tested = index.posted.tolist()[:-1] if isinstance(verifier, Traversal) else tested[1:]
+        tested.append(0)
+    for place, node in enumerate(tested, start=count - index.size):
+        uniforms[place] = decided.get(node, 0.5)
+    return uniforms
+
+
+TREES = {
+    "plain": shapes.chain(1),
+    "chain": shapes.chain(3),
+    "wide": shapes.k_ary(3, 1),
+    "binary": TokenTree([-1, 0, 0, 1, 1], [0, 1, 2, 1, 2]),
+    "uneven": TokenTree([-1, 0, 0, 0, 2], [0, 1, 2, 3, 1]),
+}
+
+
+def check_lossless(
+    name: str,
+    tree: TokenTree,
+    language: Language,
+    temperature: float,
+    cuts: Cuts,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A step's tokens, continued by the target to D + 1, are distributed as the target's."""
+    vocabulary = language.vocabulary
+    weights_seen: list[np.ndarray] = []
+
+    def seen_draw(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+        weights_seen.append(weights[0].numpy())
+        return weights.argmax(dim=-1)
+
+    for module in (residual, traversal):
+        monkeypatch.setattr(module, "draw", seen_draw)
+    groups, decisions = METHODS[name]
+    verifier, index = make_verifier(name, temperature, *cuts), TreeIndex(tree, CPU)
+    found: dict[Prefix, float] = {}
+    for weight, tokens in drafts(tree, language, temperature, groups):
+        prefixes = [prefix_of(tree, tokens, v) for v in range(tree.size)]
+        target_logits = torch.tensor(np.stack([language.logits(p)[0] for p in prefixes]))
+        if language.rules is not None:
+            rules, root = language.rules.on(CPU, vocabulary), torch.tensor([0])
+            seen = rules.seen(torch.tensor([1, 0]))
+            target_logits = rules.apply_to_tree(
+                target_logits, seen, torch.tensor(tokens), index.needed, rules.counts(root)
+            )
+        draft_logits = torch.tensor(
+            np.array([language.logits(prefixes[v])[1] for v in index.internal]).reshape(
+                -1, vocabulary
+            )
+        )
+        for chance, last, decided, rest in decisions(tree, tokens, language, temperature, cuts):
+            uniforms = given_uniforms(verifier, index, vocabulary, decided)
+            verdict = verifier.verify(
+                index, torch.tensor(tokens), target_logits, draft_logits, uniforms
+            )
+            assert int(verdict.last) == last
+            if name == "topk":
+                assert rest[int(verdict.next)] == 1
+            else:
+                weights = weights_seen.pop()
+                assert np.abs(weights / weights.sum() - rest).max() < 1e-9
+            for token in np.flatnonzero(rest):
+                emitted = (*prefixes[last], int(token))
+                found[emitted] = found.get(emitted, 0) + weight * chance * rest[token]
+    for text in product(range(vocabulary), repeat=tree.depth + 1):
+        wanted = np.prod(
+            [language.target(text[:i], temperature, cuts)[t] for i, t in enumerate(text)]
+        )
+        total = sum(
+            found.get(text[:length], 0)
+            * np.prod(
+                [
+                    language.target(text[:i], temperature, cuts)[text[i]]
+                    for i in range(length, len(text))
+                ]
+            )
+            for length in range(1, len(text) + 1)
+        )
+        assert total == pytest.approx(wanted, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", VERIFIERS)
+@pytest.mark.parametrize("tree", TREES.values(), ids=TREES.keys())
+@pytest.mark.parametrize(("temperature", "top_p"), [(0.2, 1.0), (0.6, 0.9), (1.0, 1.0), (1.5, 0.9)])
+@pytest.mark.parametrize("kind", ["random", "same", "one-hot", "disjoint"])
+def test_every_verifier_is_lossless(
+    name: str,
+    tree: TokenTree,
+    temperature: float,
+    top_p: float,
+    kind: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    language = Language(4 if tree.size < 4 else 3, seed=tree.size, kind=kind)
+    check_lossless(name, tree, language, temperature, Cuts(top_p), monkeypatch)
+
+
+@pytest.mark.parametrize("name", VERIFIERS)
+@pytest.mark.parametrize(("temperature", "top_p"), [(0.2, 0.9), (0.6, 1.0), (1.0, 0.9), (1.5, 1.0)])
+@pytest.mark.parametrize(("shape", "vocabulary"), [("chain", 8), ("wide", 6), ("uneven", 4)])
+def test_losslessness_over_more_tokens(
+    name: str,
+    shape: str,
+    vocabulary: int,
+    temperature: float,
+    top_p: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    language = Language(vocabulary, seed=vocabulary)
+    check_lossless(name, TREES[shape], language, temperature, Cuts(top_p), monkeypatch)
+
+
+CUTS = [Cuts(top_k=2), Cuts(top_k=1), Cuts(min_p=0.4), Cuts(0.9, 2, 0.3), Cuts(0.7, 3, 0.1)]
+
+
+@pytest.mark.parametrize("name", VERIFIERS)
+@pytest.mark.parametrize("tree", TREES.values(), ids=TREES.keys())
+@pytest.mark.parametrize("cuts", CUTS, ids=str)
+@pytest.mark.parametrize("temperature", [0.6, 1.5])
+def test_every_verifier_is_lossless_for_a_target_that_is_cut(
+    name: str,
+    tree: TokenTree,
+    temperature: float,
+    cuts: Cuts,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    language = Language(4 if tree.size < 4 else 3, seed=tree.size)
+    check_lossless(name, tree, language, temperature, cuts, monkeypatch)
+
+
+@pytest.mark.parametrize("name", VERIFIERS)
+@pytest.mark.parametrize("shape", ["chain", "wide", "binary", "uneven"])
+@pytest.mark.parametrize(
+    "rules",
+    [
+        Rules(presence_penalty=1.5),
+        Rules(frequency_penalty=0.8),
+        Rules(1.3, {2: 0.7}, 0.5, -0.4),
+        Rules(presence_penalty=1.0, banned=frozenset([2])),
+    ],
+)
+def test_every_verifier_is_lossless_for_a_target_with_penalties(
+    name: str, shape: str, rules: Rules, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = TREES[shape]
+    language = Language(4 if tree.size < 4 else 3, seed=tree.size, rules=rules)
+    check_lossless(name, tree, language, 0.9, Cuts(0.95, min_p=0.05), monkeypatch)
+
+
+def test_greedy_keeps_the_longest_path_of_the_targets_choices() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for tree in TREES.values():
+        index = TreeIndex(tree, CPU)
+        for _ in range(40):
+            logits = torch.randn(tree.size, 3, generator=generator)
+            # Siblings are different tokens, as a draft's ranking makes them.
+            tokens = torch.tensor(
+                [(max(r, 1) + p) % 3 for p, r in zip(tree.parents, tree.ranks, strict=True)]
+            )
+            node = 0
+            while True:
+                children = [v for v in range(tree.size) if tree.parents[v] == node]
+                right = [v for v in children if tokens[v] == logits[node].argmax()]
+                if not right:
+                    break
+                node = right[0]
+            verdict = Greedy().verify(index, tokens, logits, logits[:0], torch.empty(0))
+            assert int(verdict.last) == node
+            assert int(verdict.next) == int(logits[node].argmax())
+
+
+@pytest.mark.parametrize("name", ["sequoia", "specinfer", "topk"])
+def test_trials_are_single_node_verifications(name: str) -> None:
+    """What comes of them is the target's own; chances by rank are what ranks average to."""
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    target, draft = 2 * torch.randn(2, 1, 5, generator=generator).double()
+    positions = 40000
+    verifier = make_verifier(name, 0.8, 0.95)
+    noise = gumbel(torch.rand(positions, 5, generator=generator))
+    where = Positions(target.expand(positions, 5), draft.expand(positions, 5), 5, noise)
+    trial = verifier.trial(where)
+    wanted = warp(target, 0.8, 0.95)[0]
+    counts = torch.bincount(trial.emit(), minlength=5)
+    expected = wanted * positions
+    kept = wanted > 0
+    statistic = ((counts - expected)[kept] ** 2 / expected[kept]).sum()
+    assert statistic < 25
+    assert not counts[~kept].any()
+    for rank in range(1, 6):
+        share = float((trial.rank == rank).double().mean())
+        assert share == pytest.approx(float(trial.chances[:, rank - 1].mean()), abs=0.01)
+    assert (trial.chances.sum(dim=1) <= 1 + 1e-9).all()
+
+
+def test_rates_of_a_small_case_by_hand() -> None:
+    """P = (.1, .9), Q = (.9, .1) gives p = (.2, .8)."""
+    torch.manual_seed(0)
+    p, q = torch.tensor([[0.1, 0.9]]).log(), torch.tensor([[0.9, 0.1]]).log()
+    noise = gumbel(torch.rand(20000, 2))
+    where = Positions(p.expand(20000, 2).double(), q.expand(20000, 2).double(), 2, noise)
+    trial = Sequoia(1.0).trial(where)
+    assert trial.chances.mean(dim=0).tolist() == pytest.approx([0.2, 0.8], abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["sequoia", "specinfer", "traversal"])
+def test_draws_that_float32_hardly_knows_are_decided(name: str) -> None:
+    """Probabilities that underflow, what is left of almost nothing: nothing is ever not a number,
+    and what comes next is never impossible."""
+    generator = torch.Generator().manual_seed(0)
+    tree, vocabulary = shapes.k_ary(3, 2), 6
+    index, verifier = TreeIndex(tree, CPU), make_verifier(name, 0.2)
+    for _ in range(300):
+        size = tree.size + len(index.internal)
+        logits = 15 * torch.randn(size, vocabulary, generator=generator)
+        target, draft = logits[: tree.size], logits[tree.size :]
+        uniforms = torch.rand(verifier.uniform_count(index, vocabulary), generator=generator)
+        guesses = verifier.draft(draft, 3, verifier.noise(index, uniforms))
+        tokens = torch.zeros(tree.size, dtype=torch.long)
+        tokens[index.families.children] = guesses
+        whole, q = warp(target, 0.2)[index.families.nodes], warp(draft, 0.2)
+        draws = residual.look_up(whole, q, guesses, None, name == "specinfer")
+        for own in (None, torch.rand(len(q), 1, generator=generator).round(decimals=1)):
+            tests = residual.residual_tests(whole, q, draws, index.families.reach, own)
+            for part in (tests.passes, tests.scale, tests.own):
+                assert part.isfinite().all()
+        verdict = verifier.verify(index, tokens, target, draft, uniforms)
+        assert warp(target, 0.2)[verdict.last, verdict.next] > 0
