@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from sequoia_opt.api import load_pair
     from sequoia_opt.engine.decoder import Decoder, Generation
-    from sequoia_opt.engine.pair import Pair, load_pair
+    from sequoia_opt.engine.pair import Pair
     from sequoia_opt.errors import SequoiaError
     from sequoia_opt.measure.dataset import load_dataset
     from sequoia_opt.measure.estimator import estimate
@@ -34,7 +35,7 @@ _HOMES = {
     "TokenTree": "plan.tree",
     "estimate": "measure.estimator",
     "load_dataset": "measure.dataset",
-    "load_pair": "engine.pair",
+    "load_pair": "api",
     "profile": "measure.profiler",
     "solve": "plan.solver",
 }

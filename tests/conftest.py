@@ -62,7 +62,7 @@ def make_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def make_pair(make_model: Callable[..., Path]) -> Callable[..., Any]:
     """Loads a pair of random models; the draft is the target with noise, so some guesses fit."""
-    from sequoia_opt.engine.pair import load_pair
+    from sequoia_opt.api import load_pair
 
     made: dict[str, Any] = {}
 

@@ -31,3 +31,14 @@ def small_config(architecture: str, **changes: Any) -> Any:
         "qwen3": dict(head_dim=16),
     }
     return AutoConfig.for_model(architecture, **(sizes | special.get(architecture, {}) | changes))
+
+
+def pair_of(target: Any, draft: Any) -> Any:
+    """A pair of two runners, without a tokenizer or files."""
+    from sequoia_opt.engine.drafters import ModelDrafter
+    from sequoia_opt.engine.pair import Pair
+    from sequoia_opt.engine.torch.machine import TorchMachine
+
+    drafter = ModelDrafter(draft, target.vocabulary)
+    machine = TorchMachine(target.device)
+    return Pair(target, drafter, machine, "t", "d", {}, None, frozenset())

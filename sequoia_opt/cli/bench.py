@@ -602,7 +602,7 @@ def _usable(
         SequoiaError: there are none.
     """
     from sequoia_opt.cli import console
-    from sequoia_opt.engine.decoder import check_prompt
+    from sequoia_opt.engine.stream import check_prompt
     from sequoia_opt.measure.dataset import spread_over, tell_left_out
     from sequoia_opt.measure.encoding import opening
 

@@ -234,9 +234,7 @@ def decode(
         )
     stops = stops_of(stop, own)
     tell_own_settings(pair, own, rules, sampling, stops)
-    decoder = Decoder(
-        pair, loaded, **asdict(sampling), seed=seed, rules=rules, conversing=conversing
-    )
+    decoder = Decoder(pair, loaded, **asdict(sampling), seed=seed, rules=rules)
     keep = keeper(stats, pair, loaded, sampling)
     limits: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,

@@ -137,8 +137,8 @@ def load(
     spread: bool = True,
 ) -> Pair:
     """The pair of models that the options name, the forwards of these roles compiled."""
+    from sequoia_opt.api import load_pair
     from sequoia_opt.cli import console
-    from sequoia_opt.engine.pair import load_pair
 
     with console.waiting("loading the models"):
         pair = load_pair(

@@ -185,10 +185,11 @@ def converse(
     messages = template.conversation([])
     options = template.options
     decoder.pair.encode_chat([*messages, {"role": "user", "content": ""}], options)  # it can
+    session = decoder.session()
     for line in _asked():
         messages.append({"role": "user", "content": line})
         encoded = decoder.pair.encode_chat(messages, options)
-        stream = decoder.stream(encoded, **limits)
+        stream = session.stream(encoded, **limits)
         shown = Typewriter(None if quiet else sys.stdout)
         for _ in stream:
             shown.write(stream.text())

@@ -141,7 +141,7 @@ def models_of(
 
 def bundled_tree(temperature: float | None, compiled: bool | None, device: str | None) -> Path:
     """The bundled pair's tree for this machine, if there is one for it."""
-    from sequoia_opt.engine.pair import usable_device
+    from sequoia_opt.engine.devices import usable_device
     from sequoia_opt.measure.hardware import hardware
     from sequoia_opt.repository import paths
 

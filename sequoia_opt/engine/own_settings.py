@@ -69,7 +69,7 @@ def own_settings(pair: Pair) -> OwnSettings:
     Raises:
         SequoiaError: one of them cannot be, with its name.
     """
-    config = getattr(pair.target.model, "generation_config", None)
+    config = pair.target.generation_config
     if config is None:
         return OwnSettings()
     values = {name: value for name, value in vars(config).items() if value is not None}

@@ -122,3 +122,8 @@ def draw_with_replacement(weights: Tensor, uniforms: Tensor) -> Tensor:
     sums = weights.double().cumsum(dim=-1)
     places = torch.searchsorted(sums, uniforms.double() * sums[..., -1:], right=True)
     return places.clamp(max=weights.shape[-1] - 1)
+
+
+def at_least_float32(logits: Tensor) -> Tensor:
+    """Half-precision logits as float32; others as they are."""
+    return logits if logits.dtype == torch.float64 else logits.float()

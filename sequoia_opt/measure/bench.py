@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sequoia_opt.engine.distributed import ALONE, World
 from sequoia_opt.engine.logits_processors import Rules
+from sequoia_opt.engine.model import reserved
 from sequoia_opt.engine.pair import Pair
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure.journal import Journal
@@ -240,8 +241,8 @@ def divergence(
     if not differing:
         return None
     tokens = torch.tensor([[*prompt, *first[: differing[0]]]], device=pair.device)
-    pair.target.reserve(tokens.shape[1])
-    logits = pair.target.prefill(tokens)[:1].double()
+    with reserved(pair.target, tokens.shape[1]) as cache:
+        logits = pair.target.prefill(cache, tokens)[:1].double()
     if rules is not None and rules.change_anything:
         ready = rules.on(pair.device, pair.target.vocabulary)
         new = tokens[0, len(prompt) :]

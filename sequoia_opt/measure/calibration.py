@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from sequoia_opt.engine.pair import Pair
-from sequoia_opt.engine.torch.cuda_graphs import room
 from sequoia_opt.measure.bench import Progress, Result, race
 from sequoia_opt.measure.methods import with_tree
 from sequoia_opt.measure.profiler import Interleaved
@@ -145,9 +144,6 @@ def calibrate(
         with_tree(pair, name, tree, endless=True, **options)
         for name, tree in (*trees.items(), ("plain", AUTOREGRESSIVE))
     ]
-    longest = max(len(prompt) for prompt in prompts) + new_tokens
-    for runner in (pair.target, pair.draft):  # once for all: what is timed keeps its buffers
-        runner.reserve(room(longest) + 2 * largest)
     widths = {n for tree in trees.values() for n in (tree.size, *draft_passes(tree))}
     beside = Interleaved(pair, [1, *widths], max(1, context), sampling)
     raced = race(methods, prompts, new_tokens, repeats, progress, beside.round)

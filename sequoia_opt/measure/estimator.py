@@ -20,9 +20,8 @@ from torch import Tensor
 
 from sequoia_opt.engine.decoder import check_sampling
 from sequoia_opt.engine.pair import Pair
-from sequoia_opt.engine.sampling import gumbel
-from sequoia_opt.engine.step import at_least_float32, fit_vocabulary
-from sequoia_opt.engine.torch.runner import PREFILL_CHUNK, Runner
+from sequoia_opt.engine.sampling import at_least_float32, gumbel
+from sequoia_opt.engine.torch.runner import PREFILL_CHUNK
 from sequoia_opt.engine.verify import Positions, Traversal, Trial, Verifier, make_verifier
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure.dataset import Document, spread_over, tell_left_out
@@ -332,10 +331,8 @@ def _continuations(pair: Pair, ways: list[_Way], batch: list[_Text], width: int)
     pad = torch.tensor([longest - len(s.prompt) for s in batch], device=pair.device)
     rows = [[0] * (longest - len(s.prompt)) + s.prompt for s in batch]
     tokens = torch.tensor(rows, device=pair.device)
-    logits: list[Tensor] = []
-    for runner in (pair.target, pair.draft):
-        runner.reserve(longest + room, len(batch))
-        logits.append(_own(runner.prefill(_known(tokens, runner), pad), pair))
+    reader = _Reader(pair, longest + room, len(batch))
+    logits = reader.prefill(tokens, pad)
     alive = np.ones(len(batch), dtype=np.bool_)
     for position in range(room):
         where = Positions(logits[0], logits[1], width, gumbel(torch.rand_like(logits[0])))
@@ -350,10 +347,8 @@ def _continuations(pair: Pair, ways: list[_Way], batch: list[_Text], width: int)
         alive &= ~np.isin(token.cpu().numpy(), list(pair.end_tokens))
         if not alive.any() or position + 1 == room:
             break
-        logits = [
-            _own(runner.extend(_known(token[:, None], runner), longest + position, pad), pair)[:, 0]
-            for runner in (pair.target, pair.draft)
-        ]
+        logits = reader.extend(token[:, None], longest + position, pad)
+    reader.close()
 
 
 def _teacher_forced(pair: Pair, ways: list[_Way], batch: list[_Text], width: int) -> Iterator[int]:
@@ -362,13 +357,8 @@ def _teacher_forced(pair: Pair, ways: list[_Way], batch: list[_Text], width: int
     longest = max(map(len, rows))
     tokens = torch.tensor([r + [0] * (longest - len(r)) for r in rows], device=pair.device)
     chunk = max(1, min(PREFILL_CHUNK, LOGITS_BUDGET // (len(batch) * pair.target.vocabulary)))
-    for runner in (pair.target, pair.draft):
-        runner.reserve(longest, len(batch))
-    readers = [
-        runner.read(_known(tokens, runner), keep=0, chunk=chunk)
-        for runner in (pair.target, pair.draft)
-    ]
-    for (start, target), (_, draft) in zip(*readers, strict=True):
+    reader = _Reader(pair, longest, len(batch))
+    for start, target, draft in reader.read(tokens, chunk):
         wanted = [
             (row, place)
             for row, sample in enumerate(batch)
@@ -379,7 +369,7 @@ def _teacher_forced(pair: Pair, ways: list[_Way], batch: list[_Text], width: int
             row, place = (torch.tensor(i, device=pair.device) for i in zip(*wanted, strict=True))
             size = max(1, _trial_logits(pair.device) // pair.target.vocabulary)
             for block in (slice(i, i + size) for i in range(0, len(wanted), size)):
-                logits = [_own(e[row[block], place[block]], pair) for e in (target, draft)]
+                logits = [e[row[block], place[block]] for e in (target, draft)]
                 where = Positions(logits[0], logits[1], width, gumbel(torch.rand_like(logits[0])))
                 seed = int(torch.randint(2**62, ()))  # the same for each, whatever others draw
                 for way in ways:
@@ -390,6 +380,7 @@ def _teacher_forced(pair: Pair, ways: list[_Way], batch: list[_Text], width: int
                         way.tallies[document].record(chances[part], ranks[part], contexts)
                 torch.manual_seed(seed + 1)
             yield len(wanted)
+    reader.close()
 
 
 def _runs(values: Sequence[int]) -> Iterator[tuple[int, slice]]:
@@ -412,14 +403,43 @@ def _on_host(trial: Trial) -> tuple[FloatArray, list[int]]:
     return trial.chances.cpu().numpy(), ranks
 
 
-def _known(tokens: Tensor, runner: Runner) -> Tensor:
-    """Tokens that the model's embedding table has."""
-    return tokens.clamp(max=runner.vocabulary - 1)
+class _Reader:
+    """Target and drafter reading the same texts: logits of both, over the target's vocabulary."""
 
+    def __init__(self, pair: Pair, capacity: int, batch: int) -> None:
+        self._target, self._drafter = pair.target, pair.drafter
+        self._caches = (
+            self._target.reserve(capacity, batch),
+            self._drafter.reserve(capacity, batch),
+        )
 
-def _own(logits: Tensor, pair: Pair) -> Tensor:
-    """Logits over the target's vocabulary, at least float32."""
-    return fit_vocabulary(at_least_float32(logits), pair.target.vocabulary)
+    def close(self) -> None:
+        """Give the caches back."""
+        self._target.release(self._caches[0])
+        self._drafter.release(self._caches[1])
+
+    def prefill(self, tokens: Tensor, pad: Tensor) -> list[Tensor]:
+        """Logits [batch, vocabulary] of both after the prompts [batch, count]."""
+        return [
+            at_least_float32(self._target.prefill(self._caches[0], tokens, pad)),
+            self._drafter.prefill(self._caches[1], tokens, pad),
+        ]
+
+    def extend(self, tokens: Tensor, length: int, pad: Tensor) -> list[Tensor]:
+        """Logits [batch, vocabulary] of both after one more token [batch, 1] each."""
+        return [
+            at_least_float32(self._target.extend(self._caches[0], tokens, length, pad))[:, 0],
+            self._drafter.extend(self._caches[1], tokens, length, pad)[:, 0],
+        ]
+
+    def read(self, tokens: Tensor, chunk: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """For each chunk of the texts: its start, and logits [batch, chunk, vocabulary] of both."""
+        readers = (
+            self._target.read(self._caches[0], tokens, keep=0, chunk=chunk),
+            self._drafter.read(self._caches[1], tokens, chunk),
+        )
+        for (start, target), (_, draft) in zip(*readers, strict=True):
+            yield start, at_least_float32(target), draft
 
 
 def _summary(

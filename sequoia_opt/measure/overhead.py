@@ -1,4 +1,4 @@
-"""What a step takes besides its forwards: whole steps are timed, and their forwards taken off."""
+"""A step's overhead: whole steps are timed, and their forward passes subtracted."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import torch
 from scipy.optimize import nnls
 
 from sequoia_opt.engine.decoder import Decoder
+from sequoia_opt.engine.drafters import State
+from sequoia_opt.engine.model import Caches
 from sequoia_opt.engine.pair import Pair
-from sequoia_opt.engine.step import State
-from sequoia_opt.measure.forwards import Point
+from sequoia_opt.measure.forwards import Filled, Point
 from sequoia_opt.measure.timing import PLAIN_TURNS, Timed
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.acceptance import Sampling
@@ -20,14 +21,18 @@ from sequoia_opt.plan.draft_passes import draft_passes
 from sequoia_opt.plan.latency import Overhead, overhead_name
 from sequoia_opt.plan.tree import TokenTree
 
-# Sampling, and sampling from a cut distribution: what a step costs besides its forwards depends
-# on which of these it does, not on the numbers.
+# Sampling, and sampling from a cut distribution: the overhead depends on which of these a step
+# does, not on the numbers.
 TEMPERATURE, NUCLEI = 0.6, (1.0, 0.9)
 
 
 def overhead_trees(largest: int, few: bool = False) -> list[TokenTree]:
-    """Trees of different sizes and depths to tell the overhead's parts from one another; of those
-    to 64 nodes no fewer than the parts, with `few` too."""
+    """Trees of different sizes and depths, to tell the overhead's parts from one another.
+
+    Args:
+        largest: nodes that any tree may have.
+        few: half as many trees; up to 64 nodes still as many as there are parts.
+    """
     trees = [
         shapes.chain(1),
         shapes.chain(2),
@@ -44,21 +49,23 @@ def overhead_trees(largest: int, few: bool = False) -> list[TokenTree]:
 
 
 def samplings(verifiers: Sequence[str]) -> list[Sampling]:
-    """Those that differ in what a step costs besides its forwards: greedy, and these verifiers."""
+    """Ways to sample that differ in their overhead: greedy, and each verifier with and without a
+    cut distribution."""
     greedy = [Sampling(0.0)]
     return greedy + [Sampling(TEMPERATURE, top_p, name) for name in verifiers for top_p in NUCLEI]
 
 
 def steps_to_time(
-    pair: Pair, context: int, largest: int, ways: Sequence[Sampling]
+    pair: Pair, filled: Filled, context: int, ways: Sequence[Sampling]
 ) -> list[tuple[str, TokenTree, Timed]]:
     """Whole steps to time: the overhead's name, the tree, and the step.
 
-    Tokens are random, which costs what a text's cost: shapes follow from the tree alone. Steps
-    that bring weights in take long, and what no forward accounts for is little of them: of these,
-    fewer.
+    Their tokens are random, which takes as long as a text's: shapes follow from the tree alone.
+    Steps that stream layers take long, and the overhead is a small part of them, so fewer of them
+    are timed.
     """
-    streams = pair.target.stream is not None
+    streams = pair.target.streamed_layers > 0
+    largest = filled.tokens[-1]
     steps = []
     for way in ways:
         enough = overhead_trees(largest, few=True)
@@ -68,7 +75,8 @@ def steps_to_time(
                 decoder.verifier.name, way.temperature, way.top_p, way.top_k, way.min_p
             )
             turns = PLAIN_TURNS if tree.size == 1 and not streams else 1
-            timed = Timed(whole_step(decoder, context), turns=turns, streams=streams)
+            step = whole_step(decoder, filled.as_text, context)
+            timed = Timed(step, turns=turns, streams=streams)
             timed.spare = tree not in enough
             steps.append((name, tree, timed))
     return steps
@@ -80,10 +88,10 @@ def overhead_of(
     tokens: list[int],
     context: int,
 ) -> dict[str, Overhead]:
-    """What no forward accounts for in whole steps, by verifier.
+    """The part of whole steps outside their forward passes, by verifier.
 
-    Taken round by round, step less forwards of the same round: the machine's drift, which is
-    larger than any overhead, cancels.
+    It is computed round by round, a step less the forward passes of the same round: the machine's
+    drift, which is larger than any overhead, cancels.
     """
     target, draft = (
         np.array([forwards[role, 1, context, count].times for count in tokens])
@@ -91,45 +99,51 @@ def overhead_of(
     )
     residuals: dict[str, list[tuple[TokenTree, float, float]]] = {}
     for name, tree, timed in steps:
-        extra = [
-            step
+        extra_ms = [
+            step_ms
             - np.interp(tree.size, tokens, target[:, number])
             - np.interp(draft_passes(tree), tokens, draft[:, number]).sum()
-            for number, step in enumerate(timed.times)
+            for number, step_ms in enumerate(timed.times)
         ]
-        row = (tree, float(np.median(extra)), float(np.median(timed.times)))
+        row = (tree, float(np.median(extra_ms)), float(np.median(timed.times)))
         residuals.setdefault(name, []).append(row)
     return {name: fit_overhead(rows) for name, rows in residuals.items()}
 
 
-def whole_step(decoder: Decoder, context: int) -> Callable[[], object]:
-    """One step at `context` cached tokens, again and again from the same state."""
+def whole_step(decoder: Decoder, caches: Caches, context: int) -> Callable[[], object]:
+    """One step at a context length of `context`, repeated from the same state."""
     device = decoder.pair.device
+    random = torch.Generator(device).manual_seed(0)
     state = State(
         torch.tensor([context], device=device), torch.zeros(2, dtype=torch.long, device=device)
     )
-    return lambda: decoder.advance(state, context, decoder.pair.user)
+
+    def run() -> object:
+        told, _ = decoder.step(caches, state, context, decoder.uniforms_for_step(random))
+        return decoder.read_back(told)
+
+    return run
 
 
 def fit_overhead(rows: Sequence[tuple[TokenTree, float, float]]) -> Overhead:
-    """Least squares of constant, per token, per level and for drafting at all, relative to each
-    step's time.
+    """Fit the overhead by least squares, relative to each step's time.
 
-    Plain decoding is what every speed-up is measured against, so the fit passes through the
-    one-node tree; the rest share out what larger trees add to it. None of it is negative.
+    Its parts are a constant, a cost per token, a cost per level, and one for drafting at all; none
+    is negative. Every speed-up is measured against plain decoding, so the fit passes through the
+    one-node tree, and the other parts share out what larger trees add to it.
 
     Args:
-        rows: for each measured step its tree, what no forward accounts for, and its time.
+        rows: for each measured step its tree, its overhead and its time, in milliseconds.
     """
-    plain = [extra for tree, extra, _ in rows if tree.size == 1]
-    # On a loaded machine a forward timed between others can take longer than a whole step; that
-    # must not leave plain decoding no time.
+    plain = [extra_ms for tree, extra_ms, _ in rows if tree.size == 1]
+    # On a loaded machine a forward pass can take longer than a whole step that was timed at
+    # another moment; that must not leave plain decoding no time.
     base = max(float(np.mean(plain)), 0.0)
     others = [row for row in rows if row[0].size > 1]
     if not others:
         return Overhead(base, 0.0, 0.0)
-    weights = np.array([1 / step for _, _, step in others])
+    weights = np.array([1 / step_ms for _, _, step_ms in others])
     features = np.array([[tree.size - 1, len(draft_passes(tree)), 1] for tree, _, _ in others])
-    wanted = np.array([extra - base for _, extra, _ in others])
-    (per_token, per_level, drafting), _ = nnls(features * weights[:, None], wanted * weights)
+    added_ms = np.array([extra_ms - base for _, extra_ms, _ in others])
+    (per_token, per_level, drafting), _ = nnls(features * weights[:, None], added_ms * weights)
     return Overhead(base - float(per_token), float(per_token), float(per_level), float(drafting))

@@ -1,6 +1,6 @@
-"""The profiler: how long one forward takes on this machine, and the rest of a step.
+"""The profiler: how long a forward pass takes on this machine, and a step's overhead.
 
-Times exactly what the decoder runs: the same runners, buffers, masks and step. Knows nothing of
+Times exactly what the decoder runs: the same models, caches, masks and step. Knows nothing of
 acceptance.
 """
 
@@ -15,13 +15,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from sequoia_opt import demo
 from sequoia_opt.engine.decoder import check_sampling
-from sequoia_opt.engine.pair import ROLES, Pair
-from sequoia_opt.engine.torch.runner import Runner
+from sequoia_opt.engine.pair import ROLES, Pair, short_name
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure.disturbance import Watch
-from sequoia_opt.measure.forwards import Point, fill, forward_to_time, forwards_to_time, that_fit
+from sequoia_opt.measure.forwards import (
+    Point,
+    fill,
+    fill_what_fits,
+    forward_to_time,
+    forwards_to_time,
+)
 from sequoia_opt.measure.hardware import hardware, software
 from sequoia_opt.measure.journal import Journal
 from sequoia_opt.measure.overhead import TEMPERATURE, overhead_of, samplings, steps_to_time
@@ -82,7 +86,7 @@ def default_contexts(
 ) -> list[int]:
     """Cached tokens to measure at: of those by default what the models have positions for, and
     the longest context that they have instead of what is longer."""
-    positions = min(pair.target.positions, pair.draft.positions)
+    positions = pair.positions
     longest = max(1, positions - most_tokens)
     contexts = [context for context in CONTEXTS if context <= longest]
     if len(contexts) < len(CONTEXTS):
@@ -100,14 +104,13 @@ def default_repeats(pair: Pair) -> int:
 
 
 def _streaming(pair: Pair) -> dict[str, Any]:
-    """What of an offloaded target is where."""
-    stream = pair.target.stream
-    if stream is None:
+    """The profile's fields about an offloaded target."""
+    if not pair.target.streamed_layers:
         return {}
     return {
         "memory_budget": pair.memory_budget,
-        "streamed_layers": len(stream.streamed),
-        "moved_bytes": stream.moved_bytes,
+        "streamed_layers": pair.target.streamed_layers,
+        "moved_bytes": pair.target.moved_bytes,
     }
 
 
@@ -142,7 +145,7 @@ def profile(
     context = contexts[len(contexts) // 2]
     gains = _compile_gains(pair, context, options, journal, progress)
     for role, gain in gains.items():
-        getattr(pair, role).compiled = gain > 1
+        pair.models[role].compiled = gain > 1
     steps: list[tuple[str, TokenTree, Timed]] = []
     measured: dict[int, list[int]] = {}  # tokens of each batch
     watch: Watch | None = None
@@ -152,17 +155,18 @@ def profile(
         if measured and journal.is_over(pair.world):
             note(f"batch {batch}: left out; the time was up")
             continue
-        counts = that_fit(pair, tokens_of_batch(tokens, batch), contexts[-1], batch, note)
-        if not counts:
+        sizes = tokens_of_batch(tokens, batch)
+        filled = fill_what_fits(pair, sizes, contexts[-1], batch, note)
+        if filled is None:
             continue
         # Not sooner: a GPU that has done nothing yet is at another clock.
         watch = watch or Watch(pair.device, pair.world)
-        measured[batch] = counts
-        points = forwards_to_time(pair, counts, contexts, batch)
+        measured[batch] = filled.tokens
+        points = forwards_to_time(pair, filled, contexts)
         forwards |= points
         timed = list(points.values())
         if batch == 1:  # sequences are decoded one at a time
-            steps = steps_to_time(pair, context, counts[-1], samplings(options.verifiers))
+            steps = steps_to_time(pair, filled, context, samplings(options.verifiers))
             timed += [step for _, _, step in steps]
         part = _part(progress, number, len(batches))
         rounds = _rounds(pair, options, journal, f"batch {batch}", PATIENCE)
@@ -174,7 +178,8 @@ def profile(
                 disturbed.append(short)
             note(short)
         for item in timed:
-            item.run = _done  # graphs hold memory, and this batch's buffers are gone
+            item.run = _done  # graphs hold memory
+        filled.release(pair)
     assert watch is not None  # one sequence fits, or there is an error
     models = _latencies(pair, measured, contexts, forwards)
     timed_steps = [step for step in steps if step[2].times]
@@ -215,17 +220,15 @@ class Interleaved:
         """
         self._pair, self._tokens, self._context = pair, sorted(set(tokens)), context
         self._order = random.Random(0)
-        for runner in (pair.target, pair.draft):
-            fill(runner, context, self._tokens[-1], 1)
-        self._forwards = forwards_to_time(pair, self._tokens, [context], 1)
-        self._steps = steps_to_time(pair, context, self._tokens[-1], [sampling])
+        filled = replace(fill(pair, context, self._tokens[-1]), tokens=self._tokens)
+        self._forwards = forwards_to_time(pair, filled, [context])
+        self._steps = steps_to_time(pair, filled, context, [sampling])
         self._timed = [*self._forwards.values(), *(step for _, _, step in self._steps)]
         time_round(self._timed, pair.device, self._order, pair.world)
 
     @torch.inference_mode()
     def round(self) -> None:
         """Time everything once."""
-        self._pair.user = None
         found = time_round(self._timed, self._pair.device, self._order, self._pair.world)
         for item, milliseconds in zip(self._timed, found, strict=True):
             item.times.append(milliseconds)
@@ -260,15 +263,16 @@ def _latencies(
                 for c in contexts
                 for timed in [[n for n in counts if forwards[role, batch, c, n].times]]
             ],
-            _path(name, getattr(pair, role).name),
+            _path(name, pair.models[role].name),
         )
         for role, name in (("target", pair.target_name), ("draft", pair.draft_name))
     }
 
 
 def _path(name: str, source: str) -> dict[str, str]:
-    """Where a model's folder is, for other engines; the bundled ones' is the program's."""
-    is_folder = source not in (name, demo.resolve(name))
+    """Where a model's folder is, for other engines, if its name is the folder's: a bundled model
+    has another name."""
+    is_folder = Path(source).is_dir() and short_name(source) == name
     return {"path": str(Path(source).resolve())} if is_folder else {}
 
 
@@ -278,16 +282,19 @@ def _compile_gains(
     """Eager time over compiled time of each compiled model's forwards."""
     gains = {}
     for role in pair.compiled:
-        runner: Runner = getattr(pair, role)
-        fill(runner, context, max(COMPILED_TOKENS), 1)
+        filled = fill(pair, context, max(COMPILED_TOKENS))
         eager, compiled = (
-            [forward_to_time(pair, role, context, count, 1, way) for count in COMPILED_TOKENS]
-            for way in (False, True)
+            [
+                forward_to_time(pair, filled, role, context, count, is_compiled)
+                for count in COMPILED_TOKENS
+            ]
+            for is_compiled in (False, True)
         )
         _rounds(pair, options, journal, f"compiled {role}").run([*eager, *compiled], progress)
         before, after = (
             sum(float(np.median(item.times)) for item in timed) for timed in (eager, compiled)
         )
+        filled.release(pair)
         gains[role] = pair.world.agree_on(round(before / after, 3))
     return gains
 
@@ -330,7 +337,7 @@ def _check(pair: Pair, tokens: list[int], contexts: list[int], options: Options)
         raise SequoiaError("tokens: 1 is missing; plain decoding is measured with it")
     for verifier in options.verifiers:
         check_sampling(TEMPERATURE, 1.0, verifier)
-    positions = min(pair.target.positions, pair.draft.positions)
+    positions = pair.positions
     if contexts[-1] >= positions:
         raise SequoiaError(
             f"contexts: found {contexts[-1]}, but the models have only {positions} positions"

@@ -6,7 +6,6 @@ Runs what it is given and times it; knows neither models nor trees.
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -15,7 +14,7 @@ import torch
 from scipy.stats import binom
 
 from sequoia_opt.engine.distributed import ALONE, World
-from sequoia_opt.engine.torch import cuda_graphs
+from sequoia_opt.engine.torch.machine import TorchMachine
 from sequoia_opt.measure.disturbance import slowdown
 from sequoia_opt.measure.journal import Journal
 from sequoia_opt.plan.latency import UNSURE
@@ -80,13 +79,7 @@ class Timed:
 
     def sample_ms(self, device: torch.device) -> float:
         """Run it once; milliseconds."""
-        if self.queued:
-            return cuda_graphs.elapsed_ms(self.run, device) / self.parts
-        _synchronize(device)
-        started = time.perf_counter()
-        self.run()
-        _synchronize(device)
-        return 1000 * (time.perf_counter() - started)
+        return TorchMachine(device).elapsed_ms(self.run, self.queued) / self.parts
 
 
 def _runs(milliseconds: float, once: float) -> int:
@@ -275,11 +268,6 @@ def paces(times: Sequence[Sequence[float]]) -> list[float]:
     table: FloatArray = np.asarray(times, dtype=np.float64)
     found: list[float] = np.median(table / np.median(table, axis=1, keepdims=True), axis=0).tolist()
     return found
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float, float]:

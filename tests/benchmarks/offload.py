@@ -26,8 +26,9 @@ from random_models import published_rates
 from rates import bus_rate, disk_rate
 from safetensors.torch import save_file
 
+from sequoia_opt.api import load_pair
 from sequoia_opt.engine.decoder import Decoder
-from sequoia_opt.engine.pair import Pair, load_pair
+from sequoia_opt.engine.pair import Pair
 from sequoia_opt.engine.torch.layer_stream import LayerStream
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure import profiler

@@ -27,7 +27,7 @@ class Recorder:
 
 def recorded(decoder: Decoder) -> Recorder:
     """Have a decoder's steps recorded by a stand-in."""
-    assert isinstance(decoder._step, Step)
+    assert isinstance(decoder.step, Step)
     recorder = Recorder()
-    decoder._step = RecordedStep(decoder._step, recorder)
+    decoder.step = RecordedStep(decoder.step, recorder)
     return recorder

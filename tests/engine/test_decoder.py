@@ -6,13 +6,14 @@ from typing import Any
 import pytest
 import torch
 from scipy.stats import chi2_contingency
-from small_models import VOCABULARY
+from small_models import VOCABULARY, pair_of
 from transformers import AutoModelForCausalLM
 
+from sequoia_opt.api import load_pair
 from sequoia_opt.engine.decoder import Decoder
-from sequoia_opt.engine.pair import load_pair
+from sequoia_opt.engine.torch.attention import KVCache
 from sequoia_opt.engine.torch.compile import compiled
-from sequoia_opt.engine.torch.runner import PREFILL_CHUNK
+from sequoia_opt.engine.torch.runner import PREFILL_CHUNK, Runner
 from sequoia_opt.engine.verify import VERIFIERS
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan import shapes
@@ -71,22 +72,19 @@ def test_the_draft_has_read_what_was_kept(
     slot, position or mask would never show in the text, which is the target's whatever it guesses.
     """
     pair, prompt = make_pair(architecture, architecture), prompt_of(13)
-    decoder = Decoder(pair, TREES[tree], temperature)
-    generation = decoder.generate(prompt, 60, ignore_eos=True)
+    session = Decoder(pair, TREES[tree], temperature).session()
+    generation = session.generate(prompt, 60, ignore_eos=True)
     assert generation.tokens_per_step > 1
     # The last token is read by the next step, and so may be the one before it, if it was a leaf's.
     text = [*prompt, *generation.tokens][:-2]
 
-    def read() -> list[torch.Tensor]:
-        cache = pair.draft.cache
-        return [lane[:, :, : len(text)].clone() for lane in (*cache.keys, *cache.values)]
+    def stored(cache: KVCache) -> list[torch.Tensor]:
+        return [lane[:, :, : len(text)] for lane in (*cache.keys, *cache.values)]
 
-    found = read()
-    pair.draft.cache = None
-    pair.draft.reserve(len(text))
+    fresh = pair.draft.reserve(len(text))
     with torch.inference_mode():
-        pair.draft.prefill(torch.tensor([text]))
-    torch.testing.assert_close(found, read(), rtol=0, atol=1e-5)
+        pair.draft.prefill(fresh, torch.tensor([text]))
+    torch.testing.assert_close(stored(session.caches.draft), stored(fresh), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("target", "draft"), [("qwen3", "gpt_neox"), ("gpt2", "mistral")])
@@ -103,15 +101,13 @@ def test_a_draft_with_another_rounding_of_the_vocabulary(
     make_model: Callable[..., Any], tmp_path: Any
 ) -> None:
     """Embedding tables of one tokenizer are rounded up differently; tokens stay the target's."""
-    from sequoia_opt.engine.pair import Pair
-    from sequoia_opt.engine.torch.runner import Runner
 
     for vocabulary in (VOCABULARY - 11, VOCABULARY + 3):
         runners = [
             Runner(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64), "m")
             for folder in (make_model("llama"), make_model("llama", 1, vocab_size=vocabulary))
         ]
-        pair = Pair(runners[0], runners[1], "t", "d", {}, None, frozenset())
+        pair = pair_of(*runners)
         plain = Decoder(pair).generate(prompt_of(7), 24, ignore_eos=True).tokens
         for temperature in (0.0, 1.0):
             tokens = Decoder(pair, TREES["k-ary"], temperature).generate(prompt_of(7), 24).tokens
@@ -124,10 +120,10 @@ def test_prompts_of_any_length(length: int, make_pair: Callable[..., Any]) -> No
     pair = make_pair(max_position_embeddings=1024)
     prompt = prompt_of(length)
     with torch.inference_mode():
-        pair.target.reserve(2048)
-        whole = pair.target.prefill(torch.tensor([prompt]))
+        cache = pair.target.reserve(2048)
+        whole = pair.target.prefill(cache, torch.tensor([prompt]))
         for start in range(0, length, 100):
-            part = pair.target.extend(torch.tensor([prompt[start : start + 100]]), start)
+            part = pair.target.extend(cache, torch.tensor([prompt[start : start + 100]]), start)
     assert torch.allclose(whole[0], part[0, -1], atol=1e-10)
     plain, tree = (
         Decoder(pair, t).generate(prompt, 16, ignore_eos=True).tokens
@@ -173,11 +169,11 @@ def test_the_same_seed_gives_the_same_text(make_pair: Callable[..., Any]) -> Non
     assert texts[0] == texts[1] != texts[2]
 
 
-def test_buffers_may_be_larger_than_needed(make_pair: Callable[..., Any]) -> None:
+def test_caches_may_be_larger_than_needed(make_pair: Callable[..., Any]) -> None:
     pair = make_pair()
     before = Decoder(pair, TREES["k-ary"]).generate(prompt_of(5), 20, ignore_eos=True).tokens
     for runner in (pair.target, pair.draft):
-        runner.reserve(5000)
+        runner.release(runner.reserve(5000))
     after = Decoder(pair, TREES["k-ary"]).generate(prompt_of(5), 20, ignore_eos=True).tokens
     assert before == after
 
@@ -258,28 +254,12 @@ def test_the_last_positions_can_be_used(
         monkeypatch.setattr(torch, "compile", lambda function, **_: function)
         for runner in (pair.target, pair.draft):
             forward = compiled(runner.model, runner.positions - 1)
-            monkeypatch.setattr(runner, "_graphs", forward)
+            monkeypatch.setattr(runner, "_graphs", {(): forward})
             monkeypatch.setattr(runner, "compiled", True)
     prompt = prompt_of(256 - 12)
     wanted = greedy_by_transformers(make_model(architecture), prompt, 12)
     for tree in TREES.values():
         assert Decoder(pair, tree).generate(prompt, 12, ignore_eos=True).tokens == wanted
-
-
-def test_a_pair_runs_one_generation_at_a_time(make_pair: Callable[..., Any]) -> None:
-    """The buffers are the pair's; a text that has lost them must not go on with another's."""
-    pair = make_pair()
-    first, second = Decoder(pair, TREES["chain"]), Decoder(pair, TREES["k-ary"])
-    stream = iter(first.stream(prompt_of(5), 30, ignore_eos=True))
-    next(stream)
-    second.generate(prompt_of(9), 4)
-    with pytest.raises(SequoiaError, match="another generation has begun"):
-        next(stream)
-
-
-def test_batches_of_prompts_are_refused(make_pair: Callable[..., Any]) -> None:
-    with pytest.raises(SequoiaError, match=r"found shape \[2, 3\]"):
-        Decoder(make_pair()).generate(torch.ones(2, 3, dtype=torch.long), 4)
 
 
 @pytest.mark.parametrize("verifier", VERIFIERS)
@@ -319,52 +299,6 @@ def test_where_steps_end_says_what_they_yielded(
     assert len(found.ended) > 1
 
 
-@pytest.mark.parametrize("tree", [shapes.chain(1), shapes.chain(4), shapes.k_ary(2, 3)])
-def test_a_conversation_is_read_on_from_where_it_was(
-    make_pair: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tree: TokenTree
-) -> None:
-    """The same tokens as read anew; of a text that goes on only what is new is read."""
-    pair = make_pair()
-    decoder = Decoder(pair, tree, conversing=True)
-    read: list[int] = []
-    extend = pair.target.extend
-
-    def watched(tokens: torch.Tensor, *others: Any) -> torch.Tensor:
-        read.append(tokens.shape[1])
-        found: torch.Tensor = extend(tokens, *others)
-        return found
-
-    text = list(range(5, 25))
-    for turn, asked in enumerate(([], [3, 4, 5], [9], [])):
-        text = text + asked if turn < 3 else [*text[:30], 8, 9]
-        wanted = Decoder(make_pair(), tree).generate(text, 15, ignore_eos=True).tokens
-        if turn == 0:
-            decoder.generate(text[:9], 15, ignore_eos=True)
-        else:  # what was decoded in between is not in the buffers any more: begin where we were
-            decoder.generate(text[: -len(asked) - 5] if asked else text[:-5], 15, ignore_eos=True)
-        read.clear()
-        monkeypatch.setattr(pair.target, "extend", watched)
-        found = decoder.generate(text, 15, ignore_eos=True).tokens
-        monkeypatch.setattr(pair.target, "extend", extend)
-        assert found == wanted
-        assert 0 < sum(read) < len(text)
-        text += found
-
-
-def test_a_conversation_is_read_anew_once_another_text_was_decoded(
-    make_pair: Callable[..., Any],
-) -> None:
-    pair, tree = make_pair(), shapes.k_ary(2, 2)
-    decoder = Decoder(pair, tree, conversing=True)
-    first = decoder.generate([5, 6, 7], 12, ignore_eos=True).tokens
-    assert pair.held[:3] == [5, 6, 7]
-    Decoder(pair, tree).generate([9, 8, 7], 12, ignore_eos=True)
-    assert pair.held == []
-    text = [5, 6, 7, *first, 4]
-    wanted = Decoder(pair, tree).generate(text, 12, ignore_eos=True).tokens
-    assert decoder.generate(text, 12, ignore_eos=True).tokens == wanted
-
-
 def test_reseeded_it_draws_the_same_again(make_pair: Callable[..., Any]) -> None:
     decoder = Decoder(make_pair(), shapes.chain(3), 0.9, seed=4)
     first, second = (decoder.generate([5, 6, 7], 20, ignore_eos=True).tokens for _ in range(2))
@@ -380,7 +314,8 @@ def test_stop_strings_of_several_bytes_a_character_end_the_text(stop: str) -> No
     said = [*pair.encode("x = 1", beginning=False), *wanted, *pair.encode("y", beginning=False)]
     stream = Decoder(pair).stream([1], 128, ignore_eos=True, stop=[stop])
     for start in range(0, len(said), 3):
-        if stream._take(said[start : start + 3]):
+        _, is_over = stream._take(said[start : start + 3])
+        if is_over:
             break
     assert stream.generation.stopped == "stop"
     assert pair.decode(stream.generation.tokens) == f"x = 1{stop}"

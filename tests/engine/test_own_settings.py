@@ -13,10 +13,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from sequoia_opt.api import load_pair
 from sequoia_opt.engine.decoder import Decoder
 from sequoia_opt.engine.logits_processors import Rules
 from sequoia_opt.engine.own_settings import own_settings
-from sequoia_opt.engine.pair import load_pair
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan import shapes
 

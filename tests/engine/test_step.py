@@ -9,8 +9,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sequoia_opt.engine.pair import load_pair
-from sequoia_opt.engine.step import State, Step
+from sequoia_opt.api import load_pair
+from sequoia_opt.engine.drafters import State
+from sequoia_opt.engine.model import Caches
+from sequoia_opt.engine.step import Step
 from sequoia_opt.engine.verify import VERIFIERS, Greedy, make_verifier
 from sequoia_opt.plan.tree import TokenTree
 
@@ -22,17 +24,17 @@ VERIFYING = ["greedy", *VERIFIERS]
 
 def step_of(pair: Any, verifier: str) -> Step:
     warm = make_verifier(verifier, 0.8, 0.9) if verifier != "greedy" else Greedy()
-    return Step(pair.target, pair.draft, TREE, warm)
+    return Step(pair.target, pair.drafter, TREE, warm)
 
 
-def filled(pair: Any) -> State:
-    """A pair that has read a text, always the same."""
+def filled(pair: Any) -> tuple[Caches, State]:
+    """Caches into which a text, always the same, has been read; and its state."""
     tokens = torch.arange(3, 3 + LENGTH, device=pair.target.device)[None]
+    caches = []
     for runner in (pair.target, pair.draft):
-        runner.cache = None
-        runner.reserve(64)
-        runner.prefill(tokens)
-    return State(torch.tensor([LENGTH], device=pair.target.device), tokens[0, -2:])
+        caches.append(runner.reserve(64))
+        runner.prefill(caches[-1], tokens)
+    return Caches(*caches), State(torch.tensor([LENGTH], device=pair.target.device), tokens[0, -2:])
 
 
 @pytest.mark.parametrize("verifier", VERIFYING)
@@ -42,9 +44,9 @@ def test_a_step_is_one_graph(verifier: str, make_pair: Callable[..., Any]) -> No
     step = step_of(pair, verifier)
     uniforms = torch.rand(step.uniform_count, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
-        wanted, state = step(filled(pair), LENGTH, uniforms)
+        wanted, state = step(*filled(pair), LENGTH, uniforms)
         compiled = torch.compile(step, fullgraph=True, backend="eager")
-        found, after = compiled(filled(pair), LENGTH, uniforms)
+        found, after = compiled(*filled(pair), LENGTH, uniforms)
     assert found.tolist() == wanted.tolist()
     assert after.length.tolist() == state.length.tolist()
     assert after.recent.tolist() == state.recent.tolist()
@@ -74,9 +76,9 @@ def test_a_step_never_touches_the_host(verifier: str, make_model: Callable[..., 
     step = step_of(pair, verifier)
     uniforms = torch.empty(step.uniform_count, device=META)
     with torch.inference_mode():
-        state = filled(pair)
+        caches, state = filled(pair)
         with OnMeta():
-            emitted, after = step(state, LENGTH, uniforms)
+            emitted, after = step(caches, state, LENGTH, uniforms)
     assert emitted.shape == (TREE.depth + 3,)
     assert after.recent.shape == (2,)
 

@@ -211,7 +211,7 @@ def test_saved_tokenizers_that_clean_up_spaces_show_what_was_said(
     """Tidying drops spaces before punctuation that the tokens have: code would not be the same."""
     import shutil
 
-    from sequoia_opt.engine.pair import load_pair
+    from sequoia_opt.api import load_pair
 
     folder = tmp_path / "model"
     shutil.copytree(make_model("llama", vocab_size=8), folder)

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from sequoia_opt import demo
+from sequoia_opt.api import load_pair
 from sequoia_opt.engine.decoder import Decoder
 from sequoia_opt.engine.distributed import ALONE, World
-from sequoia_opt.engine.pair import Pair, load_pair
+from sequoia_opt.engine.pair import Pair
 from sequoia_opt.engine.torch import memory
 from sequoia_opt.engine.torch.attention import Attend
 from sequoia_opt.errors import SequoiaError

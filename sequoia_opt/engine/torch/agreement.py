@@ -334,21 +334,20 @@ def check_agreement(runner: Runner, library: LibraryLogits) -> None:
     device = library.tokens.device
     starts = torch.tensor(library.starts, device=device)[:, None]
     slots = torch.arange(half + len(nodes), device=device)
-    runner.reserve(len(slots), texts)
+    cache = runner.reserve(len(slots), texts)
     if half:
         text = library.tokens[:half].expand(texts, -1)
         order = list(range(half))
         table = runner.mask_table(np.tri(half, dtype=np.bool_), order, order)
-        [masks] = table.masks(runner.places(slots[:1], half))
-        runner.forward(text, starts + slots[:half], slots[:half], masks, keep=1)
+        [masks] = table.masks(runner.places(cache, slots[:1], half))
+        runner.forward(cache, text, starts + slots[:half], slots[:half], masks, keep=1)
     right = library.tokens[half:]
     tree = torch.stack([(right + count) % runner.vocabulary, right], dim=1).flatten()
     [masks] = runner.mask_table(attends, depths, depths).masks(
-        runner.places(torch.tensor([half], device=device), len(slots))
+        runner.places(cache, torch.tensor([half], device=device), len(slots))
     )
     positions = starts + half + torch.tensor(depths, device=device)
-    logits = runner.forward(tree.expand(texts, -1), positions, slots[half:], masks, keep=0)
-    runner.cache = None  # of another number of sequences than what follows
+    logits = runner.forward(cache, tree.expand(texts, -1), positions, slots[half:], masks, keep=0)
     for row, expected, start in zip(logits, library.logits, library.starts, strict=True):
         if off := difference(row[1::2].double(), expected[half:], runner.dtype):
             raise SequoiaError(

@@ -1,12 +1,11 @@
-"""A model's forward pass compiled, for the few tokens of a step.
+"""A model's forward pass, compiled for the few tokens of a step.
 
 On a CPU the whole model becomes one graph, since every call from Python costs time there. On CUDA
-a step is recorded and replayed without Python, so layers are compiled one by one: all of a kind
-share their code, which is made once, however many there are.
+a step is recorded and replayed without Python, so layers are compiled one by one: all layers of a
+kind share their code, which is generated once.
 
-Either way one graph serves a single token, another any larger number, and two more several
-sequences; the slots that are read and those that there are may be as many as they like. Knows
-nothing of trees.
+Either way one graph serves a single token, another any larger number, and two more several texts.
+The number of slots that are read, and the cache's capacity, may vary. Knows nothing of trees.
 """
 
 from __future__ import annotations
@@ -18,53 +17,74 @@ import torch
 from torch import Tensor, nn
 
 from sequoia_opt.engine.torch.attention import OPAQUE_ATTENTION, Attend, KVCache, Masks
+from sequoia_opt.engine.torch.hidden_states import HiddenStates
 
-# Code of one layer for each kind of layer, number of tokens and batch, of all models in a process;
+# A layer is compiled for each kind of layer, number of tokens and batch in a process;
 # past torch's own limit of 8 it would quietly stop compiling.
 RECOMPILE_LIMIT = 64
-# Graphs need not look again, call by call, at what their guards have looked at: 3 to 5 % of a
-# small model's forward.
+# Asserts repeat, in each call, what the guards have checked: 3 to 5% of a small model's forward
+# pass.
 OPTIONS: dict[str, Any] = {"size_asserts": False, "alignment_asserts": False}
 
-Forward = Callable[[Tensor, Tensor, Tensor, Masks, KVCache], Tensor]
-"""Tokens [batch, tokens], positions [1, tokens], slots [tokens], masks and buffers -> logits of
-all tokens."""
+Output = tuple[Tensor, tuple[Tensor, ...]]
+"""Logits [batch, tokens, vocabulary], and the hidden states [batch, tokens, hidden size] of the
+layers that were asked for."""
+
+Forward = Callable[[Tensor, Tensor, Tensor, Masks, KVCache], Output]
+"""Tokens [batch, tokens], positions [1, tokens], slots [tokens], masks and cache -> output."""
 
 
-def compiled(model: Any, last_position: int) -> Forward:
-    """The model's forward, compiled when it is first called, in inference mode."""
+def compiled(
+    model: Any,
+    last_position: int,
+    hidden_layers: tuple[int, ...] = (),
+    hidden_states: HiddenStates | None = None,
+) -> Forward:
+    """The model's forward pass, compiled when it is first called, in inference mode.
+
+    Args:
+        last_position: of the model; later ones are cut to it.
+        hidden_layers: whose hidden states it returns, see `Runner.forward_with_hidden`.
+        hidden_states: what collects these; it is collecting them whenever this is called.
+    """
 
     def forward(
         tokens: Tensor, positions: Tensor, slots: Tensor, masks: Masks, cache: KVCache
-    ) -> Tensor:
+    ) -> Output:
         output = model(
             input_ids=tokens,
             position_ids=positions.clamp(max=last_position),
             **Attend(cache, slots, masks).arguments(),
         )
-        logits: Tensor = output.logits
-        return logits
+        return output.logits, _collected(hidden_states, hidden_layers)
 
     # Graphs are kept, and their number is limited, by code object: each model has its own.
     forward.__code__ = forward.__code__.replace()
     return torch.compile(forward, fullgraph=True, options=OPTIONS | {"guard_filter_fn": _varying})
 
 
-def compiled_by_layer(model: Any, layers: Sequence[nn.Module], last_position: int) -> Forward:
-    """The model's forward with its layers compiled, each when it is first called.
+def compiled_by_layer(
+    model: Any,
+    layers: Sequence[nn.Module],
+    last_position: int,
+    hidden_layers: tuple[int, ...] = (),
+    hidden_states: HiddenStates | None = None,
+) -> Forward:
+    """The model's forward pass with its layers compiled, each when it is first called.
 
-    Attention stays outside of what is compiled: it reads the buffers of its own layer, which
-    would make each layer's code its own.
+    Attention stays outside of the compiled code: it reads the cache of its own layer, so each
+    layer would need code of its own.
 
     Args:
-        layers: of the model, which keep running eagerly where the model is called otherwise.
+        layers: of the model; they run eagerly where the model is called in another way.
+        last_position, hidden_layers, hidden_states: see `compiled`.
     """
     model.set_attn_implementation(OPAQUE_ATTENTION)
-    switches = [_Switch(layer) for layer in layers]
+    switches = [_switch_of(layer) for layer in layers]
 
     def forward(
         tokens: Tensor, positions: Tensor, slots: Tensor, masks: Masks, cache: KVCache
-    ) -> Tensor:
+    ) -> Output:
         for switch in switches:
             switch.compiled = True
         try:
@@ -77,14 +97,20 @@ def compiled_by_layer(model: Any, layers: Sequence[nn.Module], last_position: in
         finally:
             for switch in switches:
                 switch.compiled = False
-        logits: Tensor = output.logits
-        return logits
+        return output.logits, _collected(hidden_states, hidden_layers)
 
     return forward
 
 
+def _collected(hidden_states: HiddenStates | None, layers: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """The hidden states of these layers, in this order."""
+    if hidden_states is None:
+        return ()
+    return tuple(hidden_states.states[layer] for layer in layers)
+
+
 class _Switch:
-    """A layer's forward as it is and compiled.
+    """A layer's forward method, eager and compiled.
 
     Attributes:
         compiled: which of the two a call runs.
@@ -99,21 +125,32 @@ class _Switch:
             return (fast if self.compiled else eager)(*arguments, **options)
 
         layer.forward = forward
+        layer.sequoia_switch = self  # type: ignore[assignment]
+
+
+def _switch_of(layer: nn.Module) -> _Switch:
+    """The layer's switch: one, however many forward passes are compiled of its model."""
+    switch = getattr(layer, "sequoia_switch", None)
+    return switch if isinstance(switch, _Switch) else _Switch(layer)
 
 
 def _varying(guards: Sequence[Any]) -> Sequence[bool]:
-    """What each call looks at to choose its graph: its own arguments. Neither the weights nor the
-    functions that a model is made of ever change; looking at each takes a tenth of a small
-    model's forward."""
-    own = torch.compiler.skip_guard_on_all_nn_modules_unsafe(guards)
-    return [keep and not guard.is_global for keep, guard in zip(own, guards, strict=True)]
+    """Which guards choose a graph at each call: those on the call's own arguments.
+
+    Neither the weights nor the functions that a model is made of ever change; checking each of
+    them takes a tenth of a small model's forward pass.
+    """
+    selected = torch.compiler.skip_guard_on_all_nn_modules_unsafe(guards)
+    return [keep and not guard.is_global for keep, guard in zip(selected, guards, strict=True)]
 
 
 def vary_sizes(
     tokens: Tensor, positions: Tensor, slots: Tensor, masks: Masks, cache: KVCache
 ) -> None:
-    """Have the graph that these arguments compile take any number of slots, read or there, and
-    if they are for more than one token, or sequence, any larger number of these."""
+    """Let the graph that these arguments compile take any number of slots.
+
+    If they are for more than one token, or text, the graph takes any larger number of these too.
+    """
     vary = torch._dynamo.mark_dynamic
     if cache.batch > 1:
         vary(tokens, 0)

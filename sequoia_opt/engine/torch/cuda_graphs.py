@@ -1,7 +1,8 @@
-"""What CUDA does in its own way: work recorded as a graph, read-backs, and the time of work.
+"""Steps recorded as CUDA graphs and replayed.
 
-A step is hundreds of launches, each slower to issue than the kernel is to run. Recorded once,
-on tensors that stay where they are, they are replayed with one. Knows nothing of text.
+A step is hundreds of kernel launches, each slower to issue than its kernel is to run. Recorded
+once, on tensors that stay where they are, they are replayed with one launch. Knows nothing of
+text.
 """
 
 from __future__ import annotations
@@ -17,57 +18,65 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sequoia_opt.engine.step import State, Step
+from sequoia_opt.engine.drafters import State
+from sequoia_opt.engine.model import Caches
+from sequoia_opt.engine.step import TOLD, Step
 from sequoia_opt.engine.torch.attention import KVCache
 from sequoia_opt.engine.torch.runner import ALIGNED_SLOTS
 from sequoia_opt.errors import SequoiaError
 
-BUCKET = 256  # cached tokens: each graph serves so many lengths
-WARM_UPS = 3  # runs before recording: libraries choose and compile their kernels in them
+BUCKET = 256  # cached tokens: one graph serves so many lengths
+WARM_UPS = 3  # runs before recording, in which libraries choose and compile their kernels
 
 Work = Callable[[], object]
 Record = Callable[[Work, torch.device], Callable[[], object]]
 
 
 def bucketed(length: int) -> int:
-    """The length that a recorded step reads, for a text of so many tokens."""
+    """The length that a recorded step reads for a text of `length` tokens."""
     return length + -length % BUCKET
 
 
 def room(length: int) -> int:
-    """Slots to reserve besides a tree's, for steps to read whole buckets and never all there is:
-    that would be another shape to compiled forwards."""
+    """Slots to reserve besides a tree's.
+
+    Steps read whole buckets, and never all slots of the cache, which compiled forward passes
+    would take for another shape.
+    """
     return bucketed(length) + ALIGNED_SLOTS + 1
 
 
 def record(work: Work, device: torch.device) -> Callable[[], object]:
-    """Work as a CUDA graph: what is returned does it again, on the same tensors.
+    """Record work as a CUDA graph.
 
     Args:
-        work: can be done again and again, and changes only tensors that outlive it.
+        work: can be repeated, and changes only tensors that outlive it.
+
+    Returns:
+        A function that repeats the work on the same tensors.
 
     Raises:
-        SequoiaError: it does something that no graph can hold.
+        SequoiaError: a graph cannot hold the work.
     """
     with torch.cuda.device(device):
-        own = _own(torch.cuda.current_device())
+        shared = _shared_by(torch.cuda.current_device())
         current = torch.cuda.current_stream()
-        own.aside.wait_stream(current)
-        with torch.cuda.stream(own.aside):
+        shared.aside.wait_stream(current)
+        with torch.cuda.stream(shared.aside):
             for _ in range(WARM_UPS):
                 work()
-        current.wait_stream(own.aside)
+        current.wait_stream(shared.aside)
         graph = torch.cuda.CUDAGraph()
         try:
-            # A capture that fails leaves its stream the current one: the outer context does not.
+            # A capture that fails leaves its own stream current; the outer context restores it.
             with (
                 torch.cuda.stream(current),
                 _no_garbage_collection(),
-                # Other threads, which copy an offloaded model's layers, may go on meanwhile.
+                # Other threads may go on copying an offloaded model's layers meanwhile.
                 torch.cuda.graph(
                     graph,
-                    pool=own.pool(),
-                    stream=own.capture,
+                    pool=shared.pool(),
+                    stream=shared.capture,
                     capture_error_mode="thread_local",
                 ),
             ):
@@ -78,7 +87,7 @@ def record(work: Work, device: torch.device) -> Callable[[], object]:
             raise SequoiaError(
                 f"a step cannot be recorded as a CUDA graph ({reason}); use --no-graphs"
             ) from None
-        own.alive.add(graph)
+        shared.alive.add(graph)
     return graph.replay
 
 
@@ -86,8 +95,8 @@ def record(work: Work, device: torch.device) -> Callable[[], object]:
 def _no_garbage_collection() -> Iterator[None]:
     """Keep Python from collecting cycles for a while.
 
-    A model that was dropped may be part of a cycle, and giving up its pinned memory waits for the
-    device, which spoils a capture that is under way.
+    A dropped model may be part of a cycle. Freeing its pinned memory waits for the device, which
+    spoils a capture in progress.
     """
     enabled = gc.isenabled()
     gc.disable()
@@ -98,12 +107,13 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-class _Own:
-    """What a device's graphs share.
+class _Shared:
+    """Streams and memory that a device's graphs share.
 
-    Streams are kept, since libraries keep a workspace for each; and two, since what is recorded
-    must not meet the workspace of the warm-up. One memory pool serves all graphs, as none leaves
-    a result in it that is read later; but a pool whose graphs have all gone takes no new one.
+    The streams are reused, since libraries keep a workspace for each; there are two, since
+    recorded work must not use the workspace of the warm-up. One memory pool serves all graphs,
+    as none leaves a result in it that is read later; but a pool whose graphs have all been
+    dropped takes no new one.
     """
 
     def __init__(self) -> None:
@@ -119,13 +129,13 @@ class _Own:
 
 
 @cache
-def _own(index: int) -> _Own:
-    """What the graphs of the current device, of this number, share."""
-    return _Own()
+def _shared_by(index: int) -> _Shared:
+    """What the graphs of the current device, number `index`, share."""
+    return _Shared()
 
 
 def recorded(work: Work, device: torch.device) -> Callable[[], object]:
-    """The work, recorded when it is first done."""
+    """The work, recorded when it first runs."""
     replay: Callable[[], object] | None = None
 
     def run() -> object:
@@ -138,50 +148,52 @@ def recorded(work: Work, device: torch.device) -> Callable[[], object]:
 
 
 class RecordedStep:
-    """A step that is recorded, once for each bucket of lengths, and replayed.
+    """A step that is recorded, once for each cache and bucket of lengths, and replayed.
 
-    Called as the step itself. The state that it returns stands in tensors of its own, which the
-    next call changes.
+    Called as the step itself. The state that it returns stands in tensors that the next call
+    overwrites.
 
     Attributes:
-        recording_seconds: what recording has taken so far; no part of decoding.
+        recording_seconds: time spent on recording so far; it is no part of decoding.
     """
 
     def __init__(self, step: Step, record: Record = record) -> None:
         self.step, self._record = step, record
-        self._device = step.target.device
+        self._device = step.device
         self.uniform_count = step.uniform_count
         self.recording_seconds = 0.0
-        # Of one kind, whoever calls: compiled forwards tell inference tensors from others.
+        # Always inference tensors: compiled forward passes tell them from others.
         with torch.inference_mode():
             self._uniforms = torch.zeros(step.uniform_count, device=self._device)
             self._before, self._after = (self._blank(step) for _ in range(2))
-            count = step.tree.depth + 3
+            count = step.tree.depth + TOLD
             self._emitted = torch.zeros(count, dtype=torch.long, device=self._device)
-        self._replays: dict[int, Callable[[], object]] = {}
-        self._buffers: list[weakref.ref[KVCache]] = []
+        self._recordings: weakref.WeakKeyDictionary[KVCache, _Recording] = (
+            weakref.WeakKeyDictionary()
+        )
 
-    def __call__(self, state: State, length: int, uniforms: Tensor) -> tuple[Tensor, State]:
+    def __call__(
+        self, caches: Caches, state: State, bound: int, uniforms: Tensor
+    ) -> tuple[Tensor, State]:
         """Run one step; see Step."""
-        target = self.step.target.cache
-        assert target is not None
-        used = [target, self.step.draft.cache][: 1 + (self.step.tree.size > 1)]
-        buffers = [cache for cache in used if cache is not None]
-        if [buffer() for buffer in self._buffers] != buffers:
-            self._replays.clear()  # they read buffers that are no more
-            self._buffers = [weakref.ref(buffer) for buffer in buffers]
+        target: KVCache = caches.target
+        recording = self._recordings.get(target)
+        if recording is None or not recording.reads(caches.draft):
+            recording = self._recordings[target] = _Recording(caches.draft)
         _copy(state, self._before)
         self._uniforms.copy_(uniforms)
-        bucket = min(bucketed(length), target.capacity - self.step.tree.size)
-        if bucket not in self._replays:
+        bucket = min(bucketed(bound), target.capacity - self.step.tree.size)
+        if bucket not in recording.replays:
             started = time.perf_counter()
-            self._replays[bucket] = self._record(lambda: self._work(bucket), self._device)
+            recording.replays[bucket] = self._record(
+                lambda: self._work(caches, bucket), self._device
+            )
             self.recording_seconds += time.perf_counter() - started
-        self._replays[bucket]()
+        recording.replays[bucket]()
         return self._emitted, self._after
 
-    def _work(self, length: int) -> None:
-        emitted, state = self.step(self._before, length, self._uniforms)
+    def _work(self, caches: Caches, bound: int) -> None:
+        emitted, state = self.step(caches, self._before, bound, self._uniforms)
         self._emitted.copy_(emitted)
         _copy(state, self._after)
 
@@ -195,6 +207,18 @@ class RecordedStep:
         return State(length, recent, step.rules.seen(recent), step.rules.counts(recent))
 
 
+class _Recording:
+    """The replays of a step on a pair of caches, by bucket."""
+
+    def __init__(self, draft: KVCache | None) -> None:
+        self._draft = None if draft is None else weakref.ref(draft)
+        self.replays: dict[int, Callable[[], object]] = {}
+
+    def reads(self, draft: KVCache | None) -> bool:
+        """Whether this draft's cache is the one that the replays read."""
+        return (None if self._draft is None else self._draft()) is draft
+
+
 def _copy(state: State, into: State) -> None:
     into.length.copy_(state.length)
     into.recent.copy_(state.recent)
@@ -202,36 +226,3 @@ def _copy(state: State, into: State) -> None:
         into.seen.copy_(state.seen)
     if into.counts is not None and state.counts is not None:
         into.counts.copy_(state.counts)
-
-
-class ReadBack:
-    """Reads small tensors of whole numbers: into pinned memory where they come from CUDA."""
-
-    def __init__(self, count: int, device: torch.device) -> None:
-        self._host = None
-        if device.type == "cuda":
-            self._host = torch.empty(count, dtype=torch.long, pin_memory=True)
-            self._device = device
-
-    def __call__(self, values: Tensor) -> list[int]:
-        """The values [count]; waits for what computes them, and for nothing else."""
-        if self._host is None:
-            return list(values.tolist())
-        self._host.copy_(values, non_blocking=True)
-        done = torch.cuda.Event()
-        done.record(torch.cuda.current_stream(self._device))
-        done.synchronize()
-        return list(self._host.tolist())
-
-
-def elapsed_ms(work: Work, device: torch.device) -> float:
-    """Time of the work on the device, done right behind itself as in a step: what it takes to
-    issue it counts only where the device has to wait for it."""
-    started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    with torch.cuda.device(device):
-        work()
-        started.record()
-        work()
-        ended.record()
-        ended.synchronize()
-    return float(started.elapsed_time(ended))

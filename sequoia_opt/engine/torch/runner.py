@@ -1,13 +1,14 @@
-"""One model's forward over its KV buffers.
+"""A transformers model, its caches and its forward pass.
 
-Knows how to run any dense decoder-only transformers model on given tokens, positions and
-slots, and how to fill its buffers with a prompt. Knows nothing of drafting or verifying.
+Knows how to run any dense decoder-only transformers model on given tokens, positions and slots,
+and how to fill a cache with a prompt. Knows nothing of drafting or verifying.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,31 +36,29 @@ from sequoia_opt.engine.torch.attention import (
 )
 from sequoia_opt.engine.torch.compile import Forward, compiled, compiled_by_layer, vary_sizes
 from sequoia_opt.engine.torch.cpu_threads import one_left_free
+from sequoia_opt.engine.torch.hidden_states import HiddenStates
 from sequoia_opt.engine.torch.layer_stream import LayerStream
 from sequoia_opt.engine.torch.memory import check_fits
 from sequoia_opt.engine.torch.offload import decoder_layers
 from sequoia_opt.engine.torch.onednn_linear import pack, unpack
+from sequoia_opt.engine.torch.tree_passes import TorchLevelPasses, TorchTreePass
 from sequoia_opt.errors import SequoiaError
+from sequoia_opt.plan.tree import TokenTree
 
-PREFILL_CHUNK = 512  # tokens of a prompt that are read together, where all weights stay
-KEPT_TABLES = 8  # causal mask tables of that many chunk lengths stay prepared
+PREFILL_CHUNK = 512  # tokens of a prompt in one forward pass, where all weights stay
+KEPT_TABLES = 8  # causal mask tables that stay prepared, one for each chunk length
 # On CUDA: attention kernels copy a mask whose rows do not begin at a multiple of this.
 ALIGNED_SLOTS = 8
+LOGIT_COPIES = 4  # of a step's logits, in float32: themselves, warped, sorted, the residual
 
 
 class Runner:
-    """A model, its KV buffers and its forward.
+    """A model and its forward pass; see `Model`.
 
     Attributes:
         model: the transformers model, its attention set to this program's, its weights packed.
-        parameters: how many it has.
         layers: what its attention layers store.
-        vocabulary: number of logits.
-        positions: the most tokens that it can take.
-        ends: why no more, where that is not the configuration's own last position.
-        cache: the buffers; `reserve` makes them.
-        compiled: whether a step's forwards are compiled graphs; see `compile`.
-        stream: what brings layers in that are not on the device, if there are such.
+        stream: what brings in the layers that do not stay on the device, if there are such.
     """
 
     def __init__(
@@ -74,7 +73,7 @@ class Runner:
         self.name, self.stream = name, stream
         config = model.config.get_text_config()  # type: ignore[union-attr, operator]
         self.vocabulary = int(config.vocab_size)
-        self.parameters = sum(p.numel() for p in model.parameters())  # packed ones are gone
+        self.parameters = sum(p.numel() for p in model.parameters())  # packing removes some
         self.positions, self.ends = usable_positions(config)
         keep_rope(model)
         parameter = next(model.parameters())
@@ -87,80 +86,109 @@ class Runner:
         library.compute_last()
         self._attention = TREE_ATTENTION
         self.model.set_attn_implementation(self._attention)  # type: ignore[operator]
-        self.cache: KVCache | None = None
+        self._idle: KVCache | None = None
         self._slots = torch.arange(0, device=self.device)
         self._chunks: dict[int, MaskTable] = {}
         self.compiled = False
-        self._graphs: Forward | None = None
+        self._graphs: dict[tuple[int, ...], Forward] = {}
+        self._hidden_states: HiddenStates | None = None
         self._pack()
         check_agreement(self, library)
 
     def _pack(self) -> None:
-        """Lay the weights out for this machine, unless they are to be read anew every time."""
+        """Lay the weights out for this machine, unless each forward pass reads them anew."""
         if self.stream is None:
             pack(self.model)
 
+    @property
+    def streamed_layers(self) -> int:
+        """See `Model`."""
+        return 0 if self.stream is None else len(self.stream.streamed)
+
+    @property
+    def moved_bytes(self) -> int:
+        """See `Model`."""
+        return 0 if self.stream is None else self.stream.moved_bytes
+
+    @property
+    def generation_config(self) -> Any:
+        """See `Model`."""
+        return getattr(self.model, "generation_config", None)
+
     @torch.inference_mode()
     def compile(self, batch: int = 1) -> None:
-        """Run a step's forwards as compiled graphs from now on; takes seconds to minutes.
+        """Compile the forward passes of a step from now on; takes seconds to minutes.
 
         Args:
-            batch: of what graphs are for: one sequence, or any larger number.
+            batch: 1 for graphs of one text, any larger number for graphs of several.
 
         Raises:
             SequoiaError: the model cannot be compiled, or its graphs compute something else.
         """
         if self.stream is not None:
             raise SequoiaError(
-                f"{self.name}: layers that are brought in as they are used cannot be compiled; "
-                "compile the draft alone"
+                f"{self.name}: a model whose layers are streamed cannot be compiled; compile the "
+                "draft alone"
             )
         length = min(CHECKED_TOKENS, self.positions - 2)
-        self.reserve(2 * length + 2, batch)  # more than are read, as always
-        text = torch.arange(length, device=self.device)[None] % self.vocabulary
-        self.extend(text.expand(batch, -1), 0)
-        place = torch.tensor([length], device=self.device)
-        self._graphs = self._graphs or self._compiled()
-        for count in (1, 2):
-            order = list(range(count))
-            table = self.mask_table(np.tri(count, dtype=np.bool_), order, order)
-            tokens = torch.arange(count, device=self.device)
-            [masks] = table.masks(self.places(place, length + count))
-            inputs = tokens.repeat(batch, 1)
-            arguments = (inputs, (place + tokens)[None], place + tokens, masks)
-            wanted = self._eager(*arguments, keep=0)
-            assert self.cache is not None
-            vary_sizes(*arguments, self.cache)
-            try:
-                found = self._graphs(*arguments, self.cache)
-            except Exception as error:  # the compiler's own, of many kinds
-                # After an empty line it says how to debug the compiler.
-                reason = " ".join(str(error).partition("\n\n")[0].split())[:200]
-                raise SequoiaError(
-                    f"{self.name}: cannot be compiled ({reason}); use --no-compile"
-                ) from None
-            if off := difference(found[0, -1].double(), wanted[0, -1].double(), self.dtype):
-                raise SequoiaError(
-                    f"{self.name}: gives other logits when compiled ({off}); use --no-compile"
-                )
+        cache = self.reserve(2 * length + 2, batch)  # more slots than are read, as always
+        try:
+            text = torch.arange(length, device=self.device)[None] % self.vocabulary
+            self.extend(cache, text.expand(batch, -1), 0)
+            for count in (1, 2):
+                self._compile_for(cache, count, length)
+        finally:
+            self.release(cache)
         self.compiled = True
+
+    def _compile_for(self, cache: KVCache, count: int, length: int) -> None:
+        """Compile the forward pass over `count` tokens, and compare its logits with eager ones."""
+        graphs = self._compiled_forward(())
+        place = torch.tensor([length], device=self.device)
+        order = list(range(count))
+        table = self.mask_table(np.tri(count, dtype=np.bool_), order, order)
+        tokens = torch.arange(count, device=self.device)
+        [masks] = table.masks(self.places(cache, place, length + count))
+        inputs = tokens.repeat(cache.batch, 1)
+        arguments = (inputs, (place + tokens)[None], place + tokens, masks)
+        expected, _ = self._eager(cache, *arguments, keep=0)
+        vary_sizes(*arguments, cache)
+        try:
+            logits, _ = graphs(*arguments, cache)
+        except Exception as error:  # the compiler's own, of many kinds
+            # After an empty line it says how to debug the compiler.
+            reason = " ".join(str(error).partition("\n\n")[0].split())[:200]
+            raise SequoiaError(
+                f"{self.name}: cannot be compiled ({reason}); use --no-compile"
+            ) from None
+        if off := difference(logits[0, -1].double(), expected[0, -1].double(), self.dtype):
+            raise SequoiaError(
+                f"{self.name}: gives other logits when compiled ({off}); use --no-compile"
+            )
 
     @property
     def device_compiles_whole(self) -> bool:
-        """Whether the model is compiled as one graph and not layer by layer; see compiling.py."""
+        """Whether the model is compiled as one graph and not layer by layer; see compile.py."""
         return self.device.type == "cpu"
 
-    def _compiled(self) -> Forward:
-        """The forward pass, to be compiled as suits the device."""
-        if self.device_compiles_whole:
-            return compiled(self.model, self.positions - 1)
-        self._attention = OPAQUE_ATTENTION
-        layers = decoder_layers(self.model)[1]
-        return compiled_by_layer(self.model, list(layers), self.positions - 1)
+    def _compiled_forward(self, hidden_layers: tuple[int, ...]) -> Forward:
+        """The forward pass, compiled as suits the device, for these layers' hidden states."""
+        if hidden_layers not in self._graphs:
+            last_position = self.positions - 1
+            if self.device_compiles_whole:
+                forward = compiled(self.model, last_position, hidden_layers, self._hidden_states)
+            else:
+                self._attention = OPAQUE_ATTENTION
+                layers = list(decoder_layers(self.model)[1])
+                forward = compiled_by_layer(
+                    self.model, layers, last_position, hidden_layers, self._hidden_states
+                )
+            self._graphs[hidden_layers] = forward
+        return self._graphs[hidden_layers]
 
     @contextmanager
     def native(self) -> Iterator[torch.nn.Module]:
-        """The model as transformers loads and runs it, to be compared with."""
+        """The model as transformers loads and runs it, to compare with."""
         self.model.set_attn_implementation(self._native)  # type: ignore[operator]
         unpack(self.model)
         try:
@@ -169,23 +197,29 @@ class Runner:
             self._pack()
             self.model.set_attn_implementation(self._attention)  # type: ignore[operator]
 
-    def reserve(self, capacity: int, batch: int = 1) -> None:
-        """Have buffers of at least `capacity` slots for `batch` sequences.
+    def reserve(self, capacity: int, batch: int = 1) -> KVCache:
+        """A cache of at least `capacity` slots for `batch` texts, the caller's until released.
 
         Raises:
-            SequoiaError: they do not fit into the memory that is left.
+            SequoiaError: it does not fit into the memory that is left.
         """
-        if self.cache is None or self.cache.batch != batch or self.cache.capacity < capacity:
-            self.cache = None  # freed before the new one is made
+        cache, self._idle = self._idle, None
+        if cache is None or cache.batch != batch or cache.capacity < capacity:
+            cache = None  # its memory is free before the new one takes some
             check_fits(
                 buffer_bytes(self.layers, batch, capacity, self.dtype),
                 self.device,
-                f"buffers of {self.name} for {batch} × {capacity} tokens",
+                f"caches of {self.name} for {batch} x {capacity} tokens",
                 "shorten the prompt, ask for fewer new tokens, or run fewer sequences together",
             )
-            self.cache = KVCache(self.layers, batch, capacity, self.dtype, self.device)
-        if len(self._slots) < capacity:
-            self._slots = torch.arange(capacity, device=self.device)
+            cache = KVCache(self.layers, batch, capacity, self.dtype, self.device)
+        if len(self._slots) < cache.capacity:
+            self._slots = torch.arange(cache.capacity, device=self.device)
+        return cache
+
+    def release(self, cache: KVCache) -> None:
+        """Give a cache back. One is kept for the next caller: the last one."""
+        self._idle = cache
 
     def mask_table(
         self,
@@ -199,110 +233,211 @@ class Runner:
             attends, query_depths, depths, self.layers, self.dtype, self.device, forwards
         )
 
-    def places(self, length: Tensor, used: int) -> Tensor:
+    def places(self, cache: KVCache, length: Tensor, used: int) -> Tensor:
         """Columns in a mask table of the first slots, `used` at least, for a tree at `length`."""
-        return places(length, self._read_slots(used))
+        return places(length, self._read_slots(cache, used))
 
-    def _read_slots(self, used: int) -> Tensor:
-        """The slots that a forward reads if it needs the first `used`."""
+    def _read_slots(self, cache: KVCache, used: int) -> Tensor:
+        """The slots that a forward pass reads if it needs the first `used`."""
         if self.device.type == "cuda":
-            assert self.cache is not None
-            used = min(used + -used % ALIGNED_SLOTS, self.cache.capacity)
+            used = min(used + -used % ALIGNED_SLOTS, cache.capacity)
         return self._slots[:used]
 
+    def tree_pass(self, tree: TokenTree) -> TorchTreePass:
+        """See `Model`."""
+        return TorchTreePass(self, tree)
+
+    def level_passes(self, tree: TokenTree) -> TorchLevelPasses:
+        """See `Model`."""
+        return TorchLevelPasses(self, tree)
+
     def forward(
-        self, tokens: Tensor, positions: Tensor, slots: Tensor, masks: Masks, keep: int
+        self,
+        cache: KVCache,
+        tokens: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        masks: Masks,
+        keep: int,
     ) -> Tensor:
-        """One forward of a step.
+        """The forward pass of a step.
 
         Args:
+            cache: what is read, and written to.
             tokens: [batch, tokens].
             positions: [batch or 1, tokens]; past the model's last they are cut to it.
-            slots: [tokens], where keys and values go, the same for every sequence.
+            slots: [tokens], where keys and values go, the same for every text.
             masks: what each token attends to, as wide as the slots that are read.
-            keep: how many of the last tokens' logits are wanted; 0 for all.
+            keep: how many of the last tokens' logits to return; 0 for all.
 
         Returns:
             Logits [batch, keep or tokens, vocabulary].
         """
-        if self._graphs is None or not self.compiled:
-            # A prompt's many tokens need all processors; so few are computed while layers are read.
+        return self.forward_with_hidden(cache, tokens, positions, slots, masks, keep, ())[0]
+
+    def forward_with_hidden(
+        self,
+        cache: KVCache,
+        tokens: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        masks: Masks,
+        keep: int,
+        layers: Sequence[int],
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The forward pass of a step, and the hidden states of chosen layers.
+
+        Args:
+            cache, tokens, positions, slots, masks, keep: see `forward`.
+            layers: whose hidden states to return: 0 for the embeddings, i for the output of the
+                i-th layer, before the final norm.
+
+        Returns:
+            Logits [batch, keep or tokens, vocabulary]; for each of `layers`, hidden states
+            [batch, tokens, hidden size].
+        """
+        hidden_layers = tuple(layers)
+        if not hidden_layers:
+            return self._forward(cache, tokens, positions, slots, masks, keep, ())
+        if self._hidden_states is None:
+            self._hidden_states = HiddenStates(list(decoder_layers(self.model)[1]))
+        with self._hidden_states.collect(hidden_layers):
+            return self._forward(cache, tokens, positions, slots, masks, keep, hidden_layers)
+
+    def _forward(
+        self,
+        cache: KVCache,
+        tokens: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        masks: Masks,
+        keep: int,
+        hidden_layers: tuple[int, ...],
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """What `forward_with_hidden` computes, compiled or eagerly."""
+        if not self._graphs or not self.compiled:
+            # A prompt's many tokens need all processors; a step's few are computed while layers
+            # are read.
             reading = self.stream is not None and self.stream.reads
             with one_left_free() if reading else nullcontext():
-                return self._eager(tokens, positions, slots, masks, keep)
-        assert self.cache is not None
-        return self._graphs(tokens, positions, slots, masks, self.cache)[:, -keep:]
+                return self._eager(cache, tokens, positions, slots, masks, keep, hidden_layers)
+        graphs = self._graphs.get(hidden_layers) or self._compiled_forward(hidden_layers)
+        logits, hidden = graphs(tokens, positions, slots, masks, cache)
+        return logits[:, -keep:], hidden
 
     def _eager(
-        self, tokens: Tensor, positions: Tensor, slots: Tensor, masks: Masks, keep: int
-    ) -> Tensor:
-        """What `forward` computes, for any number of tokens."""
-        assert self.cache is not None
+        self,
+        cache: KVCache,
+        tokens: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        masks: Masks,
+        keep: int,
+        layers: tuple[int, ...] = (),
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """What `forward_with_hidden` computes, for any number of tokens."""
         output = self.model(
             input_ids=tokens,
             position_ids=positions.clamp(max=self.positions - 1),
             logits_to_keep=keep,
-            **Attend(self.cache, slots, masks).arguments(),
+            **Attend(cache, slots, masks).arguments(),
         )
-        logits: Tensor = output.logits
-        return logits
+        if self._hidden_states is None:
+            return output.logits, ()
+        return output.logits, tuple(self._hidden_states.states[layer] for layer in layers)
 
     def read(
         self,
+        cache: KVCache,
         tokens: Tensor,
         pad: Tensor | None = None,
         keep: int = 1,
         chunk: int | None = None,
         held: int = 0,
     ) -> Iterator[tuple[int, Tensor]]:
-        """Put a text into the buffers, in chunks of bounded memory.
+        """Put a text into a cache, in chunks of bounded memory.
 
         Args:
             tokens: [batch, count], put into the first slots that are not held.
-            pad: [batch], how many of each sequence's first slots are padding.
-            keep: logits wanted of each chunk's last tokens; 0 for all of its tokens.
-            chunk: tokens of one forward; by default as many as memory is sure to hold.
-            held: slots that hold what goes before already.
+            pad: [batch], how many of each text's first slots are padding.
+            keep: how many of each chunk's last tokens' logits to return; 0 for all.
+            chunk: tokens of one forward pass; by default as many as memory is sure to hold.
+            held: tokens before these that the cache holds already.
 
         Yields:
-            For each chunk: its first token's place in `tokens`, and its logits.
+            For each chunk: the index of its first token in `tokens`, and its logits.
         """
         chunk = chunk or (PREFILL_CHUNK if self.stream is None else self.stream.chunk)
         for start in range(0, tokens.shape[1], chunk):
-            yield start, self.extend(tokens[:, start : start + chunk], held + start, pad, keep)
+            part = tokens[:, start : start + chunk]
+            yield start, self.extend(cache, part, held + start, pad, keep)
 
-    def prefill(self, tokens: Tensor, pad: Tensor | None = None, held: int = 0) -> Tensor:
-        """Put prompts [batch, count] into the buffers; logits [batch, vocabulary] after them.
+    def prefill(
+        self, cache: KVCache, tokens: Tensor, pad: Tensor | None = None, held: int = 0
+    ) -> Tensor:
+        """Put prompts [batch, count] into a cache; logits [batch, vocabulary] after them.
 
         Args:
-            held: tokens before these that are there already.
+            pad: see `read`.
+            held: tokens before these that the cache holds already.
         """
-        *_, (_, logits) = self.read(tokens, pad, held=held)
+        *_, (_, logits) = self.read(cache, tokens, pad, held=held)
         return logits[:, -1]
 
     def extend(
-        self, tokens: Tensor, length: int, pad: Tensor | None = None, keep: int = 1
+        self, cache: KVCache, tokens: Tensor, length: int, pad: Tensor | None = None, keep: int = 1
     ) -> Tensor:
-        """One forward of `tokens` [batch, count] that follow `length` cached ones, in order."""
+        """One forward pass over tokens [batch, count] that follow `length` cached ones, in order.
+
+        Returns:
+            Logits [batch, keep or count, vocabulary].
+        """
         count = tokens.shape[1]
         used = length + count
         slots = self._slots[length:used]
         [masks] = self._causal(count).masks(
-            self.places(torch.tensor([length], device=self.device), used)
+            self.places(cache, torch.tensor([length], device=self.device), used)
         )
         positions = slots[None]
         if pad is not None:
             positions = (positions - pad[:, None]).clamp(min=0)
-            padded = self._read_slots(used) < pad[:, None]
+            padded = self._read_slots(cache, used) < pad[:, None]
             masks = {
                 window: mask.masked_fill(padded[:, None, None], torch.finfo(mask.dtype).min)
                 for window, mask in masks.items()
             }
-        return self._eager(tokens, positions, slots, masks, keep)
+        return self._eager(cache, tokens, positions, slots, masks, keep)[0]
+
+    def pass_to_time(
+        self, cache: KVCache, context: int, count: int, bound: int
+    ) -> Callable[[], object]:
+        """See `Model`."""
+        order = list(range(count))
+        table = self.mask_table(np.tri(count, dtype=np.bool_), order, order)
+        length = torch.tensor([context], device=self.device)
+        offsets = torch.arange(count, device=self.device)
+        tokens = torch.zeros(cache.batch, count, dtype=torch.long, device=self.device)
+
+        def run() -> object:
+            [masks] = table.masks(self.places(cache, length, bound + count))
+            slots = length + offsets
+            return self.forward(cache, tokens, slots[None], slots, masks, 0)
+
+        return run
+
+    def check_logits_fit(self, count: int, batch: int) -> None:
+        """See `Model`."""
+        logit_bytes = self.dtype.itemsize + LOGIT_COPIES * torch.float32.itemsize
+        check_fits(
+            batch * count * self.vocabulary * logit_bytes,
+            self.device,
+            f"logits of {batch} x {count} tokens of {self.name}",
+            "measure fewer --tokens, or free memory",
+        )
 
     def _causal(self, count: int) -> MaskTable:
-        """The mask table of `count` tokens in order; kept, unless layers are brought in: making it
-        is nothing beside that, and its memory would count."""
+        """The mask table of `count` tokens in order. It is kept, unless layers are streamed:
+        making it costs little then, and its memory would count."""
         if count in self._chunks:
             return self._chunks[count]
         order = list(range(count))

@@ -10,7 +10,8 @@ from record import Record
 from resident import compile_pair
 
 from sequoia_opt import demo
-from sequoia_opt.engine.pair import Pair, load_pair
+from sequoia_opt.api import load_pair
+from sequoia_opt.engine.pair import Pair
 from sequoia_opt.measure import methods, profiler
 from sequoia_opt.measure.bench import Raced, divergence, race
 from sequoia_opt.measure.dataset import load_dataset

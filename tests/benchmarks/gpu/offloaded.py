@@ -19,8 +19,9 @@ from record import Record
 from resident import PROMPT, random_prompts
 from transformers import AutoModelForCausalLM
 
+from sequoia_opt.api import load_pair
 from sequoia_opt.engine.decoder import Decoder, Generation
-from sequoia_opt.engine.pair import Pair, load_pair
+from sequoia_opt.engine.pair import Pair
 from sequoia_opt.engine.torch.layer_stream import put, weights_of
 from sequoia_opt.engine.torch.memory import free_bytes, weight_bytes
 from sequoia_opt.engine.torch.offload import decoder_layers, random_model

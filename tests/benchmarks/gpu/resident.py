@@ -10,7 +10,8 @@ from random_models import published_acceptance, write_configs
 from rates import memory_rate, weights_read
 from record import Record
 
-from sequoia_opt.engine.pair import Pair, load_pair
+from sequoia_opt.api import load_pair
+from sequoia_opt.engine.pair import Pair
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure import methods, profiler
 from sequoia_opt.measure.bench import race

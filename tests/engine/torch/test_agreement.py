@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import VOCABULARY
+from small_models import VOCABULARY, pair_of
 from transformers import AutoModelForCausalLM
 from transformers.models.llama import modeling_llama
 
 from sequoia_opt.engine.decoder import Decoder
-from sequoia_opt.engine.pair import Pair
 from sequoia_opt.engine.torch.agreement import CHECKED_TOKENS, LONGEST_CHECKED, usable_positions
 from sequoia_opt.engine.torch.runner import Runner
 from sequoia_opt.errors import SequoiaError
@@ -65,7 +64,6 @@ def test_a_long_window_is_checked_with_few_tokens(make_model: Callable[..., Path
     runner = Runner(model, "mistral")
     assert [layer.window for layer in runner.layers] == [4096] * 3
     assert sum(tokens.numel() for tokens in run) <= 6 * CHECKED_TOKENS
-    assert runner.cache is None
 
 
 def masked(change: Callable[[torch.Tensor, int], torch.Tensor]) -> Callable[..., Any]:
@@ -202,9 +200,9 @@ def test_layers_that_pass_nothing_on_run_several_sequences(
     runner = runner_of(make_model, architecture)
     texts = torch.randint(2, VOCABULARY, (3, 40), generator=torch.Generator().manual_seed(0))
     pad = torch.tensor([0, 7, 3])
-    runner.reserve(64, 3)
+    cache = runner.reserve(64, 3)
     with torch.inference_mode():
-        logits = runner.prefill(texts, pad)
+        logits = runner.prefill(cache, texts, pad)
         with runner.native() as model:
             for text, padding, row in zip(texts, pad.tolist(), logits, strict=True):
                 expected = model(input_ids=text[None, padding:], use_cache=False).logits[0, -1]
@@ -222,7 +220,7 @@ def test_longrope_says_why_it_ends(make_model: Callable[..., Path]) -> None:
     runner = runner_of(
         make_model, "phi3", rope_parameters=rope, original_max_position_embeddings=64
     )
-    pair = Pair(runner, runner, "t", "d", {}, None, frozenset())
+    pair = pair_of(runner, runner)
     complaint = r"do not fit the 64 positions of phi3: its rotary embedding \(longrope\) changes"
     with pytest.raises(SequoiaError, match=complaint):
         Decoder(pair, shapes.chain(3)).generate(list(range(2, 60)), 20)
@@ -230,7 +228,7 @@ def test_longrope_says_why_it_ends(make_model: Callable[..., Path]) -> None:
 
 def test_logits_that_become_no_numbers_end_decoding(make_model: Callable[..., Path]) -> None:
     runner = runner_of(make_model, "llama")
-    pair = Pair(runner, runner, "t", "d", {}, None, frozenset())
+    pair = pair_of(runner, runner)
     with torch.no_grad():
         runner.model.get_input_embeddings().weight[50] = torch.nan
     decoder = Decoder(pair, shapes.chain(3))

@@ -10,8 +10,8 @@ import torch
 from small_models import VOCABULARY
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
+from sequoia_opt.api import load_pair
 from sequoia_opt.engine.decoder import Decoder
-from sequoia_opt.engine.pair import load_pair
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan import shapes
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 from recorder import recorded
 
+from sequoia_opt.api import load_pair
 from sequoia_opt.engine.decoder import Decoder
-from sequoia_opt.engine.pair import Pair, load_pair
+from sequoia_opt.engine.pair import Pair
 from sequoia_opt.engine.torch import onednn_linear
 from sequoia_opt.engine.torch.runner import Runner
 from sequoia_opt.errors import SequoiaError
@@ -80,11 +81,11 @@ def test_recorded_steps_take_the_same_graphs(
     pair = pairs["compiled"]
     decoder = Decoder(pair, tree)
     recorder = recorded(decoder)
-    monkeypatch.setattr(pair, "graphs", True)  # as the buffers are then reserved
+    monkeypatch.setattr(pair.machine, "graphs", True)  # as the caches are then reserved
     for length, new in ((40, 30), (3, 240), (200, 56)):
         prompt = [3 + i % 50 for i in range(length)]
         for runner in (pair.target, pair.draft):
-            runner.cache = None
+            runner._idle = None
         with torch.compiler.set_stance("fail_on_recompile"):
             found = decoder.generate(prompt, new, ignore_eos=True).tokens
         assert found == Decoder(pairs["eager"], tree).generate(prompt, new, ignore_eos=True).tokens

@@ -13,8 +13,8 @@ import pytest
 import torch
 from recorder import recorded
 
+from sequoia_opt.api import load_pair
 from sequoia_opt.engine.decoder import Decoder
-from sequoia_opt.engine.pair import load_pair
 from sequoia_opt.engine.torch import cuda_graphs
 from sequoia_opt.engine.torch.cuda_graphs import BUCKET, RecordedStep
 from sequoia_opt.engine.torch.layer_stream import host_memory
@@ -59,8 +59,8 @@ def test_a_graph_for_each_bucket_and_for_each_buffer(make_pair: Callable[..., An
     assert recorder.recorded == 2
     found.generate(prompt, 40, ignore_eos=True)
     assert recorder.recorded == 2
-    for runner in (pair.target, pair.draft):  # another user had larger ones
-        runner.reserve(runner.cache.capacity + 1)
+    for runner in (pair.target, pair.draft):  # another text had larger ones
+        runner.release(runner.reserve(8 * BUCKET))
     assert found.generate(prompt, 40, ignore_eos=True).tokens == expected
     assert recorder.recorded == 4
 
@@ -70,26 +70,25 @@ def test_a_graph_reads_no_more_than_there_is(make_pair: Callable[..., Any]) -> N
     pair = make_pair()
     decoder = Decoder(pair, TREE)
     recorded(decoder)
-    pair.target.cache = pair.draft.cache = None
     expected = decoder.generate(PROMPT, 60, ignore_eos=True).tokens
+    caches = []
     for runner in (pair.target, pair.draft):
-        runner.cache = None
-        runner.reserve(len(PROMPT) + 60 + TREE.size)
-    state = None
+        runner._idle = None  # so that these have no more slots than are asked for
+        caches.append(runner.reserve(len(PROMPT) + 60 + TREE.size))
     with torch.inference_mode():
         tokens = torch.tensor([PROMPT])
-        pair.target.prefill(tokens)
-        pair.draft.prefill(tokens)
-        state = cuda_graphs.State(
-            torch.tensor([len(PROMPT)]), torch.tensor([PROMPT[-1], expected[0]])
-        )
-        found, length = expected[:1], len(PROMPT)
-        pair.user = None
-        while len(found) < 50:
-            new, state = decoder.advance(state, length)
-            found += new
-            length += len(new)
-    assert found[:50] == expected[:50]
+        for runner, cache in zip((pair.target, pair.draft), caches, strict=True):
+            runner.prefill(cache, tokens)
+        recent = torch.tensor([PROMPT[-1], expected[0]])
+        state = cuda_graphs.State(torch.tensor([len(PROMPT)]), recent)
+        decoded, random = expected[:1], torch.Generator()
+        while len(decoded) < 50:
+            uniforms = decoder.uniforms_for_step(random)
+            length = len(PROMPT) + len(decoded) - 1
+            told, state = decoder.step(cuda_graphs.Caches(*caches), state, length, uniforms)
+            *new, _, count = told.tolist()
+            decoded += new[:count]
+    assert decoded[:50] == expected[:50]
 
 
 def test_steps_are_recorded_on_cuda_alone(make_model: Callable[..., Path]) -> None:
@@ -117,7 +116,7 @@ def test_graphs_give_the_same_tokens(verifier: str, cuda_pair: Callable[..., Any
     for graphs in (False, True):
         pair = cuda_pair(graphs=graphs)
         decoder = Decoder(pair, TREE, warmth[0], verifier=warmth[1])
-        assert isinstance(decoder._step, RecordedStep) == graphs
+        assert isinstance(decoder.step, RecordedStep) == graphs
         found[graphs] = decoder.generate(PROMPT, 120, ignore_eos=True).tokens
     assert found[True] == found[False]
 
@@ -131,7 +130,8 @@ def test_graphs_come_and_go(cuda_pair: Callable[..., Any]) -> None:
         prompt = [3 + i % 50 for i in range(length)]
         decoder = Decoder(pair, TREE)
         first = decoder.generate(prompt, 30, ignore_eos=True).tokens
-        pair.target.cache = pair.draft.cache = None
+        for runner in (pair.target, pair.draft):
+            runner._idle = None
         assert decoder.generate(prompt, 30, ignore_eos=True).tokens == first
         del decoder
 
@@ -151,13 +151,16 @@ def test_a_step_waits_for_its_read_back_alone(cuda_pair: Callable[..., Any]) -> 
     """Nothing else in a step synchronises the host with the device."""
     pair = cuda_pair("float32")
     decoder = Decoder(pair, TREE, 0.8)
-    _, state = decoder.start(PROMPT, 60)
-    new, state = decoder.advance(state, len(PROMPT))
+    session = decoder.session()
+    session.start(PROMPT, 60)
+    session.advance()
+    random = torch.Generator("cuda")
     torch.cuda.set_sync_debug_mode("error")
     try:
         with torch.inference_mode():
-            for step in (decoder._step, decoder._step.step):
-                step(state, len(PROMPT) + len(new), decoder.uniforms(decoder._step))
+            for step in (decoder.step, decoder.step.step):
+                uniforms = decoder.uniforms_for_step(random)
+                step(session.caches, session._state, session.length, uniforms)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -280,7 +283,8 @@ def test_greedy_texts_in_bfloat16_part_at_near_ties_alone(cuda_pair: Callable[..
         parted = divergence(pair, prompt, plain, tree)
         if parted is not None:
             with torch.inference_mode():
-                logits = pair.target.prefill(torch.tensor([prompt], device="cuda"))
+                cache = pair.target.reserve(len(prompt))
+                logits = pair.target.prefill(cache, torch.tensor([prompt], device="cuda"))
             assert parted.gap <= 2**-4 * float(logits.abs().max())
 
 

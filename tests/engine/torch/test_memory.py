@@ -30,9 +30,8 @@ def test_weights_take_what_is_said(architecture: str, dtype: torch.dtype) -> Non
 @pytest.mark.parametrize("architecture", ["llama", "gpt_neox"])
 def test_buffers_take_what_is_said(architecture: str, make_pair: Callable[..., Any]) -> None:
     runner = make_pair(architecture, architecture).target
-    runner.cache = None
-    runner.reserve(96, batch=3)
-    taken = sum(store.numel() * store.element_size() for store in runner.cache._stores)
+    cache = runner.reserve(96, batch=3)
+    taken = sum(store.numel() * store.element_size() for store in cache._stores)
     assert buffer_bytes(runner.layers, 3, 96, runner.dtype) == taken
 
 
@@ -55,7 +54,7 @@ def test_buffers_that_do_not_fit_are_not_made(
 ) -> None:
     runner = make_pair().target
     monkeypatch.setattr(memory, "free_bytes", lambda device: 10**6)
-    with pytest.raises(SequoiaError, match=r"for 1 × 1000000 tokens take .* GB"):
+    with pytest.raises(SequoiaError, match=r"for 1 x 1000000 tokens take .* GB"):
         runner.reserve(10**6)
     runner.reserve(64)  # what fits is still made
 

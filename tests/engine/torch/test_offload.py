@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from small_models import small_config
 
+from sequoia_opt.api import load_pair
 from sequoia_opt.engine.decoder import Decoder
-from sequoia_opt.engine.pair import load_pair
 from sequoia_opt.engine.torch.checkpoint import Checkpoint
 from sequoia_opt.engine.torch.layer_stream import (
     LANES,

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
+from sequoia_opt.api import load_pair
 from sequoia_opt.engine.decoder import Decoder
-from sequoia_opt.engine.pair import load_pair
 from sequoia_opt.engine.torch.layer_stream import Layout, parts_of, weights_of
 from sequoia_opt.engine.torch.offload import Offload, cache_bytes, decoder_layers, place
 from sequoia_opt.errors import SequoiaError

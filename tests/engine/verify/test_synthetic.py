@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from sequoia_opt.api import load_pair
 from sequoia_opt.engine.decoder import Decoder
-from sequoia_opt.engine.pair import load_pair
 from sequoia_opt.engine.verify import Greedy, Positions, Sequoia, Synthetic, TreeIndex, Verifier
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan.acceptance import Acceptance

@@ -1,0 +1,259 @@
+"""What the rest of the program asks of an engine: to load models, run them, and time itself.
+
+An engine is a folder beside this file: `torch` runs transformers models. Everything else, the
+decoder, the drafters, the profiler and the estimator, speaks to the protocols here, so that
+another engine is another folder. Knows nothing of drafting or verifying.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from sequoia_opt.plan.tree import TokenTree
+
+
+class Cache(Protocol):
+    """Keys and values of one text, or of a batch of texts, in slots that were allocated once.
+
+    Attributes:
+        batch: texts that it holds.
+        capacity: slots of each text.
+    """
+
+    batch: int
+    capacity: int
+
+
+class TreePass(Protocol):
+    """A forward pass over all nodes of one tree, prepared once for that tree."""
+
+    def score(self, cache: Any, tokens: Tensor, length: Tensor, bound: int) -> Tensor:
+        """Run it.
+
+        Args:
+            cache: holds the text before the root.
+            tokens: [size], each node's token.
+            length: [1], how many tokens the cache holds.
+            bound: at least `length`, known without asking the device.
+
+        Returns:
+            Logits [size, vocabulary] after each node, at least float32.
+        """
+        ...
+
+    def accept(self, cache: Any, length: Tensor, last: Tensor) -> None:
+        """Keep the path from the root to the node `last` [1], and drop the other nodes."""
+        ...
+
+
+class LevelPasses(Protocol):
+    """Forward passes over a tree's internal nodes, level by level, prepared once for that tree.
+
+    The first pass takes the root and the token before it, which the cache may lack.
+    """
+
+    def begin(self, cache: Any, length: Tensor, bound: int) -> Sequence[Any]:
+        """What each level's pass needs in this step; see `TreePass.score` for the arguments."""
+        ...
+
+    def run(self, cache: Any, level: Any, tokens: Tensor) -> Tensor:
+        """Logits [nodes, vocabulary] at one level's internal nodes.
+
+        Args:
+            level: that level's entry of what `begin` returned.
+            tokens: of the level's internal nodes; of the first, the token before the root and the
+                root.
+        """
+        ...
+
+    def accept(self, cache: Any, length: Tensor, last: Tensor) -> None:
+        """Keep the path to the node `last` [1]; a leaf at its end is not in the cache."""
+        ...
+
+
+class Model(Protocol):
+    """One model that an engine has loaded.
+
+    Attributes:
+        name: as the user gave it.
+        parameters: how many it has.
+        vocabulary: number of logits.
+        positions: the most tokens that it can take.
+        ends: why no more, where this is not the configuration's own limit.
+        device: where it runs.
+        dtype: of its keys, values and logits.
+        compiled: whether its forward passes in a step are compiled.
+        streamed_layers: how many of its layers do not stay on the device.
+        moved_bytes: that each forward pass brings onto the device.
+        generation_config: the model's own settings for generation, as transformers has them; None
+            where it came with none.
+    """
+
+    name: str
+    parameters: int
+    vocabulary: int
+    positions: int
+    ends: str
+    device: torch.device
+    dtype: torch.dtype
+    compiled: bool
+
+    @property
+    def streamed_layers(self) -> int: ...  # noqa: D102
+
+    @property
+    def moved_bytes(self) -> int: ...  # noqa: D102
+
+    @property
+    def generation_config(self) -> Any: ...  # noqa: D102
+
+    def reserve(self, capacity: int, batch: int = 1) -> Any:
+        """A cache of at least `capacity` slots for `batch` texts, the caller's until released.
+
+        Raises:
+            SequoiaError: it does not fit into the memory that is left.
+        """
+        ...
+
+    def release(self, cache: Any) -> None:
+        """Give a cache back, for the next caller that needs one."""
+        ...
+
+    def prefill(
+        self, cache: Any, tokens: Tensor, pad: Tensor | None = None, held: int = 0
+    ) -> Tensor:
+        """Put prompts [batch, count] into a cache; logits [batch, vocabulary] after them.
+
+        Args:
+            pad: [batch], how many of each text's first tokens are padding.
+            held: tokens before these that the cache holds already.
+        """
+        ...
+
+    def extend(
+        self, cache: Any, tokens: Tensor, length: int, pad: Tensor | None = None, keep: int = 1
+    ) -> Tensor:
+        """One forward pass over tokens [batch, count] that follow `length` cached ones.
+
+        Args:
+            keep: how many of the last tokens' logits to return; 0 for all.
+        """
+        ...
+
+    def read(
+        self,
+        cache: Any,
+        tokens: Tensor,
+        pad: Tensor | None = None,
+        keep: int = 1,
+        chunk: int | None = None,
+        held: int = 0,
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Put a text into a cache in chunks of bounded memory.
+
+        Yields:
+            For each chunk: the index of its first token, and its logits.
+        """
+        ...
+
+    def tree_pass(self, tree: TokenTree) -> TreePass:
+        """A forward pass over all of a tree's nodes."""
+        ...
+
+    def level_passes(self, tree: TokenTree) -> LevelPasses:
+        """Forward passes over a tree's internal nodes, level by level."""
+        ...
+
+    def pass_to_time(
+        self, cache: Any, context: int, count: int, bound: int
+    ) -> Callable[[], object]:
+        """A forward pass over `count` tokens of each text at `context` cached ones, as in a step.
+
+        Args:
+            bound: see `TreePass.score`.
+        """
+        ...
+
+    def compile(self, batch: int = 1) -> None:
+        """Compile the forward passes of a step from now on; takes seconds to minutes.
+
+        Raises:
+            SequoiaError: the model cannot be compiled.
+        """
+        ...
+
+    def check_logits_fit(self, count: int, batch: int) -> None:
+        """Refuse a forward pass whose logits do not fit into the memory that is left.
+
+        Raises:
+            SequoiaError: they do not.
+        """
+        ...
+
+    def native(self) -> AbstractContextManager[Any]:
+        """The model as the library that it comes from runs it, to compare with."""
+        ...
+
+
+class Machine(Protocol):
+    """What an engine does with the device that its models run on.
+
+    Attributes:
+        device: where the models run.
+        graphs: whether steps are recorded and replayed.
+        queues: whether work is issued first and done later, so that it is timed on the device.
+    """
+
+    device: torch.device
+    graphs: bool
+    queues: bool
+
+    def capacity_for(self, length: int) -> int:
+        """Slots to reserve, besides a tree's, for texts of `length` tokens."""
+        ...
+
+    def bound_for(self, length: int) -> int:
+        """The bound that a step is given for a text of `length` tokens."""
+        ...
+
+    def prepared(self, step: Any) -> Any:
+        """The step as the decoder is to call it: itself, or recorded and replayed."""
+        ...
+
+    def repeated(self, work: Callable[[], object]) -> Callable[[], object]:
+        """Work to be done again and again, recorded where steps are."""
+        ...
+
+    def elapsed_ms(self, work: Callable[[], object], queued: bool = False) -> float:
+        """Milliseconds that the work takes.
+
+        Args:
+            queued: time it on the device, issued behind itself, and not from outside.
+        """
+        ...
+
+    def read_back(self, count: int) -> Callable[[Tensor], list[int]]:
+        """What reads tensors of `count` whole numbers, and waits for nothing but them."""
+        ...
+
+
+class Caches(NamedTuple):
+    """The caches of one text: the target's, and the drafter's where it has one."""
+
+    target: Any
+    draft: Any | None
+
+
+@contextmanager
+def reserved(model: Model, capacity: int, batch: int = 1) -> Iterator[Any]:
+    """A cache of a model for a while."""
+    cache = model.reserve(capacity, batch)
+    try:
+        yield cache
+    finally:
+        model.release(cache)

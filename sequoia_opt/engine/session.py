@@ -1,0 +1,203 @@
+"""One text's state on a pair: its caches, its length, its random numbers.
+
+Several sessions of one pair take turns safely, step by step, since each has caches of its own.
+A session may go on over the turns of a conversation: a prompt that begins as the text before it is
+read on from where they part. Knows nothing of when to stop.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from sequoia_opt.engine.devices import advice_for
+from sequoia_opt.engine.drafters import State
+from sequoia_opt.engine.model import Caches
+from sequoia_opt.engine.pair import Pair
+from sequoia_opt.engine.sampling import at_least_float32
+from sequoia_opt.engine.stream import Generation, Stream
+from sequoia_opt.errors import SequoiaError
+
+if TYPE_CHECKING:
+    from sequoia_opt.engine.decoder import Decoder
+
+CONVERSATION = 4096  # slots that a conversation's caches have from the beginning
+CAPACITY_ROUNDING = 256  # slots: texts of similar length share their caches
+
+
+class Session:
+    """One text on a decoder's pair.
+
+    Use it as a context manager, or call `close`: then its caches serve the next session. A session
+    that is dropped closes itself.
+
+    Attributes:
+        last_node: the node that the last step accepted last.
+        length: committed tokens in the target's cache.
+    """
+
+    def __init__(self, decoder: Decoder, seed: int, conversing: bool = False) -> None:
+        """Begin without a text.
+
+        Args:
+            seed: of the session's random numbers.
+            conversing: keep the text, so that the next one is read on from where the two part.
+        """
+        self._decoder, self._conversing = decoder, conversing
+        pair = decoder.pair
+        self._random = torch.Generator(pair.device).manual_seed(seed)
+        self._lease: _Lease | None = None
+        self._state: State | None = None
+        self._text: list[int] = []  # tokens that are committed, the root included
+        self._held: list[int] = []  # tokens that both caches hold
+        self.length, self.last_node = 0, 0
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the caches back."""
+        if self._lease is not None:
+            self._lease.end()
+            self._lease, self._state, self._held = None, None, []
+
+    @property
+    def caches(self) -> Caches:
+        """The text's caches, which `reserve` or `start` makes."""
+        assert self._lease is not None
+        return self._lease.caches
+
+    def reserve(self, length: int) -> None:
+        """Have caches for a text of `length` tokens.
+
+        Raises:
+            SequoiaError: they do not fit into the memory that is left.
+        """
+        pair, size = self._decoder.pair, self._decoder.tree.size
+        capacity = pair.machine.capacity_for(length) + size
+        capacity += -capacity % CAPACITY_ROUNDING
+        if self._conversing:  # so that the text stays in its cache as long as it can
+            capacity = max(capacity, min(pair.target.positions, CONVERSATION) + size)
+        if self._lease is None or self._lease.caches.target.capacity < capacity:
+            self.close()
+            self._lease = _Lease(self, pair, capacity, speculates=size > 1)
+
+    def generate(
+        self,
+        input_ids: Sequence[int] | Tensor,
+        max_new_tokens: int = 128,
+        ignore_eos: bool = False,
+        stop: Sequence[str] = (),
+    ) -> Generation:
+        """Decode a prompt in this session; see `Decoder.generate`."""
+        return self.stream(input_ids, max_new_tokens, ignore_eos, stop).finish()
+
+    def stream(
+        self,
+        input_ids: Sequence[int] | Tensor,
+        max_new_tokens: int = 128,
+        ignore_eos: bool = False,
+        stop: Sequence[str] = (),
+    ) -> Stream:
+        """Like `generate`, step by step: iterate over the new tokens of each step."""
+        return Stream(self._decoder, self, input_ids, max_new_tokens, ignore_eos, stop)
+
+    @torch.inference_mode()
+    def start(self, prompt: Sequence[int], max_new_tokens: int) -> int:
+        """Read a prompt.
+
+        Args:
+            prompt: token ids, at least one.
+            max_new_tokens: that are to follow, at most.
+
+        Returns:
+            The first new token.
+
+        Raises:
+            SequoiaError: the caches do not fit into memory, or the logits are not numbers.
+        """
+        decoder, pair = self._decoder, self._decoder.pair
+        self.reserve(len(prompt) + max_new_tokens)
+        held = _common_length(self._held, prompt[:-1]) if self._conversing else 0
+        self._held = []
+        tokens = torch.tensor([list(prompt)], device=pair.device)
+        logits = at_least_float32(
+            pair.target.prefill(self.caches.target, tokens[:, held:], held=held)
+        )
+        if bool(logits.isnan().any()):
+            raise SequoiaError(
+                f"{pair.target.name}: its logits after the prompt are not numbers in {pair.dtype}; "
+                + advice_for(pair.target.dtype)
+            )
+        if self.caches.draft is not None:
+            pair.drafter.prefill(self.caches.draft, tokens[:, held:], held=held)
+        first, self._state = decoder.first_token(tokens[0], logits, self._random)
+        self.length = len(prompt)
+        self._text = [*prompt, first]
+        return first
+
+    @torch.inference_mode()
+    def advance(self) -> list[int]:
+        """Run one step; the tokens that it commits."""
+        assert self._state is not None
+        tokens, self._state = self.step_from(self._state, self.length)
+        self.length += len(tokens)
+        self._text += tokens
+        return tokens
+
+    @torch.inference_mode()
+    def step_from(self, state: State, length: int) -> tuple[list[int], State]:
+        """Run one step from a state of the text; its tokens, and the state behind them."""
+        decoder = self._decoder
+        told, state = decoder.step(
+            self.caches, state, length, decoder.uniforms_for_step(self._random)
+        )
+        *tokens, self.last_node, count = decoder.read_back(told)  # the step's only one
+        return tokens[:count], state
+
+    def finish(self) -> None:
+        """End the text; in a conversation, remember it for the next one."""
+        if self._conversing:
+            # All but the last token; the draft may lack the one before it.
+            self._held = self._text[: self.length - 1]
+
+
+class _Lease:
+    """A pair's caches that are a session's until it ends or is dropped."""
+
+    def __init__(self, session: Session, pair: Pair, capacity: int, speculates: bool) -> None:
+        target = pair.target.reserve(capacity)
+        try:
+            draft = pair.drafter.reserve(capacity) if speculates else None
+        except BaseException:
+            pair.target.release(target)
+            raise
+        self.caches = Caches(target, draft)
+        self.end = weakref.finalize(session, _release, pair, self.caches)
+        self.end.atexit = False
+
+
+def _release(pair: Pair, caches: Caches) -> None:
+    """Give caches back to their models."""
+    pair.target.release(caches.target)
+    if caches.draft is not None:
+        pair.drafter.release(caches.draft)
+
+
+def _common_length(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens two texts have in common from the beginning."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
+
+
+def first_state(text: Tensor, first: Tensor) -> State:
+    """The state of a text [length] behind which the token `first` [1] was chosen."""
+    length = torch.tensor([len(text)], device=text.device)
+    return State(length, torch.cat([text[-1:], first]))

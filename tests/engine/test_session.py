@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from sequoia_opt.engine.decoder import Decoder
+from sequoia_opt.plan import shapes
+from sequoia_opt.plan.tree import TokenTree
+
+TREE = TokenTree([-1, 0, 0, 0, 1, 1, 2, 4, 7], [0, 1, 2, 3, 1, 2, 1, 1, 1])
+FIRST, SECOND = list(range(3, 20)), list(range(30, 24, -1))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_sessions_of_one_pair_take_turns(temperature: float, make_pair: Callable[..., Any]) -> None:
+    """Step by step in turn, each text is the one that it is when it is decoded alone."""
+    pair = make_pair()
+    decoders = [Decoder(pair, tree, temperature, seed=5) for tree in (TREE, shapes.chain(3))]
+    alone = [
+        decoder.generate(prompt, 40, ignore_eos=True).tokens
+        for decoder, prompt in zip(decoders, (FIRST, SECOND), strict=True)
+    ]
+    for decoder in decoders:
+        decoder.reseed(5)
+    streams = [
+        decoder.stream(prompt, 40, ignore_eos=True)
+        for decoder, prompt in zip(decoders, (FIRST, SECOND), strict=True)
+    ]
+    running = [iter(stream) for stream in streams]
+    while running:
+        running = [steps for steps in running if next(steps, None) is not None]
+    assert [stream.generation.tokens for stream in streams] == alone
+
+
+def test_a_text_that_is_left_unfinished_disturbs_no_other(make_pair: Callable[..., Any]) -> None:
+    pair = make_pair()
+    decoder = Decoder(pair, TREE)
+    expected = decoder.generate(SECOND, 30, ignore_eos=True).tokens
+    steps = iter(decoder.stream(FIRST, 30))
+    next(steps)
+    assert decoder.generate(SECOND, 30, ignore_eos=True).tokens == expected
+    next(steps)
+    assert decoder.generate(SECOND, 30, ignore_eos=True).tokens == expected
+
+
+def test_random_numbers_are_a_session_s_own(make_pair: Callable[..., Any]) -> None:
+    """What one session draws does not depend on how far another has come."""
+    texts = []
+    for before in (1, 9):
+        decoder = Decoder(make_pair(), TREE, 1.0, seed=3)
+        with decoder.session() as first, decoder.session() as second:
+            first.generate(FIRST, before, ignore_eos=True)
+            texts.append(second.generate(SECOND, 20, ignore_eos=True).tokens)
+    assert texts[0] == texts[1]
+
+
+def test_sessions_share_caches_one_after_another(make_pair: Callable[..., Any]) -> None:
+    """A closed session's caches, and a dropped one's, serve the next; open ones are apart."""
+    pair = make_pair()
+    decoder = Decoder(pair, TREE)
+    session = decoder.session()
+    session.reserve(50)
+    caches = session.caches
+    other = decoder.session()
+    other.reserve(50)
+    assert other.caches.target is not caches.target
+    assert other.caches.draft is not caches.draft
+    session.close()
+    following = decoder.session()
+    following.reserve(50)
+    assert following.caches == caches
+    del following
+    gc.collect()
+    last = decoder.session()
+    last.reserve(50)
+    assert last.caches == caches
+
+
+@pytest.mark.parametrize("tree", [shapes.chain(1), shapes.chain(4), shapes.k_ary(2, 3)])
+def test_a_conversation_is_read_on_from_where_it_was(
+    make_pair: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tree: TokenTree
+) -> None:
+    """The same tokens as read from the beginning, but only the new part of a text is read."""
+    pair = make_pair()
+    session = Decoder(pair, tree).session()
+    read: list[int] = []
+    extend = pair.target.extend
+
+    def watched(cache: object, tokens: torch.Tensor, *others: Any) -> torch.Tensor:
+        read.append(tokens.shape[1])
+        logits: torch.Tensor = extend(cache, tokens, *others)
+        return logits
+
+    text = list(range(5, 25))
+    session.generate(text[:9], 15, ignore_eos=True)
+    for turn, asked in enumerate(([], [3, 4, 5], [9], [])):
+        text = text + asked if turn < 3 else [*text[:30], 8, 9]
+        # Other texts of the pair change nothing.
+        expected = Decoder(pair, tree).generate(text, 15, ignore_eos=True).tokens
+        read.clear()
+        monkeypatch.setattr(pair.target, "extend", watched)
+        new = session.generate(text, 15, ignore_eos=True).tokens
+        monkeypatch.setattr(pair.target, "extend", extend)
+        assert new == expected
+        assert 0 < sum(read) < len(text)
+        text += new
+
+
+def test_a_conversation_outgrows_its_caches(make_pair: Callable[..., Any]) -> None:
+    """It goes on in larger ones, which are filled from the beginning."""
+    pair = make_pair(max_position_embeddings=8192)
+    tree = shapes.k_ary(2, 2)
+    session = Decoder(pair, tree).session()
+    text = [5, 6, 7] * 20
+    text += session.generate(text, 12, ignore_eos=True).tokens
+    before = session.caches.target.capacity
+    text = text * 60
+    new = session.generate(text, 12, ignore_eos=True).tokens
+    assert session.caches.target.capacity > before
+    assert new == Decoder(pair, tree).generate(text, 12, ignore_eos=True).tokens

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sequoia_opt.api import load_pair
+
+TEXT = torch.tensor([[5, 6, 7, 8, 9, 10, 11]])
+
+
+@pytest.fixture
+def no_graphs_left() -> Iterator[None]:
+    yield
+    torch.compiler.reset()
+
+
+def hidden_by_library(runner: Any, layers: tuple[int, ...]) -> list[torch.Tensor]:
+    with runner.native() as model, torch.inference_mode():
+        states = model(TEXT, output_hidden_states=True, use_cache=False).hidden_states
+        return [states[layer] for layer in layers]
+
+
+def norm_of(runner: Any) -> Any:
+    """The final norm: the library's last hidden states are behind it."""
+    inner = runner.model.base_model
+    return inner.ln_f if hasattr(inner, "ln_f") else inner.norm
+
+
+def hidden_in_two_passes(runner: Any, layers: tuple[int, ...]) -> list[torch.Tensor]:
+    """Hidden states of the last two tokens, of which each sees those before it."""
+    count = TEXT.shape[1]
+    with torch.inference_mode():
+        cache = runner.reserve(64)
+        runner.prefill(cache, TEXT[:, :-2])
+        order = [0, 1]
+        table = runner.mask_table(np.tri(2, dtype=np.bool_), order, order)
+        length = torch.tensor([count - 2])
+        slots = length + torch.arange(2)
+        [masks] = table.masks(runner.places(cache, length, count))
+        logits, hidden = runner.forward_with_hidden(
+            cache, TEXT[:, -2:], slots[None], slots, masks, 1, layers
+        )
+        assert logits.shape == (1, 1, runner.vocabulary)
+        runner.release(cache)
+        return list(hidden)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt2"])
+def test_hidden_states_of_chosen_layers(architecture: str, make_pair: Callable[..., Any]) -> None:
+    """The library's own: the embeddings, a layer in the middle, and the last one."""
+    runner = make_pair(architecture, architecture).target
+    layers = (0, 2, 3)
+    embeddings, middle, last = hidden_in_two_passes(runner, layers)
+    states = (embeddings, middle, norm_of(runner)(last))
+    for state, expected in zip(states, hidden_by_library(runner, layers), strict=True):
+        torch.testing.assert_close(state, expected[:, -2:], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_compiled_forward_passes_return_the_same_hidden_states(
+    whole: bool,
+    make_model: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    no_graphs_left: None,
+) -> None:
+    """Traced as for compiling, and run as traced; with other layers asked for afterwards."""
+    compile_by_torch = torch.compile
+    monkeypatch.setattr(
+        torch,
+        "compile",
+        lambda forward, **options: compile_by_torch(
+            forward, backend="eager", fullgraph=options.get("fullgraph", False)
+        ),
+    )
+    pair = load_pair(make_model("llama", 0), make_model("llama", 1), "cpu", "float32")
+    runner: Any = pair.target
+    monkeypatch.setattr(type(runner), "device_compiles_whole", property(lambda _: whole))
+    runner.compile()
+    for layers in ((1, 2), (0,), ()):
+        for state, expected in zip(
+            hidden_in_two_passes(runner, layers), hidden_by_library(runner, layers), strict=True
+        ):
+            torch.testing.assert_close(state, expected[:, -2:], rtol=1e-4, atol=1e-5)
+
+
+def test_released_caches_are_reused_if_they_are_large_enough(
+    make_pair: Callable[..., Any],
+) -> None:
+    runner = make_pair().target
+    cache = runner.reserve(100)
+    runner.release(cache)
+    assert runner.reserve(80) is cache
+    other = runner.reserve(80)  # the first is in use
+    assert other is not cache
+    runner.release(cache)
+    larger = runner.reserve(101)
+    assert larger is not cache
+    assert larger.capacity == 101
+    runner.release(larger)
+    assert runner.reserve(10, batch=2).batch == 2
