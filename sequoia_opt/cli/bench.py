@@ -419,7 +419,7 @@ def _calibrate(
     """Estimate from the documents that may be seen, decode the prompts, and print both."""
     from sequoia_opt.cli import console
     from sequoia_opt.measure import calibration
-    from sequoia_opt.measure.estimator import Options, check_sampled, estimate
+    from sequoia_opt.measure.estimator import EstimateOptions, check_sampled, estimate
     from sequoia_opt.plan.latency import LatencyProfile, overhead_name
 
     latencies = LatencyProfile.load(profile)
@@ -434,7 +434,7 @@ def _calibrate(
                 sampling.min_p,
             )
         )
-    options = Options(max_new_tokens=settings["max_new_tokens"], template=template)
+    options = EstimateOptions(max_new_tokens=settings["max_new_tokens"], template=template)
     found = []
     for sampling in samplings:
         with console.progress("estimating") as advance:
@@ -550,7 +550,7 @@ def _method(
         if guesses is None:
             with console.waiting("finding assisted generation's best number of guesses"):
                 guesses = methods.best_guesses(pair, prompts[:TUNED], new_tokens, **warm)
-            journal.keep("guesses", guesses)
+            journal.record("guesses", guesses)
         return methods.with_assistant(pair, f"assisted, {guesses} guesses", **warm, guesses=guesses)
     own = dict(options)
     if name in (*SAMPLED, "k-sequences"):

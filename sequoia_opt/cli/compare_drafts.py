@@ -108,7 +108,9 @@ def compare_drafts(
         repeats=repeats,
         verifiers=[sampling.verifier],
     )
-    estimating = estimator.Options(max_new_tokens=max_new_tokens, limit=limit, template=template)
+    estimating = estimator.EstimateOptions(
+        max_new_tokens=max_new_tokens, limit=limit, template=template
+    )
     judged = []
 
     def loaded(name: str) -> Pair:

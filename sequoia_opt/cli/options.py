@@ -252,8 +252,8 @@ def journal(
         return Journal(max_seconds=max_seconds)
     path = output.with_name(f"{output.name}.partial")
     kept = Journal(path, {"program": __version__, **about}, resume, max_seconds, restart)
-    if kept.recalled:
-        parts = f"{kept.recalled} part{'s' if kept.recalled > 1 else ''}"
+    if kept.resumed:
+        parts = f"{kept.resumed} part{'s' if kept.resumed > 1 else ''}"
         console.note(f"resuming {path}: {parts} already done")
     return kept
 

@@ -270,7 +270,7 @@ def estimate(
         named = [settled(path, planned, force) for path in files]
     else:
         named = files
-    options = estimator.Options(
+    options = estimator.EstimateOptions(
         width=width,
         depths=depths,
         max_new_tokens=max_new_tokens,

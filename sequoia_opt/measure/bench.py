@@ -21,8 +21,8 @@ from sequoia_opt.engine.pair import Pair
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure.journal import Journal
 from sequoia_opt.measure.methods import Method, Run
+from sequoia_opt.measure.progress import Progress
 
-Progress = Callable[[int, int], None]
 LEAST = 2  # prompts, whatever the time
 REPEATED = 4  # tokens of the runs of which the repeated ones are counted
 
@@ -121,11 +121,11 @@ def race(
     for number, (repeat, place) in enumerate(turns):
         name = f"repetition {repeat}, prompt {place}"
         kept = journal.recall(name)
-        if kept is None and number >= LEAST and journal.is_over(world):
+        if kept is None and number >= LEAST and journal.time_is_up(world):
             note(f"{number} of {len(turns)} turns of a prompt; the time was up")
             break
         if kept is not None:
-            with journal.taking_up(name):
+            with journal.resuming(name):
                 found = {method.name: Run(**kept[method.name]) for method in methods}
             done += len(methods)
         else:
@@ -134,7 +134,7 @@ def race(
             for method in random.Random(number).sample(methods, len(methods)):
                 found[method.name] = method.run(prompts[place], new_tokens)
                 advance()
-            journal.keep(name, {key: asdict(run) for key, run in found.items()})
+            journal.record(name, {key: asdict(run) for key, run in found.items()})
         for method in methods:
             runs[method.name][place].append(found[method.name])
     decoded = [place for place, each in enumerate(runs[methods[0].name]) if each]

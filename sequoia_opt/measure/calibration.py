@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from sequoia_opt.engine.pair import Pair
-from sequoia_opt.measure.bench import Progress, Result, race
+from sequoia_opt.measure.bench import Result, race
 from sequoia_opt.measure.methods import with_tree
 from sequoia_opt.measure.profiler import Interleaved
+from sequoia_opt.measure.progress import Progress
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.best_trees import best_trees

@@ -78,7 +78,7 @@ def judge(
     dataset: str,
     sampling: Sampling,
     measuring: profiler.Options,
-    estimating: estimator.Options,
+    estimating: estimator.EstimateOptions,
     watch: Watch,
     note: Callable[[str], None] = lambda message: None,
 ) -> Judged:

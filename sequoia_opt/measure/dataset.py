@@ -19,6 +19,7 @@ from typing import IO, Any
 from sequoia_opt import demo
 from sequoia_opt.errors import SequoiaError, one_line
 from sequoia_opt.files.fields import shown
+from sequoia_opt.measure.progress import Note
 
 PIECE = 4000  # characters of a piece of a plain text file
 LONGEST_RECORD = 2**25  # bytes of a line; to parse one takes a few times its size in memory
@@ -40,7 +41,6 @@ EXPECTED = (
     "`input_tokens`"
 )
 
-Note = Callable[[str], None]
 Message = Mapping[str, Any]
 
 

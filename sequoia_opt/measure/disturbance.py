@@ -1,6 +1,6 @@
-"""What else a machine did while it was measured: other work, clocks that fall, times that spread.
+"""What disturbed a measurement: other processes, CPU steal, a GPU clock that fell, a slowdown.
 
-Says which times not to trust. Does no timing itself.
+Knows the machine's counters and the GPU's driver. Times nothing itself.
 """
 
 from __future__ import annotations
@@ -18,110 +18,128 @@ import torch
 from sequoia_opt.engine.distributed import ALONE, World
 from sequoia_opt.engine.torch.cpu_threads import processors
 
-OTHERS = 0.1  # of the processors' time: what others may take
-SLOWER = 1.15  # the last rounds than the first
-FALLEN = 0.9  # of a GPU's clock at the beginning
-IDLE = ("idle", "iowait", "guest", "guest_nice")  # guests' time is in user's already
+# What is still too little to report.
+MAX_CPU_SHARE = 0.1  # share of the CPU time that others may take
+MAX_SLOWDOWN = 1.15  # time of the last rounds relative to the first
+MIN_CLOCK_SHARE = 0.9  # GPU clock at the end relative to the beginning
+# Fields of the CPU times that are not work, or that are counted in another field already.
+NOT_WORK = ("idle", "iowait", "guest", "guest_nice")
 
 
 @dataclass(frozen=True)
-class Moment:
-    """What a machine has done until a moment.
+class MachineState:
+    """The machine's counters at one moment.
 
     Attributes:
-        wall: seconds on the clock.
-        busy, stolen: seconds of all processors that this process may run on: that they worked,
-            and that their host took for others.
-        own: seconds that this process worked, and those that run together with it.
-        clock: MHz of the GPU; 0 where that is not known.
+        wall_s: seconds on the clock.
+        busy_s: seconds that the CPUs worked, summed over those that this process may run on.
+        stolen_s: the part of `busy_s` that the host gave to other virtual machines (CPU steal).
+        program_s: CPU seconds of this process and of those that run the pair together with it.
+        clock_mhz: clock of the GPU; 0 where it is unknown.
     """
 
-    wall: float
-    busy: float = 0.0
-    stolen: float = 0.0
-    own: float = 0.0
-    clock: float = 0.0
+    wall_s: float
+    busy_s: float = 0.0
+    stolen_s: float = 0.0
+    program_s: float = 0.0
+    clock_mhz: float = 0.0
 
 
-class Watch:
-    """What a device and its machine do besides what is measured, from now on."""
+class DisturbanceMonitor:
+    """Compares the machine before and after a measurement; starts when it is made."""
 
     def __init__(self, device: torch.device, world: World = ALONE) -> None:
         self._device, self._world = device, world
-        self._began = self._now()
+        self._start = self._state()
 
     def notes(self) -> list[str]:
-        """What disturbed the measurement, a line each."""
-        said = disturbances(self._began, self._now(), len(processors()))
-        if self._device.type == "cuda" and (others := _others_on(self._device)):
-            said.append(f"{others} other process{'es' * (others > 1)} on the GPU")
-        return said
+        """What has disturbed the measurement until now, a line each."""
+        notes = likely_causes(self._start, self._state(), len(processors()))
+        if self._device.type == "cuda" and (count := _other_processes_on(self._device)):
+            noun = "process" if count == 1 else "processes"
+            notes.append(f"{count} other {noun} on the GPU")
+        return notes
 
-    def _now(self) -> Moment:
+    def _state(self) -> MachineState:
+        """The machine's counters now."""
         if self._device.type == "cuda":
-            clocks = _ask_gpu(self._device, "gpu", "clocks.sm")
-            return Moment(time.monotonic(), clock=_number(clocks[0]) if clocks else 0.0)
-        each = psutil.cpu_times(percpu=True)
-        times = [each[number] for number in processors() if number < len(each)]
-        own = psutil.Process().cpu_times()
-        return Moment(
+            clocks = _query_gpu(self._device, "gpu", "clocks.sm")
+            clock = _number(clocks[0]) if clocks else 0.0
+            return MachineState(time.monotonic(), clock_mhz=clock)
+        every_cpu = psutil.cpu_times(percpu=True)
+        cpus = [every_cpu[number] for number in processors() if number < len(every_cpu)]
+        process = psutil.Process().cpu_times()
+        return MachineState(
             time.monotonic(),
-            busy=sum(
-                sum(t._asdict().values()) - sum(getattr(t, i, 0.0) for i in IDLE) for t in times
+            busy_s=sum(
+                sum(cpu._asdict().values()) - sum(getattr(cpu, name, 0.0) for name in NOT_WORK)
+                for cpu in cpus
             ),
-            stolen=sum(getattr(t, "steal", 0.0) for t in times),
-            own=sum(self._world.gather(own.user + own.system)),
+            stolen_s=sum(getattr(cpu, "steal", 0.0) for cpu in cpus),
+            program_s=sum(self._world.gather(process.user + process.system)),
         )
 
 
-def disturbances(began: Moment, ended: Moment, processors: int) -> list[str]:
-    """What happened between two moments that makes times longer."""
-    said = []
-    whole = (ended.wall - began.wall) * processors
-    stolen = ended.stolen - began.stolen
-    others = ended.busy - began.busy - stolen - (ended.own - began.own)
-    if whole and others > OTHERS * whole:
-        said.append(f"other processes took {others / whole:.0%} of the processors")
-    if whole and stolen > OTHERS * whole:
-        said.append(f"the machine's host took {stolen / whole:.0%} of the processors for others")
-    if 0 < ended.clock < FALLEN * began.clock:
-        said.append(f"the GPU's clock fell from {began.clock:.0f} to {ended.clock:.0f} MHz")
-    return said
-
-
-def slowdown(paces: Sequence[float]) -> str:
-    """What to say where the last third of the rounds took longer than the first; else nothing.
+def likely_causes(before: MachineState, after: MachineState, cpus: int) -> list[str]:
+    """Why times between two moments may be noisy, a line for each cause.
 
     Args:
-        paces: how long each round took, beside the others.
+        cpus: number of CPUs that the states are of.
     """
-    third = len(paces) // 3
+    notes = []
+    available = (after.wall_s - before.wall_s) * cpus
+    stolen = after.stolen_s - before.stolen_s
+    program = after.program_s - before.program_s
+    others = after.busy_s - before.busy_s - stolen - program
+    if available and others > MAX_CPU_SHARE * available:
+        notes.append(f"other processes used {others / available:.0%} of the CPU time")
+    if available and stolen > MAX_CPU_SHARE * available:
+        notes.append(f"the host took {stolen / available:.0%} of the CPU time (CPU steal)")
+    if 0 < after.clock_mhz < MIN_CLOCK_SHARE * before.clock_mhz:
+        notes.append(f"the GPU clock fell from {before.clock_mhz:.0f} to {after.clock_mhz:.0f} MHz")
+    return notes
+
+
+def slowdown(round_times: Sequence[float]) -> str:
+    """A note if the last third of the rounds took clearly longer than the first, else "".
+
+    Args:
+        round_times: time of each round, in any unit.
+    """
+    third = len(round_times) // 3
     if not third:
         return ""
-    ratio = float(np.median(paces[-third:]) / np.median(paces[:third]))
-    return f"all became {ratio - 1:.0%} slower from first to last" if ratio > SLOWER else ""
+    ratio = float(np.median(round_times[-third:]) / np.median(round_times[:third]))
+    if ratio <= MAX_SLOWDOWN:
+        return ""
+    return f"the last rounds took {ratio - 1:.0%} longer than the first"
 
 
-def _others_on(device: torch.device) -> int:
-    """Processes that compute on a GPU besides this one, whose number may be another there."""
-    found = {int(_number(line)) for line in _ask_gpu(device, "compute-apps", "pid")}
-    return max(0, len(found - {os.getpid()}) - (os.getpid() not in found))
+def _other_processes_on(device: torch.device) -> int:
+    """Number of processes that compute on a GPU besides this one.
+
+    In a container the driver may list this process under another id; it is still one of them.
+    """
+    listed = {int(_number(line)) for line in _query_gpu(device, "compute-apps", "pid")}
+    this = os.getpid()
+    return max(0, len(listed - {this}) - (0 if this in listed else 1))
 
 
-def _ask_gpu(device: torch.device, what: str, quantity: str) -> list[str]:
-    """Lines of the driver's own tool; none where it does not answer."""
+def _query_gpu(device: torch.device, what: str, quantity: str) -> list[str]:
+    """Lines with a number that nvidia-smi prints for a query; none if it fails."""
     uuid = torch.cuda.get_device_properties(device).uuid
     query = f"--query-{what}={quantity}"
     command = ["nvidia-smi", f"--id=GPU-{uuid}", query, "--format=csv,noheader,nounits"]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return []
-    return [line for line in found.stdout.splitlines() if _number(line)]
+    return [line for line in done.stdout.splitlines() if _number(line)]
 
 
 def _number(text: str) -> float:
+    """The number that a text is; 0 if it is none, as "[N/A]"."""
     try:
         return float(text)
-    except ValueError:  # "[N/A]"
+    except ValueError:
         return 0.0

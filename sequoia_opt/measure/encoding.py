@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from sequoia_opt.engine.pair import Pair
 from sequoia_opt.errors import SequoiaError
-from sequoia_opt.measure.dataset import Document, Message, Note
+from sequoia_opt.measure.dataset import Document, Message
+from sequoia_opt.measure.progress import Note
 from sequoia_opt.measure.template import PLAIN, Template
 
 

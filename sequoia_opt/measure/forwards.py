@@ -108,7 +108,7 @@ def forwards_to_time(pair: Pair, filled: Filled, contexts: list[int]) -> dict[Po
     }
     for (*_, count), timed in points.items():
         is_power_of_two = count & (count - 1) == 0
-        timed.spare = not is_power_of_two and count not in (tokens[0], tokens[-1])
+        timed.optional = not is_power_of_two and count not in (tokens[0], tokens[-1])
     return points
 
 
@@ -135,7 +135,7 @@ def forward_to_time(
     return Timed(
         machine.repeated(several) if pair.graphs else run,
         turns=PLAIN_TURNS if count == 1 and role == "target" else 1,
-        parts=GRAPHED if pair.graphs else 1,
+        runs_per_call=GRAPHED if pair.graphs else 1,
         queued=machine.queues,
         # Queued passes come behind themselves anyway.
         streams=model.streamed_layers > 0 and not machine.queues,

@@ -1,4 +1,4 @@
-"""Which machine this is, and which versions run on it."""
+"""Identifies the machine and the software versions that timings depend on."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import torch
 
 from sequoia_opt import __version__
 
-DRIVER_NUMBER = re.compile(r"\b(\d+\.\d+[.\d]*)")
+VERSION_NUMBER = re.compile(r"\b(\d+\.\d+[.\d]*)")
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
-    """The machine's identity; `slug` names its folder."""
+    """Describe the machine; `slug` is the name of its folder."""
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         return {
@@ -39,19 +39,20 @@ def hardware(device: torch.device) -> dict[str, Any]:
 
 
 def software(device: torch.device) -> dict[str, Any]:
-    """Versions that timings depend on."""
-    found = {
-        "sequoia_opt": __version__,  # also where it runs from a checkout, not installed
+    """Versions of the software that runs the models."""
+    versions = {
+        "sequoia_opt": __version__,  # a checkout that is not installed has no metadata
         "python": platform.python_version(),
         "torch": str(torch.__version__),
-        "transformers": _version("transformers"),
+        "transformers": _package_version("transformers"),
     }
     if device.type == "cuda":
-        found |= {"cuda": str(torch.version.cuda), "driver": _driver()}
-    return found
+        versions |= {"cuda": str(torch.version.cuda), "driver": _driver_version()}
+    return versions
 
 
-def _version(package: str) -> str:
+def _package_version(package: str) -> str:
+    """An installed package's version; "unknown" without metadata."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -59,10 +60,12 @@ def _version(package: str) -> str:
 
 
 def _slug(name: str) -> str:
+    """A name in lower-case letters, digits and hyphens, without trademark signs."""
     return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((R|TM)\)", "", name).lower()).strip("-")
 
 
 def _cpu_name() -> str:
+    """The CPU's model name; its architecture where the system does not say."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -72,21 +75,22 @@ def _cpu_name() -> str:
 
 
 def _memory_gb() -> float:
+    """The machine's memory in GiB; 0 where the system does not say."""
     try:
         return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
     except (ValueError, OSError):
         return 0.0
 
 
-def _driver() -> str:
-    """The NVIDIA driver's version, as the kernel says it or, in a sandbox, nvidia-smi."""
+def _driver_version() -> str:
+    """The NVIDIA driver's version from the kernel or, where a sandbox hides it, from nvidia-smi."""
     try:
-        said = Path("/proc/driver/nvidia/version").read_text()
+        output = Path("/proc/driver/nvidia/version").read_text()
     except OSError:
-        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         try:
-            said = subprocess.run(query, capture_output=True, text=True, timeout=10).stdout
+            output = subprocess.run(command, capture_output=True, text=True, timeout=10).stdout
         except (OSError, subprocess.SubprocessError):
             return "unknown"
-    number = DRIVER_NUMBER.search(said)
+    number = VERSION_NUMBER.search(output)
     return number.group(1) if number else "unknown"

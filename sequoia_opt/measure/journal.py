@@ -1,7 +1,7 @@
-"""What a long measurement has found so far, and whether its time is up.
+"""Records the finished parts of a long measurement, and says when its time is up.
 
-Each part is on the disk before the next begins, so that a run that was killed is taken up where
-it stopped. Knows nothing of what is measured.
+Each part is on the disk before the next begins, so that a killed run can be resumed where it
+stopped. Knows nothing of what is measured.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ from sequoia_opt.files.documents import plain
 from sequoia_opt.files.jsonl import Lines
 from sequoia_opt.files.names import same_fingerprint
 
-BEGINS = '{"journal": '
-HEAD = "about"
-WRITTEN = "written"  # stands behind the parts that a result has been made of
+LINE_START = '{"journal": '
+HEADER = "about"  # name of the first line, which describes the measurement
+WRITTEN = "written"  # name of the line behind all parts that are in a written result
+START_OVER = "omit --resume and add --force to start over"
 
 
 class Journal:
-    """The parts of one measurement by their names. Without a file nothing is kept.
+    """The finished parts of one measurement, by name. Without a file nothing is recorded.
 
-    The file is held against other runs until the journal is closed.
+    The file is locked against other runs until the journal is closed.
 
     Attributes:
-        recalled: how many parts there were when it was opened.
+        resumed: number of parts that were already finished when the journal was opened.
     """
 
     def __init__(
@@ -40,114 +41,119 @@ class Journal:
         max_seconds: float | None = None,
         restart: bool = False,
     ) -> None:
-        """Open it.
+        """Open the journal.
 
         Args:
-            path: file to keep the parts in.
-            about: what the measurement is; parts of another are not taken up.
-            resume: take up what is there.
-            max_seconds: after which no new part should begin.
-            restart: drop what is there, once there is something new to keep.
+            path: file to record the parts in.
+            about: describes the measurement; parts of another one are not resumed.
+            resume: take over the parts that the file has.
+            max_seconds: seconds from now after which no new part should begin.
+            restart: discard the parts that the file has, as soon as there is a new one to record.
 
         Raises:
-            SequoiaError: the file is of another measurement, is another run's, or keeps parts
-                that the command neither resumes nor may drop.
+            SequoiaError: the file belongs to another measurement, is in use by another run, or
+                has parts that the command may neither resume nor discard.
         """
-        self._ends = None if max_seconds is None else time.monotonic() + max_seconds
+        self._deadline = None if max_seconds is None else time.monotonic() + max_seconds
         self._parts: dict[str, Any] = {}
         self._about = dict(plain(about or {}))
         self._lines: Lines | None = None
-        self._begun = False  # whether the file is of this measurement
+        self._has_header = False  # whether the file's header is this measurement's
         self._cut_short = False
-        self.recalled = 0
+        self.resumed = 0
         if path is None:
             return
-        self._lines = Lines(path, BEGINS)
+        self._lines = Lines(path, LINE_START)
         try:
             self._open(self._lines, resume, restart)
         except SequoiaError:
             self.close()
             raise
-        self.recalled = len(self._parts)
+        self.resumed = len(self._parts)
 
     def _open(self, lines: Lines, resume: bool, restart: bool) -> None:
-        """Take up what the file has, or see to it that it may be dropped."""
-        found = lines.read()
-        if not found:
+        """Resume from the file, or check that its parts may be discarded."""
+        documents = lines.read()
+        if not documents:
             return
         if resume:
-            self._take_up(lines.path, found)
-            self._begun = True
-        elif not restart and (count := _unwritten(found)):
+            self._resume(lines.path, documents)
+            self._has_header = True
+        elif not restart and (count := _unwritten_parts(documents)):
             raise SequoiaError(
-                f"{lines.path}: keeps {count} finished part{'s' if count > 1 else ''} of a "
-                "measurement that was cut off; continue it with --resume, or drop it with --force"
+                f"{lines.path}: has {count} finished part{'s' if count > 1 else ''} of an "
+                "interrupted measurement; continue it with --resume, or discard it with --force"
             )
 
-    def _take_up(self, path: Path, found: list[Any]) -> None:
-        head, *parts = found
-        if not same_fingerprint(head.get("value"), self._about):
-            given = head["value"] if isinstance(head.get("value"), dict) else {}
-            pairs = ((key, given.get(key), value) for key, value in self._about.items())
-            other = next((k for k, a, b in pairs if not same_fingerprint(a, b)), "program")
+    def _resume(self, path: Path, documents: list[Any]) -> None:
+        """Take over the parts of a file, if they are this measurement's."""
+        header, *parts = documents
+        if not same_fingerprint(header.get("value"), self._about):
+            about = header["value"] if isinstance(header.get("value"), dict) else {}
+            differing = (
+                key
+                for key, value in self._about.items()
+                if not same_fingerprint(about.get(key), value)
+            )
             raise SequoiaError(
-                f"{path}: was begun with another {other}; leave out --resume and add --force to "
-                "begin anew"
+                f"{path}: was started with another {next(differing, 'program')}; {START_OVER}"
             )
         try:
             self._parts = {
                 str(part["journal"]): part["value"] for part in parts if part["journal"] != WRITTEN
             }
         except (KeyError, TypeError):
-            raise SequoiaError(
-                f"{path}: is damaged; leave out --resume and add --force to begin anew"
-            ) from None
+            raise SequoiaError(f"{path}: is damaged; {START_OVER}") from None
 
     def recall(self, name: str) -> Any:
-        """What a part found; None if it has not been run."""
+        """The value recorded for a part; None if the part has not finished."""
         return self._parts.get(name)
 
     @contextmanager
-    def taking_up(self, name: str) -> Iterator[None]:
-        """While what a part found is made use of.
+    def resuming(self, name: str) -> Iterator[None]:
+        """Guard the use of a part's recorded value.
 
         Raises:
-            SequoiaError: it is not what this program kept.
+            SequoiaError: the value is not one that this program recorded.
         """
         try:
             yield
         except (TypeError, ValueError, LookupError, AttributeError):
-            raise SequoiaError(
-                f"{self._lines.path if self._lines else ''}: {name}: is damaged; leave out "
-                "--resume and add --force to begin anew"
-            ) from None
+            path = self._lines.path if self._lines else ""
+            raise SequoiaError(f"{path}: {name}: is damaged; {START_OVER}") from None
 
-    def keep(self, name: str, value: Any) -> None:
-        """Have a part's findings on the disk.
+    def record(self, name: str, value: Any) -> None:
+        """Record a finished part; it is on the disk when this returns.
 
         Raises:
-            SequoiaError: they cannot be written.
+            SequoiaError: it cannot be written.
         """
         if self._lines is None:
             return
-        if not self._begun:  # not before there is something to keep
+        if not self._has_header:  # not sooner: older parts stay until there is a new one
             self._lines.clear()
-            self._lines.add({"journal": HEAD, "value": self._about})
-            self._begun = True
+            self._lines.add({"journal": HEADER, "value": self._about})
+            self._has_header = True
         self._lines.add({"journal": name, "value": plain(value)})
 
-    def is_over(self, world: World = ALONE) -> bool:
-        """Whether the time is up, so that what is left is left out; all processes agree."""
-        over = self._ends is not None and time.monotonic() >= self._ends
-        self._cut_short = bool(world.agree_on(over))
+    def time_is_up(self, world: World = ALONE) -> bool:
+        """Whether to leave out the remaining parts; all processes get the same answer.
+
+        If so, the measurement counts as cut short, see `finish`.
+        """
+        is_late = self._deadline is not None and time.monotonic() >= self._deadline
+        self._cut_short = bool(world.agree_on(is_late))
         return self._cut_short
 
     def finish(self) -> None:
-        """What was measured is written; unless it was cut short, nothing is left to take up."""
+        """Close the journal of a measurement whose result is written.
+
+        The file is removed, unless the measurement was cut short and can be resumed for more.
+        """
         if self._lines is None:
             return
         if self._cut_short:
-            if self._begun:
+            if self._has_header:
                 self._lines.add({"journal": WRITTEN, "value": True})
             self.close()
         else:
@@ -155,13 +161,16 @@ class Journal:
             lines.remove()
 
     def close(self) -> None:
-        """Let go of the file; of one that there is nothing in nothing stays."""
+        """Close the file; an empty one is removed."""
         if self._lines is not None:
             lines, self._lines = self._lines, None
-            lines.remove() if lines.is_empty else lines.close()
+            if lines.is_empty:
+                lines.remove()
+            else:
+                lines.close()
 
 
-def _unwritten(found: list[Any]) -> int:
-    """How many parts are in no result: those after the last one was written."""
-    names = [line.get("journal") if isinstance(line, dict) else None for line in found[1:]]
+def _unwritten_parts(documents: list[Any]) -> int:
+    """Number of parts that are in no written result: those behind the last WRITTEN line."""
+    names = [line.get("journal") if isinstance(line, dict) else None for line in documents[1:]]
     return len(names) if WRITTEN not in names else names[::-1].index(WRITTEN)

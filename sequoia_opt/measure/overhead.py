@@ -77,7 +77,7 @@ def steps_to_time(
             turns = PLAIN_TURNS if tree.size == 1 and not streams else 1
             step = whole_step(decoder, filled.as_text, context)
             timed = Timed(step, turns=turns, streams=streams)
-            timed.spare = tree not in enough
+            timed.optional = tree not in enough
             steps.append((name, tree, timed))
     return steps
 

@@ -18,7 +18,7 @@ import torch
 from sequoia_opt.engine.decoder import check_sampling
 from sequoia_opt.engine.pair import ROLES, Pair, short_name
 from sequoia_opt.errors import SequoiaError
-from sequoia_opt.measure.disturbance import Watch
+from sequoia_opt.measure.disturbance import DisturbanceMonitor
 from sequoia_opt.measure.forwards import (
     Point,
     fill,
@@ -29,13 +29,13 @@ from sequoia_opt.measure.forwards import (
 from sequoia_opt.measure.hardware import hardware, software
 from sequoia_opt.measure.journal import Journal
 from sequoia_opt.measure.overhead import TEMPERATURE, overhead_of, samplings, steps_to_time
+from sequoia_opt.measure.progress import Progress
 from sequoia_opt.measure.timing import (
-    LEAST_ROUNDS,
-    Progress,
+    MIN_ROUNDS,
     Rounds,
     Timed,
     median_interval,
-    take_out_drift,
+    remove_drift,
     time_round,
 )
 from sequoia_opt.plan.acceptance import Sampling
@@ -148,11 +148,11 @@ def profile(
         pair.models[role].compiled = gain > 1
     steps: list[tuple[str, TokenTree, Timed]] = []
     measured: dict[int, list[int]] = {}  # tokens of each batch
-    watch: Watch | None = None
+    watch: DisturbanceMonitor | None = None
     disturbed: list[str] = []
     forwards: dict[Point, Timed] = {}
     for number, batch in enumerate(batches):
-        if measured and journal.is_over(pair.world):
+        if measured and journal.time_is_up(pair.world):
             note(f"batch {batch}: left out; the time was up")
             continue
         sizes = tokens_of_batch(tokens, batch)
@@ -160,7 +160,7 @@ def profile(
         if filled is None:
             continue
         # Not sooner: a GPU that has done nothing yet is at another clock.
-        watch = watch or Watch(pair.device, pair.world)
+        watch = watch or DisturbanceMonitor(pair.device, pair.world)
         measured[batch] = filled.tokens
         points = forwards_to_time(pair, filled, contexts)
         forwards |= points
@@ -173,7 +173,7 @@ def profile(
         counted = rounds.run(timed, part, disturbed.append, note)
         if counted < options.repeats:
             short = f"batch {batch}: {counted} of {options.repeats} rounds; the time was up"
-            if counted < LEAST_ROUNDS:
+            if counted < MIN_ROUNDS:
                 short += ", and these times are thin"
                 disturbed.append(short)
             note(short)
@@ -224,18 +224,18 @@ class Interleaved:
         self._forwards = forwards_to_time(pair, filled, [context])
         self._steps = steps_to_time(pair, filled, context, [sampling])
         self._timed = [*self._forwards.values(), *(step for _, _, step in self._steps)]
-        time_round(self._timed, pair.device, self._order, pair.world)
+        time_round(self._timed, pair.machine, self._order, pair.world)
 
     @torch.inference_mode()
     def round(self) -> None:
         """Time everything once."""
-        found = time_round(self._timed, self._pair.device, self._order, self._pair.world)
+        found = time_round(self._timed, self._pair.machine, self._order, self._pair.world)
         for item, milliseconds in zip(self._timed, found, strict=True):
             item.times.append(milliseconds)
 
     def profile(self, like: LatencyProfile) -> LatencyProfile:
         """What was measured, in a profile that is like another in all else."""
-        take_out_drift(self._timed)
+        remove_drift(self._timed)
         context, tokens = self._context, self._tokens
         models = _latencies(self._pair, {1: tokens}, [context], self._forwards)
         overhead = overhead_of(self._steps, self._forwards, tokens, context)
@@ -302,7 +302,7 @@ def _compile_gains(
 def _rounds(pair: Pair, options: Options, journal: Journal, name: str, patience: int = 1) -> Rounds:
     """Rounds of one part of the profile."""
     return Rounds(
-        pair.device, options.repeats, options.warm_up, pair.world, journal, name, patience
+        pair.machine, options.repeats, options.warm_up, pair.world, journal, name, patience
     )
 
 
@@ -328,7 +328,7 @@ def _check(pair: Pair, tokens: list[int], contexts: list[int], options: Options)
         "tokens": (tokens[0], 1),
         "contexts": (contexts[0], 1),
         "batches": (min(options.batches, default=1), 1),
-        "repeats": (options.repeats, LEAST_ROUNDS),
+        "repeats": (options.repeats, MIN_ROUNDS),
     }
     for name, (smallest, expected) in least.items():
         if smallest < expected:

@@ -1,6 +1,9 @@
-"""Times of many things, taken round by round, so that what disturbs a machine disturbs all alike.
+"""Times pieces of work round by round, in milliseconds, so that a disturbance hits all alike.
 
-Runs what it is given and times it; knows neither models nor trees.
+In every round each piece gets its turns, in an order that changes from round to round. In a turn
+the piece runs for a while untimed, then for a while timed; the median of these samples is the
+turn's time, and the median of its turns is the piece's time in that round. Knows neither models
+nor trees.
 """
 
 from __future__ import annotations
@@ -10,271 +13,301 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from scipy.stats import binom
 
 from sequoia_opt.engine.distributed import ALONE, World
-from sequoia_opt.engine.torch.machine import TorchMachine
+from sequoia_opt.engine.model import Machine
 from sequoia_opt.measure.disturbance import slowdown
 from sequoia_opt.measure.journal import Journal
+from sequoia_opt.measure.progress import Note, Progress, no_note, no_progress
 from sequoia_opt.plan.latency import UNSURE
 from sequoia_opt.types import FloatArray
 
-Progress = Callable[[int, int], None]
-
-# Runs of one thing in succession, before those that are timed and then timed: milliseconds of
-# them, and at most so many.
-RUN_IN_MS, TIMED_MS, RUNS = 60, 40, 16
-QUEUED_RUNS = 2  # in a sample of queued work: one behind the other, of which the second is timed
-LONG_MS = 100  # what takes longer is run once: what went before does not matter to it
-PLAIN_TURNS = 3  # of plain decoding, which every speed-up is measured against
-LEAST_ROUNDS = 5  # that a median and its interval take; of fewer they are thin
+RUN_IN_MS = 60  # milliseconds that a turn's untimed runs fill
+TIMED_MS = 40  # milliseconds that a turn's timed runs fill
+MAX_RUNS = 16  # of either kind in a turn
+RUNS_PER_QUEUED_SAMPLE = 2  # one behind the other; the second is timed
+LONG_MS = 100  # work that takes longer is run once: what ran before it hardly matters
+PLAIN_TURNS = 3  # turns per round of plain decoding, which every speed-up is relative to
+MIN_ROUNDS = 5  # for a median and its interval to be trusted
 
 
 @dataclass
 class Timed:
-    """Something to run again and again, and how long it took, in milliseconds.
+    """A piece of work that is run again and again, and its times in milliseconds.
 
-    It is run for a while before it is timed, as a step follows steps like it: on a CPU plain
-    decoding takes 20 % longer right behind something else, 7 % after two runs, and is steady
-    after ten; a large tree's step slows down instead. In a step the models take turns: what that
-    costs counts as overhead. A sample of queued work has such a run in it.
+    It runs for a while before it is timed, since a step follows steps like it: on a CPU plain
+    decoding takes 20% longer right behind other work and 7% longer after two runs, and is steady
+    after ten; a large tree's step slows down instead. In a step the two models alternate: the cost
+    of that counts as overhead. A sample of queued work includes its own untimed run.
 
     Attributes:
-        turns: in a round, of which the median counts; what all else is compared with needs more.
-        parts: how many of them one run is: a graph's beginning takes a while of its own.
-        times: that counted, by round; none if there was no time for a spare one.
-        queued: timed as the device sees it that does one piece of work behind another, and not
-            from outside, where each takes a while to be issued and waited for.
-        streams: it brings layers in, the first of which came while something else was timed.
-        spare: others around it say nearly as much: where there is no time, it is left out.
+        run: does the work, `runs_per_call` times.
+        turns: turns per round; more than one for work that all else is compared with.
+        runs_per_call: a recorded graph repeats the work, since launching it takes a while.
+        queued: time the work as it is in a queue of a GPU's work, where it neither waits to be
+            issued nor is waited for.
+        streams: the work brings in layers of an offloaded target, and the first of them would be
+            there already if it were timed behind other work.
+        optional: skipped when time is short, since pieces of similar size are timed as well.
+        times: one time per round that counts; an optional piece may have fewer.
     """
 
     run: Callable[[], object]
     turns: int = 1
-    parts: int = 1
+    runs_per_call: int = 1
     queued: bool = False
     streams: bool = False
-    spare: bool = False
+    optional: bool = False
     times: list[float] = field(default_factory=list)
 
-    def turn_ms(self, device: torch.device, world: World) -> float:
-        """The median of runs in succession; all processes make as many."""
-        once = world.agree_on(self.sample_ms(device))
-        if once >= LONG_MS:
-            return self.sample_ms(device) if self.streams else once
+    def turn_ms(self, machine: Machine, world: World) -> float:
+        """Median of samples in succession; all processes take the same number of them."""
+        first = world.agree_on(self.sample_ms(machine))
+        if first >= LONG_MS:
+            return self.sample_ms(machine) if self.streams else first
         if self.queued:
-            samples = [once]
-            while len(samples) < _runs(TIMED_MS, QUEUED_RUNS * self.parts * once):
-                samples.append(self.sample_ms(device))
-            return float(np.median(samples))
-        for _ in range(_runs(RUN_IN_MS, once)):
-            self.sample_ms(device)
-        return float(np.median([self.sample_ms(device) for _ in range(_runs(TIMED_MS, once))]))
+            run_ms = RUNS_PER_QUEUED_SAMPLE * self.runs_per_call * first
+            more = [self.sample_ms(machine) for _ in range(_runs_in(TIMED_MS, run_ms) - 1)]
+            return float(np.median([first, *more]))
+        for _ in range(_runs_in(RUN_IN_MS, first)):
+            self.sample_ms(machine)
+        samples = [self.sample_ms(machine) for _ in range(_runs_in(TIMED_MS, first))]
+        return float(np.median(samples))
 
-    def hasty_ms(self, device: torch.device, world: World) -> float:
-        """A time where there is none for more: of a second run, or of one that takes long."""
-        once = world.agree_on(self.sample_ms(device))
-        return once if once >= LONG_MS else self.sample_ms(device)
+    def quick_ms(self, machine: Machine, world: World) -> float:
+        """A single sample, for when time is short; of short work the second, since the first may
+        compile."""
+        first = world.agree_on(self.sample_ms(machine))
+        return first if first >= LONG_MS else self.sample_ms(machine)
 
-    def sample_ms(self, device: torch.device) -> float:
-        """Run it once; milliseconds."""
-        return TorchMachine(device).elapsed_ms(self.run, self.queued) / self.parts
+    def sample_ms(self, machine: Machine) -> float:
+        """Call `run` and return the time of one run of the work."""
+        return machine.elapsed_ms(self.run, self.queued) / self.runs_per_call
 
 
-def _runs(milliseconds: float, once: float) -> int:
-    """How many runs fill a time, if one of them takes `once`."""
-    return int(np.clip(np.ceil(milliseconds / max(once, 1e-3)), 1, RUNS))
+def _runs_in(milliseconds: float, run_ms: float) -> int:
+    """Number of runs that fill a time."""
+    return int(np.clip(np.ceil(milliseconds / max(run_ms, 1e-3)), 1, MAX_RUNS))
 
 
 @dataclass(frozen=True)
 class Rounds:
-    """Rounds of one part of a profile, each kept when it is done.
+    """Rounds of one part of a measurement; the journal records each when it is done.
 
     Attributes:
         repeats: rounds that count.
-        warm_up: rounds that do not.
-        name: of the part, for the journal.
-        patience: how many times as many rounds there are at most, as long as times spread too far.
+        warm_up: rounds before these that do not count.
+        name: of the part, for the journal and for notes.
+        max_multiple: while times are noisy, rounds are added, up to this many times `repeats`.
     """
 
-    device: torch.device
+    machine: Machine
     repeats: int
     warm_up: int = 0
     world: World = ALONE
     journal: Journal = field(default_factory=Journal)
     name: str = ""
-    patience: int = 1
+    max_multiple: int = 1
 
     def run(
         self,
         timed: Sequence[Timed],
-        progress: Progress = lambda done, total: None,
-        tell: Callable[[str], None] = lambda what: None,
-        note: Callable[[str], None] = lambda what: None,
+        progress: Progress = no_progress,
+        warn: Note = no_note,
+        note: Note = no_note,
     ) -> int:
-        """Time everything once a round, in an order that changes, so that drift hits all alike.
+        """Time everything once per round, and divide the rounds' drift out of all times.
 
-        When the journal's time is up, a round that is under way is dropped, unless it is the
-        first: then the points that are left are timed once each, and spare ones are skipped.
+        When the journal's time is up, the current round is dropped, unless it is the first: then
+        the work that has no time yet is timed once each, and optional work is skipped.
 
         Args:
-            progress: called with how many turns were timed, and how many there are to time.
-            tell: called with what makes the times less than they seem.
-            note: called when more rounds are measured than were asked for.
+            timed: the work; its `times` are filled.
+            progress: called with the turns that were timed, and the turns to time in total.
+            warn: called with a line if the machine slowed down meanwhile.
+            note: called with a line if more rounds than `repeats` are measured.
 
         Returns:
-            How many rounds count: as many as were asked for, fewer if the time was up, more where
-            times spread.
+            Number of rounds that count: `repeats`, fewer if the time was up, more if times were
+            noisy.
         """
         order = random.Random(0)
-        warm_up, repeats = self.warm_up, self.repeats
         turns = sum(item.turns for item in timed)
-        counted, number, most, before = 0, 0, repeats, None
-        while counted < repeats or (counted < self.patience * repeats and self._are_unsure(timed)):
-            if counted == repeats:
-                most = self.patience * repeats
-                note(f"{self.name}: times spread; up to {most - repeats} rounds more")
+        max_counted = self.repeats
+        counted = number = 0
+        previous: list[float] | None = None
+        while counted < self.repeats or self._should_add_a_round(timed, counted):
+            if counted == self.repeats:
+                max_counted = self.max_multiple * self.repeats
+                added = max_counted - self.repeats
+                note(f"{self.name}: times are noisy; measuring up to {added} more rounds")
+            total = (self.warm_up + max_counted) * turns
             name = f"{self.name}, round {number}"
-            found, is_cut_short = self.journal.recall(name), False
-            if found is None:
-                if counted and self.journal.is_over(self.world):
+            is_whole = True
+            times = self.journal.recall(name)
+            if times is None:
+                if counted and self.journal.time_is_up(self.world):
                     break
-                if number >= warm_up and warm_up and before is None:  # resumed in a new process
-                    before = self._time(timed, order)
-                whole = (warm_up + most) * turns
-                found = self._time(timed, order, progress, number * turns, whole)
-                is_cut_short = bool(np.isnan(found).any())
-                if is_cut_short and counted:
+                if previous is None and number >= self.warm_up > 0:
+                    # Resumed behind the warm-up rounds, but this process has not warmed up.
+                    previous = self._time_round(timed, order)
+                times = self._time_round(timed, order, progress, number * turns, total)
+                is_whole = not np.isnan(times).any()
+                if counted and not is_whole:
                     break
-                found = self._whole(timed, found, before)
-                before = found
-                if not is_cut_short:
-                    self.journal.keep(name, found)
-            if number >= warm_up or is_cut_short:
+                times = previous = self._completed(timed, times, previous)
+                if is_whole:
+                    self.journal.record(name, times)
+            if number >= self.warm_up or not is_whole:
                 counted += 1
-                with self.journal.taking_up(name):
-                    for item, milliseconds in zip(timed, found, strict=True):
+                with self.journal.resuming(name):
+                    for item, milliseconds in zip(timed, times, strict=True):
                         if np.isfinite(milliseconds):
                             item.times.append(float(milliseconds))
             number += 1
-            progress(number * turns, (warm_up + most) * turns)
-        known = [item for item in timed if item.times]
-        if slower := slowdown(paces([item.times for item in known])):
-            tell(slower)
-        take_out_drift(known)
+            progress(number * turns, total)
+        measured = [item for item in timed if item.times]
+        if slower := slowdown(round_paces([item.times for item in measured])):
+            warn(slower)
+        remove_drift(measured)
         return counted
 
-    def _time(
+    def _time_round(
         self,
         timed: Sequence[Timed],
         order: random.Random,
-        progress: Progress = lambda done, total: None,
-        before: int = 0,
+        progress: Progress = no_progress,
+        done: int = 0,
         total: int = 0,
     ) -> list[float]:
-        """One round, see `time_round`, as far as there is time.
+        """Time one round until the journal's time is up, see `time_round`.
 
         Args:
-            before: turns of the rounds before it.
+            done: turns of the rounds before this one.
             total: turns of all rounds.
         """
         return time_round(
             timed,
-            self.device,
+            self.machine,
             order,
             self.world,
-            lambda done: progress(before + done, total),
-            lambda: self.journal.is_over(self.world),
-            spare_last=not before,
+            progress=lambda turns: progress(done + turns, total),
+            time_is_up=lambda: self.journal.time_is_up(self.world),
+            optional_last=done == 0,
         )
 
-    def _whole(
-        self, timed: Sequence[Timed], found: list[float], before: list[float] | None
+    def _completed(
+        self, timed: Sequence[Timed], times: list[float], previous: list[float] | None
     ) -> list[float]:
-        """A round whose missing times are those of the round before, else taken in haste; of what
-        is spare there is none."""
-        whole = []
-        for place, milliseconds in enumerate(found):
-            if np.isnan(milliseconds) and before is not None:
-                milliseconds = before[place]
-            if np.isnan(milliseconds) and not timed[place].spare:
-                milliseconds = timed[place].hasty_ms(self.device, self.world)
-            whole.append(milliseconds)
-        return whole
+        """A round's times with the missing ones filled in.
 
-    def _are_unsure(self, timed: Sequence[Timed]) -> bool:
-        """Whether any time spreads too far to be trusted; all processes agree.
-
-        A draft's forwards always do while an offloaded target's layers come in, and are next to
-        nothing of a step there: they are not waited for.
+        They are taken from the previous round or, if there is none, measured quickly. Without
+        a previous round optional work stays NaN.
         """
+        completed = []
+        for i, milliseconds in enumerate(times):
+            if np.isnan(milliseconds) and previous is not None:
+                milliseconds = previous[i]
+            if np.isnan(milliseconds) and not timed[i].optional:
+                milliseconds = timed[i].quick_ms(self.machine, self.world)
+            completed.append(milliseconds)
+        return completed
+
+    def _should_add_a_round(self, timed: Sequence[Timed], counted: int) -> bool:
+        """Whether times are too noisy to be trusted, and a round may be added.
+
+        All processes get the same answer. Where an offloaded target's layers are brought in, only
+        the work that does so is considered: a draft's forward passes are always noisy meanwhile,
+        and a negligible part of a step.
+        """
+        if counted >= self.max_multiple * self.repeats:
+            return False
         steady = without_drift([item.times for item in timed])
         streaming = [times for item, times in zip(timed, steady, strict=True) if item.streams]
         intervals = np.array([median_interval(times) for times in streaming or steady])
-        wide = intervals[:, 2] - intervals[:, 1] > UNSURE * intervals[:, 0]
-        return bool(self.world.agree_on(bool(wide.any())))
+        is_wide = intervals[:, 2] - intervals[:, 1] > UNSURE * intervals[:, 0]
+        return bool(self.world.agree_on(bool(is_wide.any())))
 
 
 def time_round(
     timed: Sequence[Timed],
-    device: torch.device,
+    machine: Machine,
     order: random.Random,
     world: World,
-    progress: Callable[[int], None] = lambda done: None,
-    is_over: Callable[[], bool] = lambda: False,
-    spare_last: bool = False,
+    progress: Callable[[int], None] = lambda turns: None,
+    time_is_up: Callable[[], bool] = lambda: False,
+    optional_last: bool = False,
 ) -> list[float]:
-    """Milliseconds of each, timed once; all processes run the same, as often.
+    """Give each piece of work its turns, in random order; the medians of its turns.
+
+    All processes run the same work, in the same order.
 
     Args:
-        progress: called before each turn with how many were timed.
-        is_over: whether to stop; what was not timed by then is NaN.
-        spare_last: time what is spare after all else.
+        order: shuffles the turns.
+        progress: called before each turn with the number of turns so far.
+        time_is_up: asked before each turn; if it says so, the remaining turns are skipped.
+        optional_last: time optional work after all other work.
+
+    Returns:
+        Milliseconds by piece of work; NaN for one that had no turn.
     """
-    places = [place for place, item in enumerate(timed) for _ in range(item.turns)]
-    order.shuffle(places)
-    if spare_last:
-        places.sort(key=lambda place: timed[place].spare)
-    found: list[list[float]] = [[] for _ in timed]
-    for done, place in enumerate(places):
-        if is_over():
+    turns = [number for number, item in enumerate(timed) for _ in range(item.turns)]
+    order.shuffle(turns)
+    if optional_last:
+        turns.sort(key=lambda number: timed[number].optional)
+    times: list[list[float]] = [[] for _ in timed]
+    for done, number in enumerate(turns):
+        if time_is_up():
             break
         progress(done)
-        found[place].append(timed[place].turn_ms(device, world))
-    return [float(np.median(turns)) if turns else float("nan") for turns in found]
+        times[number].append(timed[number].turn_ms(machine, world))
+    return [float(np.median(samples)) if samples else float("nan") for samples in times]
 
 
-def take_out_drift(timed: Sequence[Timed]) -> None:
-    """Divide out of all times what is a round's and not a point's."""
+def remove_drift(timed: Sequence[Timed]) -> None:
+    """Divide the rounds' drift out of all times, see `without_drift`."""
     steady = without_drift([item.times for item in timed])
     for item, times in zip(timed, steady, strict=True):
         item.times = times
 
 
 def without_drift(times: Sequence[Sequence[float]]) -> list[list[float]]:
-    """Times of each point by round, with what made a whole round faster or slower divided out.
+    """Times divided by the pace of their rounds.
 
-    A shared machine's speed wanders by tens of per cent over a minute. Within a round it hits
-    all points alike, and speed-ups are ratios of them: only what a point does of its own is
-    its spread.
+    A shared machine's speed wanders by tens of percent over a minute. Within a round it affects
+    all work alike, and speed-ups are ratios: what remains is the spread of each piece by itself.
+
+    Args:
+        times: [pieces of work, rounds], in any unit.
+
+    Returns:
+        The same shape and unit.
     """
-    steady: list[list[float]] = (np.asarray(times) / paces(times)).tolist()
+    steady: list[list[float]] = (np.asarray(times) / round_paces(times)).tolist()
     return steady
 
 
-def paces(times: Sequence[Sequence[float]]) -> list[float]:
-    """How long each round took beside the others, of times of each point by round."""
+def round_paces(times: Sequence[Sequence[float]]) -> list[float]:
+    """How slow each round was: 1 for a usual round, 1.2 for one that took 20% longer.
+
+    Args:
+        times: [pieces of work, rounds], in any unit.
+
+    Returns:
+        [rounds]: the median, over the pieces of work, of a time relative to that piece's median.
+    """
     table: FloatArray = np.asarray(times, dtype=np.float64)
-    found: list[float] = np.median(table / np.median(table, axis=1, keepdims=True), axis=0).tolist()
-    return found
+    relative = table / np.median(table, axis=1, keepdims=True)
+    paces: list[float] = np.median(relative, axis=0).tolist()
+    return paces
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Median and its 95 % interval, from order statistics: no distribution is assumed.
+    """Median and the ends of its 95% interval, without assuming a distribution.
 
-    The number of values below the median is binomial. Of fewer than six values the interval is
-    all of them, and covers less.
+    The number of values below the median is binomial, which makes order statistics the ends of
+    the interval. With fewer than six values the interval spans all of them, and covers less.
     """
     ordered: FloatArray = np.sort(np.asarray(values, dtype=np.float64))
     left_out = max(0, int(binom.ppf(0.025, len(ordered), 0.5)) - 1)  # at either end

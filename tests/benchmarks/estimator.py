@@ -19,8 +19,8 @@ import typer
 from sequoia_opt import load_pair
 from sequoia_opt.engine.pair import Pair
 from sequoia_opt.measure.dataset import load_dataset
-from sequoia_opt.measure.estimator import Options, estimate
-from sequoia_opt.measure.estimator import _prepare as prepare
+from sequoia_opt.measure.estimator import EstimateOptions, estimate
+from sequoia_opt.measure.sample_texts import prepare_texts
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.acceptance import Sampling
 from sequoia_opt.plan.tree import TokenTree
@@ -60,8 +60,15 @@ def main(
     """Print both tables."""
     pair = load_pair()
     name, documents = load_dataset(None)
-    options = Options(max_new_tokens=new_tokens, teacher_forced=True, depths=8)
-    texts = sorted(prepare(pair, documents, options), key=lambda text: len(text.prompt))
+    options = EstimateOptions(max_new_tokens=new_tokens, teacher_forced=True, depths=8)
+    prepared = prepare_texts(
+        pair,
+        documents,
+        max_new_tokens=new_tokens,
+        max_prompt_tokens=options.max_prompt_tokens,
+        teacher_forced=True,
+    )
+    texts = sorted(prepared, key=lambda text: len(text.prompt))
     rows = [text.prompt + text.text for text in texts]
     batches = [rows[i : i + options.batch] for i in range(0, len(rows), options.batch)]
     runs: dict[str, Callable[[], object]] = {"forwards alone": lambda: forwards(pair, batches)}

@@ -66,7 +66,7 @@ def test_what_was_killed_is_taken_up_and_gives_the_same_file(
     kept = partial.read_bytes()
     refused = run("estimate", *options, "-o", "killed.yaml")
     assert refused.code == 1
-    assert "killed.yaml.partial: keeps 1 finished part" in refused.err
+    assert "killed.yaml.partial: has 1 finished part" in refused.err
     assert partial.read_bytes() == kept
     done = run("estimate", *options, "-o", "killed.yaml", "--resume")
     assert done.code == 0, done.err

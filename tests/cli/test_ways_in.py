@@ -100,14 +100,14 @@ def test_a_text_has_the_same_tokens_whichever_way_it_comes_in(
 
     # What is measured is of the same tokens; of a text without a prompt, of its first half.
     measured: list[list[list[int]]] = []
-    prepare = estimator._prepare
+    prepare = estimator.prepare_texts
 
-    def prepared(*arguments: Any) -> Any:
-        texts = prepare(*arguments)
+    def prepared(*arguments: Any, **options: Any) -> Any:
+        texts = prepare(*arguments, **options)
         measured.append([each.prompt for each in texts])
         return texts
 
-    monkeypatch.setattr(estimator, "_prepare", prepared)
+    monkeypatch.setattr(estimator, "prepare_texts", prepared)
     done = run("estimate", *models, "--dataset", "d.json", "--max-new-tokens", 3)
     assert done.code == 0, done.err
     whole = tokens_of(models, text)

@@ -15,7 +15,7 @@ from sequoia_opt.api import load_pair
 from sequoia_opt.engine.decoder import Decoder
 from sequoia_opt.engine.verify import VERIFIERS
 from sequoia_opt.measure.dataset import load_dataset
-from sequoia_opt.measure.estimator import Options, estimate
+from sequoia_opt.measure.estimator import EstimateOptions, estimate
 from sequoia_opt.plan import shapes
 
 
@@ -62,7 +62,7 @@ def test_sampled_text_is_distributed_as_plain_sampling(pair: Any) -> None:
 def test_the_draft_is_worth_its_place(pair: Any) -> None:
     """Greedy acceptance of the first rank on held-out code, teacher-forced, is 0.70."""
     name, documents = load_dataset()
-    options = Options(teacher_forced=True, max_new_tokens=256)
+    options = EstimateOptions(teacher_forced=True, max_new_tokens=256)
     (acceptance,) = estimate(pair, documents, name, options=options)
     assert acceptance.positions > 13_000
     assert acceptance.rates[0] >= 0.70

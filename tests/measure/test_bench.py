@@ -139,7 +139,7 @@ def test_the_library_notices_what_plain_decoding_shares(
     pair, prompt = make_pair(), list(range(2, 30))
     narrow = [replace(layer, window=3) for layer in pair.target.layers]
     monkeypatch.setattr(pair.target, "layers", narrow)
-    monkeypatch.setattr(pair.target, "cache", None)
+    monkeypatch.setattr(pair.target, "_idle", None)
     monkeypatch.setattr(pair.target, "_chunks", {})
     plain, tree = (
         methods.with_tree(pair, "any", shape).run(prompt, 10).tokens

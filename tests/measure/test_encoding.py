@@ -7,9 +7,9 @@ import pytest
 from small_tokenizers import byte_level, llama_2_like
 
 from sequoia_opt.errors import SequoiaError
-from sequoia_opt.measure import estimator
 from sequoia_opt.measure.dataset import Document
 from sequoia_opt.measure.encoding import check_template, opening, prompt_and_text, prompt_tokens
+from sequoia_opt.measure.sample_texts import prepare_texts
 from sequoia_opt.measure.template import Template
 
 TEMPLATE = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}[ab]"
@@ -93,12 +93,13 @@ def test_names_of_datasets_tell_templates_apart() -> None:
 
 
 def test_the_end_of_a_long_prompt_keeps_the_beginning_of_text(pair: Any) -> None:
-    options = estimator.Options(max_prompt_tokens=6, max_new_tokens=4)
     told: list[str] = []
     pair.target, target = _Wide(pair.target), pair.target
     try:
         documents = [Document("ab ab ab ab ab ab ab ab", ""), Document("ab", "")]
-        long, short = estimator._prepare(pair, documents, options, told.append)
+        long, short = prepare_texts(
+            pair, documents, max_new_tokens=4, max_prompt_tokens=6, note=told.append
+        )
     finally:
         pair.target = target
     whole = pair.encode(documents[0].prompt)

@@ -24,11 +24,14 @@ def test_processes_go_on_only_together(
             return [value, next(others)]
 
     ran: list[int] = []
-    monkeypatch.setattr(
-        forwards, "one_forward", lambda runner, context, count, *_: lambda: ran.append(count)
-    )
     pair, notes = replace(make_pair(dtype="float32"), world=Two(0, 2)), []
-    assert forwards.that_fit(pair, [1, 2, 4, 8], 16, 1, notes.append) == [1, 2]
+    for model in pair.models.values():
+        monkeypatch.setattr(
+            model, "pass_to_time", lambda cache, context, count, *_: lambda: ran.append(count)
+        )
+    filled = forwards.fill_what_fits(pair, [1, 2, 4, 8], 16, 1, notes.append)
+    assert filled is not None
+    assert filled.tokens == [1, 2]
     assert ran == [1, 1, 2, 2]
     assert notes == ["batch 1: measured to 2 tokens, more do not fit into memory (no room there)"]
 
@@ -41,14 +44,15 @@ def test_out_of_memory_while_others_wait_ends_the_run(
         def gather(self, value: Any) -> list[Any]:
             return [value, value]
 
-    def forward(runner: Any, context: int, count: int, *_: object) -> Callable[[], None]:
+    def pass_to_time(cache: Any, context: int, count: int, *_: object) -> Callable[[], None]:
         def run() -> None:
             if count > 2:
                 raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB.")
 
         return run
 
-    monkeypatch.setattr(forwards, "one_forward", forward)
     pair = replace(make_pair(dtype="float32"), world=Two(0, 2))
+    for model in pair.models.values():
+        monkeypatch.setattr(model, "pass_to_time", pass_to_time)
     with pytest.raises(SequoiaError, match=r"out of memory\. Tried .*; profile shorter --contexts"):
-        forwards.that_fit(pair, [1, 2, 4], 16, 1, pytest.fail)
+        forwards.fill_what_fits(pair, [1, 2, 4], 16, 1, pytest.fail)

@@ -18,7 +18,7 @@ def no_file(path: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    ("kernel", "tool", "driver"),
+    ("kernel", "tool_output", "driver"),
     [
         (lambda path: KERNEL, None, "580.159.04"),
         (no_file, "550.90.07\n550.90.07\n", "550.90.07"),
@@ -27,27 +27,40 @@ def no_file(path: Path) -> str:
     ],
     ids=["kernel", "tool", "tool does not know", "neither"],
 )
-def test_the_driver_is_asked_of_the_kernel_then_of_its_tool(
-    kernel: Any, tool: str | None, driver: str, monkeypatch: pytest.MonkeyPatch
+def test_the_driver_version_comes_from_the_kernel_or_else_from_nvidia_smi(
+    kernel: Any, tool_output: str | None, driver: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
-        if tool is None:
+        if tool_output is None:
             raise FileNotFoundError(command[0])
-        return subprocess.CompletedProcess(command, 0, tool, "")
+        return subprocess.CompletedProcess(command, 0, tool_output, "")
 
     monkeypatch.setattr(Path, "read_text", kernel)
     monkeypatch.setattr(subprocess, "run", run)
-    assert hardware._driver() == driver
+    assert hardware._driver_version() == driver
 
 
 def test_versions_are_known_without_an_installation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A checkout that runs by PYTHONPATH has no metadata of its own."""
+    """A checkout that runs by PYTHONPATH has no package metadata."""
 
     def missing(package: str) -> str:
         raise hardware.PackageNotFoundError(package)
 
     monkeypatch.setattr(hardware, "version", missing)
-    found = hardware.software(torch.device("cpu"))
-    assert found["sequoia_opt"] == sequoia_opt.__version__
-    assert found["torch"] == torch.__version__
-    assert found["transformers"] == "unknown"
+    versions = hardware.software(torch.device("cpu"))
+    assert versions["sequoia_opt"] == sequoia_opt.__version__
+    assert versions["torch"] == torch.__version__
+    assert versions["transformers"] == "unknown"
+
+
+def test_a_machine_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        Path, "read_text", lambda path: "model name\t: Intel(R) Xeon(R) CPU @ 2.1GHz\n"
+    )
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    machine = hardware.hardware(torch.device("cpu"))
+    assert machine["slug"] == "intel-xeon-cpu-2-1ghz-4-threads"
+    assert machine["name"] == "Intel(R) Xeon(R) CPU @ 2.1GHz"
+    assert machine["device"] == "cpu"
+    assert machine["threads"] == 4
+    assert machine["memory_gb"] > 0

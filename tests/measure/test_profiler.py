@@ -16,11 +16,12 @@ from sequoia_opt.api import load_pair
 from sequoia_opt.engine.decoder import Decoder
 from sequoia_opt.engine.distributed import ALONE, World
 from sequoia_opt.engine.pair import Pair
-from sequoia_opt.engine.torch import memory
+from sequoia_opt.engine.torch import memory, runner
 from sequoia_opt.engine.torch.attention import Attend
+from sequoia_opt.engine.torch.runner import LOGIT_COPIES
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure import profiler
-from sequoia_opt.measure.forwards import LOGIT_COPIES, forwards_to_time
+from sequoia_opt.measure.forwards import fill, forwards_to_time
 from sequoia_opt.measure.journal import Journal
 from sequoia_opt.measure.overhead import overhead_trees, steps_to_time
 from sequoia_opt.measure.profiler import (
@@ -143,7 +144,13 @@ def test_stops_at_what_fits_into_memory(
     pair, notes = make_pair(dtype="float32"), []
     each = pair.target.vocabulary * (4 + 4 * LOGIT_COPIES)
     monkeypatch.setattr(memory, "free_bytes", lambda device: 10 * each)
-    monkeypatch.setattr("sequoia_opt.engine.torch.runner.check_fits", lambda *_: None)
+    check_fits = runner.check_fits
+
+    def check_logits(count: int, device: torch.device, what: str, advice: str) -> None:
+        if what.startswith("logits"):
+            check_fits(count, device, what, advice)
+
+    monkeypatch.setattr(runner, "check_fits", check_logits)
     options = Options(
         tokens=[1, 2, 4, 8, 16], contexts=[16], batches=[1, 4, 16], repeats=5, warm_up=0
     )
@@ -164,10 +171,10 @@ def test_stops_where_the_device_runs_out_of_memory(
     pair, notes = make_pair(dtype="float32"), []
     forward = pair.target.forward
 
-    def of_few(tokens: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
+    def of_few(cache: Any, tokens: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
         if tokens.shape[1] > 4:
             raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB.")
-        return forward(tokens, *arguments, **options)
+        return forward(cache, tokens, *arguments, **options)
 
     monkeypatch.setattr(pair.target, "forward", of_few)
     options = Options(tokens=[1, 2, 4, 8], contexts=[16], repeats=5, warm_up=0)
@@ -184,18 +191,20 @@ def test_what_streams_is_timed_behind_itself(make_model: Callable[..., Path]) ->
     times = [150.0, 200.0]
 
     class Clock(Timed):
-        def sample_ms(self, device: torch.device) -> float:
+        def sample_ms(self, machine: Any) -> float:
             return times.pop(0)
 
-    assert Clock(lambda: None, streams=True).turn_ms(torch.device("cpu"), ALONE) == 200
     pair: Any = load_pair(make_model("llama", 0), make_model("llama", 1), "cpu", "float32")
+    assert Clock(lambda: None, streams=True).turn_ms(pair.machine, ALONE) == 200
+    with torch.inference_mode():
+        filled = fill(pair, 16, 64)
     pair.target.stream = SimpleNamespace(streamed=[0, 2], moved_bytes=5)
     pair.memory_budget = 7
-    forwards = forwards_to_time(pair, [1], [16], 1)
+    forwards = forwards_to_time(pair, filled, [16])
     assert {role: item.streams for (role, *_), item in forwards.items()} == {
         "target": True, "draft": False
     }  # fmt: skip
-    steps = steps_to_time(pair, 16, 64, [Sampling(0.0, 1.0, "sequoia")])
+    steps = steps_to_time(pair, filled, 16, [Sampling(0.0, 1.0, "sequoia")])
     assert all(step.streams and step.turns == 1 for _, _, step in steps)
     assert len(steps) == len(overhead_trees(64, few=True))
     found = profiler._streaming(pair)
@@ -207,7 +216,7 @@ def test_the_machine_is_watched_from_when_it_works(
 ) -> None:
     """An idle GPU's clock says nothing."""
     said: list[str] = []
-    fitting = profiler.that_fit
+    fill_what_fits = profiler.fill_what_fits
 
     class Told:
         def __init__(self, device: torch.device, world: World) -> None:
@@ -216,12 +225,12 @@ def test_the_machine_is_watched_from_when_it_works(
         def notes(self) -> list[str]:
             return ["it was loud"]
 
-    def that_fit(*arguments: Any) -> list[int]:
+    def filling(*arguments: Any) -> Any:
         said.append("worked")
-        return fitting(*arguments)
+        return fill_what_fits(*arguments)
 
-    monkeypatch.setattr(profiler, "Watch", Told)
-    monkeypatch.setattr(profiler, "that_fit", that_fit)
+    monkeypatch.setattr(profiler, "DisturbanceMonitor", Told)
+    monkeypatch.setattr(profiler, "fill_what_fits", filling)
     found = profile(make_pair(dtype="float32"), Options(tokens=[1], contexts=[16], repeats=5))
     assert said == ["worked", "watched"]
     assert found.disturbed.endswith("it was loud")
@@ -233,18 +242,18 @@ def test_a_model_that_compiling_makes_slower_runs_eagerly(
     """The draft's graphs stand for slow ones, the target's for ones that take no time."""
     pair = load_pair(make_model("llama", 0), make_model("llama", 1), "cpu", "float32")
 
-    def graphs(model: Any, last_position: int) -> Callable[..., torch.Tensor]:
+    def graphs(model: Any, last_position: int, *_: Any) -> Callable[..., Any]:
         kept: dict[int, torch.Tensor] = {}
 
         def forward(tokens: Any, positions: Any, slots: Any, masks: Any, cache: Any) -> Any:
             if model is pair.draft.model:
                 time.sleep(0.02)
             elif tokens.shape[1] in kept:
-                return kept[tokens.shape[1]]
+                return kept[tokens.shape[1]], ()
             kept[tokens.shape[1]] = model(
                 input_ids=tokens, position_ids=positions, tree=Attend(cache, slots, masks)
             ).logits
-            return kept[tokens.shape[1]]
+            return kept[tokens.shape[1]], ()
 
         return forward
 
@@ -285,9 +294,7 @@ def test_default_contexts_are_those_that_the_models_have(
 ) -> None:
     """With room for the largest forward behind them, and said where they are cut."""
     said: list[str] = []
-    pair = SimpleNamespace(
-        target=SimpleNamespace(positions=4096), draft=SimpleNamespace(positions=positions)
-    )
+    pair = SimpleNamespace(positions=positions)
     assert default_contexts(cast("Pair", pair), 64, said.append) == contexts
     assert bool(said) == (positions < 1088)
     assert not said or f"the models have {positions} positions" in said[0]

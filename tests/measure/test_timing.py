@@ -8,46 +8,47 @@ import pytest
 import torch
 
 from sequoia_opt.engine.distributed import ALONE
+from sequoia_opt.engine.torch.machine import TorchMachine
 from sequoia_opt.measure import timing
 from sequoia_opt.measure.journal import Journal
 from sequoia_opt.measure.timing import Rounds, Timed, median_interval, without_drift
 
-CPU = torch.device("cpu")
+CPU = TorchMachine(torch.device("cpu"))
 
 
-def test_drift_is_no_spread() -> None:
-    """Rounds on a machine whose speed wanders: the points' ratios come out as they are."""
+def test_drift_does_not_count_as_spread() -> None:
+    """Rounds on a machine whose speed wanders: the ratios of the times are exact."""
     generator = np.random.default_rng(0)
-    wander = np.exp(0.3 * generator.standard_normal(25))
-    true = np.array([1.0, 2.0, 5.0, 9.0, 9.5])
+    paces = np.exp(0.3 * generator.standard_normal(25))
+    true_ms = np.array([1.0, 2.0, 5.0, 9.0, 9.5])
     noise = np.exp(0.01 * generator.standard_normal((5, 25)))
-    steady = np.array(without_drift(true[:, None] * wander * noise))
+    steady = np.array(without_drift(true_ms[:, None] * paces * noise))
     medians = np.median(steady, axis=1)
-    assert medians / medians[0] == pytest.approx(true, rel=0.01)
+    assert medians / medians[0] == pytest.approx(true_ms, rel=0.01)
     assert (steady.std(axis=1) / medians < 0.02).all()
 
 
-def test_the_median_of_a_rounds_turns_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    waiting = {"often": [3.0, 1.0, 2.0, 6.0, 4.0, 5.0], "once": [7.0, 7.0]}
-    monkeypatch.setattr(timing, "LONG_MS", 1.0)  # so that one run is a turn
+def test_a_rounds_time_is_the_median_of_its_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = {"often": [3.0, 1.0, 2.0, 6.0, 4.0, 5.0], "once": [7.0, 7.0]}
+    monkeypatch.setattr(timing, "LONG_MS", 1.0)  # so that a turn is one run
 
     class Clock(Timed):
-        def sample_ms(self, device: torch.device) -> float:
-            return waiting[str(self.run())].pop(0)
+        def sample_ms(self, machine: Any) -> float:
+            return samples[str(self.run())].pop(0)
 
     timed = [Clock(lambda: "often", turns=3), Clock(lambda: "once")]
     Rounds(CPU, repeats=2).run(timed)
-    assert not any(waiting.values())
+    assert not any(samples.values())
     assert timed[0].times[0] / timed[1].times[0] == pytest.approx(2 / 7)
     assert timed[0].times[1] / timed[1].times[1] == pytest.approx(5 / 7)
 
 
-def test_what_is_timed_follows_runs_like_it() -> None:
-    """A first run after another thing takes longer; it must not count."""
+def test_work_is_timed_behind_runs_of_the_same_work() -> None:
+    """The first run behind other work takes longer; it must not count."""
     last, slow = "", 0
 
     class Clock(Timed):
-        def sample_ms(self, device: torch.device) -> float:
+        def sample_ms(self, machine: Any) -> float:
             before = last
             return 1.0 if self.run() == before else 9.0
 
@@ -60,145 +61,142 @@ def test_what_is_timed_follows_runs_like_it() -> None:
     timed = [Clock(lambda: run("a")), Clock(lambda: run("b"))]
     Rounds(CPU, repeats=6).run(timed)
     assert slow > 6
-    assert {each for item in timed for each in item.times} == {1.0}
+    assert {milliseconds for item in timed for milliseconds in item.times} == {1.0}
 
 
 @pytest.mark.parametrize(
-    ("spread", "rounds"),
+    ("samples", "rounds"),
     [([1.0] * 40, 5), ([1.0, 9.0, *[1.0] * 40], 9), ([1.0, 2.0, 3.0] * 14, 15)],
     ids=["quiet", "disturbed once", "never quiet"],
 )
-def test_rounds_are_added_while_times_spread(spread: list[float], rounds: int) -> None:
-    """One round that is off counts until there are nine; three times as many are the most."""
-    seen: list[tuple[int, int]] = []
-    waiting = iter(spread)
+def test_rounds_are_added_while_times_are_noisy(samples: list[float], rounds: int) -> None:
+    """One outlier matters until there are nine rounds; at most three times as many are made."""
+    calls: list[tuple[int, int]] = []
+    remaining = iter(samples)
 
     class Clock(Timed):
-        def turn_ms(self, device: torch.device, world: Any) -> float:
-            return float(next(waiting)) if self.parts == 2 else 1.0
+        def turn_ms(self, machine: Any, world: Any) -> float:
+            return next(remaining) if self.queued else 1.0
 
-    timed = [Clock(lambda: None, parts=parts) for parts in (1, 1, 2)]
-    said: list[str] = []
-    counted = Rounds(CPU, repeats=5, patience=3, name="batch 1").run(
-        timed, lambda *counts: seen.append(counts), note=said.append
+    timed = [Clock(lambda: None, queued=queued) for queued in (False, False, True)]
+    notes: list[str] = []
+    counted = Rounds(CPU, repeats=5, max_multiple=3, name="batch 1").run(
+        timed, lambda *counts: calls.append(counts), note=notes.append
     )
     assert counted == len(timed[0].times) == rounds
-    # Turn by turn, in the rounds that are added too, of as many as there may be.
-    assert (
-        list(dict.fromkeys(seen))
-        == [
-            *((turn, 15) for turn in range(16)),
-            *((turn, 45) for turn in range(16, 3 * rounds + 1)),
-        ][: 3 * rounds + 1]
-        or rounds > 5
-    )
-    assert {done for done, _ in seen} == set(range(3 * rounds + 1))
-    assert all(total == (15 if done < 15 else 45) for done, total in seen if done != 15)
-    assert said == (["batch 1: times spread; up to 10 rounds more"] if rounds > 5 else [])
+    # Turn by turn; from the first added round on, the total is that of all that may be added.
+    if rounds == 5:
+        assert list(dict.fromkeys(calls)) == [(turn, 15) for turn in range(16)]
+    assert {done for done, _ in calls} == set(range(3 * rounds + 1))
+    assert all(total == (15 if done < 15 else 45) for done, total in calls if done != 15)
+    note = "batch 1: times are noisy; measuring up to 10 more rounds"
+    assert notes == ([note] if rounds > 5 else [])
 
 
-class Ending(Journal):
-    """Its time is up after so many times that somebody asks; keeps nothing."""
+class EndingJournal(Journal):
+    """A journal whose time is up after it was asked a number of times; it has no file."""
 
-    def __init__(self, asked: int) -> None:
+    def __init__(self, questions: int) -> None:
         super().__init__()
-        self.left = asked
-        self.kept: list[str] = []
+        self.questions = questions
+        self.recorded: list[str] = []
 
-    def is_over(self, world: Any = None) -> bool:
-        self.left -= 1
-        return self.left < 0
+    def time_is_up(self, world: Any = None) -> bool:
+        self.questions -= 1
+        return self.questions < 0
 
-    def keep(self, name: str, value: Any) -> None:
-        self.kept.append(name)
+    def record(self, name: str, value: Any) -> None:
+        self.recorded.append(name)
 
 
 @pytest.mark.parametrize(
-    ("asked", "rounds", "hasty", "spares"),
+    ("questions", "rounds", "quick", "optional"),
     [
-        (0, 1, 3, 0),  # nothing was timed but in haste
-        (2, 1, 1, 0),  # two of the first round's, the spare one not among them
+        (0, 1, 3, 0),  # everything was timed quickly
+        (2, 1, 1, 0),  # two of the first round's turns, none of them of optional work
         (3, 1, 0, 0),
-        (4, 1, 0, 1),  # a whole round that was to warm up has to do
-        (6, 1, 0, 1),  # and so where the next one is cut
+        (4, 1, 0, 1),  # a whole warm-up round has to serve
+        (6, 1, 0, 1),  # and also if the next round is cut short
         (8, 1, 0, 1),  # one round that counts
-        (11, 1, 0, 1),  # a second one that is cut is dropped
+        (11, 1, 0, 1),  # a second one that is cut short is dropped
         (13, 2, 0, 2),
     ],
 )
-def test_a_bound_holds_inside_a_round(asked: int, rounds: int, hasty: int, spares: int) -> None:
-    """Whenever it comes, everything that is not spare has as many times as there are rounds."""
-    in_haste = 0
+def test_the_time_limit_holds_within_a_round(
+    questions: int, rounds: int, quick: int, optional: int
+) -> None:
+    """Whenever the time is up, all work but the optional has one time per round."""
+    quick_samples = 0
 
     class Clock(Timed):
-        def turn_ms(self, device: torch.device, world: Any) -> float:
+        def turn_ms(self, machine: Any, world: Any) -> float:
             return 1.0
 
-        def sample_ms(self, device: torch.device) -> float:
-            nonlocal in_haste
-            in_haste += 1
+        def sample_ms(self, machine: Any) -> float:
+            nonlocal quick_samples
+            quick_samples += 1
             return 200.0  # long: it is run once
 
-    timed = [Clock(lambda: None, spare=spare) for spare in (False, True, False, False)]
-    journal = Ending(asked)
+    timed = [Clock(lambda: None, optional=flag) for flag in (False, True, False, False)]
+    journal = EndingJournal(questions)
     counted = Rounds(CPU, repeats=7, warm_up=1, journal=journal).run(timed)
     assert counted == rounds
-    assert in_haste == hasty
-    assert [len(item.times) for item in timed if not item.spare] == [rounds] * 3
-    assert len(timed[1].times) == spares
-    assert len(journal.kept) == (asked >= 4) + (asked >= 8) + (asked >= 13)
+    assert quick_samples == quick
+    assert [len(item.times) for item in timed if not item.optional] == [rounds] * 3
+    assert len(timed[1].times) == optional
+    assert len(journal.recorded) == sum(questions >= enough for enough in (4, 8, 13))
 
 
-def test_what_is_timed_in_haste_is_warm() -> None:
-    """A first run may compile; of what is short, the second one counts."""
+def test_a_quick_time_is_that_of_warm_work() -> None:
+    """The first run may compile; of short work the second one counts."""
     times = iter([90.0, 3.0, 150.0])
 
     class Clock(Timed):
-        def sample_ms(self, device: torch.device) -> float:
+        def sample_ms(self, machine: Any) -> float:
             return next(times)
 
     item = Clock(lambda: None)
-    assert [item.hasty_ms(CPU, ALONE) for _ in range(2)] == [3.0, 150.0]
+    assert [item.quick_ms(CPU, ALONE) for _ in range(2)] == [3.0, 150.0]
 
 
-def test_no_rounds_are_added_for_what_is_next_to_nothing() -> None:
-    """A draft's time, beside a forward that brings a target's layers in."""
-    spreading = iter([1.0, 5.0] * 10)
-
-    class Clock(Timed):
-        def turn_ms(self, device: torch.device, world: Any) -> float:
-            return next(spreading) if self.parts == 2 else 1000.0
-
-    timed = [Clock(lambda: None, parts=parts, streams=parts == 1) for parts in (1, 1, 2)]
-    assert Rounds(CPU, repeats=5, patience=2).run(timed) == 5
-
-
-def test_a_machine_that_slows_down_is_told_of() -> None:
-    pace = iter([1.0, 1.0, 1.0, 1.0, 1.5, 1.5, 1.5])
+def test_no_rounds_are_added_for_a_negligible_part_of_a_step() -> None:
+    """A draft's time is noisy beside a forward pass that brings in a target's layers."""
+    noisy = iter([1.0, 5.0] * 10)
 
     class Clock(Timed):
-        def turn_ms(self, device: torch.device, world: Any) -> float:
-            return next(pace)
+        def turn_ms(self, machine: Any, world: Any) -> float:
+            return 1000.0 if self.streams else next(noisy)
 
-    said: list[str] = []
-    Rounds(CPU, repeats=7).run([Clock(lambda: None)], tell=said.append)
-    assert said == ["all became 50% slower from first to last"]
+    timed = [Clock(lambda: None, streams=streams) for streams in (True, True, False)]
+    assert Rounds(CPU, repeats=5, max_multiple=2).run(timed) == 5
 
 
-def test_interval_of_the_median_covers_it() -> None:
+def test_a_machine_that_slows_down_gives_a_warning() -> None:
+    samples = iter([1.0, 1.0, 1.0, 1.0, 1.5, 1.5, 1.5])
+
+    class Clock(Timed):
+        def turn_ms(self, machine: Any, world: Any) -> float:
+            return next(samples)
+
+    warnings: list[str] = []
+    Rounds(CPU, repeats=7).run([Clock(lambda: None)], warn=warnings.append)
+    assert warnings == ["the last rounds took 50% longer than the first"]
+
+
+def test_the_interval_covers_the_median() -> None:
     generator = np.random.default_rng(0)
     covered = 0
     for _ in range(400):
         _, low, high = median_interval(generator.exponential(size=25))
         covered += bool(low <= np.log(2) <= high)
-    assert covered >= 372  # 95 % of 400, less two standard deviations
+    assert covered >= 372  # 95% of 400, less two standard deviations
 
 
-def test_rounds_are_taken_up(tmp_path: Path) -> None:
+def test_rounds_are_resumed(tmp_path: Path) -> None:
     clock = iter(range(1, 1000))
 
     class Counting(Timed):
-        def turn_ms(self, device: torch.device, world: Any) -> float:
+        def turn_ms(self, machine: Any, world: Any) -> float:
             return float(next(clock))
 
     def run(repeats: int, resume: bool) -> tuple[list[float], int]:
@@ -209,24 +207,24 @@ def test_rounds_are_taken_up(tmp_path: Path) -> None:
 
     first, counted = run(5, False)  # 2 to 6 count
     assert (first, counted) == ([4.0], 5)
-    # Of nine rounds five are there; another warms up.
+    # Five of nine rounds are recorded; one more warms up.
     second, counted = run(9, True)  # 2 to 6 and 8 to 11
     assert (second, counted) == ([6.0], 9)
 
 
 @pytest.mark.parametrize(("milliseconds", "samples"), [(0.1, 16), (1.0, 5), (7.0, 1), (200.0, 1)])
-def test_queued_work_is_sampled_for_a_while_and_not_run_in(
+def test_queued_work_is_sampled_without_untimed_runs(
     milliseconds: float, samples: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A sample runs eight forward passes, of which four are timed; 40 ms of them are enough."""
+    """A sample runs the work eight times, of which four are timed; 40 ms of that are enough."""
     monkeypatch.setattr(timing, "TIMED_MS", 40)
     monkeypatch.setattr(timing, "RUN_IN_MS", 60)
     taken: list[float] = []
 
     class Clock(Timed):
-        def sample_ms(self, device: torch.device) -> float:
+        def sample_ms(self, machine: Any) -> float:
             taken.append(milliseconds)
             return milliseconds
 
-    assert Clock(lambda: None, parts=4, queued=True).turn_ms(CPU, ALONE) == milliseconds
+    assert Clock(lambda: None, runs_per_call=4, queued=True).turn_ms(CPU, ALONE) == milliseconds
     assert len(taken) == samples

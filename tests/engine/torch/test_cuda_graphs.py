@@ -23,7 +23,7 @@ from sequoia_opt.engine.verify import VERIFIERS
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure import profiler
 from sequoia_opt.measure.bench import divergence
-from sequoia_opt.measure.disturbance import Watch
+from sequoia_opt.measure.disturbance import DisturbanceMonitor
 from sequoia_opt.measure.hardware import hardware, software
 from sequoia_opt.plan.tree import AUTOREGRESSIVE, TokenTree
 
@@ -309,9 +309,9 @@ def test_the_driver_and_the_clock_are_known() -> None:
     device = torch.device("cuda")
     assert re.fullmatch(r"\d+\.\d+[.\d]*", software(device)["driver"])
     assert hardware(device)["slug"].startswith("nvidia")
-    watch = Watch(device)
-    assert watch._began.clock > 0
-    assert isinstance(watch.notes(), list)
+    monitor = DisturbanceMonitor(device)
+    assert monitor._start.clock_mhz > 0
+    assert isinstance(monitor.notes(), list)
 
 
 @gpu

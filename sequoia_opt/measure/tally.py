@@ -1,0 +1,164 @@
+"""What has been sampled of each document, and the acceptance rates that follow from it.
+
+Knows sums, counts and traces. Knows nothing of models, nor of where the samples come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sequoia_opt.errors import SequoiaError
+from sequoia_opt.plan.acceptance import Acceptance, Sampling, bootstrap_rates, fit_monotone
+from sequoia_opt.types import FloatArray
+
+MIN_POSITIONS_PER_DEPTH = 100
+"""Positions that a depth needs before it gets rates of its own."""
+
+
+@dataclass
+class Tally:
+    """The samples of one document under one verifier.
+
+    Row d of the tables holds the positions that follow exactly d accepted tokens in a row; the
+    last row holds the positions that follow that many or more.
+
+    Attributes:
+        sums: [depths, W], acceptance probability by rank, summed over the positions.
+        counts: [depths], number of positions.
+        trace: the accepted rank at every position, 0 where none was accepted.
+        context: sum over the positions of their context length.
+        run: accepted tokens in a row up to now.
+    """
+
+    sums: FloatArray
+    counts: FloatArray
+    trace: list[int] = field(default_factory=list)
+    context: float = 0.0
+    run: int = 0
+
+    @classmethod
+    def empty(cls, depths: int, width: int) -> Tally:
+        """A tally without samples."""
+        return cls(np.zeros((depths, width)), np.zeros(depths))
+
+    def record(
+        self, probabilities: FloatArray, ranks: Sequence[int], contexts: Sequence[int]
+    ) -> None:
+        """Add consecutive positions.
+
+        Args:
+            probabilities: [positions, W], acceptance probability by rank.
+            ranks: the accepted rank at each position, 0 for none.
+            contexts: the context length at each position.
+        """
+        depths = []
+        for rank in ranks:
+            depths.append(min(self.run, len(self.counts) - 1))
+            self.run = self.run + 1 if rank else 0
+        is_at_depth = np.equal.outer(np.arange(len(self.counts)), depths).astype(float)
+        self.sums += is_at_depth @ probabilities
+        self.counts += is_at_depth.sum(axis=1)
+        self.trace += ranks
+        self.context += sum(contexts)
+
+    def document(self) -> dict[str, Any]:
+        """The tally as a mapping, for a journal."""
+        return asdict(self)
+
+    def restore(self, values: Mapping[str, Any]) -> None:
+        """Take over what `document` returned.
+
+        Raises:
+            TypeError, ValueError, LookupError: the mapping is not one of a tally of this shape.
+        """
+        self.sums[:], self.counts[:] = values["sums"], values["counts"]
+        self.trace[:] = values["trace"]
+        self.context, self.run = values["context"], values["run"]
+
+
+def acceptance_of(
+    tallies: Sequence[Tally],
+    sampling: Sampling,
+    verifier: str,
+    *,
+    target: str,
+    draft: str,
+    dataset: str,
+    extra: Mapping[str, Any],
+) -> Acceptance:
+    """Acceptance rates with 95% intervals, by depth where the tallies tell depths apart.
+
+    Args:
+        tallies: one per document.
+        verifier: name of the verifier that decided, "greedy" at temperature 0.
+        target, draft, dataset: names for the file.
+        extra: further fields of the file.
+
+    Raises:
+        SequoiaError: no position was sampled.
+    """
+    sums = np.stack([tally.sums for tally in tallies])  # [documents, depths, W]
+    counts = np.stack([tally.counts for tally in tallies])  # [documents, depths]
+    positions = int(counts.sum())
+    if not positions:
+        raise SequoiaError(f"{dataset}: the target ended every document with its first token")
+    # A node at depth d is reached after at least d - 1 accepted tokens, wherever these began.
+    sums, counts = _add_larger_depths(sums), _add_larger_depths(counts)
+    measured_depths = int((counts.sum(axis=0) >= MIN_POSITIONS_PER_DEPTH).sum())
+    by_depth = [_rates_of(sums[:, d], counts[:, d]) for d in range(max(1, measured_depths))]
+    tells_depths_apart = sums.shape[1] > 1
+    first = by_depth[0]
+    return Acceptance(
+        rates=first.rates,
+        low=first.low,
+        high=first.high,
+        by_depth=np.stack([row.rates for row in by_depth]) if tells_depths_apart else None,
+        traces=[tally.trace for tally in tallies],
+        positions=positions,
+        target=target,
+        draft=draft,
+        dataset=dataset,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
+        verifier=verifier,
+        fit=first.fit,
+        measured=None if first.fit == "raw" else first.measured,
+        context=sum(tally.context for tally in tallies) / positions,
+        extra=dict(extra),
+    )
+
+
+def _add_larger_depths(table: FloatArray) -> FloatArray:
+    """Add to each depth of [documents, depths, …] the values of all larger depths."""
+    return np.asarray(table[:, ::-1].cumsum(axis=1)[:, ::-1])
+
+
+class _Rates(NamedTuple):
+    """Acceptance by rank at one depth, each array [W].
+
+    Attributes:
+        rates: the rates to plan with.
+        fit: how these were made from the measured ones, see `fit_monotone`.
+        low, high: the measured rates' 95% interval.
+    """
+
+    rates: FloatArray
+    fit: str
+    measured: FloatArray
+    low: FloatArray
+    high: FloatArray
+
+
+def _rates_of(sums: FloatArray, counts: FloatArray) -> _Rates:
+    """Rates from the documents' sums [documents, W] and counts [documents]."""
+    positions = int(counts.sum())
+    measured = sums.sum(axis=0) / positions
+    low, high = bootstrap_rates(sums, counts)
+    rates, fit = fit_monotone(measured, low, high, positions)
+    return _Rates(rates, fit, measured, low, high)
