@@ -59,7 +59,7 @@ from sequoia_opt.plan.acceptance import Sampling
 from sequoia_opt.processes import is_one_of_several
 
 if TYPE_CHECKING:
-    from sequoia_opt.engine.logits_processors import Rules
+    from sequoia_opt.engine.logits_processors import LogitsOptions
     from sequoia_opt.engine.pair import Pair
     from sequoia_opt.measure.dataset import Document
     from sequoia_opt.plan.tree import TokenTree
@@ -200,13 +200,13 @@ def decode(
     sampling = sampling_of(loaded, temperature, top_p, verifier, top_k, min_p)
     target, draft = models_of(loaded, target, draft)
     from sequoia_opt.engine.decoder import Decoder, check_seed
-    from sequoia_opt.engine.logits_processors import Rules
+    from sequoia_opt.engine.logits_processors import LogitsOptions
     from sequoia_opt.engine.own_settings import OwnSettings, own_settings
     from sequoia_opt.measure.dataset import Document
     from sequoia_opt.measure.encoding import check_template, prompt_tokens
 
     check_seed(seed)
-    rules = Rules(
+    rules = LogitsOptions(
         1.0 if repetition_penalty is None else repetition_penalty,
         _biases(logit_bias or []),
         frequency_penalty,
@@ -360,7 +360,7 @@ def _compare(
     max_new_tokens: int,
     sampling: Sampling,
     seed: int,
-    rules: Rules,
+    rules: LogitsOptions,
     repeats: int,
     fitting: Comparable,
     quiet: bool,

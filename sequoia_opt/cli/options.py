@@ -183,7 +183,7 @@ def tell_unused_settings(pair: Pair) -> None:
     from sequoia_opt.cli import console
     from sequoia_opt.engine.own_settings import own_settings
 
-    if own_settings(pair).rules.change_anything:
+    if own_settings(pair).logits.change_anything:
         console.note(
             f"generation_config.json of {pair.target_name}: its penalties and suppressed tokens "
             "are not applied here; decode applies them"

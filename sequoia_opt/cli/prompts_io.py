@@ -16,7 +16,7 @@ from sequoia_opt.plan.acceptance import Sampling
 
 if TYPE_CHECKING:
     from sequoia_opt.engine.decoder import Decoder, Generation
-    from sequoia_opt.engine.logits_processors import Rules
+    from sequoia_opt.engine.logits_processors import LogitsOptions
     from sequoia_opt.engine.own_settings import OwnSettings
     from sequoia_opt.engine.pair import Pair
     from sequoia_opt.measure.dataset import Document
@@ -71,21 +71,21 @@ def _as_text(content: bytes | str, where: str) -> str:
         ) from None
 
 
-def with_own(rules: Rules, own: OwnSettings, chosen: bool) -> Rules:
+def with_own(rules: LogitsOptions, own: OwnSettings, chosen: bool) -> LogitsOptions:
     """The rules that options name, and those of the target's that they do not.
 
     Args:
         chosen: whether the repetition penalty is an option's.
     """
-    penalty = rules.repetition_penalty if chosen else own.rules.repetition_penalty
+    penalty = rules.repetition_penalty if chosen else own.logits.repetition_penalty
     return replace(
-        own.rules,
+        own.logits,
         repetition_penalty=penalty,
-        bias={**own.rules.bias, **rules.bias},
+        bias={**own.logits.bias, **rules.bias},
         frequency_penalty=rules.frequency_penalty,
         presence_penalty=rules.presence_penalty,
-        banned=own.rules.banned.difference(rules.bias),
-        banned_first=own.rules.banned_first.difference(rules.bias),
+        banned=own.logits.banned.difference(rules.bias),
+        banned_first=own.logits.banned_first.difference(rules.bias),
     )
 
 
@@ -95,7 +95,7 @@ def stops_of(stop: Sequence[str] | None, own: OwnSettings) -> list[str]:
 
 
 def tell_own_settings(
-    pair: Pair, own: OwnSettings, rules: Rules, sampling: Sampling, stops: Sequence[str]
+    pair: Pair, own: OwnSettings, rules: LogitsOptions, sampling: Sampling, stops: Sequence[str]
 ) -> None:
     """Say what of the target's generation_config.json is applied, and what is not."""
     from sequoia_opt.cli import console
@@ -124,14 +124,14 @@ def tell_own_settings(
         console.note(f"{where}: not applied: {named}, for {here}; {options} samples so")
 
 
-def _applied(own: OwnSettings, rules: Rules) -> list[str]:
+def _applied(own: OwnSettings, rules: LogitsOptions) -> list[str]:
     """The target's own rules that are among those that are followed, in words."""
-    penalty = own.rules.repetition_penalty
+    penalty = own.logits.repetition_penalty
     applied = []
     if penalty != 1 and penalty == rules.repetition_penalty:
         applied.append(f"repetition_penalty {penalty:g}")
     for tokens, what in (
-        (own.rules.bias, "with a bias"),
+        (own.logits.bias, "with a bias"),
         (rules.banned, "suppressed"),
         (rules.banned_first, "suppressed at first"),
     ):

@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 
 from sequoia_opt.engine.drafters import State
-from sequoia_opt.engine.logits_processors import Rules
+from sequoia_opt.engine.logits_processors import LogitsOptions
 from sequoia_opt.engine.pair import Pair
 from sequoia_opt.engine.session import Session, first_state
 from sequoia_opt.engine.step import TOLD, Step
 from sequoia_opt.engine.stream import Generation, Stream
-from sequoia_opt.engine.verify import VERIFIERS, Synthetic, TreeIndex, make_verifier
+from sequoia_opt.engine.verify import Synthetic, TreeIndex, make_verifier
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan.tree import AUTOREGRESSIVE, TokenTree
+from sequoia_opt.plan.verifiers import VERIFIERS
 from sequoia_opt.types import FloatArray
 
 __all__ = ["Decoder", "Generation", "Session", "Stream", "check_sampling", "check_seed"]
@@ -58,7 +59,7 @@ class Decoder:
         seed: int = 0,
         verifier: str = "sequoia",
         rates: FloatArray | None = None,
-        rules: Rules | None = None,
+        rules: LogitsOptions | None = None,
         top_k: int = 0,
         min_p: float = 0.0,
     ) -> None:
@@ -73,10 +74,10 @@ class Decoder:
         self.verifier = make_verifier(verifier, temperature, top_p, top_k, min_p)
         if rates is not None:
             self.verifier = Synthetic(self.verifier, rates).to(pair.device)
-        rules = rules or Rules()
+        rules = rules or LogitsOptions()
         rules.check(pair.target.vocabulary)
         self._rules = (
-            rules.on(pair.device, pair.target.vocabulary) if rules.change_anything else None
+            rules.processor(pair.device, pair.target.vocabulary) if rules.change_anything else None
         )
         step = Step(pair.target, pair.drafter, tree, self.verifier, pair.world, self._rules)
         self.step = pair.machine.prepared(step)

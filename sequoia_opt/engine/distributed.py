@@ -1,8 +1,8 @@
 """Several processes that run one pair together, started by torchrun.
 
-The target is spread over them, tensor-parallel, as transformers does it; each has a whole draft.
-What decides is computed everywhere but taken from the first process, so that rounding can never
-make them part. Knows nothing of models.
+transformers spreads the target over them, tensor-parallel; each process has a whole draft. All
+processes compute every decision and take the first process's result, so that rounding cannot make
+them diverge. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -21,19 +21,23 @@ from sequoia_opt.errors import SequoiaError, one_line
 from sequoia_opt.processes import is_one_of_several
 
 BACKENDS = {"cuda": "nccl", "cpu": "gloo"}
-# One process waits for another, which loads longer, or has a share of the work that takes longer:
-# a process that dies ends the run, whatever the others wait for.
+# How long a process waits for another that takes longer to load, or to do its share of the work.
+# The others do not wait for a process that died: torchrun ends the run.
 PATIENCE, SHARE_PATIENCE = timedelta(minutes=30), timedelta(days=1)
-MEETING = ("RANK", "MASTER_ADDR", "MASTER_PORT")  # what torchrun tells each process besides
+MEETING = (
+    "RANK",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)  # set by torchrun, beside LOCAL_RANK and WORLD_SIZE
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes that run together, and which of them this is.
+    """The processes that run together, and this process's number among them.
 
     Attributes:
-        rank: from 0.
-        size: 1 where this one is alone.
+        rank: this process's number, from 0.
+        size: number of processes; 1 for a process on its own.
     """
 
     rank: int = 0
@@ -47,14 +51,14 @@ class World:
         return tensor
 
     def agree_on(self, value: Any) -> Any:
-        """The first process's value, of any plain kind."""
+        """The first process's value; any value that can be pickled."""
         values = [value]
         if self.size > 1:
             dist.broadcast_object_list(values, 0)
         return values[0]
 
     def gather(self, value: Any) -> list[Any]:
-        """Every process's value, in order, for all of them."""
+        """The values of all processes, in order; every process gets them."""
         values = [value] * self.size
         if self.size > 1:
             dist.all_gather_object(values, value)
@@ -65,10 +69,10 @@ ALONE = World()
 
 
 def launched() -> int:
-    """How many processes torchrun has started; 1 without it.
+    """The number of processes that torchrun has started; 1 without it.
 
     Raises:
-        SequoiaError: there should be several, but where they meet is not said.
+        SequoiaError: there should be several, but the environment does not say where they meet.
     """
     if not is_one_of_several():
         return 1
@@ -81,10 +85,10 @@ def launched() -> int:
 
 
 def is_first_to_fail() -> bool:
-    """Whether none of the processes has asked this before: one of them says what was wrong."""
+    """Whether this is the first process to call this, and so the one to report what failed."""
     host, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
     if not host or not port:
-        return True  # there is nobody to ask
+        return True  # it runs on its own
     try:
         store = TCPStore(host, int(port), timeout=timedelta(seconds=10))
         return bool(store.add("sequoia_opt/failed", 1) == 1)
@@ -93,37 +97,37 @@ def is_first_to_fail() -> bool:
 
 
 def own_device(kind: str) -> str:
-    """This process's device of a kind: of several, the one with its number.
+    """This process's device of a kind: if several processes run, the GPU with its number.
 
     Raises:
-        SequoiaError: there are fewer than processes, or all would take the same.
+        SequoiaError: there are fewer GPUs than processes, or all processes would take the same.
     """
     if launched() == 1 or not kind.startswith("cuda"):
         return kind
     if kind != "cuda":
         raise SequoiaError(
-            f"device: found {kind} for each of {launched()} processes; use --device cuda, of which "
-            "each takes its own"
+            f"device: found {kind} for each of {launched()} processes, expected cuda; with "
+            "--device cuda each process takes a GPU of its own"
         )
-    place, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    number, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if not count:
         raise SequoiaError("this machine has no GPU for its processes; use --device cpu")
-    if place >= count:
+    if number >= count:
         raise SequoiaError(
-            f"process {place} of this machine has no GPU: there are {count}; start as many "
-            f"processes (--nproc-per-node {count})"
+            f"process {number} of this machine has no GPU, since there are only {count}; start as "
+            f"many processes (--nproc-per-node {count})"
         )
-    return f"cuda:{place}"
+    return f"cuda:{number}"
 
 
 def join(device: torch.device, patience: timedelta = PATIENCE) -> World:
     """Meet the other processes, if there are any.
 
     Args:
-        patience: how long one waits for another, now and later.
+        patience: how long a process waits for another, now and later.
 
     Raises:
-        SequoiaError: they do not meet.
+        SequoiaError: the processes do not meet.
     """
     if launched() == 1:
         return ALONE

@@ -1,9 +1,9 @@
-"""What is done to a model's logits before tokens are chosen, by what has been said so far.
+"""Logits processors: a bias for some tokens, penalties for repeated ones, banned tokens.
 
-A bias for some tokens, penalties for those that are there already, and tokens that are never
-said, as transformers' `generate` and the engines that serve models apply them. Each node of a
-tree has a text of its own, so what the verifiers keep is the ruled target's distribution,
-exactly. Knows nothing of drafting.
+They change the target's logits before a token is chosen, as they do in transformers' `generate`
+and in the engines that serve models. Each node of a tree continues a text of its own and is
+processed with that text, so the verifiers keep exactly the processed target's distribution. Knows
+nothing of drafting.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from torch import Tensor
 
 from sequoia_opt.errors import SequoiaError
 
-# What a float32 logit is sure to hold, and a hundred times more than rules out a token.
-STRONGEST, LARGEST = 1e6, 1e30
+LARGEST_PENALTY = 1e6
+LARGEST_BIAS = 1e30  # fits a float32 logit, and is far more than it takes to rule out a token
 
 
 @dataclass(frozen=True)
-class Rules:
-    """The rules, in the order that they are applied in.
+class LogitsOptions:
+    """The processors to apply, in the order in which they are applied.
 
     Attributes:
-        repetition_penalty: above 1 it makes tokens of the text less likely, those of the prompt
-            too: their logits are divided by it, or multiplied where they are negative (CTRL,
-            arXiv 1909.05858).
-        bias: what is added to tokens' logits, before the penalties.
-        frequency_penalty: what is taken from a token's logit each time that the new text, without
-            the prompt, has it (OpenAI's definition, and vLLM's).
-        presence_penalty: what is taken from it once if the new text has it.
-        banned: tokens that are never said.
-        banned_first: tokens that are not said first.
+        bias: added to tokens' logits, before the penalties.
+        repetition_penalty: for each token of the text, the prompt included: its logit is divided
+            by the penalty, or multiplied if it is negative. Above 1 it makes these tokens less
+            likely (CTRL, arXiv 1909.05858).
+        frequency_penalty: subtracted from a token's logit once for each time that the token occurs
+            in the new text, without the prompt (as OpenAI and vLLM define it).
+        presence_penalty: subtracted from a token's logit if the token occurs in the new text.
+        banned: tokens that are never chosen.
+        banned_first: tokens that are not chosen as the first one.
     """
 
     repetition_penalty: float = 1.0
@@ -45,122 +45,128 @@ class Rules:
     banned_first: frozenset[int] = frozenset()
 
     def check(self, vocabulary: int) -> None:
-        """Refuse what cannot be.
+        """Refuse values out of range.
 
         Raises:
-            SequoiaError: with what was found.
+            SequoiaError: names the option, what was found and what was expected.
         """
-        if not 1 / STRONGEST <= self.repetition_penalty <= STRONGEST:
+        if not 1 / LARGEST_PENALTY <= self.repetition_penalty <= LARGEST_PENALTY:
             raise SequoiaError(
                 f"repetition-penalty: found {self.repetition_penalty:g}, expected "
-                f"{1 / STRONGEST:g} to {STRONGEST:g}"
+                f"{1 / LARGEST_PENALTY:g} to {LARGEST_PENALTY:g}"
             )
         for name in ("frequency", "presence"):
             penalty = getattr(self, f"{name}_penalty")
-            if not abs(penalty) <= STRONGEST:  # which NaN is not
+            if not abs(penalty) <= LARGEST_PENALTY:  # also refuses NaN
                 raise SequoiaError(
-                    f"{name}-penalty: found {penalty:g}, expected {-STRONGEST:g} to {STRONGEST:g}"
+                    f"{name}-penalty: found {penalty:g}, expected {-LARGEST_PENALTY:g} to "
+                    f"{LARGEST_PENALTY:g}"
                 )
         for token, bias in self.bias.items():
             if not 0 <= token < vocabulary:
                 raise SequoiaError(
                     f"logit-bias: found token {token}, expected 0 to {vocabulary - 1}"
                 )
-            if not abs(bias) <= LARGEST:  # which NaN is not
+            if not abs(bias) <= LARGEST_BIAS:  # also refuses NaN
                 raise SequoiaError(
-                    f"logit-bias: found {bias:g} for token {token}, expected at most {LARGEST:g}"
+                    f"logit-bias: found {bias:g} for token {token}, expected "
+                    f"{-LARGEST_BIAS:g} to {LARGEST_BIAS:g}"
                 )
-        never = self.banned | self.banned_first
-        if never and (min(never) < 0 or max(never) >= vocabulary or len(never) == vocabulary):
+        banned = self.banned | self.banned_first
+        if banned and (min(banned) < 0 or max(banned) >= vocabulary or len(banned) == vocabulary):
             raise SequoiaError(
-                f"suppressed tokens: found {len(never)} from {min(never)} to {max(never)}, "
+                f"suppressed tokens: found {len(banned)} from {min(banned)} to {max(banned)}, "
                 f"expected some of the tokens 0 to {vocabulary - 1}"
             )
 
     @property
     def change_anything(self) -> bool:
-        """Whether there are any."""
-        return self != Rules()
+        """Whether any option differs from its default."""
+        return self != LogitsOptions()
 
-    def on(self, device: torch.device, vocabulary: int) -> LogitRules:
-        """Ready to be applied."""
-        added = torch.zeros(vocabulary, dtype=torch.float64)
-        for token, bias in self.bias.items():
-            added[token] = bias
-        first = added.clone()
-        for banned, logits in ((self.banned, added), (self.banned | self.banned_first, first)):
-            logits[sorted(banned)] = -math.inf
-        return LogitRules(
+    def processor(self, device: torch.device, vocabulary: int) -> LogitsProcessor:
+        """These options as tensors on a device."""
+        bias = torch.zeros(vocabulary, dtype=torch.float64)
+        for token, value in self.bias.items():
+            bias[token] = value
+        first_bias = bias.clone()
+        bias[sorted(self.banned)] = -math.inf
+        first_bias[sorted(self.banned | self.banned_first)] = -math.inf
+        return LogitsProcessor(
             self.repetition_penalty,
-            added.to(device),
+            bias.to(device),
             self.frequency_penalty,
             self.presence_penalty,
-            first.to(device),
+            first_bias.to(device),
         )
 
     def document(self) -> dict[str, object]:
-        """The rules for a file: the bias and the repetition penalty, and what else there is."""
-        values: dict[str, object] = {
+        """The options as fields of a file; bias and repetition penalty always, the others if
+        they are set."""
+        fields: dict[str, object] = {
             "repetition_penalty": self.repetition_penalty,
             "bias": {str(token): bias for token, bias in self.bias.items()},
         }
-        more = {
+        optional = {
             "frequency_penalty": self.frequency_penalty,
             "presence_penalty": self.presence_penalty,
             "suppress_tokens": sorted(self.banned),
             "begin_suppress_tokens": sorted(self.banned_first),
         }
-        return values | {name: value for name, value in more.items() if value}
+        return fields | {name: value for name, value in optional.items() if value}
 
 
 @dataclass(frozen=True)
-class LogitRules:
-    """Rules as tensors.
+class LogitsProcessor:
+    """`LogitsOptions` as tensors, ready to be applied.
 
     Attributes:
-        bias: [vocabulary]; minus infinity for what is never said.
-        first_bias: the same, for the first token.
+        repetition_penalty, frequency_penalty, presence_penalty: as in the options.
+        bias: [vocabulary], float64; minus infinity for banned tokens.
+        first_bias: the same for the first token.
     """
 
-    penalty: float
+    repetition_penalty: float
     bias: Tensor
-    frequency: float
-    presence: float
+    frequency_penalty: float
+    presence_penalty: float
     first_bias: Tensor
 
     @property
-    def counting(self) -> bool:
-        """Whether it matters how often the new text has a token."""
-        return bool(self.frequency or self.presence)
+    def needs_counts(self) -> bool:
+        """Whether the logits depend on how often the new text has a token."""
+        return bool(self.frequency_penalty or self.presence_penalty)
 
     def seen(self, text: Tensor) -> Tensor:
-        """Which tokens [vocabulary] are in a text."""
+        """Which tokens occur in a text: bool [vocabulary]."""
         none = torch.zeros(len(self.bias), dtype=torch.bool, device=self.bias.device)
         return none.index_fill(0, text, True)
 
-    def counts(self, text: Tensor) -> Tensor | None:
-        """How often each token [vocabulary] is in a new text; None where that does not matter."""
-        if not self.counting:
+    def counts(self, new_text: Tensor) -> Tensor | None:
+        """How often each token occurs in the new text: float32 [vocabulary]; None if not needed."""
+        if not self.needs_counts:
             return None
-        none = torch.zeros(len(self.bias), dtype=torch.float32, device=self.bias.device)
-        return none.index_add(0, text, none.new_ones(len(text)))
+        zeros = torch.zeros(len(self.bias), dtype=torch.float32, device=self.bias.device)
+        return zeros.index_add(0, new_text, zeros.new_ones(len(new_text)))
 
     def apply(
         self, logits: Tensor, seen: Tensor, counts: Tensor | None = None, first: bool = False
     ) -> Tensor:
-        """The logits [rows, vocabulary] by the rules.
+        """The processed logits [rows, vocabulary].
 
         Args:
-            seen: [vocabulary], or one for each row.
-            counts: the same shape, how often the new text has each token.
-            first: of the first token.
+            seen: bool [vocabulary] or [rows, vocabulary], the tokens that occur in the text.
+            counts: the same shape, how often each token occurs in the new text.
+            first: whether these are the logits of the first token.
         """
         logits = logits + (self.first_bias if first else self.bias).to(logits.dtype)
-        penalised = torch.where(logits < 0, logits * self.penalty, logits / self.penalty)
+        penalty = self.repetition_penalty
+        penalised = torch.where(logits < 0, logits * penalty, logits / penalty)
         logits = torch.where(seen, penalised, logits)
         if counts is not None:
             counts = counts.to(logits.dtype)
-            logits = logits - self.frequency * counts - self.presence * counts.clamp_max(1)
+            logits = logits - self.frequency_penalty * counts
+            logits = logits - self.presence_penalty * counts.clamp_max(1)
         return logits
 
     def apply_to_tree(
@@ -171,20 +177,20 @@ class LogitRules:
         ancestors: Tensor,
         counts: Tensor | None = None,
     ) -> Tensor:
-        """The logits [size, vocabulary] after each node of a tree by the rules.
+        """The processed logits [size, vocabulary] after each node of a tree.
 
         Args:
-            seen: [vocabulary], the committed text's tokens.
-            tokens: [size], the nodes'.
-            ancestors: [size, size], which nodes are on the path to each, itself included.
-            counts: [vocabulary], how often the committed new text has each token, the root's
-                included.
+            seen: bool [vocabulary], the committed text's tokens.
+            tokens: [size], the nodes' tokens.
+            ancestors: bool [size, size], the nodes on the path to each node, itself included.
+            counts: [vocabulary], how often each token occurs in the committed new text, the
+                root's included.
         """
-        # What is not on the path counts as the node itself, which is.
+        # Nodes off the path are replaced by the node itself, which is on it.
         paths = torch.where(ancestors, tokens[None], tokens[:, None])
-        own = seen.expand(len(tokens), -1).scatter(1, paths, True)
+        seen = seen.expand(len(tokens), -1).scatter(1, paths, True)
         if counts is not None:
-            guessed = ancestors.to(counts.dtype)
-            guessed[:, 0] = 0  # the root is counted already
-            counts = counts.repeat(len(tokens), 1).scatter_add(1, paths, guessed)
-        return self.apply(logits, own, counts)
+            speculated = ancestors.to(counts.dtype)
+            speculated[:, 0] = 0  # the root is in `counts` already
+            counts = counts.repeat(len(tokens), 1).scatter_add(1, paths, speculated)
+        return self.apply(logits, seen, counts)

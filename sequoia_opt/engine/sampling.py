@@ -1,4 +1,4 @@
-"""Logits to probabilities, and draws from them with uniforms that come from outside.
+"""Turns logits into probabilities, and draws from them with uniforms that the caller provides.
 
 Knows warping (temperature, top-k, top-p, min-p) and how to draw with and without replacement.
 Knows nothing of trees.
@@ -11,12 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-LOW = 0.2  # temperatures below it divide what has been made small first
+LOW = 0.2  # below this temperature the logits are shifted before the division
 
 
 def tempered(logits: Tensor, temperature: float) -> Tensor:
-    """Logits at a temperature; no temperature is too low to divide by."""
-    if temperature < LOW:  # the largest becomes 0, and others keep their digits
+    """Logits divided by a temperature, without overflow at very low ones."""
+    if temperature < LOW:  # the largest becomes 0, so none overflows
         logits = logits - logits.amax(dim=-1, keepdim=True)
     return logits / temperature
 
@@ -25,9 +25,9 @@ class Cuts(NamedTuple):
     """Which tokens of a distribution are dropped.
 
     Attributes:
-        top_p: in (0, 1], the mass of the most likely tokens that stay.
-        top_k: how many of the most likely tokens stay; 0 for all.
-        min_p: in [0, 1], a token's least probability, as a share of the most likely one's.
+        top_p: in (0, 1], the mass of the most likely tokens that are kept.
+        top_k: how many of the most likely tokens are kept; 0 for all.
+        min_p: in [0, 1], the least probability of a token, as a share of the most likely one's.
     """
 
     top_p: float = 1.0
@@ -38,12 +38,12 @@ class Cuts(NamedTuple):
 def warp(
     logits: Tensor, temperature: float, top_p: float = 1.0, top_k: int = 0, min_p: float = 0.0
 ) -> Tensor:
-    """Probabilities of the logits, warped as transformers' `generate` does it, in its order.
+    """Probabilities [..., vocabulary] of the logits, warped as in transformers' `generate`.
 
-    Temperature first; then all but the `top_k` most likely tokens are dropped, with those that
-    are as likely as the last of them; then the least likely ones whose joint mass is at most
-    1 - top_p, the most likely one never; then those of less than `min_p` times the largest
-    probability.
+    In its order: temperature first. Then top-k keeps the `top_k` most likely tokens, and those
+    exactly as likely as the last of them. Then top-p drops the least likely tokens with a joint
+    mass of at most 1 - top_p, but never the most likely one. Then min-p drops tokens of less than
+    `min_p` times the largest probability.
 
     Args:
         logits: [..., vocabulary].
@@ -70,16 +70,16 @@ def warp(
 
 
 def gumbel(uniforms: Tensor) -> Tensor:
-    """Standard Gumbel noise of uniforms in [0, 1), of the same shape.
+    """Standard Gumbel noise made from uniforms in [0, 1), of the same shape.
 
-    Added to logits, its descending order draws without replacement with their probabilities, and
-    the first is a plain draw (the Gumbel-top-k trick, arXiv 1903.06059).
+    The descending order of logits plus this noise is a draw without replacement with the logits'
+    probabilities; its first token is an ordinary draw (the Gumbel-top-k trick, arXiv 1903.06059).
     """
     return uniforms.clamp_min(torch.finfo(uniforms.dtype).tiny).log_().neg_().log_().neg_()
 
 
 def draw(weights: Tensor, uniforms: Tensor) -> Tensor:
-    """One draw [...] from weights [..., vocabulary], not necessarily normalised.
+    """One draw [...] from weights [..., vocabulary], which need not be normalised.
 
     Args:
         uniforms: [...], in [0, 1).
@@ -92,8 +92,7 @@ def draw_without_replacement(
 ) -> Tensor:
     """The first `count` draws without replacement, in order: [..., count].
 
-    Where fewer tokens than `count` have any probability the rest are arbitrary tokens of
-    probability 0.
+    If fewer than `count` tokens have a probability above 0, the others are arbitrary tokens.
 
     Args:
         noise: see `gumbel`.
@@ -105,23 +104,23 @@ def draw_without_replacement(
 
 
 def most_likely(logits: Tensor, count: int) -> Tensor:
-    """The `count` largest [..., count], in order."""
+    """The indices [..., count] of the `count` largest logits, in order."""
     if count == 1:
         return logits.argmax(dim=-1, keepdim=True)
     return logits.topk(count, dim=-1).indices
 
 
 def draw_with_replacement(weights: Tensor, uniforms: Tensor) -> Tensor:
-    """Independent draws [..., count] from weights [..., vocabulary], by the inverse of their sum.
+    """Independent draws [..., count] from weights [..., vocabulary].
 
-    Summed in float64, so that no token's share is lost to rounding.
+    By inversion of the cumulative sum, in float64 so that rounding loses no token's share.
 
     Args:
         uniforms: [..., count], in [0, 1).
     """
     sums = weights.double().cumsum(dim=-1)
-    places = torch.searchsorted(sums, uniforms.double() * sums[..., -1:], right=True)
-    return places.clamp(max=weights.shape[-1] - 1)
+    tokens = torch.searchsorted(sums, uniforms.double() * sums[..., -1:], right=True)
+    return tokens.clamp(max=weights.shape[-1] - 1)
 
 
 def at_least_float32(logits: Tensor) -> Tensor:

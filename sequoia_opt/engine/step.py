@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sequoia_opt.engine.distributed import ALONE, World
 from sequoia_opt.engine.drafters import Drafter, State
-from sequoia_opt.engine.logits_processors import LogitRules
+from sequoia_opt.engine.logits_processors import LogitsProcessor
 from sequoia_opt.engine.model import Caches, Model
 from sequoia_opt.engine.verify import TreeIndex, Verdict, Verifier, indices
 from sequoia_opt.plan.tree import TokenTree
@@ -38,7 +38,7 @@ class Step:
         tree: TokenTree,
         verifier: Verifier,
         world: World = ALONE,
-        rules: LogitRules | None = None,
+        rules: LogitsProcessor | None = None,
     ) -> None:
         """Prepare a step.
 
@@ -77,7 +77,7 @@ class Step:
         target_logits = self._target_pass.score(caches.target, tokens, state.length, bound)
         if self.rules is not None and state.seen is not None:
             target_logits = self.rules.apply_to_tree(
-                target_logits, state.seen, tokens, self.index.needed, state.counts
+                target_logits, state.seen, tokens, self.index.ancestors, state.counts
             )
         verdict = self.verifier.verify(self.index, tokens, target_logits, draft_logits, uniforms)
         verdict = Verdict(self._world.agree(verdict.last), self._world.agree(verdict.next))

@@ -1,8 +1,8 @@
-"""Turns tokens into text, and finds the strings that end it.
+"""Turns tokens into text, and finds the stop strings that end a text.
 
-Text is decoded in the context of what precedes it: many tokenizers write a word's first token
-differently at the beginning of a text, so that new tokens decoded alone lose their first space.
-Special tokens are left out of a text, but strings that end it may contain them. Knows nothing of
+New tokens are decoded together with the tokens before them: many tokenizers write a word's first
+token differently at the beginning of a text, so new tokens decoded alone would lose their first
+space. Special tokens are hidden in a text, but a stop string may contain them. Knows nothing of
 models.
 """
 
@@ -12,10 +12,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-CONTEXT = 16  # tokens before new ones that decide how these begin
-LONGEST_CONTEXT = 256  # tokens, where the text before is one long run of bytes
-SLACK = 8  # tokens beside those that a stop string may be spread over
-UNKNOWN = "\ufffd"  # what a decoder makes of a part of a character
+CONTEXT = 16  # tokens decoded before the new ones
+LONGEST_CONTEXT = 256  # the same, if the text before is one long run of byte tokens
+SLACK = 8  # tokens searched in addition to those that a stop string may extend over
+UNKNOWN = "\ufffd"  # the decoder's result for an incomplete character
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
@@ -23,7 +23,7 @@ class Detokenizer:
     """Decodes with one tokenizer.
 
     Attributes:
-        hidden: ids of the special tokens, which are left out of a text.
+        hidden: ids of the special tokens, which are not part of a text.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -35,37 +35,48 @@ class Detokenizer:
             token for token in ids if self.spelling(token) and not self._decode([token])
         )
         self._bytes: dict[int, bool] = {}
-        self._begins_anew: bool | None = None
+        self._restarts: bool | None = None
 
     def text(self, tokens: Sequence[int], context: Sequence[int] = ()) -> str:
-        """What the tokens add to the text of the tokens before them, special ones left out."""
+        """The text that the tokens add to that of the context, without special tokens.
+
+        Args:
+            context: the tokens before them.
+        """
         return "".join(text for text, shown in self.pieces(tokens, context) if shown)
 
     def pieces(self, tokens: Sequence[int], context: Sequence[int] = ()) -> list[tuple[str, bool]]:
-        """The text of each run of tokens, and whether it is shown: special ones are not."""
+        """The text of each run of ordinary tokens and of each special token.
+
+        Returns:
+            Pairs of a text and whether it is shown; the names of special tokens are not.
+        """
         before = self._shown_before(context)
-        found: list[tuple[str, bool]] = []
+        pieces: list[tuple[str, bool]] = []
         run: list[int] = []
         for token in tokens:
-            if token in self.hidden:
-                found += [(self._continued(run, before), True)] if run else []
-                found.append((self.spelling(token), False))
-                before, run = before + run, []
-            else:
+            if token not in self.hidden:
                 run.append(token)
-        return found + ([(self._continued(run, before), True)] if run else [])
+                continue
+            if run:
+                pieces.append((self._continued(run, before), True))
+            pieces.append((self.spelling(token), False))
+            before, run = before + run, []
+        if run:
+            pieces.append((self._continued(run, before), True))
+        return pieces
 
     def spelling(self, token: int) -> str:
-        """A special token's name in the tokenizer's own words."""
+        """A special token's name in the tokenizer, like "<|im_end|>"."""
         if token not in self._spellings:
             self._spellings[token] = str(self.tokenizer.decode([token], skip_special_tokens=False))
         return self._spellings[token]
 
-    def whole(self, tokens: Sequence[int]) -> int:
-        """How many of the tokens have a text that no token after them can change.
+    def unchanging_count(self, tokens: Sequence[int]) -> int:
+        """How many of the tokens have a text that no later token can change.
 
-        Tokens that stand for single bytes are decoded together: all of a run become unknown
-        characters if one of them does not fit.
+        Tokens for single bytes are decoded together: if one byte does not fit, all bytes of the
+        run become unknown characters.
         """
         end = len(tokens)
         while end and self._is_byte(tokens[end - 1]):
@@ -76,24 +87,24 @@ class Detokenizer:
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
 
     def _continued(self, tokens: list[int], before: list[int]) -> str:
-        """The text of shown tokens after others."""
+        """The text that shown tokens add to that of the shown tokens before them."""
         size = CONTEXT
         context = before[-size:]
-        # Not from the middle of a character on.
+        # The context must not begin within a character.
         while self._decode(context).startswith(UNKNOWN) and size < len(before):
             size *= 2
             context = before[-size:]
         preceding, text = self._decode(context), self._decode([*context, *tokens])
         if text.startswith(preceding):
             return text[len(preceding) :]
-        # It ends within a character, which the new tokens complete.
-        whole = preceding.rstrip(UNKNOWN)
-        pairs = enumerate(zip(whole, text, strict=False))
-        return text[next((i for i, (a, b) in pairs if a != b), min(len(whole), len(text))) :]
+        # The context ends within a character, which the new tokens complete.
+        complete = preceding.rstrip(UNKNOWN)
+        pairs = enumerate(zip(complete, text, strict=False))
+        return text[next((i for i, (a, b) in pairs if a != b), min(len(complete), len(text))) :]
 
     def _shown_before(self, context: Sequence[int]) -> list[int]:
-        """The last tokens of the context that are part of its text."""
-        if context and context[-1] in self.hidden and self._after_special_text_begins_anew(context):
+        """The last tokens of the context that are shown and that decide how new text begins."""
+        if context and context[-1] in self.hidden and self._restarts_after(context[-1]):
             return []
         shown: list[int] = []
         for token in reversed(context):
@@ -103,17 +114,15 @@ class Detokenizer:
                 shown.append(token)
         return shown[::-1]
 
-    def _after_special_text_begins_anew(self, context: Sequence[int]) -> bool:
-        """Whether the tokenizer writes what follows a special token as it writes a beginning."""
-        if self._begins_anew is None:
-            special = self.spelling(context[-1])
-            tokens = self.tokenizer(f"{special}a", add_special_tokens=False)["input_ids"]
+    def _restarts_after(self, special: int) -> bool:
+        """Whether the tokenizer writes text after a special token as at the beginning of a text."""
+        if self._restarts is None:
+            text = f"{self.spelling(special)}a"
+            tokens = self.tokenizer(text, add_special_tokens=False)["input_ids"]
             alone = self.tokenizer("a", add_special_tokens=False)["input_ids"]
-            self._begins_anew = (
-                tokens[-len(alone) :] == alone
-                and self._decode(alone) != self._continued(alone, alone)
-            )  # fmt: skip
-        return self._begins_anew
+            same_tokens = tokens[-len(alone) :] == alone
+            self._restarts = same_tokens and self._decode(alone) != self._continued(alone, alone)
+        return self._restarts
 
     def _is_byte(self, token: int) -> bool:
         if token not in self._bytes:
@@ -124,11 +133,11 @@ class Detokenizer:
 
 
 class NewText:
-    """The text of a generation under way.
+    """The text of a generation that is still running.
 
     Args:
-        prompt: the tokens before it.
-        stop: strings that end it; they are not part of it.
+        prompt: the tokens before the generation.
+        stop: strings that end the text; they are not part of it.
     """
 
     def __init__(
@@ -138,11 +147,15 @@ class NewText:
         self._prompt = list(prompt[-LONGEST_CONTEXT:])
         self._stop = list(stop)
         self._longest = max((len(text.encode()) for text in stop), default=0)
-        # Tokens whose text is settled for good, and that text: it is not decoded again.
-        self._done, self._written = 0, ""
+        # The first tokens, whose text is final and not decoded again, and that text.
+        self._final_count, self._final_text = 0, ""
 
     def stop_place(self, tokens: Sequence[int], before: int) -> int | None:
-        """How many tokens it takes to write a stop string, if one ends after `before` of them."""
+        """The number of tokens up to the end of the first stop string; None without one.
+
+        Args:
+            before: tokens in which no stop string ended.
+        """
         if not self._stop or not self._stops(tokens, before, len(tokens)):
             return None
         ends = range(before + 1, len(tokens) + 1)
@@ -156,55 +169,58 @@ class NewText:
     def settled(self, tokens: Sequence[int]) -> str:
         """The text so far that later tokens cannot change.
 
-        Without a last character that is incomplete, and without an end that may turn out to
-        begin a stop string.
+        It excludes an incomplete last character, and an end that may be the beginning of a stop
+        string.
         """
-        whole = self._detokenizer.whole(tokens)
-        if whole < self._done:
-            return self._written
-        before = [*self._prompt, *tokens[max(0, self._done - LONGEST_CONTEXT) : self._done]]
-        pieces = self._detokenizer.pieces(tokens[self._done : whole], before)
+        count, final = self._detokenizer.unchanging_count(tokens), self._final_count
+        if count < final:
+            return self._final_text
+        before = [*self._prompt, *tokens[max(0, final - LONGEST_CONTEXT) : final]]
+        pieces = self._detokenizer.pieces(tokens[final:count], before)
         shown = _shown(pieces)
         stopped = self._first_stop(pieces)
         if stopped is not None:
-            return self._written + shown[:stopped]
+            return self._final_text + shown[:stopped]
         spelled = _spelled(pieces)
         end = min(
             len(shown.rstrip(UNKNOWN)),
-            len(shown) - _waiting(shown, self._stop),
-            _place_in_shown(pieces, len(spelled) - _waiting(spelled, self._stop)),
+            len(shown) - _stop_prefix(shown, self._stop),
+            _index_in_shown(pieces, len(spelled) - _stop_prefix(spelled, self._stop)),
         )
-        text = self._written + shown[:end]
-        # Not behind a special token, where some tokenizers begin anew.
-        is_plain = whole > 0 and tokens[whole - 1] not in self._detokenizer.hidden
-        if is_plain and end == len(shown) and not _waiting(spelled, self._stop):
-            self._done, self._written = whole, text
+        text = self._final_text + shown[:end]
+        # Not after a special token, since some tokenizers restart there.
+        is_plain = count > 0 and tokens[count - 1] not in self._detokenizer.hidden
+        if is_plain and end == len(shown) and not _stop_prefix(spelled, self._stop):
+            self._final_count, self._final_text = count, text
         return text
 
     def _stops(self, tokens: Sequence[int], before: int, end: int) -> bool:
-        """Whether a stop string is in the last of so many tokens."""
-        # As many tokens as bytes are enough to hold a string that ends after `before`.
-        start, counted = before, 0
-        while start and counted < self._longest + SLACK:
+        """Whether the first `end` tokens have a stop string that ends past `before` tokens."""
+        # A stop string extends over at most as many shown tokens as it has bytes.
+        start, shown_count = before, 0
+        while start and shown_count < self._longest + SLACK:
             start -= 1
-            counted += tokens[start] not in self._detokenizer.hidden
+            if tokens[start] not in self._detokenizer.hidden:
+                shown_count += 1
         context = [*self._prompt, *tokens[:start]] if start else self._prompt
         return self._first_stop(self._detokenizer.pieces(tokens[start:end], context)) is not None
 
     def _first_stop(self, pieces: Sequence[tuple[str, bool]]) -> int | None:
-        """Where in the shown text the first stop string begins; special tokens may be part of
-        it, or be overlooked."""
-        places = [_shown(pieces).find(text) for text in self._stop]
-        spelled = _spelled(pieces)
-        places += [
-            _place_in_shown(pieces, place)
-            for place in (spelled.find(text) for text in self._stop)
-            if place >= 0
+        """The index in the shown text at which the first stop string begins; None without.
+
+        Stop strings are searched in the shown text, and in the text with special tokens spelled
+        out.
+        """
+        shown, spelled = _shown(pieces), _spelled(pieces)
+        starts = [shown.find(stop) for stop in self._stop if stop in shown]
+        starts += [
+            _index_in_shown(pieces, spelled.find(stop)) for stop in self._stop if stop in spelled
         ]
-        return min((place for place in places if place >= 0), default=None)
+        return min(starts, default=None)
 
 
 def _shown(pieces: Sequence[tuple[str, bool]]) -> str:
+    """The text without special tokens."""
     return "".join(text for text, shown in pieces if shown)
 
 
@@ -213,17 +229,18 @@ def _spelled(pieces: Sequence[tuple[str, bool]]) -> str:
     return "".join(text for text, _ in pieces)
 
 
-def _place_in_shown(pieces: Sequence[tuple[str, bool]], place: int) -> int:
-    """Where in the shown text a place of the spelled one is."""
-    found = 0
+def _index_in_shown(pieces: Sequence[tuple[str, bool]], index: int) -> int:
+    """The index in the shown text of an index in the spelled text."""
+    shown_index = 0
     for text, shown in pieces:
-        found += min(max(place, 0), len(text)) * shown
-        place -= len(text)
-    return found
+        if shown:
+            shown_index += min(max(index, 0), len(text))
+        index -= len(text)
+    return shown_index
 
 
-def _waiting(text: str, stop: Sequence[str]) -> int:
-    """How many characters at the end may begin a stop string."""
+def _stop_prefix(text: str, stop: Sequence[str]) -> int:
+    """How many characters at the end of the text may be the beginning of a stop string."""
     lengths = (
         length
         for string in stop

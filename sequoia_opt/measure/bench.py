@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sequoia_opt.engine.distributed import ALONE, World
-from sequoia_opt.engine.logits_processors import Rules
+from sequoia_opt.engine.logits_processors import LogitsOptions
 from sequoia_opt.engine.model import reserved
 from sequoia_opt.engine.pair import Pair
 from sequoia_opt.errors import SequoiaError
@@ -227,7 +227,7 @@ def divergence(
     prompt: list[int],
     first: list[int],
     second: list[int],
-    rules: Rules | None = None,
+    rules: LogitsOptions | None = None,
 ) -> Divergence | None:
     """Where two greedy decodings of a prompt part, or None.
 
@@ -244,7 +244,7 @@ def divergence(
     with reserved(pair.target, tokens.shape[1]) as cache:
         logits = pair.target.prefill(cache, tokens)[:1].double()
     if rules is not None and rules.change_anything:
-        ready = rules.on(pair.device, pair.target.vocabulary)
+        ready = rules.processor(pair.device, pair.target.vocabulary)
         new = tokens[0, len(prompt) :]
         logits = ready.apply(logits, ready.seen(tokens[0]), ready.counts(new), len(new) == 0)
     best = logits[0].topk(2).values
@@ -253,7 +253,7 @@ def divergence(
 
 @torch.inference_mode()
 def library_divergence(
-    pair: Pair, prompt: list[int], tokens: list[int], rules: Rules | None = None
+    pair: Pair, prompt: list[int], tokens: list[int], rules: LogitsOptions | None = None
 ) -> Divergence | None:
     """Where the library's own forward pass, over the whole text at once, has another best token
     than a greedy decoding; None if nowhere.
@@ -282,10 +282,10 @@ def library_divergence(
     return Divergence(place, float(gaps[place]))
 
 
-def _ruled(logits: Tensor, rules: Rules, prompt: list[int], tokens: list[int]) -> Tensor:
+def _ruled(logits: Tensor, rules: LogitsOptions, prompt: list[int], tokens: list[int]) -> Tensor:
     """Logits [tokens, vocabulary] before each token of a text, by the rules of what was said."""
     device = logits.device
-    ruled = rules.on(device, logits.shape[1])
+    ruled = rules.processor(device, logits.shape[1])
     rows = []
     for place, row in enumerate(logits.split(1)):
         said = torch.tensor(tokens[:place], dtype=torch.long, device=device)

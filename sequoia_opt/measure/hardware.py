@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from sequoia_opt import __version__
+from sequoia_opt.engine.torch.cpu import cpu_name
 
 VERSION_NUMBER = re.compile(r"\b(\d+\.\d+[.\d]*)")
 
@@ -28,7 +29,7 @@ def hardware(device: torch.device) -> dict[str, Any]:
             "memory_gb": round(properties.total_memory / 2**30, 1),
             "capability": f"{properties.major}.{properties.minor}",
         }
-    name, threads = _cpu_name(), torch.get_num_threads()
+    name, threads = cpu_name(), torch.get_num_threads()
     return {
         "slug": _slug(f"{name}-{threads}-threads"),
         "device": device.type,
@@ -62,16 +63,6 @@ def _package_version(package: str) -> str:
 def _slug(name: str) -> str:
     """A name in lower-case letters, digits and hyphens, without trademark signs."""
     return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((R|TM)\)", "", name).lower()).strip("-")
-
-
-def _cpu_name() -> str:
-    """The CPU's model name; its architecture where the system does not say."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _memory_gb() -> float:

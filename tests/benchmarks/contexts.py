@@ -9,6 +9,7 @@ depend on the weights.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
@@ -52,15 +53,16 @@ def random_pair() -> Pair:
 def print_steps(pair: Pair, profile: LatencyProfile, context: int, repeats: int) -> None:
     """A row for each tree: whole steps, timed in turn with the forwards that they are made of."""
     sizes = sorted({n for tree in TREES.values() for n in (tree.size, *draft_passes(tree))})
-    for runner in (pair.target, pair.draft):
-        fill(runner, context, sizes[-1], 1)
-    forwards = forwards_to_time(pair, sizes, [context], 1)
+    filled = replace(fill(pair, context, sizes[-1]), tokens=sizes)
+    forwards = forwards_to_time(pair, filled, [context])
     steps = {
-        (temperature, name): Timed(whole_step(Decoder(pair, tree, temperature), context))
+        (temperature, name): Timed(
+            whole_step(Decoder(pair, tree, temperature), filled.as_text, context)
+        )
         for temperature in TEMPERATURES
         for name, tree in TREES.items()
     }
-    Rounds(pair.device, repeats, warm_up=1).run([*forwards.values(), *steps.values()])
+    Rounds(pair.machine, repeats, warm_up=1).run([*forwards.values(), *steps.values()])
     took = {point: float(np.median(timed.times)) for point, timed in forwards.items()}
     for (temperature, name), timed in steps.items():
         tree = TREES[name]

@@ -17,6 +17,7 @@ import torch
 import typer
 
 from sequoia_opt import load_pair
+from sequoia_opt.engine.model import reserved
 from sequoia_opt.engine.pair import Pair
 from sequoia_opt.measure.dataset import load_dataset
 from sequoia_opt.measure.estimator import EstimateOptions, estimate
@@ -48,9 +49,9 @@ def forwards(pair: Pair, batches: list[list[list[int]]]) -> None:
         longest = max(map(len, rows))
         tokens = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
         for runner in (pair.target, pair.draft):
-            runner.reserve(longest, len(rows))
-            for _ in runner.read(tokens.to(pair.device), keep=0):
-                pass
+            with reserved(runner, longest, len(rows)) as cache:
+                for _ in runner.read(cache, tokens.to(pair.device), keep=0):
+                    pass
 
 
 def main(

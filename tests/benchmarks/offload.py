@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 
 from sequoia_opt.api import load_pair
 from sequoia_opt.engine.decoder import Decoder
+from sequoia_opt.engine.model import reserved
 from sequoia_opt.engine.pair import Pair
 from sequoia_opt.engine.torch.layer_stream import LayerStream
 from sequoia_opt.errors import SequoiaError
@@ -131,7 +132,7 @@ def alone_rate(setting: Setting, stream: LayerStream) -> float:
     stream._worker.submit(int).result()  # what was on its way has come
     if setting.offload == "disk":
         return disk_rate(setting.target)
-    return bus_rate(len(stream.lanes[0].memory))
+    return bus_rate(len(stream.buffers[0].memory))
 
 
 def run_ours(setting: Setting) -> dict[str, Any]:
@@ -150,8 +151,8 @@ def run_ours(setting: Setting) -> dict[str, Any]:
     decoder = Decoder(pair)
     long = decoder.generate(text(setting.prompt), 2, ignore_eos=True)
     grown = taken(device, peak=True) - before
-    assert pair.target.cache is not None
-    caches = sum(t.nbytes for t in (*pair.target.cache.keys, *pair.target.cache.values))
+    with reserved(pair.target, 1) as cache:  # the one that the text has just given back
+        caches = sum(t.nbytes for t in (*cache.keys, *cache.values))
     rates, steps = [alone_rate(setting, stream)], []
     for _ in range(ROUNDS):
         steps.append(seconds_a_token(decoder))

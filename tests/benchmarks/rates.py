@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from sequoia_opt.engine.torch import cuda_graphs
 from sequoia_opt.engine.torch.layer_stream import host_memory
+from sequoia_opt.engine.torch.machine import queued_ms
 from sequoia_opt.engine.torch.runner import Runner
 
 COPIED = 2**30  # bytes, to see what the memory gives
@@ -23,7 +23,7 @@ PIECE = 2**23  # bytes of a disk's file that are read at once
 def median_ms(work: Callable[[], object], device: torch.device) -> float:
     """Median time of some work on a device."""
     if device.type == "cuda":
-        return float(np.median([cuda_graphs.elapsed_ms(work, device) for _ in range(COPIES)]))
+        return float(np.median([queued_ms(work, device) for _ in range(COPIES)]))
     times = []
     for _ in range(COPIES):
         started = time.perf_counter()

@@ -18,8 +18,8 @@ import typer
 
 from sequoia_opt import demo, load_pair
 from sequoia_opt.engine.decoder import Decoder
-from sequoia_opt.engine.verify import VERIFIERS
 from sequoia_opt.plan.tree import TokenTree
+from sequoia_opt.plan.verifiers import DEFAULT_VERIFIER, VERIFIERS
 from sequoia_opt.repository import paths
 
 PARTS = ("draft", "target", "drawing", "verification", "cache")
@@ -54,27 +54,28 @@ def parts_of_a_step(
     decoder: Decoder, prompts: list[list[int]], new_tokens: int
 ) -> dict[str, float]:
     """Milliseconds of a step's parts and of the whole, on average over all prompts."""
-    clock, step, verifier = Clock(decoder.pair.device), decoder._step, decoder.verifier
+    clock, verifier = Clock(decoder.pair.device), decoder.verifier
+    target_pass, draft_passes = decoder.step._target_pass, decoder.step._drafter._passes
     watched: list[tuple[str, Any, str]] = [
-        ("draft", step.draft, "forward"),
-        ("target", step.target, "forward"),
+        ("draft", draft_passes, "run"),
+        ("target", target_pass, "score"),
         ("drawing", verifier, "noise"),
         ("drawing", verifier, "draft"),
         ("verification", verifier, "verify"),
-        ("cache", step, "_move"),
+        ("cache", target_pass, "accept"),
+        ("cache", draft_passes, "accept"),
     ]
     for part, owner, name in watched:
         setattr(owner, name, clock.around(part, getattr(owner, name)))
     steps, sums = 0, dict.fromkeys((*PARTS, "step"), 0.0)
     for place, prompt in enumerate([prompts[0], *prompts]):
-        _, state = decoder.start(prompt, new_tokens)
-        length, end = len(prompt), len(prompt) + new_tokens
-        clock.seconds.clear()
-        started = clock.now()
-        while length < end:
-            tokens, state = decoder.advance(state, length)
-            length += len(tokens)
-            steps += place > 0  # the first prompt is for warming up
+        with decoder.session(conversing=False) as session:
+            session.start(prompt, new_tokens)
+            clock.seconds.clear()
+            started = clock.now()
+            while session.length < len(prompt) + new_tokens:
+                session.advance()
+                steps += place > 0  # the first prompt is for warming up
         if place:
             clock.seconds["step"] = clock.now() - started
             sums = {part: sums[part] + clock.seconds[part] for part in sums}
@@ -99,7 +100,7 @@ def main(
     for name in ("greedy", *VERIFIERS):
         own = 0.0 if name == "greedy" else temperature
         tree = TokenTree.load(paths.bundled_tree(own, compiled))
-        verifier = VERIFIERS[0] if name == "greedy" else name
+        verifier = DEFAULT_VERIFIER if name == "greedy" else name
         decoder = Decoder(pair, tree, own, verifier=verifier)
         times = parts_of_a_step(decoder, prompts, new_tokens)
         loop = times["step"] - sum(times[part] for part in PARTS)

@@ -13,10 +13,10 @@ from scipy.stats import chi2_contingency
 from sequoia_opt import demo
 from sequoia_opt.api import load_pair
 from sequoia_opt.engine.decoder import Decoder
-from sequoia_opt.engine.verify import VERIFIERS
 from sequoia_opt.measure.dataset import load_dataset
 from sequoia_opt.measure.estimator import EstimateOptions, estimate
 from sequoia_opt.plan import shapes
+from sequoia_opt.plan.verifiers import DEFAULT_VERIFIER, VERIFIERS
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_sampled_text_is_distributed_as_plain_sampling(pair: Any) -> None:
     counts: dict[str, list[list[int]]] = {}
     for name in ("plain", *VERIFIERS):
         tree = shapes.chain(1) if name == "plain" else shapes.k_ary(3, 2)
-        verifier = VERIFIERS[0] if name == "plain" else name
+        verifier = DEFAULT_VERIFIER if name == "plain" else name
         decoder = Decoder(pair, tree, temperature=0.8, seed=5, verifier=verifier)
         counts[name] = [decoder.generate(prompt, 3, ignore_eos=True).tokens for _ in range(200)]
     for place, name in product((1, 2), VERIFIERS):

@@ -14,10 +14,10 @@ from sequoia_opt.engine.decoder import Decoder
 from sequoia_opt.engine.torch.attention import KVCache
 from sequoia_opt.engine.torch.compile import compiled
 from sequoia_opt.engine.torch.runner import PREFILL_CHUNK, Runner
-from sequoia_opt.engine.verify import VERIFIERS
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.tree import TokenTree
+from sequoia_opt.plan.verifiers import VERIFIERS
 
 ARCHITECTURES = ["llama", "qwen3", "gpt_neox", "mistral", "gemma2", "phi3", "gpt2", "opt"]
 TREES = {

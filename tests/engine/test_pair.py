@@ -361,7 +361,7 @@ def test_positions_counted_in_another_way_are_noticed(
 def test_rotary_embeddings_that_change_end_the_context(make_model: Callable[..., Path]) -> None:
     from transformers import AutoConfig
 
-    from sequoia_opt.engine.torch.agreement import usable_positions
+    from sequoia_opt.engine.torch.support import usable_positions
 
     config = AutoConfig.from_pretrained(make_model("phi3"))
     assert usable_positions(config) == (256, "")

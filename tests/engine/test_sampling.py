@@ -19,18 +19,18 @@ from sequoia_opt.engine.sampling import Cuts, draw, draw_without_replacement, gu
 
 @pytest.mark.parametrize("temperature", [0.2, 0.6, 1.0, 1.5])
 @pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9, 1.0])
-def test_warping_is_transformers_own(temperature: float, top_p: float) -> None:
+def test_warping_is_that_of_transformers(temperature: float, top_p: float) -> None:
     logits = 3 * torch.randn(50, 40, generator=torch.Generator().manual_seed(0)).double()
-    wanted = TemperatureLogitsWarper(temperature)(torch.empty(0), logits)
+    expected = TemperatureLogitsWarper(temperature)(torch.empty(0), logits)
     if top_p < 1:
-        wanted = TopPLogitsWarper(top_p)(torch.empty(0), wanted)
-    assert torch.allclose(warp(logits, temperature, top_p), wanted.softmax(-1), atol=1e-12)
+        expected = TopPLogitsWarper(top_p)(torch.empty(0), expected)
+    assert torch.allclose(warp(logits, temperature, top_p), expected.softmax(-1), atol=1e-12)
 
 
 @pytest.mark.parametrize("temperature", [0.2, 1.0, 1.5])
 @pytest.mark.parametrize("cuts", [Cuts(1, 5), Cuts(1, 0, 0.3), Cuts(0.8, 7, 0.1), Cuts(0.5, 90, 1)])
-def test_cuts_are_transformers_own_in_its_order(temperature: float, cuts: Cuts) -> None:
-    """With tokens that are equally likely, of which the last one that stays has some."""
+def test_cuts_are_those_of_transformers_in_its_order(temperature: float, cuts: Cuts) -> None:
+    """Rounded logits make ties, also with the last token that is kept."""
     logits = (3 * torch.randn(50, 40, generator=torch.Generator().manual_seed(0))).double()
     logits = torch.cat([logits, logits.round()])
     config = GenerationConfig(
@@ -42,12 +42,12 @@ def test_cuts_are_transformers_own_in_its_order(temperature: float, cuts: Cuts) 
     )
     warpers = GenerationMixin()
     warpers.config = SimpleNamespace(is_encoder_decoder=False)
-    wanted = GenerationMixin._get_logits_processor(warpers, config, 1)(
+    expected = GenerationMixin._get_logits_processor(warpers, config, 1)(
         torch.zeros(100, 1, dtype=torch.long), logits
     )
-    found = warp(logits, temperature, *cuts)
-    assert torch.allclose(found, wanted.softmax(-1), atol=1e-12)
-    assert (found == 0).any()
+    probabilities = warp(logits, temperature, *cuts)
+    assert torch.allclose(probabilities, expected.softmax(-1), atol=1e-12)
+    assert (probabilities == 0).any()
 
 
 def test_draws_follow_the_weights() -> None:
@@ -56,11 +56,11 @@ def test_draws_follow_the_weights() -> None:
     uniforms = torch.rand(20000, generator=generator)
     counts = torch.bincount(draw(weights.expand(20000, 5), uniforms), minlength=5)
     assert counts[1] == 0
-    kept = [0, 2, 3, 4]
-    assert chisquare(counts[kept], weights[kept] * 20000).pvalue > 0.001
+    possible = [0, 2, 3, 4]
+    assert chisquare(counts[possible], weights[possible] * 20000).pvalue > 0.001
 
 
-def test_draws_without_replacement_follow_plackett_and_luce() -> None:
+def test_draws_without_replacement_follow_plackett_luce() -> None:
     generator = torch.Generator().manual_seed(1)
     weights = np.array([0.6, 0.25, 0.1, 0.05])
     uniforms = torch.rand(40000, 4, generator=generator)

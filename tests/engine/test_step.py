@@ -13,8 +13,9 @@ from sequoia_opt.api import load_pair
 from sequoia_opt.engine.drafters import State
 from sequoia_opt.engine.model import Caches
 from sequoia_opt.engine.step import Step
-from sequoia_opt.engine.verify import VERIFIERS, Greedy, make_verifier
+from sequoia_opt.engine.verify import Greedy, make_verifier
 from sequoia_opt.plan.tree import TokenTree
+from sequoia_opt.plan.verifiers import VERIFIERS
 
 TREE = TokenTree([-1, 0, 0, 0, 1, 1, 2, 4], [0, 1, 2, 3, 1, 2, 1, 1])
 LENGTH = 9

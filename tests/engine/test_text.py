@@ -1,4 +1,4 @@
-"""Texts are compared with what tokenizers make of whole texts, never of new tokens alone."""
+"""New tokens' texts are compared with whole texts as tokenizers decode them."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ TEXTS = [
     ("make", "text"),
     [
         *((make, text) for make in (llama_2_like, byte_level) for text in TEXTS),
-        (metaspaced, TEXTS[-1]),  # it has no other words
+        (metaspaced, TEXTS[-1]),  # the only words that it has
     ],
 )
-def test_a_prompts_text_and_the_new_tokens_are_the_whole_text(
+def test_the_texts_of_prompt_and_new_tokens_are_the_whole_text(
     make: Callable[[], Any], text: str
 ) -> None:
     tokenizer = make()
@@ -55,29 +55,29 @@ def test_a_prompts_text_and_the_new_tokens_are_the_whole_text(
 
 @pytest.mark.parametrize("make", [llama_2_like, byte_level])
 @pytest.mark.parametrize("stop", [[], ["(c"], ["ab\n  ", "🙂"]])
-def test_what_is_shown_early_begins_the_final_text(
+def test_settled_text_is_the_beginning_of_the_final_text(
     make: Callable[[], Any], stop: list[str]
 ) -> None:
-    """However many tokens there are yet, and wherever the text is cut off."""
+    """At any number of tokens, and wherever the generation ends."""
     tokenizer = make()
     prompt = tokenizer("ab ab")["input_ids"]
     tokens = tokenizer(" abc ab\n    ab(c): é\n日本 🙂 ab", add_special_tokens=False)["input_ids"]
     for end in range(len(tokens) + 1):
-        said = NewText(Detokenizer(tokenizer), prompt, stop)
-        place = said.stop_place(tokens[:end], 0)
-        final = said.text(tokens[:place] if place else tokens[:end])
+        new_text = NewText(Detokenizer(tokenizer), prompt, stop)
+        stop_end = new_text.stop_place(tokens[:end], 0)
+        final = new_text.text(tokens[:stop_end] if stop_end else tokens[:end])
         for early in range(end + 1):
-            assert final.startswith(said.settled(tokens[:early]))
+            assert final.startswith(new_text.settled(tokens[:early]))
 
 
-def test_a_part_of_a_character_waits_for_the_rest() -> None:
-    """Bytes that are decoded together all become unknown where one of them does not fit."""
+def test_an_incomplete_character_waits_for_its_other_bytes() -> None:
+    """Byte tokens are decoded together, and all become unknown if one of them does not fit."""
     tokenizer = llama_2_like()
-    said = NewText(Detokenizer(tokenizer), [1], [])
+    new_text = NewText(Detokenizer(tokenizer), [1], [])
     tokens = tokenizer("ab🙂", add_special_tokens=False)["input_ids"]
-    assert said.settled(tokens[:-2]) == "ab"
-    assert said.settled([*tokens, tokens[-4], tokens[-3]]) == "ab"
-    assert said.text(tokens) == "ab🙂"
+    assert new_text.settled(tokens[:-2]) == "ab"
+    assert new_text.settled([*tokens, tokens[-4], tokens[-3]]) == "ab"
+    assert new_text.text(tokens) == "ab🙂"
 
 
 def test_a_stop_string_may_be_a_special_token() -> None:
@@ -91,39 +91,38 @@ def test_a_stop_string_may_be_a_special_token() -> None:
         ("<|im_end|>", len(hello) + 1),
         ("!<|im_end|>", len(hello) + 1),
         ("<|im_end|><|im_start|>u", len(hello) + 3),
-        ("!u", len(hello) + 3),  # as it is shown
+        ("!u", len(hello) + 3),  # in the shown text
     ):
-        said = NewText(Detokenizer(tokenizer), [1], [stop])
-        place = said.stop_place(tokens, 0)
-        assert place is not None
-        assert place == length
+        new_text = NewText(Detokenizer(tokenizer), [1], [stop])
+        stop_end = new_text.stop_place(tokens, 0)
+        assert stop_end == length
         shown = "Hello there" if stop[0] == "!" else "Hello there!"
-        assert said.text(tokens[:place]) == shown
-        for early in range(place + 1):
-            assert shown.startswith(said.settled(tokens[:early]))
+        assert new_text.text(tokens[:stop_end]) == shown
+        for early in range(stop_end + 1):
+            assert shown.startswith(new_text.settled(tokens[:early]))
     assert NewText(Detokenizer(tokenizer), [1], []).text(tokens) == "Hello there!user"
 
 
-def test_after_a_special_token_a_text_begins_as_the_tokenizer_has_it() -> None:
-    """Where a tokenizer writes "ab" after one as it writes it at the beginning, "ab" it is."""
+def test_text_after_a_special_token_begins_as_the_tokenizer_writes_it() -> None:
+    """This tokenizer writes "ab" after a special token as at the beginning of a text."""
     tokenizer = llama_2_like()
     tokens = tokenizer("ab</s>ab")["input_ids"]
-    place = tokens.index(2) + 1
-    assert Detokenizer(tokenizer).text(tokens[place:], tokens[:place]) == "ab"
-    assert Detokenizer(tokenizer).text(tokens[place:], tokens[: place - 1]) == " ab"
+    after = tokens.index(2) + 1
+    assert Detokenizer(tokenizer).text(tokens[after:], tokens[:after]) == "ab"
+    assert Detokenizer(tokenizer).text(tokens[after:], tokens[: after - 1]) == " ab"
 
 
 @pytest.fixture
 def llama_2_pair(make_pair: Callable[..., Any]) -> Any:
     pair = make_pair()
-    kept = pair.tokenizer, pair.end_tokens
+    before = pair.tokenizer, pair.end_tokens
     pair.tokenizer = llama_2_like()
     yield pair
-    pair.tokenizer, pair.end_tokens = kept
+    pair.tokenizer, pair.end_tokens = before
 
 
-def said_by(stream: Any, tokens: list[int]) -> Any:
-    """The stream, the model having said these tokens."""
+def after_tokens(stream: Any, tokens: list[int]) -> Any:
+    """The stream after the model has emitted these tokens."""
     for token in tokens:
         stream._take([token])
     stream.generation.text = stream._text.text(stream._said())
@@ -136,21 +135,21 @@ def test_completions_keep_their_first_space(llama_2_pair: Any) -> None:
     body = pair.tokenizer("ab(c):\n    ab")["input_ids"][len(prompt) :]
     pair.target, target = AnyVocabulary(pair.target), pair.target
     try:
-        stream = said_by(Decoder(pair).stream(prompt, 9), body)
+        stream = after_tokens(Decoder(pair).stream(prompt, 9), body)
     finally:
         pair.target = target
     assert stream.generation.text == "    ab"
     assert stream.text() == "    ab"
 
 
-def test_the_token_that_ends_a_text_is_no_part_of_it(llama_2_pair: Any) -> None:
-    """Even where the model's end is one that its tokenizer shows."""
+def test_the_token_that_ends_a_text_is_not_part_of_it(llama_2_pair: Any) -> None:
+    """Not even if it is a token that the tokenizer shows."""
     pair = llama_2_pair
     token = pair.tokenizer.convert_tokens_to_ids("!")
     pair.end_tokens = frozenset([token])
     pair.target, target = AnyVocabulary(pair.target), pair.target
     try:
-        stream = said_by(Decoder(pair).stream([1, 5], 9), [*pair.encode("ab", False), token])
+        stream = after_tokens(Decoder(pair).stream([1, 5], 9), [*pair.encode("ab", False), token])
     finally:
         pair.target = target
     assert stream.generation.stopped == "end"
@@ -158,7 +157,7 @@ def test_the_token_that_ends_a_text_is_no_part_of_it(llama_2_pair: Any) -> None:
 
 
 class AnyVocabulary:
-    """A runner that says its vocabulary is as large as the tokenizer's."""
+    """A runner that claims a vocabulary as large as the tokenizer's."""
 
     def __init__(self, runner: Any) -> None:
         self._runner, self.vocabulary = runner, len(SPECIAL) + len(BYTES) + len(PIECES)
@@ -171,15 +170,15 @@ def test_a_prompt_has_one_beginning_and_no_end(llama_2_pair: Any) -> None:
     pair = llama_2_pair
     plain = pair.encode("ab c")
     assert plain[0] == 1
-    assert pair.encode("<s>ab c") == plain  # the text of a chat template has its own
+    assert pair.encode("<s>ab c") == plain  # a chat template writes the beginning itself
     pair.tokenizer = llama_2_like(ends=True)
     assert pair.tokenizer("ab c")["input_ids"] == [*plain, 2]
     assert pair.encode("ab c") == plain
-    assert pair.encode("ab c</s>") == [*plain, 2]  # which was asked for
+    assert pair.encode("ab c</s>") == [*plain, 2]  # an explicit end stays
     assert pair.encode("") == [1]
 
 
-def test_a_text_that_no_model_could_read_is_refused_before_it_is_tokenized(
+def test_a_text_too_long_for_any_model_is_refused_before_it_is_tokenized(
     llama_2_pair: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(type(llama_2_pair.tokenizer), "__call__", None)
@@ -205,10 +204,10 @@ def test_switches_of_a_chat_template(llama_2_pair: Any) -> None:
             pair.render_chat(messages, {name: False})
 
 
-def test_saved_tokenizers_that_clean_up_spaces_show_what_was_said(
+def test_tokenizers_saved_with_space_cleanup_keep_their_spaces(
     make_model: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """Tidying drops spaces before punctuation that the tokens have: code would not be the same."""
+    """The cleanup would drop spaces before punctuation, which changes code."""
     import shutil
 
     from sequoia_opt.api import load_pair
@@ -216,7 +215,7 @@ def test_saved_tokenizers_that_clean_up_spaces_show_what_was_said(
     folder = tmp_path / "model"
     shutil.copytree(make_model("llama", vocab_size=8), folder)
     words = ["one", "two", ",", "n't", "do", "x", "y", "z"]
-    built = Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}))
+    built = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}))
     built.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(tokenizer_object=built).save_pretrained(folder)
     settings = folder / "tokenizer_config.json"
@@ -229,22 +228,22 @@ def test_saved_tokenizers_that_clean_up_spaces_show_what_was_said(
 
 @pytest.mark.parametrize("make", [llama_2_like, byte_level, metaspaced, bundled])
 @pytest.mark.parametrize("stop", [[], ["ab\n", "🙂"]])
-def test_text_that_is_settled_is_the_same_decoded_again_or_not(
+def test_settled_text_does_not_depend_on_what_was_decoded_before(
     make: Callable[[], Any], stop: list[str]
 ) -> None:
-    """Random tokens, special ones and parts of characters among them, a few at a time."""
+    """Random tokens, with special ones and incomplete characters, a few at a time."""
     tokenizer = make()
     detokenizer = Detokenizer(tokenizer)
     generator = random.Random(0)
     for _ in range(30):
         tokens = [generator.randrange(len(tokenizer)) for _ in range(60)]
         prompt = [generator.randrange(len(tokenizer)) for _ in range(generator.randrange(5))]
-        said, end = NewText(detokenizer, prompt, stop), 0
+        new_text, end = NewText(detokenizer, prompt, stop), 0
         while end < len(tokens):
             before, end = end, min(end + generator.randrange(1, 5), len(tokens))
-            again = NewText(detokenizer, prompt, stop)
-            assert said.settled(tokens[:end]) == again.settled(tokens[:end])
-            if again.stop_place(tokens[:end], before) is not None:
+            fresh = NewText(detokenizer, prompt, stop)
+            assert new_text.settled(tokens[:end]) == fresh.settled(tokens[:end])
+            if fresh.stop_place(tokens[:end], before) is not None:
                 break
 
 
@@ -257,7 +256,7 @@ def test_a_long_text_is_not_decoded_again_for_each_step() -> None:
             return super()._decode(tokens)
 
     tokens = bundled()("x = [1, 2, 3]\n" * 300)["input_ids"]
-    said = NewText(Counting(bundled()), tokens[:3], [])
+    new_text = NewText(Counting(bundled()), tokens[:3], [])
     for end in range(0, len(tokens), 4):
-        said.settled(tokens[:end])
+        new_text.settled(tokens[:end])
     assert max(decoded) < 100 < len(tokens)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sequoia_opt.engine.logits_processors import Rules
+from sequoia_opt.engine.logits_processors import LogitsOptions
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure import bench, methods
 from sequoia_opt.measure.journal import Journal
@@ -125,7 +125,7 @@ def test_the_librarys_own_forward_is_compared_with(make_pair: Callable[..., Any]
 
 def test_the_librarys_logits_are_ruled_as_the_text_was(make_pair: Callable[..., Any]) -> None:
     pair, prompt = make_pair(), [5, 6, 7]
-    rules = Rules(1.5, {3: 2.0}, 0.5, 0.25, frozenset([9]), frozenset([11]))
+    rules = LogitsOptions(1.5, {3: 2.0}, 0.5, 0.25, frozenset([9]), frozenset([11]))
     tree = shapes.k_ary(2, 3)
     tokens = methods.with_tree(pair, "tree", tree, rules=rules).run(prompt, 30).tokens
     assert bench.library_divergence(pair, prompt, tokens, rules) is None

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from sequoia_opt.engine.logits_processors import LogitRules
+from sequoia_opt.engine.logits_processors import LogitsProcessor
 from sequoia_opt.engine.model import Model
 from sequoia_opt.engine.verify import TreeIndex, Verifier
 from sequoia_opt.plan.tree import TokenTree
@@ -115,7 +115,7 @@ class Drafter(Protocol):
         ...
 
     def on(
-        self, tree: TokenTree, index: TreeIndex, verifier: Verifier, rules: LogitRules | None
+        self, tree: TokenTree, index: TreeIndex, verifier: Verifier, rules: LogitsProcessor | None
     ) -> TreeDrafter:
         """The drafter, prepared for a tree, a verifier and what is done to logits."""
         ...

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sequoia_opt.engine.drafters.base import State
-from sequoia_opt.engine.logits_processors import LogitRules
+from sequoia_opt.engine.logits_processors import LogitsProcessor
 from sequoia_opt.engine.model import Model
 from sequoia_opt.engine.sampling import at_least_float32
 from sequoia_opt.engine.verify import TreeIndex, Verifier, indices
@@ -60,7 +60,7 @@ class ModelDrafter:
             yield start, self._fitted(logits)
 
     def on(
-        self, tree: TokenTree, index: TreeIndex, verifier: Verifier, rules: LogitRules | None
+        self, tree: TokenTree, index: TreeIndex, verifier: Verifier, rules: LogitsProcessor | None
     ) -> ModelTreeDrafter:
         """See `Drafter`."""
         return ModelTreeDrafter(self, tree, index, verifier, rules)
@@ -89,7 +89,7 @@ class ModelTreeDrafter:
         tree: TokenTree,
         index: TreeIndex,
         verifier: Verifier,
-        rules: LogitRules | None,
+        rules: LogitsProcessor | None,
     ) -> None:
         self._drafter, self._index, self._verifier = drafter, index, verifier
         self._rules = rules

@@ -1,8 +1,7 @@
-"""A model's safetensors files, read piece by piece.
+"""Reads the tensors of a model's safetensors files.
 
-Explicit reads into memory that is there already, and the page cache given back behind them: what
-a process holds is what it asked for, and a model may be larger than the memory. Knows names,
-bytes and dtypes; knows nothing of models.
+Reads go into memory that the caller has allocated, and the page cache is released after them, so
+that a model may be larger than the memory. Knows names, bytes and dtypes. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from torch import Tensor
 from sequoia_opt.engine.torch.weight_files import read_header, weight_files
 from sequoia_opt.errors import SequoiaError
 
-PIECE = 2**23  # bytes that are converted at a time, where the file has another dtype, or compared
+PIECE = 2**23  # bytes that are converted or compared at a time
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -39,7 +38,7 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class _File:
-    """An open file, and what it was when it was opened: size and time of its last change."""
+    """An open file, with its size and the time of its last change when it was opened."""
 
     path: Path
     descriptor: int
@@ -48,7 +47,7 @@ class _File:
 
 @dataclass(frozen=True)
 class _Entry:
-    """Where a tensor lies: bytes `start` to `end` of a file."""
+    """A tensor in the files: bytes `start` to `end` of one of them."""
 
     file: _File
     start: int
@@ -61,17 +60,17 @@ class Checkpoint:
     """The tensors in a model's safetensors files.
 
     Attributes:
-        names: of all tensors.
+        names: of all tensors in the files.
     """
 
     def __init__(self, source: str) -> None:
-        """Open a model's files and read where everything lies.
+        """Open a model's files and read their headers.
 
         Args:
             source: hub id or local folder.
 
         Raises:
-            SequoiaError: there are none, or one is damaged.
+            SequoiaError: the model has no safetensors files, or one is damaged.
         """
         self.source = source
         self._entries: dict[str, _Entry] = {}
@@ -87,7 +86,7 @@ class Checkpoint:
 
     @property
     def names(self) -> Collection[str]:
-        """Of all tensors."""
+        """The names of all tensors in the files."""
         return self._entries.keys()
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -95,13 +94,13 @@ class Checkpoint:
         return self._joined[name][0] if name in self._joined else self._entries[name].shape
 
     def join(self, name: str, rows: list[list[str]]) -> None:
-        """Have a tensor of that name, made of matrices, as a mixture's experts are.
+        """Add a tensor that is stacked from matrices, like a mixture's experts.
 
         Args:
-            rows: for each of its first indices the matrices that lie one below another there.
+            rows: for each index of its first dimension, the matrices that are concatenated there.
 
         Raises:
-            ValueError: they do not fit together.
+            ValueError: the matrices' shapes do not fit together.
         """
         shapes = [[self.shape(part) for part in parts] for parts in rows]
         heights = {sum(shape[0] for shape in parts) for parts in shapes}
@@ -114,22 +113,17 @@ class Checkpoint:
         """Read a tensor.
 
         Args:
-            into: contiguous, in host memory, of its shape; converted to its dtype.
+            into: contiguous, in host memory, of the tensor's shape; values are converted to its
+                dtype.
 
         Returns:
-            How many bytes were read.
+            The number of bytes read.
 
         Raises:
             SequoiaError: the file has changed or cannot be read.
         """
         if name in self._joined:
-            return sum(
-                self.read(part, below)
-                for parts, matrix in zip(self._joined[name][1], into, strict=True)
-                for part, below in zip(
-                    parts, matrix.split([self.shape(part)[0] for part in parts]), strict=True
-                )
-            )
+            return self._read_joined(self._joined[name][1], into)
         entry = self._entries[name]
         flat = into.view(-1)
         if entry.dtype == into.dtype:
@@ -143,11 +137,11 @@ class Checkpoint:
                 piece = self._piece[: len(part) * width]
                 self._read(entry, entry.start + first * width, piece)
                 part.copy_(piece.view(entry.dtype))
-        _give_back(entry)
+        _release_page_cache(entry)
         return entry.end - entry.start
 
     def same(self, first: str, second: str) -> bool:
-        """Whether two names are of the same bytes, read as the same.
+        """Whether two tensors have the same dtype, shape and bytes.
 
         Raises:
             SequoiaError: a file has changed or cannot be read.
@@ -163,27 +157,38 @@ class Checkpoint:
             torch.equal(self._bytes(one, start), self._bytes(other, start))
             for start in range(0, one.end - one.start, PIECE)
         )
-        _give_back(one)
-        _give_back(other)
+        _release_page_cache(one)
+        _release_page_cache(other)
         return equal
+
+    def _read_joined(self, rows: list[list[str]], into: Tensor) -> int:
+        """Read a stacked tensor, see `join`; returns the number of bytes read."""
+        count = 0
+        for names, matrix in zip(rows, into, strict=True):
+            heights = [self.shape(name)[0] for name in names]
+            for name, part in zip(names, matrix.split(heights), strict=True):
+                count += self.read(name, part)
+        return count
 
     def _bytes(self, entry: _Entry, start: int) -> Tensor:
         """A piece of a tensor's bytes."""
-        found = torch.empty(min(PIECE, entry.end - entry.start - start), dtype=torch.uint8)
-        self._read(entry, entry.start + start, found)
-        return found
+        piece = torch.empty(min(PIECE, entry.end - entry.start - start), dtype=torch.uint8)
+        self._read(entry, entry.start + start, piece)
+        return piece
 
     def _read(self, entry: _Entry, offset: int, into: Tensor) -> None:
-        """Fill `into`, bytes, from a place in the entry's file."""
-        file, waiting = entry.file, memoryview(into.numpy().data)
+        """Fill the bytes `into` from an offset in the entry's file."""
+        file, unread = entry.file, memoryview(into.numpy().data)
         try:
             if _state(file.descriptor) != file.state:
                 raise SequoiaError(f"{file.path}: has changed since it was opened; load it again")
-            while waiting:
-                count = os.preadv(file.descriptor, [waiting], offset)
+            while unread:
+                count = os.preadv(file.descriptor, [unread], offset)
                 if not count:
-                    raise SequoiaError(f"{file.path}: is shorter than its header says")
-                waiting, offset = waiting[count:], offset + count
+                    raise SequoiaError(
+                        f"{file.path}: is shorter than its header says; download the file again"
+                    )
+                unread, offset = unread[count:], offset + count
         except OSError as error:
             raise SequoiaError(f"{file.path}: cannot be read ({error.strerror})") from None
 
@@ -203,29 +208,33 @@ class Checkpoint:
 
 
 def _entry(file: _File, data: int, entry: dict[str, Any]) -> _Entry:
-    """A tensor as the header has it.
+    """A tensor from its entry in the header.
 
     Args:
-        data: where the tensors' bytes begin.
+        data: offset of the tensors' bytes in the file.
+
+    Raises:
+        ValueError: the entry does not fit the file, or its shape.
     """
     dtype, shape = DTYPES[entry["dtype"]], tuple(int(size) for size in entry["shape"])
     start, end = (data + int(offset) for offset in entry["data_offsets"])
-    there = data <= start <= end <= file.state[0] and min(shape, default=0) >= 0
-    if not there or end - start != math.prod(shape) * dtype.itemsize:
-        found = f"bytes {start - data} to {end - data}"
-        raise ValueError(f"{found} for {list(shape)} of {entry['dtype']}")
+    possible = data <= start <= end <= file.state[0] and min(shape, default=0) >= 0
+    if not possible or end - start != math.prod(shape) * dtype.itemsize:
+        raise ValueError(
+            f"bytes {start - data} to {end - data} for {list(shape)} of {entry['dtype']}"
+        )
     return _Entry(file, start, end, dtype, shape)
 
 
-def _give_back(entry: _Entry) -> None:
-    """Have the system keep nothing of a tensor's bytes in its page cache."""
-    if hasattr(os, "posix_fadvise"):  # not everywhere
+def _release_page_cache(entry: _Entry) -> None:
+    """Tell the system not to keep a tensor's bytes in its page cache."""
+    if hasattr(os, "posix_fadvise"):  # macOS has none
         os.posix_fadvise(
             entry.file.descriptor, entry.start, entry.end - entry.start, os.POSIX_FADV_DONTNEED
         )
 
 
 def _state(descriptor: int) -> tuple[int, int]:
-    """Size and time of the last change."""
-    found = os.fstat(descriptor)
-    return found.st_size, found.st_mtime_ns
+    """A file's size, and the time of its last change in nanoseconds."""
+    status = os.fstat(descriptor)
+    return status.st_size, status.st_mtime_ns

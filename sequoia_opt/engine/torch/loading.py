@@ -29,8 +29,9 @@ from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from sequoia_opt.engine.torch.checkpoint import Checkpoint
+from sequoia_opt.engine.torch.empty_model import empty_model, experts_of, random_model
 from sequoia_opt.engine.torch.layer_stream import LayerStream
-from sequoia_opt.engine.torch.offload import Offload, empty_model, experts_of, place, random_model
+from sequoia_opt.engine.torch.offload import Offload, place_model
 from sequoia_opt.engine.torch.runner import Runner
 from sequoia_opt.engine.torch.weight_files import (
     PICKLED,
@@ -104,7 +105,7 @@ class Loading:
         if offload.place == "cpu":
             made = self.random_weights
             whole = random_model(config, self.dtype) if made else _load_model(source, self.dtype)
-            return whole, place(whole, self.device, offload)
+            return whole, place_model(whole, self.device, offload)
         if getattr(config, "quantization_config", None):
             raise SequoiaError(
                 f"{source}: quantised weights are not read from disk as they are; on a GPU use "
@@ -118,7 +119,7 @@ class Loading:
                 raise SequoiaError(
                     f"{source}: its {GENERATION} cannot be used ({one_line(error)[:200]})"
                 ) from None
-        return model, place(model, self.device, offload, Checkpoint(source))
+        return model, place_model(model, self.device, offload, Checkpoint(source))
 
 
 def load_config(source: str, weights: bool = True) -> Any:

@@ -1,7 +1,7 @@
-"""What models and their buffers take, said before it is taken.
+"""The memory that models and their buffers take, checked before it is allocated.
 
-A process that asks for more than there is gets killed without a word on a CPU, and half-way
-through a measurement on a GPU. Knows sizes, not what they are for.
+Without a check, a process that asks for too much is killed without a message on a CPU, and fails
+halfway through a measurement on a GPU. Knows sizes. Knows nothing of what they are for.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ GIGABYTE = 1e9
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Memory that can still be had on a device; None where nobody says."""
+    """Free memory on a device; None where the system does not say."""
     if device.type == "cuda":
         free: int = torch.cuda.mem_get_info(device)[0]
         index = torch.cuda.current_device() if device.index is None else device.index
-        # What graphs hold is theirs alone.
-        held = sum(
+        # Memory that torch holds unused can be allocated again, but for the pools of CUDA graphs.
+        unused = sum(
             segment["total_size"] - segment["allocated_size"]
             for segment in torch.cuda.memory_snapshot()
             if segment["device"] == index and segment.get("segment_pool_id", (0, 0)) == (0, 0)
         )
-        return free + held
+        return free + unused
     if device.type != "cpu":
         return None
-    limits = [_available(), _left_of_group()]
+    limits = [_available_bytes(), _bytes_left_in_group()]
     return min((limit for limit in limits if limit is not None), default=None)
 
 
 def weight_bytes(config: Any, dtype: torch.dtype) -> int | None:
-    """What a model's weights take in a dtype; None for quantised ones, which say it nowhere."""
+    """Bytes of a model's weights in a dtype; None if they are quantised and so not known."""
     if getattr(config, "quantization_config", None):
         return None
     with torch.device("meta"):
@@ -45,10 +45,15 @@ def weight_bytes(config: Any, dtype: torch.dtype) -> int | None:
 
 
 def check_fits(needed: int, device: torch.device, what: str, advice: str) -> None:
-    """Refuse what is larger than the memory that is left.
+    """Refuse an allocation that is larger than the free memory.
+
+    Args:
+        needed: bytes.
+        what: the subject of the message, in the plural.
+        advice: the end of the message: how to need less.
 
     Raises:
-        SequoiaError: with both sizes.
+        SequoiaError: names both sizes.
     """
     free = free_bytes(device)
     if free is not None and needed > free:
@@ -58,18 +63,18 @@ def check_fits(needed: int, device: torch.device, what: str, advice: str) -> Non
         )
 
 
-def _available() -> int | None:
-    """What Linux thinks can be had without swapping."""
+def _available_bytes() -> int | None:
+    """Memory that Linux estimates to be available without swapping."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
         return None
-    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
-    return 1024 * int(found[0]) if found else None
+    kilobytes = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return 1024 * int(kilobytes[0]) if kilobytes else None
 
 
-def _left_of_group() -> int | None:
-    """What a container's limit leaves, page cache not counted."""
+def _bytes_left_in_group() -> int | None:
+    """Memory that a container's limit leaves, page cache not counted; None if unlimited."""
     group = Path("/sys/fs/cgroup")
     try:
         limit, used = (

@@ -1,8 +1,8 @@
-"""Where the weights of a model stay that is larger than its device.
+"""Which layers of a model stay on its device, and where the others stay.
 
-Embeddings, head and norms stay on the device, and as many decoder layers as a budget holds; the
-others stay in host memory or on disk, and streaming.py brings them in. Knows names, sizes and
-budgets; knows nothing of when layers run.
+Embeddings, head and norms stay on the device, and as many decoder layers as a budget holds. The
+others stay in host memory or on disk, and layer_stream.py loads them when they run. Knows sizes
+and budgets. Knows nothing of when layers run.
 """
 
 from __future__ import annotations
@@ -13,169 +13,101 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import (
-    Concatenate,
-    MergeModulelist,
-    WeightConverter,
-    WeightRenaming,
-    dot_natural_key,
-    rename_source_key,
-)
 
 from sequoia_opt.engine.torch.checkpoint import Checkpoint
+from sequoia_opt.engine.torch.checkpoint_names import checkpoint_names
 from sequoia_opt.engine.torch.layer_stream import (
-    LANES,
+    BUFFERS,
     DiskStore,
     HostStore,
     LayerStream,
-    Layout,
     Store,
-    parts_of,
-    put,
-    weights_of,
+)
+from sequoia_opt.engine.torch.layer_weights import (
+    Layout,
+    decoder_layers,
+    named_weights,
+    plain_tensors,
+    set_weight,
 )
 from sequoia_opt.engine.torch.memory import GIGABYTE, check_fits, free_bytes
 from sequoia_opt.errors import SequoiaError
 
 PLACES = ("none", "cpu", "disk")
 FREE_SHARE = 0.8  # of the free memory, if no budget is given
-KEPT_TOKENS = 512  # whose keys and values a budget holds beside the weights
-# Tokens of a prompt that are read together. Each time all layers are brought in, and what a
-# forward computes with takes memory: as many as a share of the budget holds. Of so few as the
-# least it takes less than the keys and values above, which a prompt may still need.
-LEAST_READ, MOST_READ, READ_SHARE = 256, 2048, 0.02
+CACHED_TOKENS = 512  # tokens whose keys and values a budget holds beside the weights
+# Tokens of a prompt in one forward pass, each of which loads all layers: as many as a share of the
+# budget holds. The least number needs less memory than the keys and values above.
+LEAST_CHUNK, LARGEST_CHUNK, CHUNK_SHARE = 256, 2048, 0.02
 
 
 @dataclass(frozen=True)
 class Offload:
-    """What is wanted.
+    """How to offload a model.
 
     Attributes:
         place: where layers stay that do not fit: "cpu" (host memory) or "disk".
-        budget: bytes that the model may take on the device, with the keys and values of a short
-            text, the buffers of two layers apart; by default most of what is free.
+        budget: bytes that the model may take on the device with the KV cache of a short text, but
+            without the two layer buffers; by default most of the free memory.
     """
 
     place: str
     budget: int | None = None
 
 
-def experts_of(dtype: torch.dtype) -> dict[str, str]:
-    """What transformers is told of a mixture's experts: its kernels know no float64, so there it
-    computes them one by one."""
-    return {"experts_implementation": "eager"} if dtype == torch.float64 else {}
-
-
-def empty_model(config: Any, dtype: torch.dtype) -> nn.Module:
-    """A model whose weights are on meta and take no memory; what is computed from its
-    configuration alone, like rotary frequencies, is there."""
-    with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, **experts_of(dtype))
-    _initialize(model, dict(model.named_buffers()))
-    return model.eval()
-
-
-def random_model(config: Any, dtype: torch.dtype) -> nn.Module:
-    """A model of random weights in host memory, for its speed alone. Layers of one shape share
-    their weights: making billions of random numbers takes minutes."""
-    model: Any = empty_model(config, dtype)
-    first: dict[Any, nn.Module] = {}
-    twins = []
-    for layer in decoder_layers(model)[1]:
-        shapes = tuple((name, tensor.shape) for name, tensor in weights_of(layer).items())
-        twin = first.setdefault(shapes, layer)
-        if twin is not layer:
-            twins.append((layer, twin))
-    skipped = {id(tensor) for layer, _ in twins for tensor in weights_of(layer).values()}
-    made = {name: t for name, t in weights_of(model).items() if id(t) not in skipped}
-    _initialize(model, made)
-    for layer, twin in twins:
-        for name, tensor in weights_of(twin).items():
-            put(layer, name, tensor.detach())
-    return model
-
-
-def place(
+def place_model(
     model: nn.Module, device: torch.device, offload: Offload, checkpoint: Checkpoint | None = None
 ) -> LayerStream | None:
-    """Put a model onto its device, but for the layers that do not fit.
+    """Move a model to its device, except for the layers that do not fit.
 
     Args:
-        model: with its weights in host memory, or with none.
-        checkpoint: where the weights are that it has not.
+        model: with its weights in host memory, or on the meta device.
+        checkpoint: the files to read the weights from, if they are on the meta device.
 
     Returns:
-        What brings the other layers in; None where all fit.
+        The stream that loads the other layers; None if all layers fit.
 
     Raises:
-        SequoiaError: it has no layers to tell apart, the budget is too small, or the checkpoint
-            does not have its weights.
+        SequoiaError: the model has no list of layers, the budget is too small, or the checkpoint
+            does not have the model's weights.
     """
     prefix, layers = decoder_layers(model)
     names: dict[str, str] = {}
     if checkpoint is not None:
-        names = names_in(checkpoint, model)
+        names = checkpoint_names(checkpoint, model)
         _untie(model, checkpoint, names)
     layouts = [Layout(layer) for layer in layers]
     sizes = [layout.size for layout in layouts]
-    within = {id(tensor) for layer in layers for tensor in weights_of(layer).values()}
-    outside = {name: t for name, t in weights_of(model).items() if id(t) not in within}
-    distinct = {id(tensor): tensor for tensor in outside.values()}
-    fixed = sum(part.nbytes for t in distinct.values() for part in parts_of(t, "").values())
-    fixed += cache_bytes(model)
+    outside = _weights_outside(model, layers)
+    fixed = _distinct_bytes(outside.values()) + cache_bytes(model)
     budget = _budget(offload, fixed, sizes, device)
-    chunk, reading = read_together(model, min(int(READ_SHARE * budget), budget - fixed))
+    chunk, activations = prompt_chunk(model, min(int(CHUNK_SHARE * budget), budget - fixed))
     streamed = choose_streamed(sizes, budget - fixed)
-    if streamed:  # else they are read as of any model
-        streamed = choose_streamed(sizes, budget - fixed - reading)
+    if streamed:  # prompts are read in chunks only then
+        streamed = choose_streamed(sizes, budget - fixed - activations)
     staying = [
         f"{prefix}{i}.{name}"
         for i, layout in enumerate(layouts)
         if i not in streamed
         for name in layout.names
     ]
-    _settle(model, [*outside, *staying], device, checkpoint, names)
-    weights = weights_of(model)
-    for name, buffer in list(model.named_buffers()):
-        if name not in weights:  # what every layer computes with, and no file has
-            put(model, name, buffer.to(device))
+    _move(model, [*outside, *staying], device, checkpoint, names)
+    _move_unsaved_buffers(model, device)
     if not streamed:
         return None
-    store: Store
-    if checkpoint is not None:
-        called = [
-            {name: names[f"{prefix}{i}.{name}"] for name in layout.names}
-            for i, layout in enumerate(layouts)
-        ]
-        store = DiskStore(checkpoint, layouts, called)
-    else:
-        store = HostStore(device)
-        for i in streamed:
-            memory = store.add(i, layouts[i].size)
-            layouts[i].fill(memory, layers[i])
-            layouts[i].bind(layers[i], memory)  # what it was loaded into is free again
+    store = (
+        _host_store(layers, layouts, streamed, device)
+        if checkpoint is None
+        else _disk_store(checkpoint, layouts, prefix, names)
+    )
     return LayerStream(list(layers), layouts, streamed, store, device, budget, chunk)
 
 
-def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """What the names of a model's layers begin with, and the layers.
-
-    Raises:
-        SequoiaError: it has none.
-    """
-    config: Any = model.config
-    count = config.get_text_config().num_hidden_layers
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return f"{name}.", module
-    raise SequoiaError(f"architecture {config.model_type!r} has no list of layers to offload")
-
-
 def choose_streamed(sizes: Sequence[int], room: int) -> list[int]:
-    """The layers that cannot stay, as few as `room` bytes allow, spread evenly: what the others
-    compute hides some of their way."""
+    """The layers to stream: as few as `room` bytes allow, spread evenly.
+
+    The layers that stay between them compute while the streamed ones are loaded.
+    """
     count = len(sizes)
     for streamed in range(count + 1):
         chosen = [i * count // streamed for i in range(streamed)]
@@ -185,174 +117,51 @@ def choose_streamed(sizes: Sequence[int], room: int) -> list[int]:
 
 
 def cache_bytes(model: Any) -> int:
-    """What the keys and values of KEPT_TOKENS take, or of as many as the model can read."""
+    """Bytes of the keys and values of CACHED_TOKENS tokens, or of all the model's positions."""
     text = model.config.get_text_config()
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    tokens = min(KEPT_TOKENS, getattr(text, "max_position_embeddings", None) or KEPT_TOKENS)
-    each: int = 2 * text.num_hidden_layers * heads * width * model.dtype.itemsize
-    return tokens * each
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    tokens = min(CACHED_TOKENS, getattr(text, "max_position_embeddings", None) or CACHED_TOKENS)
+    per_token: int = 2 * text.num_hidden_layers * heads * head_dim * model.dtype.itemsize
+    return tokens * per_token
 
 
-def read_together(model: Any, room: int) -> tuple[int, int]:
-    """How many tokens of a prompt to read at once, and the bytes of `room` that takes."""
+def prompt_chunk(model: Any, room: int) -> tuple[int, int]:
+    """Tokens of a prompt in one forward pass, and the bytes of `room` that they take."""
     text = model.config.get_text_config()
     inner = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
-    # Of each token at a time: six vectors of the model's width, four of its feed-forward's.
-    each = (6 * text.hidden_size + 4 * inner) * model.dtype.itemsize
-    tokens = min(MOST_READ, room // each)
-    return (tokens, tokens * each) if tokens > LEAST_READ else (LEAST_READ, 0)
+    # Alive at a time, of each token: six vectors of the hidden size, four of the feed-forward's.
+    per_token = (6 * text.hidden_size + 4 * inner) * model.dtype.itemsize
+    tokens = min(LARGEST_CHUNK, room // per_token)
+    return (tokens, tokens * per_token) if tokens > LEAST_CHUNK else (LEAST_CHUNK, 0)
 
 
-def names_in(checkpoint: Checkpoint, model: Any) -> dict[str, str]:
-    """What a checkpoint calls each of a model's weights, as transformers would find them; of tied
-    ones it may have one, which is then all of theirs.
-
-    Raises:
-        SequoiaError: it has not all of them, or transformers would make them of what is there in a
-            way that is not known here.
-    """
-    rules = get_model_conversion_mapping(model)
-    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
-    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
-    weights = weights_of(model)
-    found: dict[str, str] = {}
-    unfit: set[str] = set()
-    converted: dict[str, dict[str, list[str]]] = {}
-    for own in sorted(checkpoint.names, key=dot_natural_key):
-        name, pattern = rename_source_key(
-            own, renamings, converters, model.base_model_prefix, weights
-        )
-        if name not in weights:
-            continue
-        if pattern is not None:
-            converted.setdefault(name, {}).setdefault(pattern, []).append(own)
-        elif checkpoint.shape(own) != weights[name].shape:
-            unfit.add(name)
-        else:
-            found[name] = own
-    for name, sources in converted.items():
-        _join(checkpoint, name, sources, converters, weights[name])
-        found[name] = name
-    tied = {id(weights[name]): own for name, own in found.items()}
-    missing = [name for name, t in weights.items() if id(t) not in tied or name in unfit]
-    if missing:
-        raise SequoiaError(
-            f"{checkpoint.source}: its files have no {missing[0]} of the right shape, nor "
-            f"{len(missing) - 1} others; layers that are read from disk must be there as the model "
-            "has them (save it anew with save_pretrained, or use --offload cpu on a GPU)"
-        )
-    return {name: found.get(name) or tied[id(tensor)] for name, tensor in weights.items()}
+def _weights_outside(model: nn.Module, layers: nn.ModuleList) -> dict[str, Tensor]:
+    """The weights that belong to no layer."""
+    inside = {id(tensor) for layer in layers for tensor in named_weights(layer).values()}
+    return {name: t for name, t in named_weights(model).items() if id(t) not in inside}
 
 
-def _join(
-    checkpoint: Checkpoint,
-    name: str,
-    sources: Mapping[str, Sequence[str]],
-    converters: Sequence[WeightConverter],
-    tensor: Tensor,
-) -> None:
-    """Have the checkpoint read a weight that transformers makes of several as it loads: a
-    mixture's experts, saved one by one.
-
-    Args:
-        sources: for each of a converter's patterns, the tensors that match it in their order.
-        tensor: as the model has it.
-
-    Raises:
-        SequoiaError: it is made in another way.
-    """
-    converter = next(rule for rule in converters if set(sources) <= set(rule.source_patterns))
-    ways = [(type(step), getattr(step, "dim", None)) for step in converter.operations]
-    patterns = [pattern for pattern in converter.source_patterns if pattern in sources]
-    experts = [list(parts) for parts in zip(*(sources[p] for p in patterns), strict=False)]
-    try:
-        if ways[:1] != [(MergeModulelist, 0)] or ways[1:] not in ([], [(Concatenate, 1)]):
-            raise ValueError("another way of joining or splitting")
-        if len({len(parts) for parts in sources.values()}) != 1:
-            raise ValueError("parts are missing")
-        checkpoint.join(name, experts)
-        if checkpoint.shape(name) != tensor.shape:
-            raise ValueError("another shape")
-    except ValueError as error:
-        raise SequoiaError(
-            f"{checkpoint.source}: {name} is not in its files as it is: transformers makes it of "
-            f"{len(experts) * len(patterns)} tensors as it loads, which layers that are read from "
-            f"disk cannot be ({error}); load the model whole, or use --offload cpu on a GPU"
-        ) from None
-
-
-def _untie(model: nn.Module, checkpoint: Checkpoint, names: Mapping[str, str]) -> None:
-    """Part weights that are tied by the configuration but differ in the checkpoint, as
-    transformers does.
-
-    Args:
-        names: what the checkpoint calls each weight.
-    """
-    first: dict[int, str] = {}
-    for name, tensor in weights_of(model).items():
-        other = first.setdefault(id(tensor), name)
-        if not checkpoint.same(names[name], names[other]):
-            put(model, name, torch.empty_like(tensor))
-
-
-def _settle(
-    model: Any,
-    names: Iterable[str],
-    device: torch.device,
-    checkpoint: Checkpoint | None,
-    called: dict[str, str],
-) -> None:
-    """Put these weights onto the device for good: each once, under all names that it has."""
-    weights = weights_of(model)
-    settled: dict[int, Tensor] = {}
-    for name in names:
-        tensor = weights[name]
-        if id(tensor) in settled:
-            put(model, name, settled[id(tensor)])
-            continue
-        found = tensor.detach()
-        if checkpoint is not None:
-            found = torch.empty(tensor.shape, dtype=tensor.dtype)
-            checkpoint.read(called[name], found)
-        settled[id(tensor)] = put(model, name, found.to(device))
-
-
-def _initialize(model: Any, tensors: dict[str, Tensor]) -> None:
-    """Give these weights and buffers memory, and the values that a new model has.
-
-    Drawn in float32, which a processor draws faster than half-precision numbers.
-    """
-    done = set()
-    halves: dict[str, torch.dtype] = {}
-    for name, tensor in tensors.items():
-        if id(tensor) not in done:
-            is_half = tensor.dtype in (torch.bfloat16, torch.float16)
-            if is_half:
-                halves[name] = tensor.dtype
-            drawn = torch.float32 if is_half else tensor.dtype
-            put(model, name, torch.empty_like(tensor, dtype=drawn, device="cpu"))
-        done.add(id(tensor))
-    for module in model.modules():
-        vars(module).pop("_is_hf_initialized", None)
-    state = torch.random.get_rng_state()
-    torch.manual_seed(0)
-    model.initialize_weights()
-    torch.random.set_rng_state(state)
-    values = weights_of(model) | dict(model.named_buffers())
-    for name, dtype in halves.items():
-        put(model, name, values[name].detach().to(dtype))
-    model.tie_weights()
+def _distinct_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of these tensors, each counted once."""
+    distinct = {id(tensor): tensor for tensor in tensors}
+    return sum(
+        plain.nbytes for tensor in distinct.values() for plain in plain_tensors(tensor, "").values()
+    )
 
 
 def _budget(offload: Offload, fixed: int, sizes: Sequence[int], device: torch.device) -> int:
-    """Bytes of weights that may stay.
+    """Bytes that the model may take on the device, without the layer buffers.
+
+    Args:
+        fixed: bytes of the weights outside the layers, and of a short text's KV cache.
+        sizes: bytes of each layer.
 
     Raises:
-        SequoiaError: less than has to.
+        SequoiaError: that is less than the model needs.
     """
     largest = max(sizes)
-    buffers = LANES * largest
+    buffers = BUFFERS * largest
     budget = offload.budget
     if budget is None:
         budget = max(0, int(FREE_SHARE * (free_bytes(device) or 0)) - buffers)
@@ -360,13 +169,79 @@ def _budget(offload: Offload, fixed: int, sizes: Sequence[int], device: torch.de
     if budget < least:
         raise SequoiaError(
             f"memory budget: found {budget / GIGABYTE:.3g} GB, expected at least "
-            f"{least / GIGABYTE:.3g} GB; embeddings, head and a short text's keys and values take "
+            f"{least / GIGABYTE:.3g} GB; embeddings, head and a short text's KV cache take "
             f"{fixed / GIGABYTE:.3g} GB, a layer {largest / GIGABYTE:.3g} GB"
         )
     check_fits(
         min(budget, fixed + sum(sizes)) + buffers,
         device,
-        "the weights that stay, and buffers for two layers,",
+        "the weights that stay on the device and the two layer buffers",
         "lower --memory-budget",
     )
     return budget
+
+
+def _untie(model: nn.Module, checkpoint: Checkpoint, names: Mapping[str, str]) -> None:
+    """Separate weights that the configuration ties and the checkpoint does not, as transformers
+    does.
+
+    Args:
+        names: the checkpoint's name of each weight.
+    """
+    first_names: dict[int, str] = {}
+    for name, tensor in named_weights(model).items():
+        first = first_names.setdefault(id(tensor), name)
+        if not checkpoint.same(names[name], names[first]):
+            set_weight(model, name, torch.empty_like(tensor))
+
+
+def _move(
+    model: Any,
+    names: Iterable[str],
+    device: torch.device,
+    checkpoint: Checkpoint | None,
+    checkpoint_name: Mapping[str, str],
+) -> None:
+    """Move these weights to the device, each once, under all its names."""
+    weights = named_weights(model)
+    moved: dict[int, Tensor] = {}
+    for name in names:
+        tensor = weights[name]
+        if id(tensor) in moved:
+            set_weight(model, name, moved[id(tensor)])
+            continue
+        values = tensor.detach()
+        if checkpoint is not None:
+            values = torch.empty(tensor.shape, dtype=tensor.dtype)
+            checkpoint.read(checkpoint_name[name], values)
+        moved[id(tensor)] = set_weight(model, name, values.to(device))
+
+
+def _move_unsaved_buffers(model: nn.Module, device: torch.device) -> None:
+    """Move the buffers that all layers compute with and that no file has."""
+    weights = named_weights(model)
+    for name, buffer in list(model.named_buffers()):
+        if name not in weights:
+            set_weight(model, name, buffer.to(device))
+
+
+def _host_store(
+    layers: nn.ModuleList, layouts: Sequence[Layout], streamed: Sequence[int], device: torch.device
+) -> Store:
+    """Copy the streamed layers to host memory that the device can read."""
+    store = HostStore(device)
+    for i in streamed:
+        memory = store.add(i, layouts[i].size)
+        layouts[i].fill(memory, layers[i])
+        layouts[i].bind(layers[i], memory)  # frees the memory that the layer was loaded into
+    return store
+
+
+def _disk_store(
+    checkpoint: Checkpoint, layouts: Sequence[Layout], prefix: str, names: Mapping[str, str]
+) -> Store:
+    by_layer = [
+        {name: names[f"{prefix}{i}.{name}"] for name in layout.names}
+        for i, layout in enumerate(layouts)
+    ]
+    return DiskStore(checkpoint, layouts, by_layer)

@@ -1,57 +1,84 @@
-"""Linear layers of a model on a CPU, their weights laid out once for the matrix kernels.
+"""Linear layers of a model on a CPU whose weights are packed for oneDNN's matrix kernels.
 
-A forward of a few tokens is bound by reading the weights. oneDNN reads them from blocks of its
-own layout at a cost that grows less from 1 token to 16 than from the plain layout, and a tree's
-extra nodes cost less. A layer keeps its place in the model and its packed weights replace the
-plain ones, layer by layer, so it takes no more memory, but for weights that an embedding shares,
-which are then there twice; nothing is rounded. Knows nothing of attention or trees.
+A forward pass of a few tokens is bound by reading the weights. oneDNN reads them in blocks of a
+layout of its own, with which the time grows less from 1 token to 16, so a tree's extra nodes cost
+less. `pack` replaces a model's linear layers one by one, so that it takes no more memory, except
+for weights that an embedding shares, which exist twice then. Packing rounds nothing. Knows nothing
+of attention or trees.
 """
 
 from __future__ import annotations
 
-import platform
-from functools import cache
+from collections import Counter
 from itertools import count
-from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 
-# The layout is chosen for about that many rows; it serves all others too.
+from sequoia_opt.engine.torch.cpu import is_intel
+
+# oneDNN chooses the layout for about this number of rows; it serves all other numbers too.
 TYPICAL_ROWS = 8
 
 
 class PackedLinear(nn.Linear):
     """A linear layer without gradients, its weights packed for oneDNN.
 
-    Only `pack` makes one, of a plain layer, and `unpack` makes it plain again.
-
     Attributes:
         packed: the weights, in a layout that only oneDNN reads.
-        weight: None, or the plain weights where another layer (an embedding) uses them too.
-        number: what a compiled graph knows the layer by: it cannot hold a packed tensor.
+        weight: None, or the plain weights if another layer (an embedding) uses them too.
+        number: by which a compiled graph finds the layer, since it cannot hold a packed tensor.
     """
 
     packed: Tensor
-    number: int
+
+    def __init__(self, plain: nn.Linear, number: int, keep_weight: bool) -> None:
+        """Pack a plain layer, which loses its weights unless they are kept.
+
+        Args:
+            number: of this layer; the same each time that it is packed, so that graphs stay valid.
+            keep_weight: for another layer that uses the weights too.
+        """
+        nn.Module.__init__(self)  # nn.Linear's would allocate plain weights
+        self.in_features, self.out_features = plain.in_features, plain.out_features
+        self.training = plain.training
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(plain.weight.detach(), TYPICAL_ROWS)
+        self.register_parameter("weight", plain._parameters["weight"] if keep_weight else None)
+        self.register_parameter("bias", plain._parameters["bias"])
+        self.number = number
+        _layers[number] = self
+        plain.register_parameter("weight", None)
+
+    def unpack(self) -> nn.Linear:
+        """The plain layer, to the last bit; this one loses its weights."""
+        plain = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
+        plain.register_parameter("weight", self._parameters["weight"])
+        plain.register_parameter("bias", self._parameters["bias"])
+        if plain.weight is None:
+            plain.weight = nn.Parameter(self.packed.to_dense(), requires_grad=False)
+        plain.training = self.training
+        del self.packed
+        return plain
 
     def forward(self, rows: Tensor) -> Tensor:
         """Rows [..., in_features] to [..., out_features]."""
-        found: Tensor
+        output: Tensor
         if torch.compiler.is_compiling():
-            found = torch.ops.sequoia_opt.packed_linear(
+            output = torch.ops.sequoia_opt.packed_linear(
                 rows, self.bias, self.number, self.out_features
             )
         else:
-            found = torch.ops.mkldnn._linear_pointwise(rows, self.packed, self.bias, "none", [], "")
-        return found
+            output = torch.ops.mkldnn._linear_pointwise(
+                rows, self.packed, self.bias, "none", [], ""
+            )
+        return output
 
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
-        """What is saved is the layer as it was, to the last bit."""
+        """Save the plain weights, to the last bit."""
         if self.weight is None:
             destination[prefix + "weight"] = self.packed.to_dense()
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -62,10 +89,10 @@ _numbers = count()
 
 
 def _packed_linear(rows: Tensor, bias: Tensor | None, number: int, features: int) -> Tensor:
-    found: Tensor = torch.ops.mkldnn._linear_pointwise(
+    output: Tensor = torch.ops.mkldnn._linear_pointwise(
         rows, _layers[number].packed, bias, "none", [], ""
     )
-    return found
+    return output
 
 
 def _packed_linear_shape(rows: Tensor, bias: Tensor | None, number: int, features: int) -> Tensor:
@@ -79,42 +106,39 @@ torch.library.register_fake("sequoia_opt::packed_linear", _packed_linear_shape, 
 
 
 def pack(model: nn.Module) -> None:
-    """Pack the linear layers of a model where that pays; elsewhere nothing happens."""
-    modules = list(model.modules())
-    holders: dict[int, int] = {}
-    for module in modules:
-        for parameter in module.parameters(recurse=False):
-            holders[id(parameter)] = holders.get(id(parameter), 0) + 1
-    for module in modules:
-        if type(module) is nn.Linear and _packable(module):
-            weight = module.weight
-            layer: Any = module
-            layer.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), TYPICAL_ROWS)
-            if holders[id(weight)] == 1:
-                layer.weight = None
-            if "number" not in vars(layer):  # packed again it is what it was: graphs stay valid
-                layer.number = next(_numbers)
-            layer.__class__ = PackedLinear
-            _layers[layer.number] = layer
+    """Pack the linear layers of a model for which that pays, if any."""
+    uses = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
+    numbers: dict[str, int] = vars(model).setdefault("_packed_numbers", {})
+    packed: dict[nn.Module, PackedLinear] = {}  # a layer that is used twice is packed once
+    for path, module in list(model.named_modules(remove_duplicate=False)):
+        if type(module) is not nn.Linear:
+            continue
+        if module not in packed and _packable(module):
+            number = numbers.setdefault(path, next(_numbers))
+            packed[module] = PackedLinear(module, number, uses[id(module.weight)] > 1)
+        if module in packed:
+            model.set_submodule(path, packed[module])
 
 
 def unpack(model: nn.Module) -> None:
     """Undo `pack`."""
-    for module in model.modules():
+    plain: dict[nn.Module, nn.Linear] = {}
+    for path, module in list(model.named_modules(remove_duplicate=False)):
         if isinstance(module, PackedLinear):
-            layer: Any = module
-            if layer.weight is None:
-                layer.weight = nn.Parameter(layer.packed.to_dense(), requires_grad=False)
-            del layer.packed
-            layer.__class__ = nn.Linear
+            if module not in plain:
+                plain[module] = module.unpack()
+            model.set_submodule(path, plain[module])
 
 
 def _packable(linear: nn.Linear) -> bool:
-    """Whether oneDNN has a kernel for the layer, nothing hangs on it, and it is large enough."""
+    """Whether oneDNN has a kernel for the layer, it is large enough, and nobody has changed its
+    forward method."""
     weight = linear.weight
-    own = linear._forward_hooks or linear._forward_pre_hooks or "forward" in vars(linear)
-    # Quantised weights are tensors of their own kind, whatever dtype they name.
-    if own or type(weight) is not nn.Parameter or weight.numel() < worth_packing(weight.dtype):
+    changed = linear._forward_hooks or linear._forward_pre_hooks or "forward" in vars(linear)
+    # Quantised weights are tensors of a class of their own, whatever dtype they name.
+    if changed or type(weight) is not nn.Parameter:
+        return False
+    if weight.numel() < worth_packing(weight.dtype):
         return False
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
@@ -124,20 +148,11 @@ def _packable(linear: nn.Linear) -> bool:
 
 
 def worth_packing(dtype: torch.dtype) -> int:
-    """Below that many weights a call costs more than the layout saves.
+    """The smallest number of weights for which the layout saves more than the call costs.
 
-    In float32 the plain layout is MKL's to multiply, Intel's own library: on others' processors
-    it is the slower one throughout, on Intel's the faster one until a layer is large. There a
-    model of 9 million weights in 84 layers took 2.0 ms a token with plain ones, 2.9 with packed.
+    In float32 MKL multiplies the plain layout. It is Intel's own library: on other CPUs it is
+    always slower than oneDNN, on Intel's it is faster except for large layers. There a model of 9
+    million weights in 84 layers took 2.0 ms for a token with plain layers and 2.9 ms with packed
+    ones.
     """
-    return 2**20 if dtype == torch.float32 and on_intel() else 2**17
-
-
-@cache
-def on_intel() -> bool:
-    """Whether this machine's processor is Intel's."""
-    try:
-        described = Path("/proc/cpuinfo").read_text()
-    except OSError:  # not Linux
-        described = platform.processor()
-    return "GenuineIntel" in described
+    return 2**20 if dtype == torch.float32 and is_intel() else 2**17

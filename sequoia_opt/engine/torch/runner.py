@@ -18,11 +18,7 @@ from sequoia_opt.engine.torch.agreement import (
     CHECKED_TOKENS,
     LibraryLogits,
     check_agreement,
-    check_layer_types,
     difference,
-    keep_rope,
-    probe,
-    usable_positions,
 )
 from sequoia_opt.engine.torch.attention import (
     OPAQUE_ATTENTION,
@@ -35,12 +31,18 @@ from sequoia_opt.engine.torch.attention import (
     places,
 )
 from sequoia_opt.engine.torch.compile import Forward, compiled, compiled_by_layer, vary_sizes
-from sequoia_opt.engine.torch.cpu_threads import one_left_free
+from sequoia_opt.engine.torch.cpu import leave_one_processor_free
 from sequoia_opt.engine.torch.hidden_states import HiddenStates
 from sequoia_opt.engine.torch.layer_stream import LayerStream
+from sequoia_opt.engine.torch.layer_weights import decoder_layers
 from sequoia_opt.engine.torch.memory import check_fits
-from sequoia_opt.engine.torch.offload import decoder_layers
 from sequoia_opt.engine.torch.onednn_linear import pack, unpack
+from sequoia_opt.engine.torch.support import (
+    check_layer_types,
+    fix_rope,
+    probe,
+    usable_positions,
+)
 from sequoia_opt.engine.torch.tree_passes import TorchLevelPasses, TorchTreePass
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan.tree import TokenTree
@@ -75,7 +77,7 @@ class Runner:
         self.vocabulary = int(config.vocab_size)
         self.parameters = sum(p.numel() for p in model.parameters())  # packing removes some
         self.positions, self.ends = usable_positions(config)
-        keep_rope(model)
+        fix_rope(model)
         parameter = next(model.parameters())
         self.device, self.dtype = parameter.device, _activation_dtype(model)
         self._native: str = config._attn_implementation
@@ -319,7 +321,7 @@ class Runner:
             # A prompt's many tokens need all processors; a step's few are computed while layers
             # are read.
             reading = self.stream is not None and self.stream.reads
-            with one_left_free() if reading else nullcontext():
+            with leave_one_processor_free() if reading else nullcontext():
                 return self._eager(cache, tokens, positions, slots, masks, keep, hidden_layers)
         graphs = self._graphs.get(hidden_layers) or self._compiled_forward(hidden_layers)
         logits, hidden = graphs(tokens, positions, slots, masks, cache)

@@ -1,5 +1,7 @@
-"""The files that a model's weights are in: which they are, how many tensors, and what tells them
-apart from others of the same shapes. Knows nothing of models, and reads no whole tensor.
+"""Finds the files of a model's weights, counts their tensors, and computes a digest of them.
+
+The digest differs between models of the same shapes. Knows file names and safetensors headers.
+Knows nothing of models, and reads no whole tensor.
 """
 
 from __future__ import annotations
@@ -17,18 +19,18 @@ from sequoia_opt.errors import SequoiaError
 
 SAFE, SAFE_INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
-LONGEST_HEADER = 10**8  # bytes, as the format allows
-POINTER = b"version https://git-lfs"  # what such a file begins with
-# How many places of the weights are looked at, and the bytes of each: a retrained model differs
-# in every tensor. So many reads take a few hundredths of a second, whatever the model's size.
-SAMPLES, SAMPLED = 4096, 64
+LONGEST_HEADER = 10**8  # bytes; the format allows no more
+POINTER = b"version https://git-lfs"  # the beginning of a git-lfs pointer
+# The digest reads this many samples of the weights, of this many bytes: a retrained model differs
+# in every tensor. The reads take a few hundredths of a second for a model of any size.
+SAMPLES, SAMPLE_BYTES = 4096, 64
 
 
 def model_file(source: str, name: str) -> Path | None:
-    """A file of a model's folder or hub repository; None if it has none of that name.
+    """A file of a model's folder or hub repository; None if it has no file of that name.
 
     Raises:
-        SequoiaError: it is a git-lfs pointer.
+        SequoiaError: the file is a git-lfs pointer.
     """
     path = cached_file(
         source,
@@ -43,7 +45,7 @@ def model_file(source: str, name: str) -> Path | None:
 
 
 def check_pointer(path: Path) -> None:
-    """Refuse what a clone without git-lfs leaves in place of a large file."""
+    """Refuse the pointer that a clone without git-lfs has in place of a large file."""
     try:
         with open(path, "rb") as stream:
             pointer = stream.read(len(POINTER)) == POINTER
@@ -59,11 +61,11 @@ def weight_files(source: str, safe: bool = False) -> list[Path]:
     """The files that transformers loads a model's weights from, in the order of their names.
 
     Args:
-        safe: of safetensors files alone.
+        safe: accept only safetensors files.
 
     Raises:
-        SequoiaError: there are none, one is missing or a git-lfs pointer, or an index is damaged
-            or leads out of the folder.
+        SequoiaError: the model has no such files, one is missing or a git-lfs pointer, or an
+            index is damaged or names a file outside the folder.
     """
     pairs = [(SAFE, SAFE_INDEX)] if safe else [(SAFE, SAFE_INDEX), (PICKLED, PICKLED_INDEX)]
     for single, index in pairs:
@@ -74,13 +76,13 @@ def weight_files(source: str, safe: bool = False) -> list[Path]:
     if not safe:
         raise SequoiaError(f"{source}: no weights; expected {SAFE} in the folder")
     raise SequoiaError(
-        f"{source}: has no safetensors files; layers are read from these alone (save the model "
-        "with save_pretrained)"
+        f"{source}: has no safetensors files, and layers are read from these only; save the model "
+        "with save_pretrained"
     )
 
 
 def _shards(source: str, index: Path) -> list[Path]:
-    """The files that an index names."""
+    """The files that an index names, in the order of their names."""
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         parts = [PurePosixPath(name) for name in names]
@@ -95,16 +97,16 @@ def _shards(source: str, index: Path) -> list[Path]:
             )
         path = model_file(source, name)
         if path is None:
-            raise SequoiaError(f"{index}: names {name}, which is not there")
+            raise SequoiaError(f"{index}: names {name}, which is missing; download the model again")
         paths.append(path)
     return paths
 
 
 def read_header(descriptor: int, path: Path) -> tuple[dict[str, Any], int]:
-    """What a safetensors file says of its tensors, and where their bytes begin.
+    """The header of a safetensors file, and the offset of the tensors' bytes.
 
     Raises:
-        SequoiaError: it cannot be read, or is damaged.
+        SequoiaError: the file cannot be read, or is damaged.
     """
     try:
         size = os.fstat(descriptor).st_size
@@ -113,7 +115,7 @@ def read_header(descriptor: int, path: Path) -> tuple[dict[str, Any], int]:
             raise ValueError("its header does not fit the file")
         header = json.loads(os.pread(descriptor, length, 8))
         if not isinstance(header, dict):
-            raise ValueError("its header is no table of tensors")
+            raise ValueError("its header is not a table of tensors")
     except OSError as error:
         raise SequoiaError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:
@@ -125,10 +127,10 @@ def read_header(descriptor: int, path: Path) -> tuple[dict[str, Any], int]:
 
 
 def tensor_count(source: str) -> int | None:
-    """How many tensors a model's weights are; None where only loading them would say.
+    """The number of tensors in a model's files; None if only loading them would tell.
 
     Raises:
-        SequoiaError: they cannot be read.
+        SequoiaError: the files cannot be read.
     """
     count = 0
     for path in weight_files(source):
@@ -143,7 +145,7 @@ def tensor_count(source: str) -> int | None:
 
 
 def content_digest(paths: Sequence[Path]) -> str:
-    """Hash of the weights' sizes and of samples of their content, 16 hexadecimal digits.
+    """A hash of the files' sizes and of samples of their content: 16 hexadecimal digits.
 
     Raises:
         SequoiaError: a file cannot be read.
@@ -155,8 +157,8 @@ def content_digest(paths: Sequence[Path]) -> str:
             try:
                 size = os.fstat(descriptor).st_size
                 digest.update(size.to_bytes(8, "little"))
-                for start in _sampled_places(descriptor, path, size, SAMPLES // len(paths)):
-                    digest.update(os.pread(descriptor, SAMPLED, start))
+                for start in _sample_offsets(descriptor, path, size, SAMPLES // len(paths)):
+                    digest.update(os.pread(descriptor, SAMPLE_BYTES, start))
             finally:
                 os.close(descriptor)
         except OSError as error:
@@ -164,9 +166,12 @@ def content_digest(paths: Sequence[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _sampled_places(descriptor: int, path: Path, size: int, count: int) -> list[int]:
-    """Where to look at a file: in the middle of its tensors and at their beginnings, or, where it
-    does not say where these are, all over it."""
+def _sample_offsets(descriptor: int, path: Path, size: int, count: int) -> list[int]:
+    """Offsets of the samples in a file.
+
+    In a safetensors file they are the middles and the beginnings of its tensors; in other files
+    they are spread evenly.
+    """
     count = max(1, count)
     if path.suffix != ".safetensors":
         return [size * i // count for i in range(count)]
@@ -176,14 +181,14 @@ def _sampled_places(descriptor: int, path: Path, size: int, count: int) -> list[
         try:
             start, end = (int(offset) for offset in entry["data_offsets"])
         except (KeyError, TypeError, ValueError):
-            continue  # loading says what is wrong with it
+            continue  # loading the model reports it
         spans.append((start, end))
     spans.sort()
-    places = [(start + end) // 2 for start, end in spans] + [start for start, _ in spans]
-    step = -(-len(places) // count) or 1
-    return [data + place for place in places[::step] if 0 <= place < size]
+    offsets = [(start + end) // 2 for start, end in spans] + [start for start, _ in spans]
+    step = -(-len(offsets) // count) or 1
+    return [data + offset for offset in offsets[::step] if 0 <= offset < size]
 
 
 def _brief(error: Exception) -> str:
-    """What a parser says, without the document that it may repeat."""
+    """A parser's message, without the document that it may quote."""
     return " ".join(str(error).split())[:100] or type(error).__name__

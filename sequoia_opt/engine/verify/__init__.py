@@ -1,22 +1,33 @@
-"""The verifiers: which path of a tree the target keeps, and the token that follows it.
+"""The verifiers: which path of a token tree is accepted, and which token follows it.
 
-Each is a drafting rule and a verification rule that together leave the output distribution
-the target's own. All are functions of tensors without a branch on a value: uniforms in,
+A verifier is a drafting rule and a verification rule that together leave the output distribution
+the target's own. Verifiers are functions of tensors without a branch on a value: uniforms in,
 accepted path and next token out. Knows nothing of models, caches or text.
+
+To add a verifier:
+
+1. Add its `VerifierSpec` to `sequoia_opt/plan/verifiers.py`. Options, help texts, checks and file
+   readers follow that list.
+2. Write its class in this package, following `base.Verifier`, and add it to `VERIFIER_CLASSES`
+   below. A test asserts that the two lists have the same names.
+3. Add its step-by-step definition to `METHODS` in `tests/engine/verify/test_verify.py`. The tests
+   there enumerate every draft, decision and next token on small vocabularies, and prove that the
+   output distribution is the target's to 1e-9.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from sequoia_opt.engine.verify.base import Positions, TreeIndex, Trial, Verdict, Verifier, indices
+from sequoia_opt.engine.verify.base import Positions, Trial, Verdict, Verifier
 from sequoia_opt.engine.verify.exact_match import Greedy, TopK
 from sequoia_opt.engine.verify.residual import Sequoia, SpecInfer
 from sequoia_opt.engine.verify.synthetic import Synthetic
 from sequoia_opt.engine.verify.traversal import Traversal
+from sequoia_opt.engine.verify.tree_index import TreeIndex, indices
 
 __all__ = [
-    "VERIFIERS",
+    "VERIFIER_CLASSES",
     "Greedy",
     "Positions",
     "Sequoia",
@@ -32,19 +43,24 @@ __all__ = [
     "make_verifier",
 ]
 
-_MAKERS: dict[str, Callable[[float, float, int, float], Verifier]] = {
-    kind.name: kind for kind in (Sequoia, SpecInfer, TopK, Traversal)
+VERIFIER_CLASSES: dict[str, Callable[[float, float, int, float], Verifier]] = {
+    "sequoia": Sequoia,
+    "specinfer": SpecInfer,
+    "topk": TopK,
+    "traversal": Traversal,
 }
-VERIFIERS = tuple(_MAKERS)
-"""Verifiers for temperatures above 0; at 0 all of them are `greedy`."""
+"""The verifiers for temperatures above 0, by the names in `plan/verifiers.py`."""
 
 
 def make_verifier(
     name: str, temperature: float, top_p: float = 1.0, top_k: int = 0, min_p: float = 0.0
 ) -> Verifier:
-    """The verifier of that name; at temperature 0, greedy.
+    """The verifier of that name; at temperature 0 the greedy one, whatever the name.
 
     Args:
-        top_p, top_k, min_p: of the target, see `sampling.Cuts`.
+        name: a key of `VERIFIER_CLASSES`.
+        top_p, top_k, min_p: for the target, see `sampling.Cuts`.
     """
-    return Greedy() if temperature == 0 else _MAKERS[name](temperature, top_p, top_k, min_p)
+    if temperature == 0:
+        return Greedy()
+    return VERIFIER_CLASSES[name](temperature, top_p, top_k, min_p)

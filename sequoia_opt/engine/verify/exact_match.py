@@ -1,7 +1,7 @@
-"""Verifiers that keep what the target says itself, if the tree has it.
+"""Verifiers that accept a node if its token is the one that the target chose itself.
 
-The draft's most likely tokens are the guesses; they need no test, so its logits are not looked
-at again.
+The guesses are the draft's most likely tokens. They need no test, so the draft's logits are not
+read again after drafting.
 """
 
 from __future__ import annotations
@@ -11,26 +11,26 @@ from torch import Tensor
 from sequoia_opt.engine.sampling import Cuts, draw_with_replacement, most_likely, warp
 from sequoia_opt.engine.verify.base import (
     Positions,
-    TreeIndex,
     Trial,
     Verdict,
     first_rank,
     last_reached,
 )
+from sequoia_opt.engine.verify.tree_index import TreeIndex
 
 
 class Greedy:
-    """Temperature 0: the draft ranks its logits, the target's most likely token is kept."""
+    """Temperature 0: the target's most likely token is accepted wherever the tree has it."""
 
     name = "greedy"
     reads_draft = False
 
     def uniform_count(self, index: TreeIndex, vocabulary: int) -> int:
-        """Nothing is random."""
+        """0: nothing is random."""
         return 0
 
     def noise(self, index: TreeIndex, uniforms: Tensor) -> Tensor:
-        """Nothing: guesses are not drawn."""
+        """An empty tensor [internal, 0]: guesses are not drawn."""
         return uniforms[:0].view(len(index.internal), 0)
 
     def draft(self, logits: Tensor, ranks: int, noise: Tensor) -> Tensor:
@@ -45,24 +45,26 @@ class Greedy:
         draft_logits: Tensor,
         uniforms: Tensor,
     ) -> Verdict:
-        """A node is accepted if it is what the target says after its parent."""
-        return _matched(index, tokens, target_logits.argmax(dim=-1))
+        """Accept a node if its token is the target's most likely one after its parent."""
+        return _match(index, tokens, target_logits.argmax(dim=-1))
 
     def trial(self, positions: Positions) -> Trial:
-        """The target's most likely token, and its place among the draft's."""
+        """Look for the target's most likely token among the draft's."""
         token = positions.target.argmax(dim=-1)
         hits = positions.likely == token[:, None]
         return Trial(hits.to(positions.target.dtype), first_rank(hits), lambda: token)
 
 
 class TopK(Greedy):
-    """Guesses are the draft's most likely tokens; the target samples, and what it drew is kept.
+    """The target samples, and its draw is accepted wherever the tree has it.
 
-    What engines with static trees do (Medusa, EAGLE's choices): lossless whatever the draft.
+    Engines with static trees verify like this (Medusa, EAGLE's choices). It is lossless for any
+    draft.
 
     Args:
-        temperature: above 0, for the target; the draft's order does not depend on it.
-        top_p, top_k, min_p: of the target, see `sampling.Cuts`.
+        temperature: above 0, for the target; the order of the draft's guesses does not depend on
+            it.
+        top_p, top_k, min_p: for the target, see `sampling.Cuts`.
     """
 
     name = "topk"
@@ -74,7 +76,7 @@ class TopK(Greedy):
         self.temperature, self.cuts = temperature, Cuts(top_p, top_k, min_p)
 
     def uniform_count(self, index: TreeIndex, vocabulary: int) -> int:
-        """One for what the target draws after each node."""
+        """One for the target's draw after each node."""
         return index.size
 
     def verify(
@@ -85,19 +87,19 @@ class TopK(Greedy):
         draft_logits: Tensor,
         uniforms: Tensor,
     ) -> Verdict:
-        """A node is accepted if it is what the target draws after its parent."""
+        """Accept a node if its token is the one that the target draws after its parent."""
         target = warp(target_logits, self.temperature, *self.cuts)
-        return _matched(index, tokens, draw_with_replacement(target, uniforms[:, None])[:, 0])
+        return _match(index, tokens, draw_with_replacement(target, uniforms[:, None])[:, 0])
 
     def trial(self, positions: Positions) -> Trial:
-        """A draw of the target's, and its place among the draft's; chances are exact."""
+        """Look for a draw of the target's among the draft's tokens; the chances are exact."""
         target = warp(positions.target, self.temperature, *self.cuts)
         token = (target.log() + positions.noise).argmax(dim=-1)
         hits = positions.likely == token[:, None]
         return Trial(target.gather(1, positions.likely), first_rank(hits), lambda: token)
 
 
-def _matched(index: TreeIndex, tokens: Tensor, wanted: Tensor) -> Verdict:
-    """The path of nodes whose tokens are the `wanted` [size] ones after their parents."""
-    last = last_reached(index, tokens[1:] == wanted.index_select(0, index.parent)[1:])
-    return Verdict(last, wanted.gather(0, last))
+def _match(index: TreeIndex, tokens: Tensor, choices: Tensor) -> Verdict:
+    """Accept the path whose tokens are the target's choices [size], each after its parent."""
+    last = last_reached(index, tokens[1:] == choices.index_select(0, index.parent)[1:])
+    return Verdict(last, choices.gather(0, last))

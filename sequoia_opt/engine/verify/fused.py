@@ -1,7 +1,8 @@
 """The residual tests as one Triton kernel, for CUDA.
 
-Tensor by tensor they take a dozen launches for each rank; here each node has a program that
-walks its draws, and only sums over the vocabulary. The formulas are residual.py's.
+In tensor operations they take a dozen launches for each rank. Here each node has one Triton
+program, which goes through the node's draws and sums over the vocabulary after each. The formulas
+are explained in residual.py.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from torch import Tensor
 try:
     import triton
     import triton.language as tl
-except ImportError:  # torch brings it along where there is CUDA
+except ImportError:  # torch installs Triton with its CUDA builds only
     triton = None
 
-LARGEST_BLOCK = 8192  # tokens of the vocabulary that a program reads at once
+LARGEST_BLOCK = 8192  # tokens of the vocabulary that a Triton program reads at once
 
 
 def available(tensor: Tensor) -> bool:
@@ -29,14 +30,14 @@ def available(tensor: Tensor) -> bool:
 
 @cache
 def _works(device: torch.device) -> bool:
-    """Whether a kernel can be compiled: that takes a C compiler, which not every machine has."""
+    """Whether Triton can compile a kernel here: it needs a C compiler, which may be missing."""
     one = torch.ones(1, 1, device=device)
     try:
         residual_tests(one, one, one.expand(4, 1, 1), None)
-    except Exception as error:  # Triton's own, the compiler's, the driver's
+    except Exception as error:  # from Triton, the compiler or the driver
         reason = " ".join(str(error).partition("\n")[0].split())[:200]
         warnings.warn(
-            f"verification takes more launches than it might: Triton does not work ({reason})",
+            f"Triton does not work here ({reason}); verification runs as separate kernels",
             stacklevel=2,
         )
         return False
@@ -44,14 +45,15 @@ def _works(device: torch.device) -> bool:
 
 
 def residual_tests(
-    target: Tensor, draft: Tensor, draws: Tensor, own: Tensor | None
+    target: Tensor, draft: Tensor, draws: Tensor, path_chance: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What `residual.tests_by_rank` computes: the parts of its Tests.
+    """The fields of residual.AcceptanceTests, as `residual.tests_by_rank` computes them.
 
     Args:
         target, draft: [nodes, vocabulary], P and Q.
         draws: [4, nodes, ranks], see residual.Draws.
-        own: [nodes, 1], chance that the path to each passes, if whole paths are tested.
+        path_chance: [nodes, 1], chance that the path to each node passes, where whole paths are
+            tested.
     """
     nodes, vocabulary = target.shape
     passes = target.new_zeros(draws.shape[1:])
@@ -62,7 +64,7 @@ def residual_tests(
             target.contiguous(),
             draft.contiguous(),
             draws.contiguous(),
-            target if own is None else own.contiguous(),
+            target if path_chance is None else path_chance.contiguous(),
             passes,
             scale,
             after,
@@ -70,7 +72,7 @@ def residual_tests(
             draws.shape[2],
             LARGEST=torch.finfo(target.dtype).max,
             TINY=torch.finfo(target.dtype).tiny,
-            PATHS=own is not None,
+            PATHS=path_chance is not None,
             BLOCK=min(LARGEST_BLOCK, triton.next_power_of_2(vocabulary)),
             num_warps=8,
         )
@@ -96,7 +98,7 @@ if triton is not None:
         target,
         draft,
         draws,
-        own,
+        path_chance,
         passes,
         scales,
         after,
@@ -107,29 +109,30 @@ if triton is not None:
         PATHS: tl.constexpr,
         BLOCK: tl.constexpr,
     ):
-        """One node's draws, each tested given that those before it failed."""
+        """Test one node's draws, each given that the draws before it failed."""
         node = tl.program_id(0)
         row = node.to(tl.int64) * vocabulary
         target += row
         draft += row
-        part = tl.num_programs(0) * ranks  # how far the table's parts are from one another
-        kept, chances, undrawn, gain = draws, draws + part, draws + 2 * part, draws + 3 * part
+        part = tl.num_programs(0) * ranks  # elements between the parts of the table
+        target_chances, draft_chances = draws, draws + part
+        undrawn, gain = draws + 2 * part, draws + 3 * part
         scale = tl.zeros((), dtype=target.dtype.element_ty)
         mass = scale + 1.0
-        lacking = scale
+        deficit = scale
         if PATHS:
-            lacking = 1.0 / tl.load(own + node) - 1.0
+            deficit = 1.0 / tl.load(path_chance + node) - 1.0
         first = node * ranks
         end = first + ranks
         for draw in range(first, end):
-            chance = tl.load(chances + draw)
+            chance = tl.load(draft_chances + draw)
             if chance > 0:
-                total = mass + lacking
-                rest = tl.maximum(tl.load(kept + draw) - scale * chance, 0.0)
+                total = mass + deficit
+                rest = tl.maximum(tl.load(target_chances + draw) - scale * chance, 0.0)
                 ratio = rest * tl.load(gain + draw) / tl.maximum(total, TINY)
                 tl.store(passes + draw, tl.minimum(ratio, 1.0))
                 scale = tl.minimum(scale + total / tl.load(undrawn + draw), LARGEST)
-                if PATHS or draw + 1 < end:  # otherwise nobody asks for the sum
+                if PATHS or draw + 1 < end:  # otherwise the sum is not needed
                     mass = _mass_left(target, draft, scale, vocabulary, BLOCK)
         tl.store(scales + node, scale)
-        tl.store(after + node, mass / tl.maximum(mass + lacking, TINY))
+        tl.store(after + node, mass / tl.maximum(mass + deficit, TINY))

@@ -1,8 +1,8 @@
-"""Acceptance drawn from given rates, whatever the models say: for speed alone.
+"""Acceptance drawn from given rates instead of the models' probabilities: for speed alone.
 
-A step runs in full, as its verifier would run it; then rates decide which path was accepted. So
-a pair is timed before its weights are there, or at rates that somebody else measured. The text
-that comes of it means nothing.
+A step runs in full, with the work of its verifier; then the rates decide which path is accepted.
+So a pair can be timed before it has weights, or at rates that were measured elsewhere. The text
+is meaningless.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from torch import Tensor
 
 from sequoia_opt.engine.verify.base import (
     Positions,
-    TreeIndex,
     Trial,
     Verdict,
     Verifier,
     last_reached,
 )
+from sequoia_opt.engine.verify.tree_index import TreeIndex
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.types import FloatArray
 
@@ -27,7 +27,7 @@ class Synthetic:
     """A verifier whose decisions are replaced by draws.
 
     Args:
-        verifier: what drafts, and whose work is done.
+        verifier: drafts, and does the work of verification.
         table: rates by depth, [depth, ranks]: at least as deep as the trees.
     """
 
@@ -37,12 +37,12 @@ class Synthetic:
         self._sums = torch.from_numpy(np.cumsum(table, axis=1))
 
     def uniform_count(self, index: TreeIndex, vocabulary: int) -> int:
-        """The verifier's own, and one for each node."""
+        """The verifier's, and one for each node."""
         return self.verifier.uniform_count(index, vocabulary) + index.size
 
     def noise(self, index: TreeIndex, uniforms: Tensor) -> Tensor:
-        """The verifier's own."""
-        return self.verifier.noise(index, self._own(index, uniforms))
+        """The verifier's noise."""
+        return self.verifier.noise(index, self._verifiers_uniforms(index, uniforms))
 
     def draft(self, logits: Tensor, ranks: int, noise: Tensor) -> Tensor:
         """The verifier's guesses."""
@@ -56,23 +56,30 @@ class Synthetic:
         draft_logits: Tensor,
         uniforms: Tensor,
     ) -> Verdict:
-        """The verifier's work, its next token, and a path drawn from the rates."""
-        own = self._own(index, uniforms)
-        verdict = self.verifier.verify(index, tokens, target_logits, draft_logits, own)
-        sums = self._sums.index_select(0, index.depths)  # of each node's children
-        # The rank of the accepted child; where it is none of those that have rates, 0.
-        drawn = ((uniforms[-index.size :, None] >= sums).sum(dim=1) + 1) % (sums.shape[1] + 1)
-        accepted = drawn.index_select(0, index.parent)[1:] == index.ranks[1:]
+        """Do the verifier's work and take its next token; accept a path drawn from the rates."""
+        verdict = self.verifier.verify(
+            index, tokens, target_logits, draft_logits, self._verifiers_uniforms(index, uniforms)
+        )
+        sums = self._sums.index_select(0, index.depths)  # cumulative rates of a node's children
+        # The rank of each node's accepted child; 0 where no child with a rate is accepted.
+        rank = ((uniforms[-index.size :, None] >= sums).sum(dim=1) + 1) % (sums.shape[1] + 1)
+        accepted = rank.index_select(0, index.parent)[1:] == index.ranks[1:]
         return Verdict(last_reached(index, accepted), verdict.next)
 
     def trial(self, positions: Positions) -> Trial:
-        """Nothing to sample: the rates are given."""
-        raise SequoiaError("synthetic acceptance cannot be estimated: it is what was given")
+        """Refuse: the rates are an input.
+
+        Raises:
+            SequoiaError: always.
+        """
+        raise SequoiaError(
+            "synthetic acceptance cannot be estimated: its rates are an input; estimate without it"
+        )
 
     def to(self, device: torch.device) -> Synthetic:
-        """Itself, its rates on that device."""
+        """Move the rates to the device; returns itself."""
         self._sums = self._sums.to(device)
         return self
 
-    def _own(self, index: TreeIndex, uniforms: Tensor) -> Tensor:
+    def _verifiers_uniforms(self, index: TreeIndex, uniforms: Tensor) -> Tensor:
         return uniforms[: len(uniforms) - index.size]

@@ -22,9 +22,9 @@ from transformers import AutoModelForCausalLM
 from sequoia_opt.api import load_pair
 from sequoia_opt.engine.decoder import Decoder, Generation
 from sequoia_opt.engine.pair import Pair
-from sequoia_opt.engine.torch.layer_stream import put, weights_of
+from sequoia_opt.engine.torch.empty_model import random_model
+from sequoia_opt.engine.torch.layer_weights import decoder_layers, named_weights, set_weight
 from sequoia_opt.engine.torch.memory import free_bytes, weight_bytes
-from sequoia_opt.engine.torch.offload import decoder_layers, random_model
 from sequoia_opt.measure import profiler
 from sequoia_opt.plan.solver import solve
 from sequoia_opt.plan.tree import AUTOREGRESSIVE, TokenTree
@@ -83,7 +83,7 @@ def _decode(record: Record, pair: Pair, folder: Path, short: int | None) -> None
     assert stream is not None
     with record.stage("what the layers come over, by itself"):
         on_cpu = pair.device.type == "cpu"
-        alone = disk_rate(folder) if on_cpu else bus_rate(len(stream.lanes[0].memory))
+        alone = disk_rate(folder) if on_cpu else bus_rate(len(stream.buffers[0].memory))
         record.note(alone_gb_per_s=alone, streamed_gb=stream.moved_bytes / 1e9)
     with record.stage("decode plain"):
         plain = decoded(pair, AUTOREGRESSIVE, short or PLAIN_STEPS)
@@ -155,8 +155,8 @@ def accelerates(target: str, device: str, kind: str, budget: int, folder: Path) 
 
     model: Any = random_model(config_of(target), getattr(torch, kind))
     for layer in decoder_layers(model)[1]:  # each with weights of its own, as in a checkpoint
-        for name, tensor in weights_of(layer).items():
-            put(layer, name, tensor.detach().clone())
+        for name, tensor in named_weights(layer).items():
+            set_weight(layer, name, tensor.detach().clone())
     first: int | str = "cpu" if device == "cpu" else 0
     elsewhere = "disk" if device == "cpu" else "cpu"
     places = infer_auto_device_map(

@@ -1,4 +1,4 @@
-"""Every architecture with softmax attention gives transformers' own greedy tokens or is refused."""
+"""Every architecture with softmax attention gives transformers' greedy tokens or is refused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sequoia_opt.engine.decoder import Decoder
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan import shapes
 
-WINDOW = 20  # longer than the texts of which logits are compared when a model is loaded
+WINDOW = 20  # longer than the text whose logits are compared when a model is loaded
 PROMPT, NEW = 3 * WINDOW + 3, 12  # tokens
 SIZES: dict[str, Any] = dict(
     vocab_size=VOCABULARY,
@@ -46,7 +46,7 @@ LATENT = dict(
 GPT = dict(n_embd=32, n_layer=3, n_head=4, n_positions=128, n_inner=48)
 LAYERS = ["sliding_attention", "full_attention", "sliding_attention"]
 
-# Architectures that run, and what makes each small.
+# Architectures that run, with the sizes of a small model.
 RUN: dict[str, dict[str, Any]] = {
     "afmoe": WINDOWED | EXPERTS | dict(head_dim=8, layer_types=LAYERS),
     "apertus": {},
@@ -103,7 +103,7 @@ RUN: dict[str, dict[str, Any]] = {
     "vaultgemma": WINDOWED | dict(head_dim=8, query_pre_attn_scalar=8, layer_types=LAYERS),
 }
 OWN_CODE = "its attention is written out in its own code"
-# Architectures that do not, and what they are told.
+# Architectures that are refused, with the sizes of a small model and the reason.
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "bloom": (dict(n_layer=3, n_head=4), OWN_CODE),
     "codegen": (GPT | dict(rotary_dim=8), OWN_CODE),
@@ -144,8 +144,8 @@ def prompt() -> list[int]:
     return torch.randint(2, VOCABULARY, (PROMPT,), generator=generator).tolist()
 
 
-def by_generate(folder: Path) -> list[int]:
-    """The library's own greedy tokens, with its cache and its attention."""
+def tokens_of_generate(folder: Path) -> list[int]:
+    """transformers' greedy tokens, with its own cache and attention."""
     model: Any = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float64, attn_implementation="eager", experts_implementation="eager"
     )
@@ -159,7 +159,7 @@ def by_generate(folder: Path) -> list[int]:
 @pytest.mark.parametrize("architecture", RUN)
 def test_greedy_tokens_are_the_librarys(architecture: str, draft: Path, tmp_path: Path) -> None:
     folder = save(architecture, RUN[architecture], tmp_path / architecture)
-    expected = by_generate(folder)
+    expected = tokens_of_generate(folder)
     tree = shapes.k_ary(2, 3)
     for offload in ("none", "disk"):
         budget = None if offload == "none" else _least_budget(folder)
@@ -170,26 +170,29 @@ def test_greedy_tokens_are_the_librarys(architecture: str, draft: Path, tmp_path
 
 
 def _least_budget(folder: Path) -> int:
-    """Bytes that leave no more than one layer in memory."""
-    from sequoia_opt.engine.torch.layer_stream import Layout, weights_of
-    from sequoia_opt.engine.torch.offload import cache_bytes, decoder_layers, empty_model
+    """The budget that leaves at most one layer in memory, in bytes."""
+    from sequoia_opt.engine.torch.empty_model import empty_model
+    from sequoia_opt.engine.torch.layer_weights import Layout, decoder_layers, named_weights
+    from sequoia_opt.engine.torch.offload import cache_bytes
 
     model: Any = empty_model(AutoConfig.from_pretrained(folder), torch.float64)
     layers = decoder_layers(model)[1]
-    within = {id(t) for layer in layers for t in weights_of(layer).values()}
-    outside = {id(t): t.nbytes for t in weights_of(model).values() if id(t) not in within}
-    return sum(outside.values()) + cache_bytes(model) + max(Layout(each).size for each in layers)
+    inside = {id(t) for layer in layers for t in named_weights(layer).values()}
+    outside = {id(t): t.nbytes for t in named_weights(model).values() if id(t) not in inside}
+    return sum(outside.values()) + cache_bytes(model) + max(Layout(layer).size for layer in layers)
 
 
 @pytest.mark.parametrize("architecture", REFUSED)
-def test_what_cannot_run_is_refused_by_name(architecture: str, draft: Path, tmp_path: Path) -> None:
-    changes, words = REFUSED[architecture]
+def test_unsupported_architectures_are_refused_by_name(
+    architecture: str, draft: Path, tmp_path: Path
+) -> None:
+    changes, reason = REFUSED[architecture]
     folder = save(architecture, changes, tmp_path / architecture)
     kind = AutoConfig.from_pretrained(folder).model_type
     for offload in ("none", "disk"):
-        with pytest.raises(SequoiaError, match=f"architecture '{kind}'.*({words})"):
+        with pytest.raises(SequoiaError, match=f"architecture '{kind}'.*({reason})"):
             load_pair(folder, draft, "cpu", "float64", offload=offload)
 
 
-def test_there_are_forty() -> None:
+def test_at_least_forty_architectures_run() -> None:
     assert len(RUN) >= 40

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sequoia_opt.engine.torch import checkpoint
+from sequoia_opt.engine.torch import checkpoint as module
 from sequoia_opt.engine.torch.checkpoint import Checkpoint
 from sequoia_opt.errors import SequoiaError
 
@@ -26,39 +26,39 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def read(found: Checkpoint, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
-    into = torch.empty(found.shape(name), dtype=dtype or TENSORS[name].dtype)
-    found.read(name, into)
+def read(checkpoint: Checkpoint, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
+    into = torch.empty(checkpoint.shape(name), dtype=dtype or TENSORS[name].dtype)
+    checkpoint.read(name, into)
     return into
 
 
 def test_reads_what_was_saved(folder: Path) -> None:
-    found = Checkpoint(str(folder))
-    assert set(found.names) == set(TENSORS)
+    checkpoint = Checkpoint(str(folder))
+    assert set(checkpoint.names) == set(TENSORS)
     for name, tensor in TENSORS.items():
-        assert torch.equal(read(found, name), tensor)
-    assert found.read("floats", torch.empty(7, 5)) == 7 * 5 * 4
+        assert torch.equal(read(checkpoint, name), tensor)
+    assert checkpoint.read("floats", torch.empty(7, 5)) == 7 * 5 * 4
 
 
 @pytest.mark.parametrize("piece", [4, 12, 2**23])
 def test_converts_piece_by_piece(folder: Path, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "PIECE", piece)
-    found = Checkpoint(str(folder))
+    monkeypatch.setattr(module, "PIECE", piece)
+    checkpoint = Checkpoint(str(folder))
     for name in ("floats", "halves", "number"):
         for dtype in (torch.float64, torch.float32, torch.bfloat16):
-            assert torch.equal(read(found, name, dtype), TENSORS[name].to(dtype))
+            assert torch.equal(read(checkpoint, name, dtype), TENSORS[name].to(dtype))
 
 
 def test_reads_all_files_of_an_index(tmp_path: Path) -> None:
     shards = {"first.safetensors": ["floats", "number"], "second.safetensors": ["halves", "counts"]}
     for shard, names in shards.items():
         save_file({name: TENSORS[name] for name in names}, tmp_path / shard)
-    places = {name: shard for shard, names in shards.items() for name in names}
+    weight_map = {name: shard for shard, names in shards.items() for name in names}
     index = tmp_path / "model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": places}))
-    found = Checkpoint(str(tmp_path))
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    checkpoint = Checkpoint(str(tmp_path))
     for name, tensor in TENSORS.items():
-        assert torch.equal(read(found, name), tensor)
+        assert torch.equal(read(checkpoint, name), tensor)
     (tmp_path / "second.safetensors").unlink()
     with pytest.raises(SequoiaError, match=r"second\.safetensors"):
         Checkpoint(str(tmp_path))
@@ -69,23 +69,23 @@ def test_reads_all_files_of_an_index(tmp_path: Path) -> None:
 
 def test_a_file_that_changes_is_noticed(folder: Path) -> None:
     path = folder / "model.safetensors"
-    found = Checkpoint(str(folder))
+    checkpoint = Checkpoint(str(folder))
     content = path.read_bytes()
-    with path.open("r+b") as stream:  # in place: another file under the name would do no harm
+    with path.open("r+b") as stream:  # in place; another file of that name would do no harm
         stream.write(content[:-1])
     os.utime(path, ns=(0, 1))
     with pytest.raises(SequoiaError, match="has changed since it was opened"):
-        read(found, "floats")
+        read(checkpoint, "floats")
     os.truncate(path, len(content) - 8)
     with pytest.raises(SequoiaError, match="has changed"):
-        read(found, "floats")
+        read(checkpoint, "floats")
 
 
-def test_another_file_under_the_name_does_no_harm(folder: Path) -> None:
-    found = Checkpoint(str(folder))
+def test_a_new_file_of_the_same_name_does_no_harm(folder: Path) -> None:
+    checkpoint = Checkpoint(str(folder))
     save_file({"floats": torch.zeros(7, 5)}, folder / "other")
     (folder / "other").replace(folder / "model.safetensors")
-    assert torch.equal(read(found, "floats"), TENSORS["floats"])
+    assert torch.equal(read(checkpoint, "floats"), TENSORS["floats"])
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_damaged_files_are_named(tmp_path: Path, content: bytes) -> None:
         ([10**30], [0, 8]),
     ],
 )
-def test_tensors_that_cannot_be_are_refused(
+def test_impossible_tensors_are_refused(
     tmp_path: Path, shape: list[int], offsets: list[int]
 ) -> None:
     entry = {"dtype": "F32", "shape": shape, "data_offsets": offsets}
@@ -130,19 +130,19 @@ def test_tensors_that_cannot_be_are_refused(
 
 
 @pytest.mark.parametrize("piece", [12, 2**23])
-def test_tells_tensors_apart(tmp_path: Path, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "PIECE", piece)
+def test_compares_tensors(tmp_path: Path, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PIECE", piece)
     one = torch.arange(35.0).view(5, 7)
     last = one.clone()
     last[-1, -1] = 0
     tensors = {"one": one, "twin": one.clone(), "last": last, "flat": one.flatten().clone()}
     save_file(tensors | {"half": one.bfloat16()}, tmp_path / "model.safetensors")
-    found = Checkpoint(str(tmp_path))
-    same = [name for name in found.names if found.same("one", name)]
+    checkpoint = Checkpoint(str(tmp_path))
+    same = [name for name in checkpoint.names if checkpoint.same("one", name)]
     assert sorted(same) == ["one", "twin"]
 
 
-def test_data_that_is_not_there_is_noticed(folder: Path) -> None:
+def test_missing_data_is_noticed(folder: Path) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(SequoiaError, match="damaged weights"):

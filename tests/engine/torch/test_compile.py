@@ -18,7 +18,7 @@ from sequoia_opt.engine.pair import Pair
 from sequoia_opt.engine.torch import onednn_linear
 from sequoia_opt.engine.torch.runner import Runner
 from sequoia_opt.errors import SequoiaError
-from sequoia_opt.measure.forwards import fill, one_forward
+from sequoia_opt.measure.forwards import fill
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.tree import AUTOREGRESSIVE, TokenTree
 
@@ -114,8 +114,10 @@ def test_any_number_of_sequences_takes_the_same_graphs(pairs: dict[str, Pair]) -
         runner, logits[way] = pair.draft, []
         for batch, count in ((1, 1), (2, 1), (2, 5), (5, 1), (5, 3)):
             with torch.inference_mode(), torch.compiler.set_stance("fail_on_recompile"):
-                fill(runner, 20, count, batch)
-                logits[way].append(one_forward(runner, 20, count, batch, 20)())
+                filled = fill(pair, 20, count, batch)
+                cache = filled.caches["draft"]
+                logits[way].append(runner.pass_to_time(cache, 20, count, 20)())
+                filled.release(pair)
     for found, wanted in zip(logits["compiled"], logits["eager"], strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
 
@@ -125,8 +127,8 @@ def test_a_graph_that_computes_something_else_is_refused(
 ) -> None:
     pair = make_pair(dtype="float32")
 
-    def wrong(model: Any, last_position: int) -> Any:
-        return lambda tokens, *_: torch.ones(1, tokens.shape[1], 61)
+    def wrong(*_: Any) -> Any:
+        return lambda tokens, *_: (torch.ones(1, tokens.shape[1], 61), ())
 
     monkeypatch.setattr("sequoia_opt.engine.torch.runner.compiled", wrong)
     with pytest.raises(SequoiaError, match=r"other logits when compiled.*--no-compile"):
@@ -139,7 +141,7 @@ def test_without_a_compiler_one_line_says_so(
 ) -> None:
     pair = make_pair(dtype="float32")
 
-    def broken(model: Any, last_position: int) -> Any:
+    def broken(*_: Any) -> Any:
         def forward(*_: Any) -> Any:
             raise RuntimeError("no C++\n   compiler")
 

@@ -19,13 +19,13 @@ from sequoia_opt.engine.torch import cuda_graphs
 from sequoia_opt.engine.torch.cuda_graphs import BUCKET, RecordedStep
 from sequoia_opt.engine.torch.layer_stream import host_memory
 from sequoia_opt.engine.torch.memory import free_bytes
-from sequoia_opt.engine.verify import VERIFIERS
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure import profiler
 from sequoia_opt.measure.bench import divergence
 from sequoia_opt.measure.disturbance import DisturbanceMonitor
 from sequoia_opt.measure.hardware import hardware, software
 from sequoia_opt.plan.tree import AUTOREGRESSIVE, TokenTree
+from sequoia_opt.plan.verifiers import VERIFIERS
 
 TREE = TokenTree([-1, 0, 0, 0, 1, 1, 2, 4], [0, 1, 2, 3, 1, 2, 1, 1])
 PROMPT = list(range(3, 40))

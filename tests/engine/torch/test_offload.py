@@ -19,27 +19,24 @@ from small_models import small_config
 from sequoia_opt.api import load_pair
 from sequoia_opt.engine.decoder import Decoder
 from sequoia_opt.engine.torch.checkpoint import Checkpoint
+from sequoia_opt.engine.torch.empty_model import empty_model, random_model
 from sequoia_opt.engine.torch.layer_stream import (
-    LANES,
+    BUFFERS,
     HostStore,
-    Lane,
+    LayerBuffer,
     LayerStream,
-    Layout,
     host_memory,
-    weights_of,
 )
+from sequoia_opt.engine.torch.layer_weights import Layout, decoder_layers, named_weights
 from sequoia_opt.engine.torch.offload import (
     FREE_SHARE,
-    LEAST_READ,
-    MOST_READ,
+    LARGEST_CHUNK,
+    LEAST_CHUNK,
     Offload,
     cache_bytes,
     choose_streamed,
-    decoder_layers,
-    empty_model,
-    place,
-    random_model,
-    read_together,
+    place_model,
+    prompt_chunk,
 )
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan import shapes
@@ -51,19 +48,19 @@ ARCHITECTURES = ["llama", "qwen3", "gpt_neox", "mistral", "gemma2", "phi3", "gpt
 
 def deep(make_model: Callable[..., Path], architecture: str = "llama", **changes: Any) -> Path:
     """A model of seven layers."""
-    own = {"n_layer": 7} if architecture == "gpt2" else {}
-    return make_model(architecture, 0, **LAYERS, **own, **changes)
+    gpt2_layers = {"n_layer": 7} if architecture == "gpt2" else {}
+    return make_model(architecture, 0, **LAYERS, **gpt2_layers, **changes)
 
 
 def sizes(folder: Path, dtype: torch.dtype) -> tuple[int, int]:
-    """Bytes of what is in no layer, keys and values included, and of a layer."""
+    """Bytes of the weights outside the layers with the KV cache, and of one layer."""
     from transformers import AutoConfig
 
     model = empty_model(AutoConfig.from_pretrained(folder), dtype)
     layers = decoder_layers(model)[1]
-    within = {id(t) for layer in layers for t in weights_of(layer).values()}
-    rest = {id(t): t.nbytes for t in weights_of(model).values() if id(t) not in within}
-    return sum(rest.values()) + cache_bytes(model), Layout(layers[0]).size
+    inside = {id(t) for layer in layers for t in named_weights(layer).values()}
+    outside = {id(t): t.nbytes for t in named_weights(model).values() if id(t) not in inside}
+    return sum(outside.values()) + cache_bytes(model), Layout(layers[0]).size
 
 
 @pytest.mark.parametrize("staying", [0, 1, 2, 4, 5, 7])
@@ -84,10 +81,10 @@ def test_greedy_tokens_are_the_resident_models(
         assert len(stream.streamed) == 7 - staying
     tree = shapes.k_ary(2, 3)
     for prompt in ([5, 6, 7], list(range(2, 40))):
-        wanted = Decoder(resident, tree).generate(prompt, 24, ignore_eos=True)
-        found = Decoder(pair, tree).generate(prompt, 24, ignore_eos=True)
-        assert found.tokens == wanted.tokens
-        assert found.steps == wanted.steps
+        expected = Decoder(resident, tree).generate(prompt, 24, ignore_eos=True)
+        generation = Decoder(pair, tree).generate(prompt, 24, ignore_eos=True)
+        assert generation.tokens == expected.tokens
+        assert generation.steps == expected.steps
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -95,12 +92,12 @@ def test_greedy_tokens_are_the_resident_models(
 def test_logits_are_the_resident_models(
     make_model: Callable[..., Path], architecture: str, where: str
 ) -> None:
-    """From disk, and as for a GPU from host memory; without a resident layer but one."""
+    """From disk and, as for a GPU, from host memory, with one or two resident layers."""
     check_logits(deep(make_model, architecture), where)
 
 
 def check_logits(folder: Path, where: str) -> None:
-    """A model's logits, with one or two of seven layers in memory, are those it has with all."""
+    """Check a model's logits with one or two of its seven layers in memory."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     resident: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
@@ -109,10 +106,10 @@ def check_logits(folder: Path, where: str) -> None:
     model: Any
     if where == "disk":
         model = empty_model(AutoConfig.from_pretrained(folder), torch.float64)
-        stream = place(model, CPU, offload, Checkpoint(str(folder)))
+        stream = place_model(model, CPU, offload, Checkpoint(str(folder)))
     else:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
-        stream = place(model, CPU, offload)
+        stream = place_model(model, CPU, offload)
         assert isinstance(stream, LayerStream)
         assert isinstance(stream.store, HostStore)
     assert stream is not None
@@ -121,18 +118,18 @@ def check_logits(folder: Path, where: str) -> None:
     tokens = torch.arange(2, 42)[None]
     with torch.inference_mode():
         for part in (tokens, tokens[:, :3], tokens.flip(1)):
-            wanted = resident(input_ids=part, use_cache=False).logits
-            found = model(input_ids=part, use_cache=False).logits
-            assert torch.equal(found, wanted)
+            expected = resident(input_ids=part, use_cache=False).logits
+            logits = model(input_ids=part, use_cache=False).logits
+            assert torch.equal(logits, expected)
 
 
 @pytest.mark.parametrize("held", ["embeddings", "head", "the same twice", "two that differ"])
 @pytest.mark.parametrize("where", ["disk", "cpu"])
-def test_tied_weights_are_what_the_files_hold(
+def test_tied_weights_are_those_in_the_files(
     make_model: Callable[..., Path], tmp_path: Path, where: str, held: str
 ) -> None:
-    """Under whichever name; and where they differ, they are not tied, whatever the configuration
-    says: so transformers has it."""
+    """The files may have either name. Where they have both with different values, the weights are
+    not tied, whatever the configuration says, as in transformers."""
     folder = tmp_path / "tied"
     shutil.copytree(deep(make_model, tie_word_embeddings=True), folder)
     state = load_file(folder / "model.safetensors")
@@ -146,7 +143,7 @@ def test_tied_weights_are_what_the_files_hold(
     check_logits(folder, where)
 
 
-def test_a_head_of_another_shape_is_not_tied_away(
+def test_a_head_of_another_shape_is_refused(
     make_model: Callable[..., Path], tmp_path: Path
 ) -> None:
     shutil.copytree(deep(make_model, tie_word_embeddings=True), tmp_path, dirs_exist_ok=True)
@@ -158,7 +155,7 @@ def test_a_head_of_another_shape_is_not_tied_away(
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=40), st.integers(0, 200))
-def test_as_few_layers_as_can_be_are_streamed(sizes: list[int], room: int) -> None:
+def test_as_few_layers_as_possible_are_streamed(sizes: list[int], room: int) -> None:
     chosen = choose_streamed(sizes, room)
     assert sorted(set(chosen)) == chosen
     assert sum(size for i, size in enumerate(sizes) if i not in chosen) <= room
@@ -185,29 +182,31 @@ def test_each_forward_reads_each_streamed_layer_once(make_model: Callable[..., P
     stream = pair.target.stream
     decoder = Decoder(pair, shapes.chain(3))
     decoder.generate([4, 5, 6], 8, ignore_eos=True)
-    stream._worker.submit(int).result()  # what is on its way has arrived
+    stream._worker.submit(int).result()  # wait until the last layers are loaded
     before = stream.store.read_bytes
-    found = decoder.generate([4, 5, 6], 8, ignore_eos=True)
+    generation = decoder.generate([4, 5, 6], 8, ignore_eos=True)
     stream._worker.submit(int).result()
-    forwards = found.steps + 1  # the prompt's
-    # The files are float32, what is moved float64; paddings are not in the files.
+    passes = generation.steps + 1  # one for the prompt
+    # The files are float32 and the buffers float64; padding is not in the files.
     read = stream.store.read_bytes - before
-    assert read % forwards == 0
-    assert 0.9 < 2 * read / forwards / stream.moved_bytes <= 1
+    assert read % passes == 0
+    assert 0.9 < 2 * read / passes / stream.moved_bytes <= 1
 
 
-def test_the_next_layers_are_on_their_way(make_model: Callable[..., Path]) -> None:
-    """When a forward is over, the first two layers of the next are there already."""
+def test_the_first_layers_of_the_next_pass_are_loaded_early(
+    make_model: Callable[..., Path],
+) -> None:
+    """After a forward pass, the buffers hold the first two layers of the next one."""
     pair = offloaded(make_model)
     stream = pair.target.stream
     Decoder(pair, shapes.chain(3)).generate([4, 5, 6], 4, ignore_eos=True)
-    assert [lane.holds for lane in stream.lanes] == stream.streamed[:2]
+    assert [buffer.holds for buffer in stream.buffers] == stream.streamed[:2]
 
 
-def test_an_interrupted_forward_leaves_nothing_wrong(make_model: Callable[..., Path]) -> None:
+def test_decoding_works_after_an_interrupted_forward_pass(make_model: Callable[..., Path]) -> None:
     pair = offloaded(make_model)
     decoder = Decoder(pair, shapes.chain(3))
-    wanted = decoder.generate([4, 5, 6], 12, ignore_eos=True).tokens
+    expected = decoder.generate([4, 5, 6], 12, ignore_eos=True).tokens
     layers = decoder_layers(pair.target.model)[1]
 
     def interrupt(*_: object) -> None:
@@ -218,7 +217,7 @@ def test_an_interrupted_forward_leaves_nothing_wrong(make_model: Callable[..., P
         with pytest.raises(KeyboardInterrupt):
             decoder.generate([4, 5, 6], 12, ignore_eos=True)
         hook.remove()
-        assert decoder.generate([4, 5, 6], 12, ignore_eos=True).tokens == wanted
+        assert decoder.generate([4, 5, 6], 12, ignore_eos=True).tokens == expected
 
 
 def test_a_file_that_changes_ends_decoding(make_model: Callable[..., Path], tmp_path: Path) -> None:
@@ -259,18 +258,20 @@ def test_names_without_the_base_models_prefix_are_found(
     draft = make_model("llama", 1)
     fixed, layer = sizes(tmp_path, torch.float64)
     pair = load_pair(tmp_path, draft, "cpu", "float64", offload="disk", memory_budget=fixed + layer)
-    wanted = load_pair(deep(make_model, "gpt2"), draft, "cpu", "float64")
-    tokens = [Decoder(each).generate([4, 5], 16, ignore_eos=True).tokens for each in (pair, wanted)]
-    assert tokens[0] == tokens[1]
+    resident = load_pair(deep(make_model, "gpt2"), draft, "cpu", "float64")
+    tokens, expected = (
+        Decoder(each).generate([4, 5], 16, ignore_eos=True).tokens for each in (pair, resident)
+    )
+    assert tokens == expected
 
 
-def test_a_budget_that_was_not_given_is_known(
+def test_the_default_budget_is_reported(
     make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With it, later, the same layers stay, whatever is free then."""
+    """With it the same layers stay on the device later, however much memory is free then."""
     folders = deep(make_model), make_model("llama", 1)
     fixed, layer = sizes(folders[0], torch.float64)
-    free = math.ceil((fixed + 3 * layer + LANES * layer + 1) / FREE_SHARE)
+    free = math.ceil((fixed + 3 * layer + BUFFERS * layer + 1) / FREE_SHARE)
     monkeypatch.setattr("sequoia_opt.engine.torch.offload.free_bytes", lambda device: free)
     load = {"device": "cpu", "dtype": "float64", "offload": "disk"}
     pair = load_pair(*folders, **load)
@@ -281,43 +282,43 @@ def test_a_budget_that_was_not_given_is_known(
     again = load_pair(*folders, **load, memory_budget=pair.memory_budget)
     assert again.target.stream is not None
     assert again.target.stream.streamed == pair.target.stream.streamed
-    assert load_pair(*folders, **load).memory_budget is None  # all of it fits
+    assert load_pair(*folders, **load).memory_budget is None  # the whole model fits
 
 
 @pytest.mark.parametrize(
-    ("room", "tokens"), [(0, LEAST_READ), (200 * 2**20, 764), (2**30, MOST_READ)]
+    ("room", "tokens"), [(0, LEAST_CHUNK), (200 * 2**20, 764), (2**30, LARGEST_CHUNK)]
 )
-def test_as_much_of_a_prompt_is_read_at_once_as_there_is_room(room: int, tokens: int) -> None:
-    """34B: 6 x 8192 and 4 x 22016 numbers of two bytes for each token, 274 kB."""
+def test_a_prompts_chunk_is_as_large_as_the_memory_allows(room: int, tokens: int) -> None:
+    """A 34B model: 6 x 8192 and 4 x 22016 numbers of two bytes for each token, 274 kB."""
     config = small_config("llama", hidden_size=8192, intermediate_size=22016)
-    found, taken = read_together(SimpleNamespace(config=config, dtype=torch.bfloat16), room)
-    assert found == tokens
-    assert taken == (found * 2 * (6 * 8192 + 4 * 22016) if room else 0)
-    assert taken <= room
+    chunk, size = prompt_chunk(SimpleNamespace(config=config, dtype=torch.bfloat16), room)
+    assert chunk == tokens
+    assert size == (chunk * 2 * (6 * 8192 + 4 * 22016) if room else 0)
+    assert size <= room
 
 
 @pytest.mark.parametrize("chunk", [7, 256])
-def test_a_streamed_prompt_is_read_in_chunks_that_change_nothing(
+def test_chunks_of_a_prompt_do_not_change_the_tokens(
     make_model: Callable[..., Path], chunk: int
 ) -> None:
     pair = offloaded(make_model, deep(make_model))
     assert pair.target.stream is not None
-    tokens, lengths = [place % 61 for place in range(60)], []
-    wanted = Decoder(pair).generate(tokens, 8, ignore_eos=True).tokens
+    tokens, lengths = [i % 61 for i in range(60)], []
+    expected = Decoder(pair).generate(tokens, 8, ignore_eos=True).tokens
     pair.target.stream.chunk = chunk
     pair.target.model.register_forward_pre_hook(
         lambda _, __, options: lengths.append(options["input_ids"].shape[1]), with_kwargs=True
     )
-    assert Decoder(pair).generate(tokens, 8, ignore_eos=True).tokens == wanted
+    assert Decoder(pair).generate(tokens, 8, ignore_eos=True).tokens == expected
     assert max(lengths) == min(chunk, 60)
 
 
 @pytest.mark.parametrize("steps", [1, 2], ids=["read", "resident"])
-def test_steps_leave_a_processor_to_what_reads(
+def test_steps_leave_a_processor_free_for_the_reader(
     make_model: Callable[..., Path], steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Prompts, which are computed for longer than they are read, do not; nor does the draft."""
-    monkeypatch.setattr("sequoia_opt.engine.torch.cpu_threads.processors", lambda: [0, 1])
+    """Prompts, which compute for longer than the reading takes, do not; nor does the draft."""
+    monkeypatch.setattr("sequoia_opt.engine.torch.cpu.processors", lambda: [0, 1])
     torch.set_num_threads(2)
     try:
         pair = offloaded(make_model)
@@ -341,7 +342,7 @@ def test_steps_leave_a_processor_to_what_reads(
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
 def test_a_long_prompt_takes_little_memory(make_model: Callable[..., Path]) -> None:
-    """Read in chunks, its masks are small, though eight heads share each key; none are kept."""
+    """In chunks its masks are small, though eight heads share each key; none are kept."""
     shape = {"num_attention_heads": 8, "num_key_value_heads": 1, "max_position_embeddings": 2304}
     folder, draft = deep(make_model, **shape), make_model("llama", 1)
     fixed, layer = sizes(folder, torch.float32)
@@ -351,15 +352,15 @@ def test_a_long_prompt_takes_little_memory(make_model: Callable[..., Path]) -> N
         lambda _, __, options: lengths.append(options["input_ids"].shape[1]), with_kwargs=True
     )
 
-    def taken(what: str) -> int:
+    def bytes_of(field: str) -> int:
         lines = Path("/proc/self/status").read_text().splitlines()
-        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(what))
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
 
-    before = taken("VmRSS:")
+    before = bytes_of("VmRSS:")
     Path("/proc/self/clear_refs").write_text("5")
-    Decoder(pair).generate([place % 61 for place in range(2000)], 2, ignore_eos=True)
-    assert taken("VmHWM:") - before < 100e6
-    assert max(lengths) == LEAST_READ
+    Decoder(pair).generate([i % 61 for i in range(2000)], 2, ignore_eos=True)
+    assert bytes_of("VmHWM:") - before < 100e6
+    assert max(lengths) == LEAST_CHUNK
     assert not pair.target._chunks
 
 
@@ -391,33 +392,34 @@ def test_an_offloaded_target_is_not_compiled(make_model: Callable[..., Path]) ->
         offloaded(make_model).compile()
 
 
-def test_what_follows_from_the_configuration_is_made_without_weights() -> None:
-    """Rotary frequencies, scaled embeddings, causal masks: as in a model that is made whole."""
+def test_an_empty_model_has_the_tensors_of_its_configuration() -> None:
+    """Rotary frequencies, embedding scales and causal masks are those of an ordinary model."""
     from transformers import AutoModelForCausalLM
 
     for architecture in ARCHITECTURES:
         config = small_config(architecture)
-        wanted = AutoModelForCausalLM.from_config(config)
-        found = empty_model(config, torch.float32)
-        buffers = dict(found.named_buffers())
-        for name, buffer in wanted.named_buffers():
+        expected = AutoModelForCausalLM.from_config(config)
+        model = empty_model(config, torch.float32)
+        buffers = dict(model.named_buffers())
+        for name, buffer in expected.named_buffers():
             assert torch.equal(buffers[name], buffer)
-        assert all(parameter.is_meta for parameter in found.parameters())
+        assert all(parameter.is_meta for parameter in model.parameters())
 
 
 def test_random_layers_share_their_weights() -> None:
     config = small_config("llama", **LAYERS, tie_word_embeddings=True)
     model = random_model(config, torch.bfloat16)
     _, layers = decoder_layers(model)
-    first, last = (weights_of(layers[place]) for place in (0, 6))
+    first, last = (named_weights(layers[i]) for i in (0, 6))
     assert all(tensor.data_ptr() == last[name].data_ptr() for name, tensor in first.items())
     assert 0.01 < float(first["mlp.up_proj.weight"].std()) < 0.03
     assert torch.equal(first["input_layernorm.weight"], torch.ones(32, dtype=torch.bfloat16))
     again = random_model(config, torch.bfloat16)
     assert all(
-        torch.equal(tensor, weights_of(again)[name]) for name, tensor in weights_of(model).items()
+        torch.equal(tensor, named_weights(again)[name])
+        for name, tensor in named_weights(model).items()
     )
-    stream = place(model, CPU, Offload("cpu", 140_000))
+    stream = place_model(model, CPU, Offload("cpu", 140_000))
     assert stream is not None
     logits = model(input_ids=torch.arange(9)[None], use_cache=False).logits
     assert bool(logits.isfinite().all())
@@ -441,72 +443,72 @@ def test_on_a_gpu_tokens_are_the_resident_models(
     assert len(pair.target.stream.streamed) == 5
     tree = shapes.k_ary(2, 3)
     for prompt in ([5, 6, 7], list(range(2, 40))):
-        wanted = Decoder(resident, tree).generate(prompt, 24, ignore_eos=True)
-        found = Decoder(pair, tree).generate(prompt, 24, ignore_eos=True)
-        assert found.tokens == wanted.tokens
+        expected = Decoder(resident, tree).generate(prompt, 24, ignore_eos=True)
+        generation = Decoder(pair, tree).generate(prompt, 24, ignore_eos=True)
+        assert generation.tokens == expected.tokens
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
-def test_host_memory_is_pinned_and_given_back() -> None:
+def test_host_memory_is_pinned_and_released() -> None:
     device = torch.device("cuda")
     memory = host_memory(3_000_000, device)
     assert memory.is_pinned()
     del memory
     again = [host_memory(3_000_000, device) for _ in range(3)]
-    assert all(each.is_pinned() for each in again)
+    assert all(memory.is_pinned() for memory in again)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
-def test_memory_that_a_copy_is_on_its_way_to_is_nobody_elses() -> None:
-    """A model may go while its next forward's first layers still come."""
+def test_memory_with_a_copy_under_way_is_not_reused() -> None:
+    """A model may be deleted while the first layers of its next forward pass are loading."""
     device, size = torch.device("cuda"), 2**29
     store = HostStore(device)
     store.add(0, size).fill_(1)
-    lane = Lane([0], size, store, device, torch.cuda.Stream(device))
+    buffer = LayerBuffer([0], size, store, device, torch.cuda.Stream(device))
     with ThreadPoolExecutor(1) as worker:
-        lane.begin(0, worker)
-    del lane, store
+        buffer.start_loading(0, worker)
+    del buffer, store
     fresh = torch.zeros(size, dtype=torch.uint8, device=device)
     torch.cuda.synchronize()
     assert not fresh.any()
 
 
-def test_pinned_memory_is_its_devices_until_nothing_reads_it(
+def test_pinned_memory_is_released_after_its_device_has_finished(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    said: list[str] = []
+    calls: list[str] = []
     codes = {"register": 0}
 
     @contextmanager
     def on(device: torch.device) -> Iterator[None]:
-        said.append(f"on {device}")
+        calls.append(f"on {device}")
         yield
 
     def register(*_: object) -> int:
-        said.append("register")
+        calls.append("register")
         return codes["register"]
 
     def launch(*_: object, **__: object) -> None:
-        said.append("launch")
-        raise RuntimeError("an error that was made before")
+        calls.append("launch")
+        raise RuntimeError("the error of the failed call")
 
     runtime = SimpleNamespace(
-        cudaHostRegister=register, cudaHostUnregister=lambda _: said.append("unregister")
+        cudaHostRegister=register, cudaHostUnregister=lambda _: calls.append("unregister")
     )
     monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
     monkeypatch.setattr(torch.cuda, "device", on)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: said.append("wait"))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: calls.append("wait"))
     monkeypatch.setattr(torch, "ones", launch)
     device = torch.device("cuda:1")
     memory = host_memory(1000, device)
-    assert said == ["on cuda:1", "register"]
-    said.clear()
+    assert calls == ["on cuda:1", "register"]
+    calls.clear()
     del memory
-    assert said == ["on cuda:1", "wait", "unregister"]
+    assert calls == ["on cuda:1", "wait", "unregister"]
     codes["register"] = 2
-    said.clear()
+    calls.clear()
     with pytest.raises(SequoiaError, match=r"could not be pinned \(CUDA error 2\)"):
         host_memory(1000, device)
-    assert said == ["on cuda:1", "register", "launch"]  # which took the error away
+    assert calls == ["on cuda:1", "register", "launch"]  # the launch cleared the error

@@ -1,3 +1,5 @@
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -11,12 +13,12 @@ DTYPES = [torch.float32, torch.bfloat16]
 
 
 @pytest.fixture(autouse=True)
-def the_same_on_every_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+def _same_threshold_on_every_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onednn_linear, "worth_packing", lambda dtype: WORTH_PACKING)
 
 
 class Tied(nn.Module):
-    """A head that shares its weights with an embedding, a small layer, and one in between."""
+    """An inner layer, a small layer, and a head that shares its weights with an embedding."""
 
     def __init__(self, dtype: torch.dtype, bias: bool) -> None:
         super().__init__()
@@ -68,43 +70,43 @@ def test_unpacking_gives_the_same_weights_back_and_keeps_ties(dtype: torch.dtype
     model = Tied(dtype, bias=True)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     tokens = torch.arange(5)
-    wanted = model(tokens)
+    expected = model(tokens)
     pack(model)
     assert packed_parts(model) == ["inner.0", "head"]
-    assert torch.isclose(model(tokens), wanted, rtol=0.05)
+    assert torch.isclose(model(tokens), expected, rtol=0.05)
     unpack(model)
     assert packed_parts(model) == []
     after = model.state_dict()
     assert list(after) == list(before)
     assert all(torch.equal(after[name], value) for name, value in before.items())
     assert model.head.weight is model.embed.weight
-    assert torch.equal(model(tokens), wanted)
+    assert torch.equal(model(tokens), expected)
 
 
-def test_what_does_not_gain_stays_as_it_is() -> None:
+def test_layers_that_cannot_gain_stay_plain() -> None:
     small = nn.Linear(8, WORTH_PACKING // 8 - 1)
     double = nn.Linear(WIDTH, WIDTH, dtype=torch.float64)
     hooked = nn.Linear(WIDTH, WIDTH)
     hooked.register_forward_hook(lambda module, inputs, output: output * 2)
-    elsewhere = nn.Linear(WIDTH, WIDTH, device="meta")
+    meta = nn.Linear(WIDTH, WIDTH, device="meta")
     wrapped = nn.Linear(WIDTH, WIDTH)
     wrapped.forward = lambda rows: rows  # type: ignore[method-assign]
     quantised = nn.Linear(WIDTH, WIDTH)
-    quantised.weight = OfItsOwnKind(torch.zeros(WIDTH, WIDTH))
-    model = nn.Sequential(small, double, hooked, elsewhere, wrapped, quantised)
+    quantised.weight = QuantisedParameter(torch.zeros(WIDTH, WIDTH))
+    model = nn.Sequential(small, double, hooked, meta, wrapped, quantised)
     pack(model)
     assert packed_parts(model) == []
 
 
-def test_small_layers_stay_plain_where_their_kernels_are_quick(
+def test_small_float32_layers_stay_plain_on_intels_cpus(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(onednn_linear, "on_intel", lambda: False)
-    elsewhere = [worth_packing(dtype) for dtype in DTYPES]
-    monkeypatch.setattr(onednn_linear, "on_intel", lambda: True)
+    monkeypatch.setattr(onednn_linear, "is_intel", lambda: False)
+    other = [worth_packing(dtype) for dtype in DTYPES]
+    monkeypatch.setattr(onednn_linear, "is_intel", lambda: True)
     intel = [worth_packing(dtype) for dtype in DTYPES]
-    assert intel[0] > elsewhere[0]
-    assert intel[1] == elsewhere[1]
+    assert intel[0] > other[0]
+    assert intel[1] == other[1]
 
 
 def test_a_layer_that_is_used_twice_is_packed_once() -> None:
@@ -112,19 +114,47 @@ def test_a_layer_that_is_used_twice_is_packed_once() -> None:
         pytest.skip("no kernels here")
     twice = nn.Linear(WIDTH, WIDTH).requires_grad_(False)
     model, rows = nn.Sequential(twice, twice), torch.randn(3, WIDTH)
-    wanted = model(rows)
+    expected = model(rows)
     pack(model)
     assert packed_parts(model) == ["0"]
-    assert torch.allclose(model(rows), wanted, atol=1e-5)
+    assert torch.allclose(model(rows), expected, atol=1e-5)
     unpack(model)
-    assert torch.equal(model(rows), wanted)
+    assert torch.equal(model(rows), expected)
 
 
-class OfItsOwnKind(nn.Parameter):
-    """Weights as quantisation libraries keep them: a subclass that names an ordinary dtype."""
+def test_a_layer_keeps_its_number_when_it_is_packed_again() -> None:
+    """Compiled graphs find a layer's weights by its number."""
+    if not supported(torch.float32):
+        pytest.skip("no kernels here")
+    model = Tied(torch.float32, bias=True)
+
+    def numbers() -> dict[str, int]:
+        pack(model)
+        modules = dict(model.named_modules())
+        result = {name: modules[name].number for name in packed_parts(model)}
+        unpack(model)
+        return result
+
+    first = numbers()
+    assert len(set(first.values())) == 2
+    assert numbers() == first
 
 
-def test_what_is_saved_is_the_model_as_it_was() -> None:
+def test_packing_releases_the_plain_weights() -> None:
+    if not supported(torch.float32):
+        pytest.skip("no kernels here")
+    model = Tied(torch.float32, bias=True)
+    inner, shared = weakref.ref(model.inner[0].weight), weakref.ref(model.head.weight)
+    pack(model)
+    assert inner() is None
+    assert shared() is model.embed.weight
+
+
+class QuantisedParameter(nn.Parameter):
+    """Weights as quantisation libraries store them: a subclass that names an ordinary dtype."""
+
+
+def test_the_state_dict_has_the_plain_weights() -> None:
     model = Tied(torch.float32, bias=True)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     pack(model)
@@ -133,7 +163,7 @@ def test_what_is_saved_is_the_model_as_it_was() -> None:
     assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
-def test_the_library_sees_the_model_as_it_was_loaded() -> None:
+def test_the_native_model_has_its_plain_layers() -> None:
     if not supported(torch.float32):
         pytest.skip("no kernels here")
     target = load_pair(device="cpu").target

@@ -1,4 +1,4 @@
-"""Weights that transformers loads quantised: in four bits, as bitsandbytes keeps them on a CPU."""
+"""Quantised weights, in four bits as bitsandbytes stores them on a CPU."""
 
 from __future__ import annotations
 
@@ -13,8 +13,13 @@ from torch.utils._pytree import tree_map
 
 from sequoia_opt.api import load_pair
 from sequoia_opt.engine.decoder import Decoder
-from sequoia_opt.engine.torch.layer_stream import Layout, parts_of, weights_of
-from sequoia_opt.engine.torch.offload import Offload, cache_bytes, decoder_layers, place
+from sequoia_opt.engine.torch.layer_weights import (
+    Layout,
+    decoder_layers,
+    named_weights,
+    plain_tensors,
+)
+from sequoia_opt.engine.torch.offload import Offload, cache_bytes, place_model
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan import shapes
 
@@ -47,16 +52,16 @@ def test_greedy_tokens_are_the_librarys(quantised: Path, make_model: Callable[..
     pair = load_pair(quantised, make_model("llama", 1), "cpu", "float32")
     weight: Any = pair.target.model.get_submodule("model.layers.0.mlp.up_proj").weight
     assert weight.dtype == torch.uint8
-    wanted = from_pretrained(quantised).generate(
+    expected = from_pretrained(quantised).generate(
         torch.tensor([PROMPT]), max_new_tokens=24, do_sample=False, eos_token_id=None
     )[0, len(PROMPT) :]
     for tree in (shapes.chain(1), shapes.k_ary(2, 3)):
-        found = Decoder(pair, tree).generate(PROMPT, 24, ignore_eos=True)
-        assert found.tokens == wanted.tolist()
+        generation = Decoder(pair, tree).generate(PROMPT, 24, ignore_eos=True)
+        assert generation.tokens == expected.tolist()
 
 
 class Int8(torch.Tensor):
-    """Whole numbers and a scale for each row, which compute as what they stand for."""
+    """Integers and a scale for each row, which compute as the numbers that they encode."""
 
     def __new__(cls, numbers: torch.Tensor, scale: torch.Tensor) -> Int8:
         return torch.Tensor._make_wrapper_subclass(cls, numbers.shape, dtype=scale.dtype)
@@ -89,46 +94,46 @@ class Int8(torch.Tensor):
         return cls((weight / scale).round().to(torch.int8), scale)
 
 
-def test_weights_made_of_several_tensors_are_streamed_as_they_are(
+def test_weights_that_wrap_several_tensors_are_streamed_without_conversion(
     make_model: Callable[..., Path],
 ) -> None:
-    """From host memory, as for a GPU, at a fraction of the bytes."""
+    """They are streamed from host memory, as for a GPU, and move fewer bytes."""
 
     def model() -> Any:
-        made = from_pretrained(make_model("llama", 0, num_hidden_layers=5)).requires_grad_(False)
-        for layer in decoder_layers(made)[1]:
+        llama = from_pretrained(make_model("llama", 0, num_hidden_layers=5)).requires_grad_(False)
+        for layer in decoder_layers(llama)[1]:
             for module in layer.modules():
                 if isinstance(module, nn.Linear):
                     module.weight = nn.Parameter(Int8.of(module.weight), requires_grad=False)
-        return made
+        return llama
 
     resident, streamed = model(), model()
     layers = decoder_layers(streamed)[1]
     size = Layout(layers[0]).size
-    assert size < 0.5 * sum(tensor.nbytes for tensor in weights_of(layers[0]).values())
-    within = {id(t) for layer in layers for t in weights_of(layer).values()}
-    rest = {id(t): t.nbytes for t in weights_of(streamed).values() if id(t) not in within}
-    budget = sum(rest.values()) + cache_bytes(streamed) + size
-    stream = place(streamed, CPU, Offload("cpu", budget))
+    assert size < 0.5 * sum(tensor.nbytes for tensor in named_weights(layers[0]).values())
+    inside = {id(t) for layer in layers for t in named_weights(layer).values()}
+    outside = {id(t): t.nbytes for t in named_weights(streamed).values() if id(t) not in inside}
+    budget = sum(outside.values()) + cache_bytes(streamed) + size
+    stream = place_model(streamed, CPU, Offload("cpu", budget))
     assert stream is not None
     assert len(stream.streamed) == 4
     assert stream.moved_bytes == 4 * size
-    assert list(parts_of(layers[1].mlp.up_proj.weight, "it")) == ["it.numbers", "it.scale"]
+    assert list(plain_tensors(layers[1].mlp.up_proj.weight, "it")) == ["it.numbers", "it.scale"]
     tokens = torch.arange(2, 42)[None]
     with torch.inference_mode():
         for text in (tokens, tokens[:, :3]):
-            wanted = resident(input_ids=text, use_cache=False).logits
-            assert torch.equal(streamed(input_ids=text, use_cache=False).logits, wanted)
+            expected = resident(input_ids=text, use_cache=False).logits
+            assert torch.equal(streamed(input_ids=text, use_cache=False).logits, expected)
 
 
-def test_what_cannot_be_done_is_refused(
+def test_unsupported_uses_are_refused(
     quantised: Path, make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draft = make_model("llama", 1)
     with pytest.raises(SequoiaError, match="not read from disk as they are"):
         load_pair(quantised, draft, "cpu", "float32", offload="disk", memory_budget=10**6)
     with pytest.raises(SequoiaError, match="cannot be offloaded"):
-        place(from_pretrained(quantised), CPU, Offload("cpu", 10**6))
+        place_model(from_pretrained(quantised), CPU, Offload("cpu", 10**6))
     with pytest.raises(SequoiaError, match="cannot be made up"):
         load_pair(quantised, draft, "cpu", "float32", random_weights=True)
     missing = "transformers.quantizers.quantizer_bnb_4bit.is_bitsandbytes_available"

@@ -36,16 +36,16 @@ def test_paths_are_accepted_at_the_given_rates(verifier: Verifier) -> None:
         )
         assert 0 <= int(verdict.next) < VOCABULARY
         reached[TREE.ancestor_mask[int(verdict.last)]] += 1
-    wanted = np.ones(TREE.size)
+    expected = np.ones(TREE.size)
     for node in range(1, TREE.size):
         rate = BY_DEPTH[TREE.depths[node] - 1, TREE.ranks[node] - 1]
-        wanted[node] = wanted[TREE.parents[node]] * rate
-    deviation = np.sqrt(wanted * (1 - wanted) / count)
-    assert (abs(reached / count - wanted) <= 4 * deviation + 1e-9).all()
+        expected[node] = expected[TREE.parents[node]] * rate
+    deviation = np.sqrt(expected * (1 - expected) / count)
+    assert (abs(reached / count - expected) <= 4 * deviation + 1e-9).all()
 
 
 def test_ranks_without_a_rate_are_never_accepted() -> None:
-    """The tree's third children are past the two rates there are."""
+    """The third children of a node have no rate: the table has two columns."""
     index = TreeIndex(TREE, torch.device("cpu"))
     synthetic = Synthetic(Greedy(), np.tile([0.1, 0.1], (4, 1)))
     generator = torch.Generator().manual_seed(0)
@@ -59,7 +59,7 @@ def test_ranks_without_a_rate_are_never_accepted() -> None:
     assert not any(TREE.ranks[node] > 2 for node in last)
 
 
-def test_decoding_yields_what_the_rates_promise(make_pair: Callable[..., Any]) -> None:
+def test_decoding_yields_the_expected_tokens_of_the_rates(make_pair: Callable[..., Any]) -> None:
     acceptance = Acceptance(np.array([0.6, 0.2]))
     decoder = Decoder(make_pair(dtype="float32"), TREE, rates=acceptance.table(TREE.depth + 1))
     runs = [decoder.generate([3, 4, 5], 200, ignore_eos=True) for _ in range(5)]
@@ -69,13 +69,13 @@ def test_decoding_yields_what_the_rates_promise(make_pair: Callable[..., Any]) -
     assert plain.generate([3, 4, 5], 20, ignore_eos=True).tokens_per_step == 1
 
 
-def test_given_rates_are_not_estimated() -> None:
-    where = Positions(*torch.zeros(2, 1, 3), 2, torch.zeros(1, 3))
+def test_synthetic_acceptance_cannot_be_estimated() -> None:
+    positions = Positions(*torch.zeros(2, 1, 3), 2, torch.zeros(1, 3))
     with pytest.raises(SequoiaError, match="cannot be estimated"):
-        Synthetic(Greedy(), BY_DEPTH).trial(where)
+        Synthetic(Greedy(), BY_DEPTH).trial(positions)
 
 
-def test_models_without_weights_are_the_same_every_time(
+def test_random_weights_are_the_same_every_time(
     make_model: Callable[..., Path], tmp_path: Path
 ) -> None:
     folders = []
@@ -95,7 +95,7 @@ def test_models_without_weights_are_the_same_every_time(
     assert pairs[0].random_weights
 
 
-def test_a_mixture_of_experts_wants_its_weights(
+def test_a_mixture_of_experts_cannot_have_random_weights(
     make_model: Callable[..., Path], tmp_path: Path
 ) -> None:
     from transformers import MixtralConfig

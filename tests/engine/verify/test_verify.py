@@ -1,19 +1,21 @@
-"""Losslessness by exact enumeration: every draft, every decision, every next token."""
+"""Losslessness by exact enumeration of every draft, every decision and every next token."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import permutations, product
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from sequoia_opt.engine.logits_processors import Rules
+from sequoia_opt.engine.decoder import Decoder
+from sequoia_opt.engine.logits_processors import LogitsOptions
 from sequoia_opt.engine.sampling import Cuts, gumbel, warp
 from sequoia_opt.engine.verify import (
-    VERIFIERS,
+    VERIFIER_CLASSES,
     Greedy,
     Positions,
     Sequoia,
@@ -25,8 +27,10 @@ from sequoia_opt.engine.verify import (
     residual,
     traversal,
 )
+from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.tree import TokenTree
+from sequoia_opt.plan.verifiers import GREEDY, VERIFIERS, VerifierSpec
 
 CPU = torch.device("cpu")
 Prefix = tuple[int, ...]
@@ -37,14 +41,18 @@ class Language:
     """A random target and draft: logits for every prefix.
 
     Attributes:
-        rules: what is done to the target's logits; the prompt is the token 1, the new text begins
-            with the token 0, the tree's root.
+        options: how the target's logits are processed. The prompt is the token 1; the new text
+            begins with the token 0, the tree's root.
     """
 
     def __init__(
-        self, vocabulary: int, seed: int, kind: str = "random", rules: Rules | None = None
+        self,
+        vocabulary: int,
+        seed: int,
+        kind: str = "random",
+        options: LogitsOptions | None = None,
     ) -> None:
-        self.vocabulary, self.kind, self.rules = vocabulary, kind, rules
+        self.vocabulary, self.kind, self.options = vocabulary, kind, options
         self._random = np.random.default_rng(seed)
         self._known: dict[Prefix, tuple[np.ndarray, np.ndarray]] = {}
 
@@ -62,36 +70,39 @@ class Language:
         return self._known[prefix]
 
     def target(self, prefix: Prefix, temperature: float, cuts: Cuts) -> np.ndarray:
-        """The ruled and warped distribution, from its definition."""
-        probabilities = softmax(self.ruled(prefix) / temperature)
+        """The processed and warped distribution, from its definition."""
+        probabilities = softmax(self.processed(prefix) / temperature)
         order = np.argsort(-probabilities, kind="stable")
         if cuts.top_k:
             probabilities[order[cuts.top_k :]] = 0
             probabilities /= probabilities.sum()
         before = np.cumsum(probabilities[order]) - probabilities[order]
-        kept = order[(before < cuts.top_p) | (np.arange(len(order)) == 0) | (cuts.top_p == 1)]
+        nucleus = order[(before < cuts.top_p) | (np.arange(len(order)) == 0) | (cuts.top_p == 1)]
         warped = np.zeros_like(probabilities)
-        warped[kept] = probabilities[kept]
+        warped[nucleus] = probabilities[nucleus]
         warped /= warped.sum()
         warped[warped < cuts.min_p * warped.max()] = 0
         return warped / warped.sum()
 
-    def ruled(self, prefix: Prefix) -> np.ndarray:
-        """The target's logits by the rules, token by token: as OpenAI's and vLLM's documentation
-        have the penalties for frequency and presence, CTRL that for repetition."""
+    def processed(self, prefix: Prefix) -> np.ndarray:
+        """The target's processed logits, token by token.
+
+        Frequency and presence penalties are as in OpenAI's and vLLM's documentation, the
+        repetition penalty as in CTRL.
+        """
         logits = self.logits(prefix)[0].copy()
-        if self.rules is None:
+        if self.options is None:
             return logits
         new = [0, *prefix]
         for token in range(self.vocabulary):
-            logits[token] += self.rules.bias.get(token, 0.0)
+            logits[token] += self.options.bias.get(token, 0.0)
             if token in [1, *new]:
-                penalty = self.rules.repetition_penalty
+                penalty = self.options.repetition_penalty
                 logits[token] *= penalty if logits[token] < 0 else 1 / penalty
             count = new.count(token)
-            logits[token] -= self.rules.frequency_penalty * count
-            logits[token] -= self.rules.presence_penalty * (count > 0)
-            if token in self.rules.banned:
+            logits[token] -= self.options.frequency_penalty * count
+            logits[token] -= self.options.presence_penalty if count else 0
+            if token in self.options.banned:
                 logits[token] = -np.inf
         return logits
 
@@ -111,35 +122,36 @@ Decisions = Iterator[tuple[float, int, dict[int, float], np.ndarray]]
 def drafts(
     tree: TokenTree, language: Language, temperature: float, groups: Callable[..., Groups]
 ) -> Drafts:
-    """Every way to draft the tree: its probability, and each node's token (the root's is 0).
+    """Every way to draft the tree: its probability and each node's token (the root's is 0).
 
     Args:
-        groups: every way to draft so many siblings from a distribution, and its probability.
+        groups: yields every way to draft a number of siblings from a distribution, with its
+            probability.
     """
     internal = [v for v in range(tree.size) if tree.child_counts[v]]
 
-    def grow(place: int, tokens: dict[int, int], weight: float) -> Drafts:
-        if place == len(internal):
+    def grow(position: int, tokens: dict[int, int], weight: float) -> Drafts:
+        if position == len(internal):
             yield weight, [tokens[v] for v in range(tree.size)]
             return
-        node = internal[place]
+        node = internal[position]
         q = language.draft(prefix_of(tree, tokens, node), temperature)
         children = children_of(tree, node)
         for chance, order in groups(q, len(children)):
             drawn = dict(zip(children, order, strict=True))
-            yield from grow(place + 1, tokens | drawn, weight * chance)
+            yield from grow(position + 1, tokens | drawn, weight * chance)
 
     yield from grow(0, {0: 0}, 1.0)
 
 
 def without_replacement(q: np.ndarray, count: int) -> Groups:
-    """One by one; where the support is exhausted, tokens of probability 0 in a fixed order."""
+    """Draws one after another; past the support, tokens of probability 0 in a fixed order."""
     for order in permutations(range(len(q)), count):
         chance, left = 1.0, q.copy()
-        for place, token in enumerate(order):
+        for position, token in enumerate(order):
             if left.sum() > 0:
                 chance *= left[token] / left.sum()
-            elif token != min(set(range(len(q))) - set(order[:place])):
+            elif token != min(set(range(len(q))) - set(order[:position])):
                 chance = 0.0
             left[token] = 0
         if chance > 0:
@@ -173,12 +185,12 @@ def one_by_one(
     language: Language,
     temperature: float,
     cuts: Cuts,
-    replaced: bool = False,
+    replacement: bool = False,
 ) -> Decisions:
-    """Every way verification can go, by Sequoia's and SpecInfer's step-by-step definition.
+    """Every course of verification, by Sequoia's and SpecInfer's step-by-step definition.
 
-    Yields its probability, the last accepted node, a uniform for each test that was made
-    (just inside its outcome), and the distribution of the next token.
+    Yields its probability, the last accepted node, a uniform for each test (just inside the
+    test's outcome), and the distribution of the next token.
     """
 
     def at(node: int, weight: float, uniforms: dict[int, float]) -> Decisions:
@@ -189,7 +201,7 @@ def one_by_one(
         for child in children:
             token = tokens[child]
             if left.sum() == 0 or left[token] == 0:
-                uniforms = uniforms | {child: 0.0}  # void: not even 0 passes
+                uniforms = uniforms | {child: 0.0}  # a void draw: not even a uniform of 0 passes
                 continue
             q = left / left.sum()
             chance = min(1.0, rest[token] / q[token])
@@ -201,7 +213,7 @@ def one_by_one(
             weight *= 1 - chance
             rest = np.maximum(rest - q, 0)
             rest /= rest.sum()
-            if not replaced:
+            if not replacement:
                 left[token] = 0
         yield weight, node, uniforms, rest
 
@@ -211,19 +223,19 @@ def one_by_one(
 def by_the_targets_draws(
     tree: TokenTree, tokens: list[int], language: Language, temperature: float, cuts: Cuts
 ) -> Decisions:
-    """The target draws at each node that is reached; what it drew is kept if a child has it."""
+    """The target draws at each node that is reached; a child with that token is accepted."""
 
     def at(node: int, weight: float, uniforms: dict[int, float]) -> Decisions:
         target = language.target(prefix_of(tree, tokens, node), temperature, cuts)
         sums = np.cumsum(target)
-        for token in np.flatnonzero(target > 1e-12):  # others have no float between their ends
-            here = uniforms | {node: sums[token] - target[token] / 2}
+        for token in np.flatnonzero(target > 1e-12):  # smaller ones contain no float
+            with_draw = uniforms | {node: sums[token] - target[token] / 2}
             children = [v for v in children_of(tree, node) if tokens[v] == token]
             if children:
-                yield from at(children[0], weight * target[token], here)
+                yield from at(children[0], weight * target[token], with_draw)
             else:
                 rest = (np.arange(len(target)) == token).astype(float)
-                yield weight * target[token], node, here, rest
+                yield weight * target[token], node, with_draw, rest
 
     yield from at(0, 1.0, {})
 
@@ -231,11 +243,11 @@ def by_the_targets_draws(
 def whole_paths(
     tree: TokenTree, tokens: list[int], language: Language, temperature: float, cuts: Cuts
 ) -> Decisions:
-    """Traversal verification as its paper defines it, leaf after leaf."""
+    """Traversal verification as its paper defines it, leaf by leaf."""
     weight, uniforms = 1.0, {}
 
     def at(node: int, chance: float) -> Decisions:
-        """What can happen in and at `node`, whose path so far passes with `chance`."""
+        """Every course of verification below and at `node`; its path passes with `chance`."""
         nonlocal weight
         prefix = prefix_of(tree, tokens, node)
         target = language.target(prefix, temperature, cuts)
@@ -244,7 +256,7 @@ def whole_paths(
         for child in children:
             token = tokens[child]
             if left.sum() == 0 or left[token] == 0:
-                uniforms.update(dict.fromkeys(under(tree, child), 0.0))
+                uniforms.update(dict.fromkeys(descendants(tree, child), 0.0))
                 continue
             q = left / left.sum()
             yield from at(child, min(1.0, chance * target[token] / q[token]))
@@ -264,30 +276,30 @@ def whole_paths(
     yield from at(0, 1.0)
 
 
-def under(tree: TokenTree, node: int) -> list[int]:
+def descendants(tree: TokenTree, node: int) -> list[int]:
     return np.flatnonzero(tree.ancestor_mask[:, node]).tolist()
 
 
 METHODS: dict[str, tuple[Callable[..., Groups], Callable[..., Decisions]]] = {
     "sequoia": (without_replacement, one_by_one),
-    "specinfer": (with_replacement, partial(one_by_one, replaced=True)),
+    "specinfer": (with_replacement, partial(one_by_one, replacement=True)),
     "topk": (most_likely, by_the_targets_draws),
     "traversal": (without_replacement, whole_paths),
 }
 
 
-def given_uniforms(
+def step_uniforms(
     verifier: Verifier, index: TreeIndex, vocabulary: int, decided: dict[int, float]
 ) -> torch.Tensor:
-    """A step's uniforms with the decided nodes' in their places."""
+    """A step's uniforms, with those of the decided nodes where the verifier reads them."""
     count = verifier.uniform_count(index, vocabulary)
     uniforms = torch.full((count,), 0.5).double()
     tested: list[int] = list(range(index.size))
-    if not isinstance(verifier, TopK):  # no test of the root; the last is the last token's
-        tested = index.posted.tolist()[:-1] if isinstance(verifier, Traversal) else tested[1:]
+    if not isinstance(verifier, TopK):  # the root has no test; the last uniform draws the token
+        tested = index.post_order.tolist()[:-1] if isinstance(verifier, Traversal) else tested[1:]
         tested.append(0)
-    for place, node in enumerate(tested, start=count - index.size):
-        uniforms[place] = decided.get(node, 0.5)
+    for position, node in enumerate(tested, start=count - index.size):
+        uniforms[position] = decided.get(node, 0.5)
     return uniforms
 
 
@@ -308,7 +320,7 @@ def check_lossless(
     cuts: Cuts,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A step's tokens, continued by the target to D + 1, are distributed as the target's."""
+    """Check that a step's tokens, continued by the target to D + 1 tokens, follow the target."""
     vocabulary = language.vocabulary
     weights_seen: list[np.ndarray] = []
 
@@ -320,15 +332,15 @@ def check_lossless(
         monkeypatch.setattr(module, "draw", seen_draw)
     groups, decisions = METHODS[name]
     verifier, index = make_verifier(name, temperature, *cuts), TreeIndex(tree, CPU)
-    found: dict[Prefix, float] = {}
+    probabilities: dict[Prefix, float] = {}
     for weight, tokens in drafts(tree, language, temperature, groups):
         prefixes = [prefix_of(tree, tokens, v) for v in range(tree.size)]
         target_logits = torch.tensor(np.stack([language.logits(p)[0] for p in prefixes]))
-        if language.rules is not None:
-            rules, root = language.rules.on(CPU, vocabulary), torch.tensor([0])
-            seen = rules.seen(torch.tensor([1, 0]))
-            target_logits = rules.apply_to_tree(
-                target_logits, seen, torch.tensor(tokens), index.needed, rules.counts(root)
+        if language.options is not None:
+            processor, root = language.options.processor(CPU, vocabulary), torch.tensor([0])
+            seen = processor.seen(torch.tensor([1, 0]))
+            target_logits = processor.apply_to_tree(
+                target_logits, seen, torch.tensor(tokens), index.ancestors, processor.counts(root)
             )
         draft_logits = torch.tensor(
             np.array([language.logits(prefixes[v])[1] for v in index.internal]).reshape(
@@ -336,7 +348,7 @@ def check_lossless(
             )
         )
         for chance, last, decided, rest in decisions(tree, tokens, language, temperature, cuts):
-            uniforms = given_uniforms(verifier, index, vocabulary, decided)
+            uniforms = step_uniforms(verifier, index, vocabulary, decided)
             verdict = verifier.verify(
                 index, torch.tensor(tokens), target_logits, draft_logits, uniforms
             )
@@ -348,13 +360,15 @@ def check_lossless(
                 assert np.abs(weights / weights.sum() - rest).max() < 1e-9
             for token in np.flatnonzero(rest):
                 emitted = (*prefixes[last], int(token))
-                found[emitted] = found.get(emitted, 0) + weight * chance * rest[token]
+                probabilities[emitted] = (
+                    probabilities.get(emitted, 0) + weight * chance * rest[token]
+                )
     for text in product(range(vocabulary), repeat=tree.depth + 1):
-        wanted = np.prod(
+        expected = np.prod(
             [language.target(text[:i], temperature, cuts)[t] for i, t in enumerate(text)]
         )
         total = sum(
-            found.get(text[:length], 0)
+            probabilities.get(text[:length], 0)
             * np.prod(
                 [
                     language.target(text[:i], temperature, cuts)[text[i]]
@@ -363,7 +377,7 @@ def check_lossless(
             )
             for length in range(1, len(text) + 1)
         )
-        assert total == pytest.approx(wanted, abs=1e-9)
+        assert total == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize("name", VERIFIERS)
@@ -404,7 +418,7 @@ CUTS = [Cuts(top_k=2), Cuts(top_k=1), Cuts(min_p=0.4), Cuts(0.9, 2, 0.3), Cuts(0
 @pytest.mark.parametrize("tree", TREES.values(), ids=TREES.keys())
 @pytest.mark.parametrize("cuts", CUTS, ids=str)
 @pytest.mark.parametrize("temperature", [0.6, 1.5])
-def test_every_verifier_is_lossless_for_a_target_that_is_cut(
+def test_every_verifier_is_lossless_with_top_k_and_min_p(
     name: str,
     tree: TokenTree,
     temperature: float,
@@ -418,20 +432,46 @@ def test_every_verifier_is_lossless_for_a_target_that_is_cut(
 @pytest.mark.parametrize("name", VERIFIERS)
 @pytest.mark.parametrize("shape", ["chain", "wide", "binary", "uneven"])
 @pytest.mark.parametrize(
-    "rules",
+    "options",
     [
-        Rules(presence_penalty=1.5),
-        Rules(frequency_penalty=0.8),
-        Rules(1.3, {2: 0.7}, 0.5, -0.4),
-        Rules(presence_penalty=1.0, banned=frozenset([2])),
+        LogitsOptions(presence_penalty=1.5),
+        LogitsOptions(frequency_penalty=0.8),
+        LogitsOptions(1.3, {2: 0.7}, 0.5, -0.4),
+        LogitsOptions(presence_penalty=1.0, banned=frozenset([2])),
     ],
 )
-def test_every_verifier_is_lossless_for_a_target_with_penalties(
-    name: str, shape: str, rules: Rules, monkeypatch: pytest.MonkeyPatch
+def test_every_verifier_is_lossless_with_logits_processors(
+    name: str, shape: str, options: LogitsOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree = TREES[shape]
-    language = Language(4 if tree.size < 4 else 3, seed=tree.size, rules=rules)
+    language = Language(4 if tree.size < 4 else 3, seed=tree.size, options=options)
     check_lossless(name, tree, language, 0.9, Cuts(0.95, min_p=0.05), monkeypatch)
+
+
+def test_every_verifier_in_the_plans_list_has_a_class_and_a_definition() -> None:
+    assert list(VERIFIER_CLASSES) == list(VERIFIERS)
+    assert list(METHODS) == list(VERIFIERS)
+    for name in VERIFIERS:
+        assert make_verifier(name, 0.7).name == name
+        assert make_verifier(name, 0.0).name == GREEDY
+
+
+def test_a_verifier_added_to_both_lists_decodes(
+    make_pair: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checks and the decoder know it without any other change."""
+
+    class Another(TopK):
+        name = "another"
+
+    pair = make_pair()
+    with pytest.raises(SequoiaError, match="verifier: found 'another', expected sequoia or"):
+        Decoder(pair, shapes.chain(2), temperature=0.8, verifier="another")
+    monkeypatch.setitem(VERIFIERS, "another", VerifierSpec("another", "does as topk", "topk"))
+    monkeypatch.setitem(VERIFIER_CLASSES, "another", Another)
+    decoder = Decoder(pair, shapes.chain(2), temperature=0.8, verifier="another")
+    assert isinstance(decoder.verifier, Another)
+    assert len(decoder.generate([3, 4, 5], 8, ignore_eos=True).tokens) == 8
 
 
 def test_greedy_keeps_the_longest_path_of_the_targets_choices() -> None:
@@ -440,40 +480,40 @@ def test_greedy_keeps_the_longest_path_of_the_targets_choices() -> None:
         index = TreeIndex(tree, CPU)
         for _ in range(40):
             logits = torch.randn(tree.size, 3, generator=generator)
-            # Siblings are different tokens, as a draft's ranking makes them.
+            # Siblings have different tokens, as in a draft's ranking.
             tokens = torch.tensor(
                 [(max(r, 1) + p) % 3 for p, r in zip(tree.parents, tree.ranks, strict=True)]
             )
             node = 0
             while True:
                 children = [v for v in range(tree.size) if tree.parents[v] == node]
-                right = [v for v in children if tokens[v] == logits[node].argmax()]
-                if not right:
+                matching = [v for v in children if tokens[v] == logits[node].argmax()]
+                if not matching:
                     break
-                node = right[0]
+                node = matching[0]
             verdict = Greedy().verify(index, tokens, logits, logits[:0], torch.empty(0))
             assert int(verdict.last) == node
             assert int(verdict.next) == int(logits[node].argmax())
 
 
 @pytest.mark.parametrize("name", ["sequoia", "specinfer", "topk"])
-def test_trials_are_single_node_verifications(name: str) -> None:
-    """What comes of them is the target's own; chances by rank are what ranks average to."""
+def test_trials_emit_the_targets_tokens_at_exact_chances(name: str) -> None:
+    """Emitted tokens follow the target; the chances of a rank average to its frequency."""
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
     target, draft = 2 * torch.randn(2, 1, 5, generator=generator).double()
     positions = 40000
     verifier = make_verifier(name, 0.8, 0.95)
     noise = gumbel(torch.rand(positions, 5, generator=generator))
-    where = Positions(target.expand(positions, 5), draft.expand(positions, 5), 5, noise)
-    trial = verifier.trial(where)
-    wanted = warp(target, 0.8, 0.95)[0]
+    trial = verifier.trial(
+        Positions(target.expand(positions, 5), draft.expand(positions, 5), 5, noise)
+    )
     counts = torch.bincount(trial.emit(), minlength=5)
-    expected = wanted * positions
-    kept = wanted > 0
-    statistic = ((counts - expected)[kept] ** 2 / expected[kept]).sum()
+    expected = positions * warp(target, 0.8, 0.95)[0]
+    possible = expected > 0
+    statistic = ((counts - expected)[possible] ** 2 / expected[possible]).sum()
     assert statistic < 25
-    assert not counts[~kept].any()
+    assert not counts[~possible].any()
     for rank in range(1, 6):
         share = float((trial.rank == rank).double().mean())
         assert share == pytest.approx(float(trial.chances[:, rank - 1].mean()), abs=0.01)
@@ -485,15 +525,16 @@ def test_rates_of_a_small_case_by_hand() -> None:
     torch.manual_seed(0)
     p, q = torch.tensor([[0.1, 0.9]]).log(), torch.tensor([[0.9, 0.1]]).log()
     noise = gumbel(torch.rand(20000, 2))
-    where = Positions(p.expand(20000, 2).double(), q.expand(20000, 2).double(), 2, noise)
-    trial = Sequoia(1.0).trial(where)
+    trial = Sequoia(1.0).trial(
+        Positions(p.expand(20000, 2).double(), q.expand(20000, 2).double(), 2, noise)
+    )
     assert trial.chances.mean(dim=0).tolist() == pytest.approx([0.2, 0.8], abs=0.01)
 
 
 @pytest.mark.parametrize("name", ["sequoia", "specinfer", "traversal"])
-def test_draws_that_float32_hardly_knows_are_decided(name: str) -> None:
-    """Probabilities that underflow, what is left of almost nothing: nothing is ever not a number,
-    and what comes next is never impossible."""
+def test_draws_at_the_limits_of_float32_are_decided(name: str) -> None:
+    """With underflowing probabilities and residuals of almost no mass, no result is NaN and the
+    next token is never an impossible one."""
     generator = torch.Generator().manual_seed(0)
     tree, vocabulary = shapes.k_ary(3, 2), 6
     index, verifier = TreeIndex(tree, CPU), make_verifier(name, 0.2)
@@ -504,12 +545,13 @@ def test_draws_that_float32_hardly_knows_are_decided(name: str) -> None:
         uniforms = torch.rand(verifier.uniform_count(index, vocabulary), generator=generator)
         guesses = verifier.draft(draft, 3, verifier.noise(index, uniforms))
         tokens = torch.zeros(tree.size, dtype=torch.long)
-        tokens[index.families.children] = guesses
-        whole, q = warp(target, 0.2)[index.families.nodes], warp(draft, 0.2)
-        draws = residual.look_up(whole, q, guesses, None, name == "specinfer")
-        for own in (None, torch.rand(len(q), 1, generator=generator).round(decimals=1)):
-            tests = residual.residual_tests(whole, q, draws, index.families.reach, own)
-            for part in (tests.passes, tests.scale, tests.own):
+        table = index.children
+        tokens[table.children] = guesses
+        p, q = warp(target, 0.2)[table.nodes], warp(draft, 0.2)
+        draws = residual.gather_draws(p, q, guesses, None, name == "specinfer")
+        for path_chance in (None, torch.rand(len(q), 1, generator=generator).round(decimals=1)):
+            tests = residual.residual_tests(p, q, draws, table.row_counts, path_chance)
+            for part in (tests.passes, tests.scale, tests.path_chance):
                 assert part.isfinite().all()
         verdict = verifier.verify(index, tokens, target, draft, uniforms)
         assert warp(target, 0.2)[verdict.last, verdict.next] > 0
