@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from sequoia_opt.measure.profiler import profile
     from sequoia_opt.plan.acceptance import Acceptance
     from sequoia_opt.plan.latency import LatencyProfile
-    from sequoia_opt.plan.solver import Plan, solve
+    from sequoia_opt.plan.plan import Plan
+    from sequoia_opt.plan.solver import solve
     from sequoia_opt.plan.tree import TokenTree
 
 _HOMES = {
@@ -30,7 +31,7 @@ _HOMES = {
     "Generation": "engine.decoder",
     "LatencyProfile": "plan.latency",
     "Pair": "engine.pair",
-    "Plan": "plan.solver",
+    "Plan": "plan.plan",
     "SequoiaError": "errors",
     "TokenTree": "plan.tree",
     "estimate": "measure.estimator",

@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     from sequoia_opt.measure.journal import Journal
     from sequoia_opt.measure.methods import Method
     from sequoia_opt.measure.template import Template
-    from sequoia_opt.plan.acceptance import Sampling
+    from sequoia_opt.plan.sampling import Sampling
     from sequoia_opt.plan.tree import TokenTree
 
 LARGEST = 1024  # nodes
@@ -425,15 +425,7 @@ def _calibrate(
     latencies = LatencyProfile.load(profile)
     for sampling in samplings:  # before anything that takes long
         check_sampled(sampling)
-        latencies.overhead_for(
-            overhead_name(
-                sampling.verifier,
-                sampling.temperature,
-                sampling.top_p,
-                sampling.top_k,
-                sampling.min_p,
-            )
-        )
+        latencies.overhead_for(overhead_name(sampling))
     options = EstimateOptions(max_new_tokens=settings["max_new_tokens"], template=template)
     found = []
     for sampling in samplings:
@@ -501,7 +493,7 @@ def _rivals(
 ) -> dict[str, TokenTree]:
     """The trees that the solved one is set beside, each at its best by prediction; the blind
     ones have the most tokens for their size, whatever a step takes."""
-    from sequoia_opt.plan import shapes, solver
+    from sequoia_opt.plan import shapes, solve_options, solver
     from sequoia_opt.plan.acceptance import Acceptance
     from sequoia_opt.plan.best_trees import best_trees
     from sequoia_opt.plan.latency import LatencyProfile
@@ -513,7 +505,7 @@ def _rivals(
     # Where the profile prices no other, the smallest.
     found = {"chain": shapes.chain(2), "k-sequences": shapes.k_sequences(2, 1)}
     found |= {candidate.name: candidate.tree for candidate in plan.baselines}
-    depth = solver.DEFAULT_MAX_DEPTH
+    depth = solve_options.DEFAULT_MAX_DEPTH
     for name in wanted:
         if name in BLIND:
             found[name] = best_trees(rates.table(depth), BLIND[name]).tree(BLIND[name], depth)

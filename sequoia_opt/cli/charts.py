@@ -10,7 +10,8 @@ from rich.table import Table
 
 from sequoia_opt.cli.console import acceptance_summary, bar, out, profile_summary
 from sequoia_opt.plan.acceptance import Acceptance
-from sequoia_opt.plan.latency import Curve, LatencyProfile
+from sequoia_opt.plan.curves import Curve
+from sequoia_opt.plan.latency import LatencyProfile
 from sequoia_opt.plan.tree import TokenTree
 from sequoia_opt.types import FloatArray
 
@@ -83,19 +84,16 @@ def most_probable(drawn: TokenTree, values: FloatArray | None, limit: int) -> li
 def outline(drawn: TokenTree, kept: Sequence[int]) -> list[tuple[int, str]]:
     """The kept nodes from the root down, each behind the lines that lead to it."""
     shown = set(kept)
-    children: dict[int, list[int]] = {node: [] for node in kept}
-    for node in kept[1:]:
-        children[drawn.parents[node]].append(node)
     found: list[tuple[int, str]] = []
     waiting = [(0, "", "")]
     while waiting:
         node, lead, below = waiting.pop()
-        hidden = int(drawn.child_counts[node]) - len(children[node])
+        children = [child for child in drawn.children[node] if child in shown]
+        hidden = len(drawn.children[node]) - len(children)
         more = f"  + {hidden} not shown" if hidden else ""
         found.append((node, lead + (str(drawn.ranks[node]) if node else "root") + more))
-        own = [child for child in children[node] if child in shown]
-        for child in reversed(own):
-            last = child == own[-1]
+        for child in reversed(children):
+            last = child == children[-1]
             waiting.append(
                 (child, below + ("└─ " if last else "├─ "), below + ("   " if last else "│  "))
             )

@@ -31,7 +31,7 @@ from sequoia_opt.cli.options import (
     template_of,
 )
 from sequoia_opt.errors import SequoiaError
-from sequoia_opt.plan.acceptance import Sampling
+from sequoia_opt.plan.sampling import Sampling
 from sequoia_opt.processes import is_one_of_several
 
 if TYPE_CHECKING:

@@ -28,10 +28,12 @@ if TYPE_CHECKING:
     from sequoia_opt.measure.bench import Divergence, Result
     from sequoia_opt.measure.calibration import Checked, Compared
     from sequoia_opt.measure.compare_drafts import Judged
-    from sequoia_opt.plan.acceptance import Acceptance, Sampling
+    from sequoia_opt.plan.acceptance import Acceptance
+    from sequoia_opt.plan.judge import Candidate
     from sequoia_opt.plan.latency import LatencyProfile
+    from sequoia_opt.plan.plan import Plan
+    from sequoia_opt.plan.sampling import Sampling
     from sequoia_opt.plan.scaling import Scaling
-    from sequoia_opt.plan.solver import Candidate, Plan
     from sequoia_opt.plan.sweep import Point
     from sequoia_opt.plan.tree import TokenTree
 

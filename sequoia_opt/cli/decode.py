@@ -55,7 +55,7 @@ from sequoia_opt.cli.tree_defaults import (
     offload_of,
     sampling_of,
 )
-from sequoia_opt.plan.acceptance import Sampling
+from sequoia_opt.plan.sampling import Sampling
 from sequoia_opt.processes import is_one_of_several
 
 if TYPE_CHECKING:

@@ -113,12 +113,12 @@ def _check_export(output: Path, text: str, force: bool) -> None:
 def _write_export(loaded: TokenTree, to: str, text: str, output: Path) -> None:
     """Write it; for the research code, as a file that it loads."""
     from sequoia_opt.files.atomic import write_text
-    from sequoia_opt.plan import export as formats
+    from sequoia_opt.plan.tree_formats import growmap
 
     if to == "sequoia" and output.suffix == ".pt":
         from sequoia_opt.files import growmap_pt
 
-        growmap_pt.save_growmap(formats.growmap(loaded), output)
+        growmap_pt.save_growmap(growmap(loaded), output)
     else:
         write_text(output, text)
 
@@ -166,7 +166,7 @@ def import_(
     from sequoia_opt.cli import console
     from sequoia_opt.files.documents import read_text
     from sequoia_opt.files.names import short_name
-    from sequoia_opt.plan import csv_import, import_settings
+    from sequoia_opt.plan import csv_import, import_settings, tree_formats
     from sequoia_opt.plan.tree import TokenTree
     from sequoia_opt.repository import paths
     from sequoia_opt.repository.outputs import Maker, settled, source_of
@@ -192,7 +192,7 @@ def import_(
 
         found = growmap_pt.load(file)
         if isinstance(found, dict):
-            imported = import_settings.of_growmap(found, str(file))
+            imported = tree_formats.of_growmap(found, str(file))
         else:
             rates = found[None]
     else:

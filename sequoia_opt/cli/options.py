@@ -300,7 +300,7 @@ def any_tree(path: Path) -> TokenTree:
     """A tree file of this program's or of any engine that `import` reads."""
     from sequoia_opt.cli import console
     from sequoia_opt.files.documents import read_text
-    from sequoia_opt.plan import import_settings, tree
+    from sequoia_opt.plan import import_settings, tree, tree_formats
 
     if path.suffix == ".pt":
         from sequoia_opt.files import growmap_pt
@@ -308,7 +308,7 @@ def any_tree(path: Path) -> TokenTree:
         found = growmap_pt.load(path)
         if not isinstance(found, dict):
             raise SequoiaError(f"{path}: found acceptance rates, expected a tree")
-        return import_settings.of_growmap(found, str(path))
+        return tree_formats.of_growmap(found, str(path))
     text = read_text(path)
     if tree.FORMAT in text:
         return tree.TokenTree.load(path)

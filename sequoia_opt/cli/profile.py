@@ -47,7 +47,7 @@ from sequoia_opt.cli.options import (
     template_of,
 )
 from sequoia_opt.plan import acceptance, latency
-from sequoia_opt.plan.acceptance import Sampling
+from sequoia_opt.plan.sampling import Sampling
 from sequoia_opt.repository.outputs import origins_of, source_of, sources_of
 
 if TYPE_CHECKING:

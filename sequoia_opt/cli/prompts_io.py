@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from sequoia_opt.cli.terminal import printable
 from sequoia_opt.cli.tree_defaults import GREEDY
 from sequoia_opt.errors import SequoiaError
-from sequoia_opt.plan.acceptance import Sampling
+from sequoia_opt.plan.sampling import Sampling
 
 if TYPE_CHECKING:
     from sequoia_opt.engine.decoder import Decoder, Generation

@@ -12,7 +12,7 @@ from sequoia_opt.cli.app import app
 from sequoia_opt.cli.options import Force, Json, Output, any_tree, check_output, print_json
 
 if TYPE_CHECKING:
-    from sequoia_opt.plan.solver import Candidate
+    from sequoia_opt.plan.judge import Candidate
     from sequoia_opt.plan.tree import TokenTree
 
 AXES = ("context", "batch")  # of `solve --sweep`

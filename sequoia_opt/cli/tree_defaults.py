@@ -11,7 +11,7 @@ import typer
 
 from sequoia_opt.cli.options import OFFLOAD_HELP, byte_count
 from sequoia_opt.errors import SequoiaError
-from sequoia_opt.plan.acceptance import Sampling
+from sequoia_opt.plan.sampling import Sampling
 
 if TYPE_CHECKING:
     from sequoia_opt.engine.pair import Pair

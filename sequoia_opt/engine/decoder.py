@@ -21,8 +21,9 @@ from sequoia_opt.engine.step import TOLD, Step
 from sequoia_opt.engine.stream import Generation, Stream
 from sequoia_opt.engine.verify import Synthetic, TreeIndex, make_verifier
 from sequoia_opt.errors import SequoiaError
+from sequoia_opt.plan.sampling import Sampling
 from sequoia_opt.plan.tree import AUTOREGRESSIVE, TokenTree
-from sequoia_opt.plan.verifiers import VERIFIERS
+from sequoia_opt.plan.verifiers import check_verifier
 from sequoia_opt.types import FloatArray
 
 __all__ = ["Decoder", "Generation", "Session", "Stream", "check_sampling", "check_seed"]
@@ -195,13 +196,4 @@ def check_sampling(
     min_p: float = 0.0,
 ) -> None:
     """Refuse sampling options that are out of range."""
-    if not 0 <= temperature < float("inf"):
-        raise SequoiaError(f"temperature: found {temperature:g}, expected at least 0")
-    if not 0 < top_p <= 1:
-        raise SequoiaError(f"top-p: found {top_p:g}, expected above 0 and at most 1")
-    if top_k < 0:
-        raise SequoiaError(f"top-k: found {top_k}, expected at least 1, or 0 for all tokens")
-    if not 0 <= min_p <= 1:
-        raise SequoiaError(f"min-p: found {min_p:g}, expected 0 to 1")
-    if verifier not in VERIFIERS:
-        raise SequoiaError(f"verifier: found {verifier!r}, expected {' or '.join(VERIFIERS)}")
+    check_verifier(Sampling(temperature, top_p, verifier, top_k, min_p).verifier)

@@ -23,8 +23,10 @@ from sequoia_opt.plan import shapes
 from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.best_trees import best_trees
 from sequoia_opt.plan.draft_passes import draft_passes
+from sequoia_opt.plan.judge import Candidate
 from sequoia_opt.plan.latency import LatencyProfile
-from sequoia_opt.plan.solver import DEFAULT_MAX_DEPTH, Candidate, solve
+from sequoia_opt.plan.solve_options import DEFAULT_MAX_DEPTH
+from sequoia_opt.plan.solver import solve
 from sequoia_opt.plan.tree import AUTOREGRESSIVE, TokenTree
 
 LEAST = 4  # nodes that the sizes are spread around, if the chosen tree has fewer

@@ -17,10 +17,13 @@ from sequoia_opt.engine.pair import Pair
 from sequoia_opt.errors import SequoiaError, one_line
 from sequoia_opt.measure import estimator, profiler
 from sequoia_opt.measure.dataset import Document
-from sequoia_opt.plan.acceptance import Acceptance, Sampling
+from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.intervals import interval
+from sequoia_opt.plan.judge import Candidate
 from sequoia_opt.plan.latency import LatencyProfile
-from sequoia_opt.plan.solver import Candidate, Plan, solve
+from sequoia_opt.plan.plan import Plan
+from sequoia_opt.plan.sampling import Sampling
+from sequoia_opt.plan.solver import solve
 
 Watch = Callable[[str], Any]
 """A label to a context manager that gives what is called with steps done and to do."""

@@ -10,13 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from sequoia_opt.engine.decoder import check_sampling
 from sequoia_opt.engine.pair import Pair
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure.continuations import sample_continuations
@@ -28,8 +27,9 @@ from sequoia_opt.measure.tally import acceptance_of
 from sequoia_opt.measure.teacher_forced import sample_teacher_forced
 from sequoia_opt.measure.template import PLAIN, Template
 from sequoia_opt.measure.trials import Sampler
-from sequoia_opt.plan.acceptance import Acceptance, Sampling
-from sequoia_opt.plan.verifiers import VERIFIERS
+from sequoia_opt.plan.acceptance import Acceptance
+from sequoia_opt.plan.sampling import Sampling
+from sequoia_opt.plan.verifiers import VERIFIERS, check_verifier
 
 
 @dataclass
@@ -78,7 +78,7 @@ def check_sampled(sampling: Sampling) -> None:
     Raises:
         SequoiaError: the verifier has no acceptance by rank, or an option is out of range.
     """
-    check_sampling(**asdict(sampling))
+    check_verifier(sampling.verifier)
     spec = VERIFIERS[sampling.verifier]
     if not spec.has_rates:
         raise SequoiaError(

@@ -16,9 +16,9 @@ from sequoia_opt.engine.pair import Pair
 from sequoia_opt.measure.forwards import Filled, Point
 from sequoia_opt.measure.timing import PLAIN_TURNS, Timed
 from sequoia_opt.plan import shapes
-from sequoia_opt.plan.acceptance import Sampling
 from sequoia_opt.plan.draft_passes import draft_passes
 from sequoia_opt.plan.latency import Overhead, overhead_name
+from sequoia_opt.plan.sampling import Sampling
 from sequoia_opt.plan.tree import TokenTree
 
 # Sampling, and sampling from a cut distribution: the overhead depends on which of these a step
@@ -71,9 +71,7 @@ def steps_to_time(
         enough = overhead_trees(largest, few=True)
         for tree in overhead_trees(largest, few=streams):
             decoder = Decoder(pair, tree, **asdict(way))
-            name = overhead_name(
-                decoder.verifier.name, way.temperature, way.top_p, way.top_k, way.min_p
-            )
+            name = overhead_name(way)
             turns = PLAIN_TURNS if tree.size == 1 and not streams else 1
             step = whole_step(decoder, filled.as_text, context)
             timed = Timed(step, turns=turns, streams=streams)

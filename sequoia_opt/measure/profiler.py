@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from sequoia_opt.engine.decoder import check_sampling
 from sequoia_opt.engine.pair import ROLES, Pair, short_name
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure.disturbance import DisturbanceMonitor
@@ -28,7 +27,7 @@ from sequoia_opt.measure.forwards import (
 )
 from sequoia_opt.measure.hardware import hardware, software
 from sequoia_opt.measure.journal import Journal
-from sequoia_opt.measure.overhead import TEMPERATURE, overhead_of, samplings, steps_to_time
+from sequoia_opt.measure.overhead import overhead_of, samplings, steps_to_time
 from sequoia_opt.measure.progress import Progress
 from sequoia_opt.measure.timing import (
     MIN_ROUNDS,
@@ -38,9 +37,11 @@ from sequoia_opt.measure.timing import (
     remove_drift,
     time_round,
 )
-from sequoia_opt.plan.acceptance import Sampling
-from sequoia_opt.plan.latency import Curve, LatencyProfile, ModelLatency
+from sequoia_opt.plan.curves import Curve, ModelLatency
+from sequoia_opt.plan.latency import LatencyProfile
+from sequoia_opt.plan.sampling import Sampling
 from sequoia_opt.plan.tree import TokenTree
+from sequoia_opt.plan.verifiers import check_verifier
 
 REPEATS, OFFLOADED_REPEATS = 7, 5
 CONTEXTS = (128, 512, 1024)
@@ -336,7 +337,7 @@ def _check(pair: Pair, tokens: list[int], contexts: list[int], options: Options)
     if tokens[0] != 1:
         raise SequoiaError("tokens: 1 is missing; plain decoding is measured with it")
     for verifier in options.verifiers:
-        check_sampling(TEMPERATURE, 1.0, verifier)
+        check_verifier(verifier)
     positions = pair.positions
     if contexts[-1] >= positions:
         raise SequoiaError(

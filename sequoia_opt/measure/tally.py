@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sequoia_opt.errors import SequoiaError
-from sequoia_opt.plan.acceptance import Acceptance, Sampling, bootstrap_rates, fit_monotone
+from sequoia_opt.plan.acceptance import Acceptance
+from sequoia_opt.plan.rate_fit import bootstrap_rates, fit_monotone
+from sequoia_opt.plan.sampling import Sampling
 from sequoia_opt.types import FloatArray
 
 MIN_POSITIONS_PER_DEPTH = 100

@@ -20,7 +20,7 @@ from sequoia_opt.engine.model import Machine
 from sequoia_opt.measure.disturbance import slowdown
 from sequoia_opt.measure.journal import Journal
 from sequoia_opt.measure.progress import Note, Progress, no_note, no_progress
-from sequoia_opt.plan.latency import UNSURE
+from sequoia_opt.plan.curves import UNSURE
 from sequoia_opt.types import FloatArray
 
 RUN_IN_MS = 60  # milliseconds that a turn's untimed runs fill

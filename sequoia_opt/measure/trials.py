@@ -14,7 +14,7 @@ from sequoia_opt.engine.sampling import gumbel
 from sequoia_opt.engine.verify import Positions, Trial, Verifier, make_verifier
 from sequoia_opt.measure.pair_reader import PairLogits
 from sequoia_opt.measure.tally import Tally
-from sequoia_opt.plan.acceptance import Sampling
+from sequoia_opt.plan.sampling import Sampling
 from sequoia_opt.types import FloatArray
 
 

@@ -1,7 +1,8 @@
-"""Which forward passes of the draft a step makes with a tree.
+"""The forward passes of the drafter in one step with a tree.
 
-A draft model runs once for each level of internal nodes. Other kinds of drafters run once, or
-not at all; what they cost is likewise the widths of their passes.
+Today's drafter is a model that runs once for each level of internal nodes. This is the only
+module of `plan` that knows that: a drafter with one pass per step, or with none, changes
+`pass_tokens` and nothing else. Knows nothing of times.
 """
 
 from __future__ import annotations
@@ -10,16 +11,24 @@ from sequoia_opt.plan.tree import TokenTree
 
 FIRST_WIDTH = 2
 """Tokens of a draft model's first pass: the root, and the token before it, which the draft's
-cache lacks if that was an accepted leaf."""
+KV cache lacks if that token was an accepted leaf."""
+
+
+def pass_tokens(level: int, internal: int) -> int:
+    """Tokens of the drafter's forward pass at a level, from 0; 0 if it makes none there.
+
+    A draft model passes over the internal nodes of each level, but over `FIRST_WIDTH` tokens at
+    the first one.
+
+    Args:
+        internal: number of internal nodes on the level.
+    """
+    if internal == 0:
+        return 0
+    return FIRST_WIDTH if level == 0 else internal
 
 
 def draft_passes(tree: TokenTree) -> tuple[int, ...]:
-    """Tokens of each forward pass of a draft model in one step; empty for plain decoding.
-
-    One pass for each level that has internal nodes, as wide as they are many, the first one
-    `FIRST_WIDTH` wide.
-    """
-    return tuple(
-        FIRST_WIDTH if depth == 0 else len(level)
-        for depth, level in enumerate(tree.internal_levels)
-    )
+    """Tokens of each forward pass of the drafter in one step; empty for plain decoding."""
+    widths = (pass_tokens(level, len(nodes)) for level, nodes in enumerate(tree.internal_levels))
+    return tuple(tokens for tokens in widths if tokens)

@@ -1,10 +1,10 @@
-"""The same tree in other engines' words.
+"""A tree in the formats of other engines.
 
-Knows how each engine writes down what it drafts, whether it counts the root, and in what it
-drafts otherwise than the acceptance was measured for. What is said of an engine was read in the
-sources and the documentation of vLLM 0.33, SGLang 0.5.23, TensorRT-LLM 1.4.0rc4, transformers 5.24
-and llama.cpp of November 2026. The research code's `.pt`, the only binary format, is
-returned to its caller as a mapping.
+Knows how each engine writes down what it drafts, whether it counts the root, and where it drafts
+otherwise than the acceptance was measured for. These facts come from the sources and the
+documentation of vLLM 0.33, SGLang 0.5.23, TensorRT-LLM 1.4.0rc4, transformers 5.24 and llama.cpp
+of November 2026. `import_settings` reads all of these texts without being told the engine. The
+caller writes the research code's `.pt`, the only binary format, from `tree_formats.growmap`.
 """
 
 from __future__ import annotations
@@ -13,25 +13,26 @@ import json
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan.tree import TokenTree
+from sequoia_opt.plan.tree_formats import growmap, paths
+from sequoia_opt.plan.verifiers import DEFAULT_VERIFIER
 
 
 @dataclass(frozen=True)
-class Format:
+class ExportFormat:
     """How one engine is told what to draft.
 
     Attributes:
-        engine: what it is called.
-        write: the text that its user pastes or saves.
-        chains_only: it drafts one sequence.
-        counts_root: the root is one of the nodes that it counts.
-        drafting: how it drafts above temperature 0, where that is not what `sequoia` does: its
+        engine: the engine's name.
+        write: the text that its user pastes or saves, from a tree.
+        chains_only: whether it drafts one sequence only.
+        counts_root: whether it counts the root among the nodes.
+        drafting: how it drafts above temperature 0, if that is not what `sequoia` does: its
             guesses are the draft's most likely tokens, accepted at the rates of `topk`.
-        dynamic: it builds its own tree, of which only some numbers can be said.
-        versions: the versions that take it, where the newest do not.
+        dynamic: whether it builds its own tree, of which only a few numbers can be set.
+        versions: the versions that take the text, if the newest do not.
         needs: what its user has to know or to have besides.
     """
 
@@ -45,37 +46,10 @@ class Format:
     needs: str = ""
 
 
-TOP_K = "drafts the most likely tokens, not samples"
-GREEDY = "drafts greedily by default"
-UNKNOWN = "unknown"  # a model's name that was not given
-DETERMINISTIC = "topk"  # the verifier whose rates hold for such drafts
-
-
-def paths(tree: TokenTree) -> list[list[int]]:
-    """Each node but the root as its ranks from the root down, counted from 0."""
-    found: list[list[int]] = [[]]
-    for node in range(1, tree.size):
-        found.append([*found[tree.parents[node]], tree.ranks[node] - 1])
-    return found[1:]
-
-
-def growmap(tree: TokenTree) -> dict[str, Any]:
-    """The tree as the Sequoia research code and UMbreLLa keep it, in plain lists.
-
-    `roots` are the nodes of each level and `branches` how many children each has; `mask` marks
-    a node's ancestors and itself; `size` counts the root.
-    """
-    children: list[list[int]] = [[] for _ in range(tree.size)]
-    for node in range(1, tree.size):
-        children[tree.parents[node]].append(node)
-    return {
-        "roots": tree.levels,
-        "branches": [[len(children[node]) for node in level] for level in tree.levels],
-        "Successors": children,
-        "mask": tree.ancestor_mask.astype(int).tolist(),
-        "depth": tree.depths.tolist(),
-        "size": tree.size,
-    }
+_DRAFTS_TOP_K = "drafts the most likely tokens, not samples"
+_DRAFTS_GREEDILY = "drafts greedily by default"
+_UNKNOWN = "unknown"  # the name of a model in a tree that does not name it
+_TOPK = "topk"  # the verifier whose rates hold for deterministic drafts
 
 
 def is_chain(tree: TokenTree) -> bool:
@@ -92,9 +66,9 @@ def _lines(*lines: str) -> str:
 
 
 def _draft(tree: TokenTree) -> str:
-    """The draft as an engine can load it: a hub id, or where its folder is."""
-    name = tree.metadata.get("draft", UNKNOWN)
-    return str(tree.metadata.get("draft_path") or ("DRAFT" if name == UNKNOWN else name))
+    """The draft as an engine can load it: its folder or its hub id; DRAFT if it is not known."""
+    name = tree.metadata.get("draft", _UNKNOWN)
+    return str(tree.metadata.get("draft_path") or ("DRAFT" if name == _UNKNOWN else name))
 
 
 def _vllm(tree: TokenTree) -> str:
@@ -118,8 +92,8 @@ def _vllm_tree(tree: TokenTree) -> str:
 def _llama_cpp(tree: TokenTree) -> str:
     """Flags of llama-server and llama-cli.
 
-    Without --spec-type the draft is loaded and never used (ggml-org/llama.cpp 25345). Until May
-    2026 --spec-draft-p-min was 0.75, which ends chains early.
+    Without --spec-type llama.cpp loads the draft and never uses it (ggml-org/llama.cpp 25345).
+    Until May 2026 --spec-draft-p-min was 0.75 by default, which ends chains early.
     """
     return _lines(
         f"-md {shlex.quote(_draft(tree))} --spec-type draft-simple "
@@ -154,12 +128,12 @@ def _tensorrt_llm_dynamic(tree: TokenTree) -> str:
         f"  speculative_model: {_yaml(_draft(tree))}",
         "  use_dynamic_tree: true",
         f"  dynamic_tree_max_topK: {_widest(tree)}",
-        f"  max_total_draft_tokens: {_grown(tree)}",
+        f"  max_total_draft_tokens: {_dynamic_guesses(tree)}",
     )
 
 
 def _yaml(name: str) -> str:
-    """A name as YAML reads it back, in quotes where it would be taken for something else."""
+    """A name in quotes, so that YAML reads it back as this text and not as another type."""
     return json.dumps(name, ensure_ascii=False)
 
 
@@ -169,13 +143,16 @@ def _sglang(tree: TokenTree) -> str:
         f"--speculative-draft-model-path {shlex.quote(_draft(tree))}",
         f"--speculative-num-steps {tree.depth}",
         f"--speculative-eagle-topk {_widest(tree)}",
-        f"--speculative-num-draft-tokens {_grown(tree) + 1}",
+        f"--speculative-num-draft-tokens {_dynamic_guesses(tree) + 1}",
     )
 
 
-def _grown(tree: TokenTree) -> int:
-    """Guesses that an engine is told to verify that grows its own tree: the tree's, or all that
-    it drafts: k children of the root, then k of each of the k likeliest nodes of every level."""
+def _dynamic_guesses(tree: TokenTree) -> int:
+    """Guesses to verify for an engine that grows its own tree.
+
+    As many as the tree has, but no more than the engine drafts: k children of the root, then k
+    children of each of the k likeliest nodes on every level.
+    """
     widest = _widest(tree)
     return min(_guesses(tree), widest + (tree.depth - 1) * widest**2)
 
@@ -204,17 +181,18 @@ def _widest(tree: TokenTree) -> int:
 
 _EAGLE_HEAD = (
     "TensorRT-LLM's dynamic trees are for EAGLE-3 heads: a tree that was solved for a draft model "
-    "does not run there, and speculative_model has to be a head of the target"
+    "does not run there, and speculative_model must be a head of the target"
 )
 
-FORMATS: dict[str, Format] = {
-    "vllm": Format(
+FORMATS: dict[str, ExportFormat] = {
+    "vllm": ExportFormat(
         "vLLM",
         _vllm,
         chains_only=True,
-        drafting=f'{GREEDY} ("draft_sample_method": "greedy"; with "probabilistic" it samples)',
+        drafting=f'{_DRAFTS_GREEDILY} ("draft_sample_method": "greedy"; with "probabilistic" it '
+        "samples)",
     ),
-    "llama.cpp": Format(
+    "llama.cpp": ExportFormat(
         "llama.cpp",
         _llama_cpp,
         chains_only=True,
@@ -222,101 +200,125 @@ FORMATS: dict[str, Format] = {
         needs="-md takes the draft as a .gguf file; versions that do not know --spec-type take "
         "--draft-max, --draft-min and --draft-p-min",
     ),
-    "tensorrt-llm": Format(
+    "tensorrt-llm": ExportFormat(
         "TensorRT-LLM",
         _tensorrt_llm,
         chains_only=True,
-        drafting=f"{GREEDY} (use_rejection_sampling: false)",
+        drafting=f"{_DRAFTS_GREEDILY} (use_rejection_sampling: false)",
     ),
-    "sglang": Format(
+    "sglang": ExportFormat(
         "SGLang",
         _sglang,
         chains_only=True,
         counts_root=True,
         drafting="drafts the most likely tokens with STANDALONE, which has no rejection sampling",
     ),
-    "transformers": Format("transformers", _transformers, chains_only=True),
-    "eagle": Format(
+    "transformers": ExportFormat("transformers", _transformers, chains_only=True),
+    "eagle": ExportFormat(
         "EAGLE",
         _paths,
-        drafting=TOP_K,
+        drafting=_DRAFTS_TOP_K,
         needs="EAGLE-1 reads it; EAGLE-2 and later ones grow their own tree at each step",
     ),
-    "medusa": Format(
+    "medusa": ExportFormat(
         "Medusa",
         _paths,
-        drafting=TOP_K,
-        needs="Medusa's research code reads it; TensorRT-LLM, which did, has no Medusa any more",
+        drafting=_DRAFTS_TOP_K,
+        needs="Medusa's research code reads it; TensorRT-LLM no longer has Medusa",
     ),
-    "umbrella": Format("UMbreLLa", _growmap, counts_root=True, drafting=TOP_K),
-    "sequoia": Format("the Sequoia research code", _growmap, counts_root=True),
-    "vllm-tree": Format(
+    "umbrella": ExportFormat("UMbreLLa", _growmap, counts_root=True, drafting=_DRAFTS_TOP_K),
+    "sequoia": ExportFormat("the Sequoia research code", _growmap, counts_root=True),
+    "vllm-tree": ExportFormat(
         "vLLM",
         _vllm_tree,
-        drafting=TOP_K,
+        drafting=_DRAFTS_TOP_K,
         versions="before tree attention was removed in May 2026 (vllm 42121)",
     ),
-    "tensorrt-llm-tree": Format(
+    "tensorrt-llm-tree": ExportFormat(
         "TensorRT-LLM",
         _tensorrt_llm_tree,
-        drafting=TOP_K,
+        drafting=_DRAFTS_TOP_K,
         versions="before eagle_choices was removed in August 2026 (TensorRT-LLM 18210); the last "
-        "of them had it switched off",
+        "of them had switched it off",
     ),
-    "sglang-dynamic": Format("SGLang", _sglang, counts_root=True, drafting=TOP_K, dynamic=True),
-    "tensorrt-llm-dynamic": Format(
-        "TensorRT-LLM", _tensorrt_llm_dynamic, drafting=TOP_K, dynamic=True, needs=_EAGLE_HEAD
+    "sglang-dynamic": ExportFormat(
+        "SGLang", _sglang, counts_root=True, drafting=_DRAFTS_TOP_K, dynamic=True
+    ),
+    "tensorrt-llm-dynamic": ExportFormat(
+        "TensorRT-LLM",
+        _tensorrt_llm_dynamic,
+        drafting=_DRAFTS_TOP_K,
+        dynamic=True,
+        needs=_EAGLE_HEAD,
     ),
 }
 
 
+def names_by_kind() -> dict[str, list[str]]:
+    """The names of all formats by what they can express, for help: chains, trees, dynamic."""
+    kinds: dict[str, list[str]] = {"chains": [], "trees": [], "dynamic": []}
+    for name, export_format in FORMATS.items():
+        if export_format.dynamic:
+            kinds["dynamic"].append(name)
+        else:
+            kinds["chains" if export_format.chains_only else "trees"].append(name)
+    return kinds
+
+
 def export(tree: TokenTree, to: str) -> tuple[str, list[str]]:
-    """The tree in another engine's words, and what its user should know.
+    """The tree as another engine takes it, and notes for the engine's user.
+
+    Args:
+        to: one of `FORMATS`.
 
     Raises:
         SequoiaError: an unknown format, or a tree that the engine cannot draft.
     """
     if to not in FORMATS:
         raise SequoiaError(f"--to: found {to!r}, expected one of {', '.join(FORMATS)}")
-    form = FORMATS[to]
+    export_format = FORMATS[to]
+    engine = export_format.engine
     if tree.size == 1:
+        raise SequoiaError(f"the tree has one node: decode plainly, without {engine}'s speculation")
+    if export_format.chains_only and not is_chain(tree):
         raise SequoiaError(
-            f"the tree has one node: decode plainly, without {form.engine}'s speculation"
+            f"{engine} drafts one sequence and this tree has siblings; solve with --shape chain"
         )
-    if form.chains_only and not is_chain(tree):
-        raise SequoiaError(
-            f"{form.engine} drafts one sequence and this tree has siblings; "
-            "solve with --shape chain"
-        )
-    counted = (_grown(tree) if form.dynamic else _guesses(tree)) + form.counts_root
-    notes = [
-        f"{counted} nodes: {form.engine} "
-        + ("counts the root" if form.counts_root else "does not count the root")
-    ]
-    if form.versions:
-        notes.append(f"only for versions of {form.engine} {form.versions}")
-    if form.dynamic:
+    return export_format.write(tree), _notes(tree, export_format)
+
+
+def _notes(tree: TokenTree, export_format: ExportFormat) -> list[str]:
+    """What the engine's user should know about the exported text."""
+    engine = export_format.engine
+    count = _dynamic_guesses(tree) if export_format.dynamic else _guesses(tree)
+    if export_format.counts_root:
+        notes = [f"{count + 1} nodes: {engine} counts the root"]
+    else:
+        notes = [f"{count} nodes: {engine} does not count the root"]
+    if export_format.versions:
+        notes.append(f"only for versions of {engine} {export_format.versions}")
+    if export_format.dynamic:
         notes.append(
-            f"{form.engine} grows its own tree at each step: depth {tree.depth}, at most "
-            f"{_widest(tree)} children and {_grown(tree)} guesses are all that can be said; which "
-            "nodes have children is lost, and with it the predicted speed"
+            f"{engine} grows its own tree at each step: depth {tree.depth}, at most "
+            f"{_widest(tree)} children and {_dynamic_guesses(tree)} guesses are all that can be "
+            "set; which nodes have children is lost, and with it the predicted speed"
         )
-    if form.needs:
-        notes.append(form.needs)
-    if warning := _rates_that_do_not_hold(tree, form):
+    if export_format.needs:
+        notes.append(export_format.needs)
+    if warning := _acceptance_warning(tree, export_format):
         notes.append(warning)
-    return form.write(tree), notes
+    return notes
 
 
-def _rates_that_do_not_hold(tree: TokenTree, form: Format) -> str:
-    """What to say of a plan whose acceptance is not that of the engine's drafts; else nothing."""
+def _acceptance_warning(tree: TokenTree, export_format: ExportFormat) -> str:
+    """Why the plan's acceptance does not hold for the engine's drafts; empty if it does."""
     temperature = tree.metadata.get("temperature", 0)
-    verifier = tree.metadata.get("verifier", "sequoia")
-    if not form.drafting or not temperature or verifier == DETERMINISTIC:
+    verifier = tree.metadata.get("verifier", DEFAULT_VERIFIER)
+    if not export_format.drafting or not temperature or verifier == _TOPK:
         return ""
     return (
-        f"above temperature 0 {form.engine} {form.drafting}: the acceptance measured for verifier "
-        f"{verifier} does not hold there, nor does this plan; measure with `sequoia-opt profile "
-        f"--verifiers {DETERMINISTIC}` and `sequoia-opt estimate --verifier {DETERMINISTIC} "
+        f"above temperature 0 {export_format.engine} {export_format.drafting}: the acceptance "
+        f"measured for verifier {verifier} does not hold there, nor does this plan; measure with "
+        f"`sequoia-opt profile --verifiers {_TOPK}` and `sequoia-opt estimate --verifier {_TOPK} "
         f"--temperature {temperature:g}`, and solve again"
     )

@@ -1,7 +1,7 @@
 """How tokens per step grow with the size of the tree, for solved trees and for k sequences.
 
-Sequoia's claim (section 3.1): near-logarithmic growth without bound, where k independent
-sequences reach a plateau.
+Sequoia claims (section 3.1) that they grow almost logarithmically without bound for solved trees,
+while k independent sequences reach a plateau.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from sequoia_opt.plan.best_trees import best_trees
 from sequoia_opt.plan.tree import TokenTree
 from sequoia_opt.types import FloatArray
 
-FITTED_FROM = 2  # doublings that the fit leaves out: the smallest trees are chains
-DEEP = 64  # levels: depth without limit, in practice
+SKIPPED_DOUBLINGS = 2  # the fit leaves out the smallest trees, which are chains
+UNLIMITED_DEPTH = 64  # levels: in practice, a depth without limit
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,12 @@ class Scaling:
 
     Attributes:
         sizes: powers of two.
-        trees: E of the best tree of at most so many nodes.
-        sequences: E of the best k sequences of at most so many nodes.
+        trees: E of the best tree of at most each size, [sizes].
+        sequences: E of the best k sequences of at most each size, [sizes].
         offset, per_doubling: the line offset + per_doubling · log2(size), fitted to the trees
             from 8 nodes on.
-        error: its largest relative error.
-        plateau: what no number of sequences exceeds.
+        error: the line's largest relative error.
+        plateau: the bound of E for any number of sequences.
     """
 
     sizes: list[int]
@@ -43,49 +43,61 @@ class Scaling:
     plateau: float
 
     def document(self) -> dict[str, object]:
-        """The numbers, for a machine."""
+        """The numbers as a mapping."""
         return dict(vars(self))
 
 
-def scaling(acceptance: Acceptance, max_size: int = 512, max_depth: int = DEEP) -> Scaling:
-    """Expected tokens of solved trees and of k sequences by size."""
+def scaling(
+    acceptance: Acceptance, max_size: int = 512, max_depth: int = UNLIMITED_DEPTH
+) -> Scaling:
+    """Expected tokens of solved trees and of k sequences by size.
+
+    Args:
+        max_size: the largest size; at least 4.
+    """
     table = acceptance.table(max_depth)
     sizes = [2**k for k in range(1, int(np.log2(max_size)) + 1)]
     best = np.fmax.accumulate(best_trees(table, sizes[-1]).expected[-1])[sizes]
-    families = shapes.families(table, sizes[-1])
+    by_shape = shapes.shaped_trees(table, sizes[-1])
     sequences = np.array(
         [
             max(
                 float(np.max(shape.expected, initial=1.0, where=shape.sizes <= size))
-                for shape in (families["chain"], families["k-sequences"])
+                for shape in (by_shape["chain"], by_shape["k-sequences"])
             )
             for size in sizes
         ]
     )
-    fitted_from = min(len(sizes) - 2, FITTED_FROM)
-    doublings, wanted = np.log2(sizes[fitted_from:]), best[fitted_from:]
-    per_doubling, offset = np.polyfit(doublings, wanted, 1)
-    fitted = offset + per_doubling * doublings
+    skipped = min(len(sizes) - 2, SKIPPED_DOUBLINGS)
+    doublings, tokens = np.log2(sizes[skipped:]), best[skipped:]
+    per_doubling, offset = np.polyfit(doublings, tokens, 1)
+    line = offset + per_doubling * doublings
     return Scaling(
         sizes=sizes,
         trees=best,
         sequences=sequences,
         offset=float(offset),
         per_doubling=float(per_doubling),
-        error=float(np.abs(fitted / wanted - 1).max()),
+        error=float(np.abs(line / tokens - 1).max()),
         plateau=float(1 + table[0].sum() * (1 + np.cumprod(table[1:, 0]).sum())),
     )
 
 
-def of_size(acceptance: Acceptance, size: int, max_depth: int = DEEP) -> dict[str, TokenTree]:
-    """The trees of most tokens of at most `size` nodes, independence assumed: of any shape, and
-    of those that other engines run."""
+def of_size(
+    acceptance: Acceptance, size: int, max_depth: int = UNLIMITED_DEPTH
+) -> dict[str, TokenTree]:
+    """The trees of most tokens with at most `size` nodes, independence assumed.
+
+    Returns:
+        By name: the best tree of any shape as "tree", and the best tree of each shape that
+        other engines run, if it has more nodes than the root.
+    """
     table = acceptance.table(max_depth)
-    family = best_trees(table, size)
-    found = {"tree": family.tree(int(np.nanargmax(family.expected[-1])), max_depth)}
-    for name, shape in shapes.families(table, size).items():
+    best = best_trees(table, size)
+    trees = {"tree": best.tree(int(np.nanargmax(best.expected[-1])), max_depth)}
+    for name, shape in shapes.shaped_trees(table, size).items():
         expected = np.nan_to_num(shape.expected)
-        if np.max(expected, initial=1.0) > 1:  # the root alone is of no shape
-            first, depth = np.unravel_index(expected.argmax(), expected.shape)
-            found[name] = shape.tree(int(first), int(depth))
-    return found
+        if np.max(expected, initial=1.0) > 1:  # the root alone has no shape
+            row, depth = np.unravel_index(expected.argmax(), expected.shape)
+            trees[name] = shape.tree(int(row), int(depth))
+    return trees

@@ -1,6 +1,7 @@
 """The settings in a text: flags, keyword arguments, JSON and YAML, as users paste them.
 
-Knows how such a text is written and what belongs to a name. Knows nothing of what a setting does.
+Knows how such a text is written and which value belongs to a name. Knows nothing of what a
+setting does.
 """
 
 from __future__ import annotations
@@ -42,13 +43,14 @@ _CONSTANTS = {
 
 @dataclass(frozen=True)
 class Setting:
-    """A name and what is set behind it.
+    """A name and the value that follows it.
 
     Attributes:
-        written: the name as it is written.
-        name: in lower case with underscores, without dashes before it or what it is a part of.
+        written: the name as the text has it.
+        name: in lower case with underscores, without leading dashes or the names of the objects
+            that it belongs to.
         value: None for null; {} for a mapping or an object, whose own settings follow.
-        is_flag: it begins with a dash.
+        is_flag: whether it begins with a dash.
     """
 
     written: str
@@ -58,7 +60,7 @@ class Setting:
 
 
 def settings(text: str) -> list[Setting]:
-    """All settings of a text, in its order; comments are left out."""
+    """All settings of a text, in its order; comments are ignored."""
     return list(_settings(_COMMENT.sub("", text)))
 
 
@@ -73,45 +75,45 @@ def plain_name(written: str) -> str:
 
 
 def _settings(text: str) -> Iterator[Setting]:
-    place = 0
-    while met := _NAME.search(text, place):
-        written, place = met.group(), met.end()
+    position = 0
+    while match := _NAME.search(text, position):
+        written, position = match.group(), match.end()
         is_flag = written.startswith("-")
         name = plain_name(written)
-        if not is_flag and text.startswith("(", place) and name.endswith("decodingconfig"):
-            # TensorRT-LLM's classes say in their name what its YAML calls decoding_type.
+        if not is_flag and text.startswith("(", position) and name.endswith("decodingconfig"):
+            # TensorRT-LLM's classes have in their name what its YAML calls decoding_type.
             yield Setting(written, "decoding_type", name.removesuffix("decodingconfig"))
             continue
-        separator = _ASSIGNED.match(text, place)
+        separator = _ASSIGNED.match(text, position)
         if separator is None and is_flag:
-            separator = _BEHIND.match(text, place)
+            separator = _BEHIND.match(text, position)
             if separator is None or not _NOT_A_FLAG.match(text, separator.end()):
                 yield Setting(written, name, True, is_flag)
                 continue
         if separator is None:
             continue
-        value, place = _value(text, separator.end(), name)
+        value, position = _value(text, separator.end(), name)
         yield Setting(written, name, value, is_flag)
 
 
-def _value(text: str, place: int, name: str) -> tuple[Value, int]:
-    """The value that begins at a place, and where to read on."""
-    if entries := _ENTRIES.match(text, place):
+def _value(text: str, start: int, name: str) -> tuple[Value, int]:
+    """The value that begins at `start`, and the position at which to read on."""
+    if entries := _ENTRIES.match(text, start):
         if (listed := _entries(entries[1])) is not None:
             return listed, entries.end()
-        return {}, place
-    if opening := _OPENING.match(text, place):
-        start = opening.end()
-        if text[start] != "{" and (numbers := _listed(text, start)) is not None:
+        return {}, start
+    if opening := _OPENING.match(text, start):
+        bracket = opening.end()
+        if text[bracket] != "{" and (numbers := _listed(text, bracket)) is not None:
             return numbers
-        return {}, start + 1
-    if name == "spec_type" and (numbered := _NUMBERED_TYPE.match(text, place)):
+        return {}, bracket + 1
+    if name == "spec_type" and (numbered := _NUMBERED_TYPE.match(text, start)):
         return numbered["text"], numbered.end()
-    for form in (_QUOTED, _WORD):
-        if found := form.match(text, place):
-            is_call = text.startswith("(", found.end())
-            return _constant(found["text"]), place if is_call else found.end()
-    return {}, place
+    for pattern in (_QUOTED, _WORD):
+        if match := pattern.match(text, start):
+            is_call = text.startswith("(", match.end())
+            return _constant(match["text"]), start if is_call else match.end()
+    return {}, start
 
 
 def _constant(text: str) -> Value:
@@ -126,24 +128,27 @@ def _constant(text: str) -> Value:
 
 
 def _listed(text: str, start: int) -> tuple[list[Any], int] | None:
-    """The list or tuple of numbers that begins at a place, and where it ends."""
-    written = _LISTED.match(text, start)
+    """The list or tuple of numbers that begins at `start`, and the position after it."""
+    match = _LISTED.match(text, start)
     depth = 0
-    for place in range(start, written.end() if written else start):
-        depth += (text[place] in "[(") - (text[place] in "])")
+    for position in range(start, match.end() if match else start):
+        if text[position] in "[(":
+            depth += 1
+        elif text[position] in "])":
+            depth -= 1
         if depth == 0:
             try:
-                found = ast.literal_eval(text[start : place + 1].replace("\\", " "))
+                value = ast.literal_eval(text[start : position + 1].replace("\\", " "))
             except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
                 return None
-            return (list(found), place + 1) if isinstance(found, (list, tuple)) else None
+            return (list(value), position + 1) if isinstance(value, (list, tuple)) else None
     return None
 
 
 def _entries(text: str) -> list[Any] | None:
-    """A YAML list of lists of numbers, in either of its styles, of its lines."""
+    """The lists of numbers in the lines of a YAML list, in either of its styles."""
     try:
-        found = yaml_value(text)
+        value = yaml_value(text)
     except ValueError:
         return None
-    return found if isinstance(found, list) else None
+    return value if isinstance(value, list) else None

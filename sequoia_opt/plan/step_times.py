@@ -1,7 +1,7 @@
-"""What a step takes on the measured machine, for many trees at once.
+"""The time of a step on the measured machine, for many trees at once.
 
-Turns a profile into tables of milliseconds by number of tokens, and into replicates of them
-that carry the spread of the timings. Knows nothing of acceptance.
+Turns a latency profile into tables of milliseconds by number of tokens, and into replicates of
+these tables that carry the uncertainty of the timings. Knows nothing of acceptance.
 """
 
 from __future__ import annotations
@@ -12,72 +12,70 @@ from functools import cached_property
 import numpy as np
 
 from sequoia_opt.errors import SequoiaError
-from sequoia_opt.plan.draft_passes import draft_passes
+from sequoia_opt.plan.curves import ModelLatency
+from sequoia_opt.plan.draft_passes import draft_passes, pass_tokens
 from sequoia_opt.plan.intervals import deviation
-from sequoia_opt.plan.latency import LatencyProfile, ModelLatency
+from sequoia_opt.plan.latency import LatencyProfile
 from sequoia_opt.plan.tree import AUTOREGRESSIVE, IntArray, TokenTree
 from sequoia_opt.types import FloatArray
 
-JUMPS = 4  # steepest rises in latency below a width whose edges are worth a try
-STEEP = 1.5  # times the mean rise is a steep one
+MAX_STEEP_RISES = 4  # how many steep rises in latency `narrower_widths` looks below
+STEEP = 1.5  # a rise is steep above this multiple of the mean rise
 
 
-class Objective:
-    """t(T, L) for trees of given size and widths, at one or several contexts.
+class StepTimes:
+    """t(T, L) for trees of given size and widths, at one or several context lengths.
 
-    A step over several contexts is their weighted mean: what a token costs where decoding
-    passes through all of them.
+    With several context lengths, a step's time is the weighted mean over them: what a step
+    costs on average while decoding passes through all of them.
 
     Attributes:
-        target_ms: [replicates + 1, largest + 1], a target forward by number of tokens.
-        draft_ms: the same of the draft.
+        target_ms: [replicates + 1, largest_size + 1], a target forward pass by number of tokens.
+        draft_ms: [replicates + 1, most tokens + 1], a draft forward pass by number of tokens.
         plain_ms: [replicates + 1], a step of plain decoding.
+        contexts: weight of each context length; the weights sum to 1.
 
-    The first row holds the medians, the others resampled ones; below the fewest tokens that
-    were measured the tables are infinite.
+    The first row of each table holds the medians, the other rows are resampled. Entries below
+    the fewest tokens that were measured are infinite.
     """
 
     def __init__(
         self,
         profile: LatencyProfile,
-        work: str,
+        overhead: str,
         contexts: Mapping[float, float],
         batch: int = 1,
         replicates: int = 0,
         seed: int = 0,
     ) -> None:
-        """Read the tables off the profile.
+        """Build the tables from the profile.
 
         Args:
             profile: measured latencies.
-            work: name of the overhead that applies (verifier and temperature class).
-            contexts: weight of each number of cached tokens.
-            batch: sequences of a forward.
+            overhead: name of the overhead that applies, see `latency.overhead_name`.
+            contexts: weight of each context length.
+            batch: sequences per forward pass.
             replicates: how many resampled tables to add.
 
         Raises:
-            SequoiaError: batch, context or verifier was not measured.
+            SequoiaError: the profile lacks the batch, a context or the overhead, or the overhead
+                is so far below 0 that plain decoding would take no time.
         """
-        self.profile, self.work, self.batch = profile, work, batch
+        self._profile, self._batch = profile, batch
         total = sum(contexts.values())
         self.contexts = {context: weight / total for context, weight in contexts.items()}
-        self.overhead = profile.overhead_for(work)
+        self._overhead = profile.overhead_for(overhead)
         generator = np.random.default_rng(seed)
-        self.target_ms = self._table(profile.target, replicates, generator)
-        self.draft_ms = self._table(profile.draft, replicates, generator)
+        self.target_ms = self._resampled_table(profile.target, replicates, generator)
+        self.draft_ms = self._resampled_table(profile.draft, replicates, generator)
         self.plain_ms = self.step_ms(AUTOREGRESSIVE)
         if not (self.plain_ms > 0).all():
             raise SequoiaError(
-                f"overhead of {work}: found {self.overhead.constant_ms:g} ms, which leaves plain "
-                "decoding no time at all; profile again"
+                f"overhead of {overhead}: found {self._overhead.constant_ms:g} ms, expected an "
+                "overhead that leaves plain decoding a time above 0; profile again"
             )
 
-    @property
-    def largest(self) -> int:
-        """The largest tree that the profile can price."""
-        return int(self.target_ms.shape[1]) - 1
-
-    def _table(
+    def _resampled_table(
         self, model: ModelLatency, replicates: int, generator: np.random.Generator
     ) -> FloatArray:
         """Milliseconds by number of tokens: the medians, then replicates of them.
@@ -85,14 +83,14 @@ class Objective:
         A replicate multiplies each measured median by a log-normal error as wide as its
         interval; points between measured ones follow their neighbours.
         """
-        sizes = np.arange(1, model.largest(self.batch) + 1)
+        sizes = np.arange(1, model.largest(self._batch) + 1)
         table = np.zeros((replicates + 1, len(sizes) + 1))
         errors = {
             id(curve): generator.standard_normal((replicates, len(curve.tokens)))
             for curve in model.curves
         }
         for context, weight in self.contexts.items():
-            for curve, share in model.between(context, self.batch):
+            for curve, share in model.between(context, self._batch):
                 low, high = (np.log(np.maximum(t, 1e-9)) for t in (curve.low_ms, curve.high_ms))
                 points = curve.median_ms * np.exp(errors[id(curve)] * deviation(low, high))
                 points = np.vstack((curve.median_ms, points))
@@ -100,79 +98,111 @@ class Objective:
                 table[:, 1 : curve.tokens[0]] = np.inf
         return table
 
+    @property
+    def largest_size(self) -> int:
+        """The most nodes that the profile can price."""
+        return int(self.target_ms.shape[1]) - 1
+
+    @property
+    def can_draft(self) -> bool:
+        """Whether the profile can price the first draft forward pass of a step."""
+        return bool(np.isfinite(self.levels_ms(np.ones(1, np.int64))).all())
+
     def step_ms(self, tree: TokenTree) -> FloatArray:
-        """t(T, L) of a tree, [replicates + 1].
+        """t(T, L) of one tree, [replicates + 1].
 
         Raises:
-            SequoiaError: the profile has no point for one of its forwards.
+            SequoiaError: the profile has no point for one of its forward passes.
         """
-        widths = list(draft_passes(tree))
+        passes = list(draft_passes(tree))
         for model, table, tokens in (
-            (self.profile.target, self.target_ms, tree.size),
-            (self.profile.draft, self.draft_ms, max(widths, default=0)),
+            (self._profile.target, self.target_ms, tree.size),
+            (self._profile.draft, self.draft_ms, max(passes, default=0)),
         ):
             if tokens >= table.shape[1] or np.isinf(table[0, tokens]):
                 first = int(np.isfinite(table[0, 1:]).argmax()) + 1
                 raise SequoiaError(
-                    f"{model.model}: measured for {first} to {table.shape[1] - 1} tokens a "
-                    f"forward, not for {tokens}; profile with more --tokens"
+                    f"{model.model}: measured for {first} to {table.shape[1] - 1} tokens per "
+                    f"forward pass, not for {tokens}; profile with more --tokens"
                 )
-        forwards = self.target_ms[:, tree.size] + self.draft_ms[:, widths].sum(axis=1)
-        return np.asarray(forwards + self.overhead.at(tree.size, len(widths)))
+        forwards = self.target_ms[:, tree.size] + self.draft_ms[:, passes].sum(axis=1)
+        return np.asarray(forwards + self._overhead.at(tree.size, len(passes)))
 
     def steps_ms(self, sizes: IntArray, widths: IntArray) -> FloatArray:
-        """Median t(T, L) of many trees; infinite where a forward was not measured.
+        """Median t(T, L) of many trees, [...]; infinite where a forward pass was not measured.
 
         Args:
-            sizes: nodes of each tree, any shape.
-            widths: internal nodes on each of its levels, [*sizes.shape, levels].
+            sizes: nodes of each tree, [...].
+            widths: internal nodes on each level of each tree, [..., levels].
         """
-        first, others = self.level_ms(widths[..., 0], True), self.level_ms(widths[..., 1:], False)
-        return np.asarray(self.rest_ms(sizes) + first + others.sum(axis=-1))
+        first, later = self._level_ms
+        later_levels = _looked_up(later, widths[..., 1:]).sum(axis=-1)
+        return np.asarray(self.rest_ms(sizes) + _looked_up(first, widths[..., 0]) + later_levels)
 
     def rest_ms(self, sizes: IntArray) -> FloatArray:
-        """Median of all of a step but its draft levels, by size."""
-        return self._rest_ms[np.minimum(sizes, len(self._rest_ms) - 1)]
+        """Median time of a step without its drafting, by size, [...]."""
+        return _looked_up(self._rest_ms, sizes)
 
-    def level_ms(self, widths: IntArray, first: bool) -> FloatArray:
-        """Median of a draft level by its internal nodes, nothing where there are none.
+    def levels_ms(self, widths: IntArray) -> FloatArray:
+        """Median drafting time at each level by its internal nodes, 0 where there are none.
 
-        The first draft forward has the fixed width 2 (see draft_passes), and with it
-        comes what drafting costs at all.
+        The first level includes what drafting costs once per step.
+
+        Args:
+            widths: internal nodes on each level, the first level's first, [..., levels].
+
+        Returns:
+            [..., levels].
         """
-        table = self._level_ms
-        if first:
-            cost = table[min(2, len(table) - 1)] + self.overhead.drafting_ms
-            return np.where(widths > 0, cost, 0.0)
-        return table[np.minimum(widths, len(table) - 1)]
+        first, later = self._level_ms
+        times = (_looked_up(first, widths[..., :1]), _looked_up(later, widths[..., 1:]))
+        return np.concatenate(times, axis=-1)
 
-    def narrower(self, width: int) -> list[int]:
+    def narrower_widths(self, width: int) -> list[int]:
         """Widths to try instead of `width`: a little less, half, or just below a steep rise."""
-        drafts = self.draft_ms[0]
-        rises = np.diff(drafts[1 : min(width, len(drafts) - 1) + 1])
+        medians = self.draft_ms[0]
+        rises = np.diff(medians[1 : min(width, len(medians) - 1) + 1])
         rises = np.where(np.isfinite(rises), rises, 0.0)
-        steepest = np.argsort(-rises, kind="stable")[:JUMPS]
-        jumps = steepest[rises[steepest] > STEEP * max(rises.mean(), 0.0)] + 1 if len(rises) else []
-        return sorted({cap for cap in (width - 2, width - 1, width // 2, *jumps) if cap >= 1})
+        below_rises: IntArray = np.zeros(0, np.int64)
+        if len(rises):
+            steepest = np.argsort(-rises, kind="stable")[:MAX_STEEP_RISES]
+            below_rises = steepest[rises[steepest] > STEEP * max(rises.mean(), 0.0)] + 1
+        candidates = (width - 2, width - 1, width // 2, *below_rises.tolist())
+        return sorted({candidate for candidate in candidates if candidate >= 1})
 
     @cached_property
     def _rest_ms(self) -> FloatArray:
+        """Median time of a step without its drafting, by size; infinite past the last one."""
         sizes = np.arange(self.target_ms.shape[1])
-        rest = self.overhead.constant_ms + self.overhead.per_token_ms * sizes
-        return np.append(self.target_ms[0] + rest, np.inf)
+        overhead = self._overhead.constant_ms + self._overhead.per_token_ms * sizes
+        return np.append(self.target_ms[0] + overhead, np.inf)
 
     @cached_property
-    def _level_ms(self) -> FloatArray:
-        drafts = np.append(self.draft_ms[0] + self.overhead.per_level_ms, np.inf)
-        drafts[0] = 0.0
-        return drafts
+    def _level_ms(self) -> tuple[FloatArray, FloatArray]:
+        """Median drafting time of a first and of a later level, by its internal nodes.
+
+        Infinite for more tokens than were measured.
+        """
+        by_tokens = np.append(self.draft_ms[0] + self._overhead.per_level_ms, np.inf)
+        by_tokens[0] = 0.0  # a level without a pass
+        first, later = (
+            np.array([pass_tokens(level, internal) for internal in range(len(by_tokens))])
+            for level in (0, 1)
+        )
+        first_ms, later_ms = _looked_up(by_tokens, first), _looked_up(by_tokens, later)
+        return np.where(first > 0, first_ms + self._overhead.drafting_ms, first_ms), later_ms
+
+
+def _looked_up(table: FloatArray, indices: IntArray) -> FloatArray:
+    """Entries of a table, its last one for all larger indices; in the shape of the indices."""
+    return table[np.minimum(indices, len(table) - 1)]
 
 
 def _interpolated(points: FloatArray, tokens: list[int], sizes: IntArray) -> FloatArray:
-    """Rows of values at `tokens` read off at `sizes`, linear in between."""
+    """Rows of values at `tokens`, [rows, points], read off at `sizes`, linear in between."""
     if len(tokens) == 1:
         return points[:, np.zeros(len(sizes), np.int64)]
     right = np.clip(np.searchsorted(tokens, sizes), 1, len(tokens) - 1)
-    places = np.asarray(tokens, dtype=np.float64)
-    share = (sizes - places[right - 1]) / (places[right] - places[right - 1])
+    measured = np.asarray(tokens, dtype=np.float64)
+    share = (sizes - measured[right - 1]) / (measured[right] - measured[right - 1])
     return np.asarray(points[:, right - 1] * (1 - share) + points[:, right] * share)

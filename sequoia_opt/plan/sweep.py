@@ -1,7 +1,7 @@
-"""How the best tree changes with the context, or with the sequences that are decoded together.
+"""How the best tree changes with the context length or the batch.
 
-One tree serves a range of both: a sweep says which tree each value would have for itself, and
-what a given tree loses there.
+One tree serves a range of both. A sweep solves for each value by itself, and shows how much speed
+one given tree loses there.
 """
 
 from __future__ import annotations
@@ -12,8 +12,11 @@ from typing import Any
 
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan.acceptance import Acceptance
+from sequoia_opt.plan.judge import Candidate
 from sequoia_opt.plan.latency import LatencyProfile
-from sequoia_opt.plan.solver import Candidate, Plan, default_context, solve
+from sequoia_opt.plan.plan import Plan
+from sequoia_opt.plan.solve_options import default_context
+from sequoia_opt.plan.solver import solve
 from sequoia_opt.plan.tree import TokenTree
 
 AXES = ("context", "batch")
@@ -21,12 +24,12 @@ AXES = ("context", "batch")
 
 @dataclass(frozen=True)
 class Point:
-    """One value of what is swept.
+    """One value of the sweep.
 
     Attributes:
-        value: cached tokens, or sequences decoded together.
-        plan: the best tree there.
-        given: what the given tree does there, None where the profile cannot price it.
+        value: context length, or sequences decoded together.
+        plan: the best tree for this value.
+        given: the given tree at this value; None if the profile cannot price it.
     """
 
     value: int
@@ -35,15 +38,15 @@ class Point:
 
     @property
     def lost(self) -> float | None:
-        """Share of the predicted speed of the plan's choice that the given tree gives up.
+        """Share of the predicted speed of the plan's choice that the given tree lacks.
 
-        None also where only one of the two could be replayed: what replay says of one tree is
-        not to be compared with what independence promises another.
+        None also if only one of the two could be replayed: predictions by replay and by
+        independence do not compare.
         """
-        best, given = self.plan.choice, self.given
-        if given is None or (best.replayed_tokens is None) != (given.replayed_tokens is None):
+        best, swept = self.plan.choice, self.given
+        if swept is None or (best.replayed_tokens is None) != (swept.replayed_tokens is None):
             return None
-        return max(0.0, 1 - float(given.tokens_per_second[0] / best.tokens_per_second[0]))
+        return max(0.0, 1 - float(swept.tokens_per_second[0] / best.tokens_per_second[0]))
 
     def document(self) -> dict[str, Any]:
         """The point as a mapping."""
@@ -69,12 +72,13 @@ def sweep(
     values: Sequence[int] | None = None,
     **options: Any,
 ) -> list[Point]:
-    """The best tree for each value of an axis, and what `tree` does there.
+    """The best tree for each value of an axis, and the speed of `tree` at each.
 
     Args:
         axis: "context" or "batch"; batches are compared at one context.
         values: by default those that the profile has measured for both models.
-        options: of `solve`, for all values; a largest size only as far as it was measured.
+        options: options of `solve` for all values; `max_size` is lowered to the largest size
+            that was measured for the value.
 
     Raises:
         SequoiaError: no such axis, or a value that was not measured.
@@ -88,13 +92,13 @@ def sweep(
         options = options | {"context": default_context(profile, acceptance, batch)}
     points = []
     for value in values:
-        here = options | {axis: value}
-        if here.get("max_size") is not None:
-            largest = profile.target.largest(here.get("batch", 1))
-            here["max_size"] = min(here["max_size"], largest)
+        value_options = options | {axis: value}
+        if value_options.get("max_size") is not None:
+            largest = profile.target.largest(value_options.get("batch", 1))
+            value_options["max_size"] = min(value_options["max_size"], largest)
         try:
-            plan = solve(profile, acceptance, **here, given={"given": tree})
-        except SequoiaError:  # unless it is the given tree that cannot be priced, this raises too
-            plan = solve(profile, acceptance, **here)
+            plan = solve(profile, acceptance, **value_options, given={"given": tree})
+        except SequoiaError:  # the tree cannot be priced; any other error is raised again here
+            plan = solve(profile, acceptance, **value_options)
         points.append(Point(int(value), plan, plan.given[0] if plan.given else None))
     return points

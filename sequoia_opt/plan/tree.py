@@ -1,4 +1,4 @@
-"""The token tree: its structure, what follows from it, and its file.
+"""The token tree: its structure, the quantities that follow from it, and its file.
 
 Knows nothing of probabilities or times.
 """
@@ -23,6 +23,7 @@ FORMAT, VERSION = "sequoia-opt/tree", 1
 STRUCTURE = ("format", "version", "size", "depth", "parents", "ranks")
 
 IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class TokenTree:
     Attributes:
         parents: each node's parent; -1 for the root.
         ranks: each node's place among its siblings, from 1; 0 for the root.
-        metadata: everything else that the tree's file says (prediction, models, provenance).
+        metadata: all other fields of the tree's file (prediction, models, provenance).
 
     Raises:
         SequoiaError: the lists do not describe such a tree.
@@ -70,10 +71,10 @@ class TokenTree:
                 )
             if parent < parents[node - 1]:
                 raise SequoiaError(f"tree: parents[{node}]: nodes are not in breadth-first order")
-            wanted = ranks[node - 1] + 1 if parent == parents[node - 1] else 1
-            if rank != wanted:
+            next_rank = ranks[node - 1] + 1 if parent == parents[node - 1] else 1
+            if rank != next_rank:
                 raise SequoiaError(
-                    f"tree: ranks[{node}]: found {rank}, expected {wanted} "
+                    f"tree: ranks[{node}]: found {rank}, expected {next_rank} "
                     "(the children of a node have ranks 1, 2, 3, …)"
                 )
 
@@ -82,18 +83,16 @@ class TokenTree:
         """The same tree with its nodes put into breadth-first order.
 
         Args:
-            parents: each node's parent, the root's -1; any order in which the root is first.
+            parents: each node's parent, -1 for the root; any order in which the root is first.
             ranks: each node's rank among its siblings.
         """
-        children: list[list[tuple[int, int]]] = [[] for _ in parents]
-        for node in range(1, len(parents)):
-            children[parents[node]].append((ranks[node], node))
+        children = _child_lists(parents)
         order = [0]
         for node in order:
-            order.extend(child for _, child in sorted(children[node]))
-        place = {node: i for i, node in enumerate(order)}
+            order.extend(sorted(children[node], key=ranks.__getitem__))
+        position = {node: i for i, node in enumerate(order)}
         return cls(
-            [-1] + [place[parents[node]] for node in order[1:]], [ranks[node] for node in order]
+            [-1] + [position[parents[node]] for node in order[1:]], [ranks[node] for node in order]
         )
 
     @classmethod
@@ -102,16 +101,19 @@ class TokenTree:
 
         Args:
             paths: sequences of ranks from the root down, as Medusa and EAGLE write trees
-                (there from 0, here from 1).
+                (they count ranks from 0; here they count from 1).
+
+        Raises:
+            SequoiaError: a path lacks an elder sibling.
         """
-        known = {()} | {tuple(path[:end]) for path in paths for end in range(1, len(path) + 1)}
-        ordered = sorted(known, key=lambda path: (len(path), path))
-        place = {path: i for i, path in enumerate(ordered)}
+        prefixes = {()} | {tuple(path[:end]) for path in paths for end in range(1, len(path) + 1)}
+        ordered = sorted(prefixes, key=lambda path: (len(path), path))
+        position = {path: i for i, path in enumerate(ordered)}
         for path in ordered[1:]:
-            if path[-1] > 1 and (*path[:-1], path[-1] - 1) not in place:
+            if path[-1] > 1 and (*path[:-1], path[-1] - 1) not in position:
                 raise SequoiaError(f"tree: path {list(path)} has no elder sibling")
         return cls(
-            [-1] + [place[path[:-1]] for path in ordered[1:]],
+            [-1] + [position[path[:-1]] for path in ordered[1:]],
             [0] + [path[-1] for path in ordered[1:]],
         )
 
@@ -142,6 +144,11 @@ class TokenTree:
         return levels
 
     @cached_property
+    def children(self) -> list[list[int]]:
+        """The children of each node, in the order of their ranks."""
+        return _child_lists(self.parents)
+
+    @cached_property
     def child_counts(self) -> IntArray:
         """Number of children of each node."""
         return np.bincount(np.array(self.parents[1:], dtype=np.int64), minlength=self.size)
@@ -153,17 +160,12 @@ class TokenTree:
         return [level for level in levels if level]
 
     @cached_property
-    def ancestor_mask(self) -> NDArray[np.bool_]:
-        """[size, size]: row v marks v's ancestors and v itself, what v attends to."""
+    def ancestor_mask(self) -> BoolArray:
+        """[size, size]: row v marks the nodes that v attends to, its ancestors and itself."""
         mask = np.eye(self.size, dtype=np.bool_)
         for node in range(1, self.size):
             mask[node] |= mask[self.parents[node]]
         return mask
-
-    @cached_property
-    def child_table(self) -> dict[tuple[int, int], int]:
-        """(node, rank) -> child."""
-        return {(self.parents[v], self.ranks[v]): v for v in range(1, self.size)}
 
     @property
     def fingerprint(self) -> str:
@@ -173,9 +175,9 @@ class TokenTree:
 
     @property
     def predicted_tokens(self) -> float | None:
-        """Predicted tokens per step, by replay where there was one."""
-        found = self.metadata.get("replayed_tokens", self.metadata.get("expected_tokens"))
-        return None if found is None else float(found)
+        """Predicted tokens per step: by replay if the tree was replayed; None if not predicted."""
+        tokens = self.metadata.get("replayed_tokens", self.metadata.get("expected_tokens"))
+        return None if tokens is None else float(tokens)
 
     def document(self) -> dict[str, Any]:
         """The tree's file as a mapping."""
@@ -190,7 +192,7 @@ class TokenTree:
         }
 
     def save(self, path: str | Path) -> None:
-        """Write the tree's JSON file, in one piece."""
+        """Write the tree's JSON file atomically."""
         write_document(path, self.document())
 
     @classmethod
@@ -198,7 +200,7 @@ class TokenTree:
         """Read a tree's JSON file.
 
         Raises:
-            SequoiaError: missing, malformed, or not a tree.
+            SequoiaError: the file is missing or malformed, or does not hold a tree.
         """
         document = read_document(path, FORMAT, VERSION)
         fields = Fields(document, str(path))
@@ -218,33 +220,45 @@ class TokenTree:
 
 
 def _check_metadata(fields: Fields) -> None:
-    """What the program itself reads of a tree's metadata must be readable."""
-    given = fields.mapping
+    """Check the metadata that this program reads; numbers that were written as text are converted.
+
+    Raises:
+        SequoiaError: a field has the wrong type or is out of range.
+    """
+    metadata = fields.mapping
     for key in ("temperature", "expected_tokens", "replayed_tokens", "context"):
-        if key in given:
-            given[key] = fields.number(key, 0.0)
-    if "top_p" in given:
-        given["top_p"] = fields.number("top_p", 0.0, 1.0)
-    if "top_k" in given:
-        given["top_k"] = fields.integer("top_k")
-    if "min_p" in given:
-        given["min_p"] = fields.number("min_p", 0.0, 1.0)
+        if key in metadata:
+            metadata[key] = fields.number(key, 0.0)
+    if "top_p" in metadata:
+        metadata["top_p"] = fields.number("top_p", 0.0, 1.0)
+    if "top_k" in metadata:
+        metadata["top_k"] = fields.integer("top_k")
+    if "min_p" in metadata:
+        metadata["min_p"] = fields.number("min_p", 0.0, 1.0)
     for key in ("target", "draft", "draft_path", "verifier"):
         fields.text(key, "")
     for key in ("hardware", "engine", "provenance"):
-        if key in given:
+        if key in metadata:
             fields.section(key)
-    engine = fields.section("engine") if "engine" in given else Fields({}, "")
-    for key, least in (("world_size", 1), ("memory_budget", 0)):
+    engine = fields.section("engine") if "engine" in metadata else Fields({}, "")
+    for key, minimum in (("world_size", 1), ("memory_budget", 0)):
         if engine.mapping.get(key) is not None:
-            engine.integer(key, least)
-    if "predicted" in given:
+            engine.integer(key, minimum)
+    if "predicted" in metadata:
         predicted = fields.section("predicted")
         for key in ("step_ms", "tokens_per_second", "speedup"):
             predicted.mapping[key] = predicted.number(key, 0.0)
         for key in ("speedup_low", "speedup_high"):
             if key in predicted.mapping:
                 predicted.mapping[key] = predicted.number(key, 0.0)
+
+
+def _child_lists(parents: Sequence[int]) -> list[list[int]]:
+    """The children of each node, in the nodes' order; node 0 is the root."""
+    children: list[list[int]] = [[] for _ in parents]
+    for node in range(1, len(parents)):
+        children[parents[node]].append(node)
+    return children
 
 
 AUTOREGRESSIVE = TokenTree([-1], [0])

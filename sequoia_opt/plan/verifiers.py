@@ -1,6 +1,6 @@
 """The verifiers by name: the one list that options, help, imports and checks derive from.
 
-Knows what planning needs of each of them. Knows nothing of how they verify: that is
+Knows what planning needs of each verifier. Knows nothing of how they verify: that is
 `engine/verify`, whose registry a test holds equal to this one.
 """
 
@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sequoia_opt.errors import SequoiaError
+
 
 @dataclass(frozen=True)
 class VerifierSpec:
     """One verifier for temperatures above 0.
 
     Attributes:
-        name: as options and files have it.
+        name: its name in options and files.
         summary: what it does, for help.
-        planned_as: the verifier whose acceptance its trees are solved with; its own name where
-            it decides guess by guess and so has acceptance rates by rank.
+        planned_as: the verifier whose acceptance its trees are solved with: its own name if it
+            accepts each guess by itself, and so has an acceptance by rank.
     """
 
     name: str
@@ -31,7 +33,7 @@ class VerifierSpec:
 
 
 GREEDY = "greedy"
-"""What every verifier is at temperature 0: the target's most likely token, if the tree has it."""
+"""The verifier at temperature 0: accepts the target's most likely token if the tree has it."""
 
 DEFAULT_VERIFIER = "sequoia"
 
@@ -49,3 +51,21 @@ VERIFIERS: dict[str, VerifierSpec] = {
 def verifier_at(temperature: float, name: str) -> str:
     """The verifier that decides at a temperature: greedy at 0, else the one of that name."""
     return GREEDY if temperature == 0 else name
+
+
+def has_rates(name: str) -> bool:
+    """Whether a verifier has an acceptance by rank; one that is not in the list has.
+
+    Files may name verifiers of other programs.
+    """
+    return name not in VERIFIERS or VERIFIERS[name].has_rates
+
+
+def check_verifier(name: str) -> None:
+    """Refuse a name that is not in the list.
+
+    Raises:
+        SequoiaError: it lists the names.
+    """
+    if name not in VERIFIERS:
+        raise SequoiaError(f"verifier: found {name!r}, expected {' or '.join(VERIFIERS)}")

@@ -15,7 +15,7 @@ from typing import Any
 
 from sequoia_opt import __version__
 from sequoia_opt.plan.intervals import interval
-from sequoia_opt.plan.solver import Plan
+from sequoia_opt.plan.plan import Plan
 from sequoia_opt.plan.tree import TokenTree
 from sequoia_opt.report import figures
 from sequoia_opt.report.plots import Results

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sequoia_opt.plan.acceptance import Acceptance
+from sequoia_opt.plan.curves import ModelLatency
 from sequoia_opt.plan.intervals import interval
-from sequoia_opt.plan.latency import ModelLatency
-from sequoia_opt.plan.solver import Candidate, Plan
+from sequoia_opt.plan.judge import Candidate
+from sequoia_opt.plan.plan import Plan
 from sequoia_opt.plan.tree import TokenTree
 from sequoia_opt.report.plots import COLOURS, Results, end_of
 from sequoia_opt.types import FloatArray
@@ -88,9 +89,7 @@ def tree(drawn: TokenTree, values: FloatArray) -> str:
 def places(drawn: TokenTree) -> list[float]:
     """Where each node stands from left to right: leaves beside one another, parents above the
     middle of their children, the root at 0."""
-    children: list[list[int]] = [[] for _ in range(drawn.size)]
-    for node, parent in list(enumerate(drawn.parents))[1:]:
-        children[parent].append(node)
+    children = drawn.children
     order, waiting = [], [0]
     while waiting:
         node = waiting.pop()

@@ -18,7 +18,8 @@ from sequoia_opt.files.fields import Fields
 from sequoia_opt.files.names import content_fingerprint
 from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.latency import LatencyProfile
-from sequoia_opt.plan.solver import Plan, solve
+from sequoia_opt.plan.plan import Plan
+from sequoia_opt.plan.solver import solve
 from sequoia_opt.plan.tree import FORMAT, TokenTree
 from sequoia_opt.repository import paths
 from sequoia_opt.repository.outputs import Maker

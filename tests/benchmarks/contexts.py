@@ -30,7 +30,7 @@ from sequoia_opt.measure.timing import Rounds, Timed
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.draft_passes import draft_passes
 from sequoia_opt.plan.latency import LatencyProfile
-from sequoia_opt.plan.step_times import Objective
+from sequoia_opt.plan.step_times import StepTimes
 from sequoia_opt.plan.tree import AUTOREGRESSIVE
 
 TREES = {
@@ -81,7 +81,7 @@ def print_bandwidth(pair: Pair, profile: LatencyProfile) -> None:
     """How fast a plain step reads the target's weights, beside a copy of memory to memory."""
     weights, memory = weights_read(pair.target), memory_rate(pair.device)
     context = profile.target.curves[0].context
-    reading = weights / Objective(profile, "greedy", {context: 1}).plain_ms[0] / 1e6
+    reading = weights / StepTimes(profile, "greedy", {context: 1}).plain_ms[0] / 1e6
     print(
         f"plain decoding reads {weights / 1e9:.2f} GB of weights a token at {reading:.0f} GB/s, "
         f"{100 * reading / memory:.0f} % of the {memory:.0f} GB/s that a copy reaches"

@@ -23,7 +23,7 @@ from sequoia_opt.measure.dataset import load_dataset
 from sequoia_opt.measure.estimator import EstimateOptions, estimate
 from sequoia_opt.measure.sample_texts import prepare_texts
 from sequoia_opt.plan import shapes
-from sequoia_opt.plan.acceptance import Sampling
+from sequoia_opt.plan.sampling import Sampling
 from sequoia_opt.plan.tree import TokenTree
 
 WAYS = {

@@ -28,8 +28,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "plan"))
 from brute_force import KINDS, fastest, random_profile, random_rates, speed
 
 from sequoia_opt.plan.acceptance import Acceptance
-from sequoia_opt.plan.best_trees import BestFirst, DynamicProgramme
-from sequoia_opt.plan.latency import Curve, LatencyProfile, ModelLatency, Overhead
+from sequoia_opt.plan.best_trees import BestFirst, DynamicProgram
+from sequoia_opt.plan.curves import Curve, ModelLatency
+from sequoia_opt.plan.latency import LatencyProfile, Overhead
 from sequoia_opt.plan.solver import solve
 
 JOBS = [  # nodes, depth, ranks
@@ -57,15 +58,15 @@ def timed(work: Callable[[], object], repeats: int) -> float:
 
 def surface_times() -> None:
     """E*(n, D) for every size and depth up to the job's."""
-    print("| nodes | depth | ranks | best-first, ms | programme, ms | programme, MB |")
+    print("| nodes | depth | ranks | best-first, ms | program, ms | program, MB |")
     print("| ---: | ---: | ---: | ---: | ---: | ---: |")
     for size, depth, ranks in JOBS:
         rates = 0.6 / np.arange(1, ranks + 1) ** 1.7
         table = np.tile(rates / max(1.0, rates.sum()), (depth, 1))
         quick = timed(lambda t=table, n=size: BestFirst(t, n), 9)
-        exact = timed(lambda t=table, n=size: DynamicProgramme(t, n), 3)
+        exact = timed(lambda t=table, n=size: DynamicProgram(t, n), 3)
         tracemalloc.start()
-        DynamicProgramme(table, size)
+        DynamicProgram(table, size)
         megabytes = tracemalloc.get_traced_memory()[1] / 1e6
         tracemalloc.stop()
         print(f"| {size} | {depth} | {ranks} | {quick:.1f} | {exact:.0f} | {megabytes:.0f} |")

@@ -13,7 +13,8 @@ from rich.console import Console
 from sequoia_opt.cli import console
 from sequoia_opt.measure.bench import Result
 from sequoia_opt.plan.acceptance import Acceptance
-from sequoia_opt.plan.latency import Curve, LatencyProfile, ModelLatency, Overhead
+from sequoia_opt.plan.curves import Curve, ModelLatency
+from sequoia_opt.plan.latency import LatencyProfile, Overhead
 from sequoia_opt.plan.solver import solve
 
 NAMES = ["plain", "transformers assisted generation", "solved tree, traversal (128 nodes)"]

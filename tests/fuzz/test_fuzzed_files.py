@@ -21,7 +21,7 @@ from sequoia_opt.errors import SequoiaError
 from sequoia_opt.files import growmap_pt
 from sequoia_opt.measure.dataset import load_dataset
 from sequoia_opt.measure.journal import Journal
-from sequoia_opt.plan import csv_import, decode_stats, export, shapes
+from sequoia_opt.plan import csv_import, decode_stats, export, shapes, tree_formats
 from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.latency import LatencyProfile
 from sequoia_opt.plan.solver import solve
@@ -248,7 +248,7 @@ def test_tables(content: bytes, file: Callable[[str, bytes], Path]) -> None:
 def test_files_of_the_research_code(data: st.DataObject, tmp_path: Path) -> None:
     """Of torch.save, from which no code is ever run."""
     whole = tmp_path / "whole.pt"
-    growmap_pt.save_growmap(export.growmap(shapes.k_ary(2, 2)), whole)
+    growmap_pt.save_growmap(tree_formats.growmap(shapes.k_ary(2, 2)), whole)
     path = tmp_path / "damaged.pt"
     path.write_bytes(data.draw(damaged([whole.read_bytes()])))
     tried(lambda: growmap_pt.load(path))

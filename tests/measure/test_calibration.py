@@ -13,8 +13,9 @@ from sequoia_opt.measure.bench import Raced
 from sequoia_opt.measure.calibration import Compared, calibrate, trees_around
 from sequoia_opt.measure.methods import Method, Run
 from sequoia_opt.plan import shapes
-from sequoia_opt.plan.acceptance import Acceptance, Sampling
+from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.latency import LatencyProfile
+from sequoia_opt.plan.sampling import Sampling
 from sequoia_opt.plan.solver import solve
 from sequoia_opt.plan.tree import AUTOREGRESSIVE
 

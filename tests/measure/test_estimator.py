@@ -14,7 +14,7 @@ from sequoia_opt.measure.dataset import Document
 from sequoia_opt.measure.estimator import EstimateOptions, check_sampled, estimate
 from sequoia_opt.measure.journal import Journal
 from sequoia_opt.plan import shapes
-from sequoia_opt.plan.acceptance import Sampling
+from sequoia_opt.plan.sampling import Sampling
 from sequoia_opt.plan.verifiers import VERIFIERS
 
 
@@ -32,7 +32,8 @@ def test_replay_is_what_decoding_does(number_pair: Any) -> None:
             node, lengths, length = 0, [], 0
             for rank in trace:
                 length += 1
-                node = tree.child_table.get((node, rank), 0)
+                children = tree.children[node]
+                node = children[rank - 1] if 0 < rank <= len(children) else 0
                 if node == 0:
                     lengths.append(length)
                     length = 0
@@ -86,17 +87,17 @@ def test_options_out_of_range_are_refused(
 @pytest.mark.parametrize(
     ("sampling", "complaint"),
     [
-        (Sampling(-1), "temperature: found -1"),
-        (Sampling(0.5, 0), "top-p: found 0"),
-        (Sampling(0.5, 1, "best"), "verifier: found 'best'"),
-        (Sampling(0.5, 1, "traversal"), "no acceptance by rank; estimate with sequoia"),
+        ((-1,), "temperature: found -1"),
+        ((0.5, 0), "top-p: found 0"),
+        ((0.5, 1, "best"), "verifier: found 'best'"),
+        ((0.5, 1, "traversal"), "no acceptance by rank; estimate with sequoia"),
     ],
 )
 def test_samplings_that_cannot_be_estimated_are_refused(
-    number_pair: Any, sampling: Sampling, complaint: str
+    number_pair: Any, sampling: tuple[Any, ...], complaint: str
 ) -> None:
     with pytest.raises(SequoiaError, match=complaint):
-        estimate(number_pair, [Document("5", "")], "numbers", [Sampling(), sampling])
+        estimate(number_pair, [Document("5", "")], "numbers", [Sampling(), Sampling(*sampling)])
 
 
 @pytest.mark.parametrize("spec", VERIFIERS.values(), ids=list(VERIFIERS))

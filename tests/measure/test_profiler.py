@@ -33,7 +33,8 @@ from sequoia_opt.measure.profiler import (
 )
 from sequoia_opt.measure.timing import Timed
 from sequoia_opt.plan import shapes
-from sequoia_opt.plan.acceptance import Acceptance, Sampling
+from sequoia_opt.plan.acceptance import Acceptance
+from sequoia_opt.plan.sampling import Sampling
 from sequoia_opt.plan.solver import solve
 
 

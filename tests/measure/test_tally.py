@@ -10,7 +10,7 @@ from number_texts import documents
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure.estimator import EstimateOptions, estimate
 from sequoia_opt.measure.tally import Tally, acceptance_of
-from sequoia_opt.plan.acceptance import Sampling
+from sequoia_opt.plan.sampling import Sampling
 
 NAMES: dict[str, Any] = {"target": "t", "draft": "d", "dataset": "numbers", "extra": {}}
 

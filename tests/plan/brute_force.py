@@ -1,4 +1,4 @@
-"""Every small tree, and random machines, to check the solver against."""
+"""Every small tree, and random machines, to check the solver with."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import numpy as np
 
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.acceptance import Acceptance
+from sequoia_opt.plan.curves import Curve, ModelLatency
 from sequoia_opt.plan.draft_passes import draft_passes
-from sequoia_opt.plan.latency import Curve, LatencyProfile, ModelLatency, Overhead
+from sequoia_opt.plan.latency import LatencyProfile, Overhead
 from sequoia_opt.plan.tree import TokenTree
 from sequoia_opt.types import FloatArray
 
@@ -18,15 +19,15 @@ KINDS = ("monotone", "stepped", "convex")
 
 @cache
 def all_trees(size: int) -> tuple[TokenTree, ...]:
-    """Every tree of `size` nodes, as sets of rank paths closed under parent and elder sibling."""
+    """Every tree of `size` nodes."""
     if size == 1:
         return (shapes.chain(1),)
-    found = set()
+    trees = set()
     for tree in all_trees(size - 1):
         for parent in range(tree.size):
             rank = int(tree.child_counts[parent]) + 1
-            found.add(TokenTree.from_any_order([*tree.parents, parent], [*tree.ranks, rank]))
-    return tuple(found)
+            trees.add(TokenTree.from_any_order([*tree.parents, parent], [*tree.ranks, rank]))
+    return tuple(trees)
 
 
 def speed(tree: TokenTree, acceptance: Acceptance, profile: LatencyProfile) -> float:
@@ -42,13 +43,13 @@ def _tables(max_size: int, ranks: int) -> tuple[list[TokenTree], list[FloatArray
         for tree in all_trees(size)
         if tree.child_counts.max() <= ranks
     ]
-    parents, own, sizes = (np.zeros((len(trees), max_size), np.int64) for _ in range(3))
+    parents, ranks_of, present = (np.zeros((len(trees), max_size), np.int64) for _ in range(3))
     widths = np.zeros((len(trees), max_size), np.int64)
     for row, tree in enumerate(trees):
-        parents[row, : tree.size], own[row, : tree.size] = tree.parents, tree.ranks
-        sizes[row, : tree.size] = 1
+        parents[row, : tree.size], ranks_of[row, : tree.size] = tree.parents, tree.ranks
+        present[row, : tree.size] = 1
         widths[row, : len(draft_passes(tree))] = draft_passes(tree)
-    return trees, [parents, own, sizes, widths]
+    return trees, [parents, ranks_of, present, widths]
 
 
 def fastest(
@@ -56,14 +57,15 @@ def fastest(
 ) -> tuple[TokenTree, float]:
     """The fastest of all trees of at most `max_size` nodes, and its speed.
 
-    For acceptance without depth and overhead by neither tokens nor levels.
+    For an acceptance that does not depend on depth, and an overhead that depends on neither
+    tokens nor levels.
     """
-    trees, (parents, own, present, widths) = _tables(max_size, acceptance.width)
+    trees, (parents, ranks, present, widths) = _tables(max_size, acceptance.width)
     rates = np.append(acceptance.rates, 0.0)  # rank 0, the root's, reads the last
     values = np.ones(parents.shape)
-    every = np.arange(len(trees))
+    rows = np.arange(len(trees))
     for node in range(1, max_size):
-        values[:, node] = values[every, parents[:, node]] * rates[own[:, node] - 1]
+        values[:, node] = values[rows, parents[:, node]] * rates[ranks[:, node] - 1]
     tokens = (values * present).sum(axis=1)
     forwards = [
         np.insert(model.at(np.arange(1, max_size + 1), 0), 0, 0.0)
@@ -77,14 +79,14 @@ def fastest(
 
 
 def random_rates(generator: np.random.Generator, ranks: int, falling: bool) -> FloatArray:
-    """Acceptance of `ranks` ranks, even or spiked."""
+    """Acceptance rates of `ranks` ranks, from even to spiked."""
     rates = generator.dirichlet(np.full(ranks, generator.choice([0.5, 1.0, 4.0])))
     rates *= generator.uniform(0.6, 1.0)
     return -np.sort(-rates) if falling else rates
 
 
 def random_curve(generator: np.random.Generator, kind: str, points: int) -> FloatArray:
-    """Milliseconds of a forward of 1 to `points` tokens: of no unit, growing as `kind` says."""
+    """Time of a forward pass of 1 to `points` tokens, without a unit, growing as `kind` says."""
     if kind == "monotone":
         rises = generator.exponential(1, points) * (generator.random(points) < 0.6)
         return np.asarray(generator.uniform(0.05, 1) + np.cumsum(rises))
@@ -97,7 +99,7 @@ def random_curve(generator: np.random.Generator, kind: str, points: int) -> Floa
 
 
 def random_profile(generator: np.random.Generator, kind: str, points: int) -> LatencyProfile:
-    """A machine on which width costs the draft, and size the target, more or less."""
+    """A machine on which the draft pays for width and the target for size, to random extents."""
     target = 10 * generator.uniform(0.5, 2)
     target = target + random_curve(generator, kind, points) * 10 ** generator.uniform(-1.5, 0.5)
     draft = random_curve(generator, kind, points) * 10 ** generator.uniform(-1.5, 0.3)

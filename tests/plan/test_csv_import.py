@@ -32,7 +32,7 @@ def rows_of(text: str) -> list[list[str]]:
 def test_a_tree_is_solved_from_tables() -> None:
     rows = rows_of(LATENCIES)
     assert is_latency_table(rows)
-    profile = profile_of(rows, "f.csv", "big", "small", "there")
+    profile = profile_of(rows, "f.csv", "big", "small", "machine")
     assert profile.target.at([1, 16], 512).tolist() == [10, 12]
     assert profile.target.at([1], 512, batch=4).tolist() == [14]
     acceptance = acceptance_of(acceptance_rates([["0.7", "0.1"]], "a.csv"), "a.csv")
@@ -65,11 +65,11 @@ def test_rates_by_rank_and_by_depth(text: str, by: str | None, expected: list[li
 
 def test_a_matrix_is_depth_by_rank() -> None:
     table = acceptance_rates(rows_of("0.6,0.2\n0.4,0.3"), "f")
-    found = acceptance_of(table, "f", dataset="x")
-    assert found.by_depth is not None
-    assert found.by_depth.tolist() == [[0.6, 0.2], [0.4, 0.3]]
-    assert found.table(3).tolist() == [[0.6, 0.2], [0.4, 0.3], [0.4, 0.3]]
-    assert found.dataset == "x"
+    acceptance = acceptance_of(table, "f", dataset="x")
+    assert acceptance.by_depth is not None
+    assert acceptance.by_depth.tolist() == [[0.6, 0.2], [0.4, 0.3]]
+    assert acceptance.table(3).tolist() == [[0.6, 0.2], [0.4, 0.3], [0.4, 0.3]]
+    assert acceptance.dataset == "x"
 
 
 @pytest.mark.parametrize(
@@ -89,12 +89,12 @@ def test_a_matrix_is_depth_by_rank() -> None:
         ("rank,acceptance\n0,0.6\n1,0.2", "column 1: found 0 first, expected 1, 2, 3"),
     ],
 )
-def test_rates_that_cannot_be(text: str, complaint: str) -> None:
+def test_refuses_malformed_rates(text: str, complaint: str) -> None:
     with pytest.raises(SequoiaError, match="f.csv: " + complaint):
         acceptance_rates(rows_of(text), "f.csv")
 
 
-def test_rates_that_sum_to_more_than_one() -> None:
+def test_refuses_rates_that_sum_to_more_than_one() -> None:
     with pytest.raises(SequoiaError, match=r"f.csv: acceptance: found rates that sum to 1.2"):
         acceptance_of(acceptance_rates([["0.7", "0.5"]], "f.csv"), "f.csv")
 
@@ -115,17 +115,17 @@ def test_rates_that_sum_to_more_than_one() -> None:
         ((",16,12", ""), "line 3: found 3 cells"),
     ],
 )
-def test_latencies_that_cannot_be(change: tuple[str, str], complaint: str) -> None:
+def test_refuses_malformed_latencies(change: tuple[str, str], complaint: str) -> None:
     with pytest.raises(SequoiaError, match="f.csv: " + complaint):
-        profile_of(rows_of(LATENCIES.replace(*change)), "f.csv", "big", "small", "there")
+        profile_of(rows_of(LATENCIES.replace(*change)), "f.csv", "big", "small", "machine")
 
 
-def test_columns_that_are_left_out_are_known() -> None:
+def test_other_columns_are_listed() -> None:
     assert other_columns(rows_of(LATENCIES)) == []
     assert other_columns([["role", "batch", "context", "tokens", "ms", "unit"]]) == ["unit"]
 
 
-def test_files_that_are_no_tables(tmp_path: Path) -> None:
+def test_refuses_files_that_are_not_tables(tmp_path: Path) -> None:
     with pytest.raises(SequoiaError, match="no such file"):
         read_csv(tmp_path / "none.csv")
     (tmp_path / "empty.csv").write_text("\n,\n")
@@ -136,6 +136,6 @@ def test_files_that_are_no_tables(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("first", ["O.63,0.11", ",0.11"])
-def test_a_row_with_a_slip_is_no_header(first: str) -> None:
+def test_a_row_with_a_typing_error_is_not_a_header(first: str) -> None:
     with pytest.raises(SequoiaError, match="row 1, rank 1: found"):
         acceptance_rates(rows_of(first + "\n0.5,0.2"), "f")

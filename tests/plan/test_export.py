@@ -12,8 +12,8 @@ from test_tree import trees
 
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan import shapes
-from sequoia_opt.plan.export import FORMATS, export, growmap
-from sequoia_opt.plan.import_settings import of_growmap, read
+from sequoia_opt.plan.export import FORMATS, export, names_by_kind
+from sequoia_opt.plan.import_settings import read
 from sequoia_opt.plan.tree import TokenTree
 
 CHAINS = [name for name, form in FORMATS.items() if form.chains_only]
@@ -21,43 +21,42 @@ TREES = [name for name, form in FORMATS.items() if not form.chains_only and not 
 
 
 @given(tree=trees(max_size=20))
-def test_trees_come_back(tree: TokenTree) -> None:
-    assert of_growmap(growmap(tree), "there") == tree
+def test_an_exported_tree_is_imported_as_the_same_tree(tree: TokenTree) -> None:
     if tree.size > 1:
         for name in TREES:
-            assert read(export(tree, name)[0], "there") == tree
+            assert read(export(tree, name)[0], "file") == tree
 
 
 @pytest.mark.parametrize("name", CHAINS)
 @pytest.mark.parametrize("size", [2, 5, 12])
-def test_chains_come_back(name: str, size: int) -> None:
-    assert read(export(shapes.chain(size), name)[0], "there") == shapes.chain(size)
+def test_an_exported_chain_is_imported_as_the_same_chain(name: str, size: int) -> None:
+    assert read(export(shapes.chain(size), name)[0], "file") == shapes.chain(size)
 
 
-def test_what_each_engine_is_told() -> None:
+def test_the_text_for_each_engine() -> None:
     """A chain of four guesses, as each engine's user pastes it."""
     tree = TokenTree(*(shapes.chain(5).parents, shapes.chain(5).ranks), {"draft": "small"})
-    said = {name: export(tree, name)[0] for name in FORMATS}
-    assert shlex.split(said["llama.cpp"]) == [
+    texts = {name: export(tree, name)[0] for name in FORMATS}
+    assert shlex.split(texts["llama.cpp"]) == [
         *["-md", "small", "--spec-type", "draft-simple", "--spec-draft-n-max", "4"],
         *["--spec-draft-n-min", "0", "--spec-draft-p-min", "0"],
     ]
-    assert json.loads(said["vllm"].split("'")[1]) == {
+    assert json.loads(texts["vllm"].split("'")[1]) == {
         "method": "draft_model",
         "model": "small",
         "num_speculative_tokens": 4,
     }
-    assert yaml.safe_load(said["tensorrt-llm"])["speculative_config"]["max_draft_len"] == 4
-    assert "--speculative-num-steps 4\n" in said["sglang"]
-    assert "--speculative-eagle-topk 1\n" in said["sglang"]
-    assert "--speculative-num-draft-tokens 5\n" in said["sglang"]
-    assert "num_assistant_tokens=4," in said["transformers"]
-    assert "assistant_confidence_threshold=0," in said["transformers"]
-    assert said["eagle"] == "[[0], [0, 0], [0, 0, 0], [0, 0, 0, 0]]\n"
-    static = yaml.safe_load(said["tensorrt-llm-tree"])["speculative_config"]
-    assert static["eagle_choices"] == json.loads(said["medusa"])
+    assert yaml.safe_load(texts["tensorrt-llm"])["speculative_config"]["max_draft_len"] == 4
+    assert "--speculative-num-steps 4\n" in texts["sglang"]
+    assert "--speculative-eagle-topk 1\n" in texts["sglang"]
+    assert "--speculative-num-draft-tokens 5\n" in texts["sglang"]
+    assert "num_assistant_tokens=4," in texts["transformers"]
+    assert "assistant_confidence_threshold=0," in texts["transformers"]
+    assert texts["eagle"] == "[[0], [0, 0], [0, 0, 0], [0, 0, 0, 0]]\n"
+    static = yaml.safe_load(texts["tensorrt-llm-tree"])["speculative_config"]
+    assert static["eagle_choices"] == json.loads(texts["medusa"])
     assert static["speculative_model"] == "small"
-    assert yaml.safe_load(said["tensorrt-llm-dynamic"])["speculative_config"] == {
+    assert yaml.safe_load(texts["tensorrt-llm-dynamic"])["speculative_config"] == {
         "decoding_type": "Eagle3",
         "max_draft_len": 4,
         "speculative_model": "small",
@@ -67,18 +66,7 @@ def test_what_each_engine_is_told() -> None:
     }
 
 
-def test_the_growmap_is_umbrellas() -> None:
-    """Two sequences of four, as in UMbreLLa's repository."""
-    found = growmap(shapes.k_sequences(2, 4))
-    assert found["roots"] == [[0], [1, 2], [3, 4], [5, 6], [7, 8]]
-    assert found["branches"] == [[2], [1, 1], [1, 1], [1, 1], [0, 0]]
-    assert found["Successors"] == [[1, 2], [3], [4], [5], [6], [7], [8], [], []]
-    assert found["mask"][7] == [1, 1, 0, 1, 0, 1, 0, 1, 0]
-    assert found["depth"] == [0, 1, 1, 2, 2, 3, 3, 4, 4]
-    assert found["size"] == 9
-
-
-def test_dynamic_trees_say_what_is_lost() -> None:
+def test_notes_say_what_a_dynamic_tree_loses() -> None:
     tree = shapes.k_ary(3, 2)
     text, notes = export(tree, "sglang-dynamic")
     assert "--speculative-num-steps 2\n" in text
@@ -87,15 +75,15 @@ def test_dynamic_trees_say_what_is_lost() -> None:
     assert any("is lost" in note for note in notes)
     assert any("counts the root" in note for note in notes)
     with pytest.raises(SequoiaError, match="grows this tree itself"):
-        read(text, "there")
+        read(text, "file")
 
 
-GREEDY_DRAFTS = [name for name in FORMATS if name not in ("transformers", "sequoia")]
+GREEDY_DRAFTERS = [name for name in FORMATS if name not in ("transformers", "sequoia")]
 
 
-@pytest.mark.parametrize("name", GREEDY_DRAFTS)
-def test_drafting_that_was_not_measured_is_said(name: str) -> None:
-    """Engines draft greedily: above temperature 0 only the rates of `topk` are theirs."""
+@pytest.mark.parametrize("name", GREEDY_DRAFTERS)
+def test_notes_warn_where_the_acceptance_does_not_hold(name: str) -> None:
+    """These engines draft greedily: above temperature 0 only the rates of `topk` hold there."""
 
     def notes(verifier: str, temperature: float) -> str:
         metadata = {"temperature": temperature, "verifier": verifier}
@@ -109,25 +97,25 @@ def test_drafting_that_was_not_measured_is_said(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["transformers", "sequoia"])
-def test_engines_that_sample_their_drafts_take_the_plan(name: str) -> None:
+def test_no_warning_for_engines_that_sample_their_drafts(name: str) -> None:
     warm = TokenTree([-1, 0], [0, 1], {"temperature": 0.6, "verifier": "sequoia"})
     assert not any("does not hold" in note for note in export(warm, name)[1])
 
 
-def test_versions_and_needs_are_said() -> None:
-    for name, said in (
+def test_notes_name_versions_and_needs() -> None:
+    for name, words in (
         ("vllm-tree", "42121"),
         ("eagle", "EAGLE-1"),
         ("tensorrt-llm-dynamic", "solved for a draft model does not run there"),
         ("llama.cpp", ".gguf"),
     ):
-        assert any(said in note for note in export(shapes.chain(3), name)[1])
+        assert any(words in note for note in export(shapes.chain(3), name)[1])
 
 
 @pytest.mark.parametrize("path", ["/models/run 1/checkpoint-500", "it's", 'a"b', "C: [x]", "null"])
 @pytest.mark.parametrize("name", FORMATS)
-def test_the_draft_is_where_it_is(name: str, path: str) -> None:
-    """A folder is written as its path, and read back by a shell's, JSON's and YAML's rules."""
+def test_the_draft_is_named_by_its_path(name: str, path: str) -> None:
+    """A shell, JSON or YAML reads back the path of the draft's folder."""
     tree = TokenTree([-1, 0, 1], [0, 1, 1], {"draft": "checkpoint-500", "draft_path": path})
     text = export(tree, name)[0]
     if name.startswith("tensorrt-llm"):
@@ -140,10 +128,10 @@ def test_the_draft_is_where_it_is(name: str, path: str) -> None:
     elif name == "llama.cpp":
         assert shlex.split(text)[:2] == ["-md", path]
     if not FORMATS[name].dynamic:
-        assert read(text, "there") == tree
+        assert read(text, "file") == tree
 
 
-def test_transformers_drafts_what_it_is_told(make_model: Callable[..., Path]) -> None:
+def test_transformers_drafts_as_the_export_says(make_model: Callable[..., Path]) -> None:
     """The library itself reads the export: its assistant drafts four tokens, however unsure."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -170,7 +158,7 @@ def test_a_dynamic_tree_has_no_more_guesses_than_are_drafted(depth: int, most: i
 
 
 @pytest.mark.parametrize("name", CHAINS)
-def test_an_engine_of_chains_refuses_siblings(name: str) -> None:
+def test_siblings_are_refused_for_engines_that_draft_chains(name: str) -> None:
     with pytest.raises(SequoiaError, match="solve with --shape chain"):
         export(shapes.k_ary(2, 1), name)
 
@@ -180,3 +168,10 @@ def test_one_node_is_not_exported() -> None:
         export(shapes.chain(1), "vllm")
     with pytest.raises(SequoiaError, match="found 'x', expected one of vllm"):
         export(shapes.chain(2), "x")
+
+
+def test_names_by_kind_has_every_format_once() -> None:
+    kinds = names_by_kind()
+    assert kinds["chains"] == CHAINS
+    assert kinds["trees"] == TREES
+    assert sorted(name for names in kinds.values() for name in names) == sorted(FORMATS)

@@ -11,16 +11,16 @@ from test_acceptance import rate_tables
 from test_tree import trees
 
 from sequoia_opt.plan.acceptance import Acceptance
+from sequoia_opt.plan.curves import Curve
 from sequoia_opt.plan.draft_passes import draft_passes
-from sequoia_opt.plan.hill_climb import arranged, climb, narrow, pooled
-from sequoia_opt.plan.latency import Curve
+from sequoia_opt.plan.hill_climb import arranged, climb, narrowed, pooled
 from sequoia_opt.plan.solver import solve
-from sequoia_opt.plan.step_times import Objective
+from sequoia_opt.plan.step_times import StepTimes
 from sequoia_opt.plan.tree import TokenTree
 
 
 @pytest.mark.parametrize("size", [16, 32])
-def test_nothing_near_is_faster(size: int) -> None:
+def test_no_neighbour_is_faster(size: int) -> None:
     """Moving leaves about does not improve the solver's tree."""
     generator = np.random.default_rng(size)
     allowed = np.arange(size + 1) > 0
@@ -28,8 +28,8 @@ def test_nothing_near_is_faster(size: int) -> None:
         acceptance = Acceptance(random_rates(generator, 8, falling=True))
         profile = random_profile(generator, kind, size)
         tree = solve(profile, acceptance).fastest.tree
-        objective = Objective(profile, "greedy", {0.0: 1.0})
-        climbed = climb(acceptance.table(size - 1), tree, objective, allowed)
+        times = StepTimes(profile, "greedy", {0.0: 1.0})
+        climbed = climb(acceptance.table(size - 1), tree, times, allowed)
         assert speed(climbed, acceptance, profile) <= speed(tree, acceptance, profile) * 1.005
 
 
@@ -41,33 +41,33 @@ def child_counts(tree: TokenTree) -> tuple[tuple[int, ...], ...]:
 @given(table=rate_tables(depth=6, width=6))
 def test_arranging_against_brute_force(table: np.ndarray) -> None:
     acceptance = Acceptance(table[0], by_depth=table)
-    alike = defaultdict(list)
+    groups = defaultdict(list)
     for tree in all_trees(7):
-        alike[child_counts(tree)].append(tree)
-    for counts, group in alike.items():
-        found = arranged(table, group[-1])
-        assert child_counts(found) == counts
-        best = max(acceptance.expected_tokens(tree) for tree in group)
-        assert acceptance.expected_tokens(found) == pytest.approx(best, abs=1e-12)
+        groups[child_counts(tree)].append(tree)
+    for counts, group in groups.items():
+        tree = arranged(table, group[-1])
+        assert child_counts(tree) == counts
+        best = max(acceptance.expected_tokens(other) for other in group)
+        assert acceptance.expected_tokens(tree) == pytest.approx(best, abs=1e-12)
 
 
 def test_pooled_rates() -> None:
     table = np.array([[0.1, 0.3, 0.2, 0.05, 0.15, 0.0], [0.5, 0.2, 0.1, 0.0, 0.0, 0.1]])
-    wanted = [[0.2, 0.2, 0.2, 0.1, 0.1, 0.0], [0.5, 0.2, 0.1, *[0.1 / 3] * 3]]
-    assert pooled(table) == pytest.approx(np.array(wanted))
+    expected = [[0.2, 0.2, 0.2, 0.1, 0.1, 0.0], [0.5, 0.2, 0.1, *[0.1 / 3] * 3]]
+    assert pooled(table) == pytest.approx(np.array(expected))
 
 
 @given(table=rate_tables(depth=3, width=9))
-def test_pools_fall_and_promise_no_less(table: np.ndarray) -> None:
-    found = pooled(table)
-    assert (np.diff(found, axis=1) < 1e-12).all()
-    more = np.cumsum(found - table, axis=1)
-    assert more.min() > -1e-12
-    assert more[:, -1] == pytest.approx(0, abs=1e-12)
+def test_pooled_rates_fall_and_sum_to_no_less(table: np.ndarray) -> None:
+    rates = pooled(table)
+    assert (np.diff(rates, axis=1) < 1e-12).all()
+    excess = np.cumsum(rates - table, axis=1)
+    assert excess.min() > -1e-12
+    assert excess[:, -1] == pytest.approx(0, abs=1e-12)
 
 
 def test_two_levels_narrow_at_once() -> None:
-    """Where one level alone is narrower, the nodes that go make the next one wider."""
+    """If only one level becomes narrower, its nodes make the next one wider."""
     profile = random_profile(np.random.default_rng(0), "stepped", 24)
     draft = profile.draft.curves[0]
     draft.median_ms[:] = 1.03 + 2.68 * (np.arange(1, 25) // 2)
@@ -78,8 +78,8 @@ def test_two_levels_narrow_at_once() -> None:
     assert draft_passes(tree) == (2, 1, 1)
 
 
-def test_a_tree_too_large_to_climb_from_is_narrow_too() -> None:
-    """Three draft tokens cost twenty times two: 160 nodes have room under two on each level."""
+def test_a_tree_too_large_to_climb_from_is_narrowed_too() -> None:
+    """Three draft tokens cost twenty times two: 160 nodes fit with two internal nodes a level."""
     profile = random_profile(np.random.default_rng(0), "monotone", 160)
     draft = profile.draft.curves[0]
     draft.median_ms[:] = [0.1, 0.1, *[2.0] * 158]
@@ -98,9 +98,9 @@ def test_narrowing_a_level(tree: TokenTree, table: np.ndarray, data: st.DataObje
         return
     level = data.draw(st.integers(1, levels - 1))
     cap = data.draw(st.integers(0, len(tree.internal_levels[level]) - 1))
-    found = narrow(table, tree, level, cap)
-    widths = [len(nodes) for nodes in found.internal_levels]
-    assert found.size == tree.size  # other nodes have room for 14 children each
+    narrow = narrowed(table, tree, level, cap)
+    widths = [len(nodes) for nodes in narrow.internal_levels]
+    assert narrow.size == tree.size  # other nodes have room for 14 children each
     assert (widths[level] if level < len(widths) else 0) <= cap
 
 
@@ -119,8 +119,8 @@ def test_a_level_narrows_by_several_nodes_at_once() -> None:
 
 
 @pytest.mark.parametrize(("first", "last"), [(1, 3), (2, 3), (2, 5), (2, 16)])
-def test_widths_that_were_not_measured(first: int, last: int) -> None:
-    """Imported latencies may have gaps: no tree that needs a missing point is looked at."""
+def test_widths_that_were_not_measured_are_avoided(first: int, last: int) -> None:
+    """Imported latencies may have gaps: no tree that needs a missing point is considered."""
     generator = np.random.default_rng(first + last)
     for case in range(12):
         acceptance = Acceptance(random_rates(generator, 6, falling=False))
@@ -135,8 +135,8 @@ def test_widths_that_were_not_measured(first: int, last: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_a_depth_limit_is_no_more_than_a_limit(seed: int) -> None:
-    """Fixing the depth limit finds as fast a tree as allowing it, also a shallower one."""
+def test_a_fixed_depth_allows_shallower_trees(seed: int) -> None:
+    """Fixing the depth finds as fast a tree as limiting it, even if that tree is shallower."""
     generator = np.random.default_rng(170 + seed)
     acceptance = Acceptance(random_rates(generator, 6, falling=False))
     profile = random_profile(generator, KINDS[seed % 3], 16)

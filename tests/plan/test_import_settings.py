@@ -1,4 +1,4 @@
-"""Trees and settings as they are published and pasted."""
+"""Trees as projects publish them, and settings as users paste them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sequoia_opt.plan.tree import TokenTree
 PATHS = [[0], [0, 0], [1], [0, 1], [2], [0, 0, 0], [1, 0]]
 TREE = TokenTree.from_paths([[rank + 1 for rank in path] for path in PATHS])
 TUPLES = [tuple(path) for path in PATHS]
-LINES = ",\n    ".join(map(str, PATHS)) + ","  # a list that goes on over lines
+LINES = ",\n    ".join(map(str, PATHS)) + ","  # a list over several lines
 
 
 @pytest.mark.parametrize(
@@ -42,27 +42,27 @@ LINES = ",\n    ".join(map(str, PATHS)) + ","  # a list that goes on over lines
         "medusa_choices=[[0], [0, 0], [1], [0, 1], \\\n   [2], [0, 0, 0], [1, 0]]",
     ],
 )
-def test_lists_as_they_are_published(text: str) -> None:
-    assert read(text, "there") == TREE
+def test_reads_published_lists(text: str) -> None:
+    assert read(text, "file") == TREE
 
 
-def test_of_several_lists_one_is_named() -> None:
+def test_one_of_several_lists_is_chosen_by_name() -> None:
     text = f"small = [[0], [1]]\nlarge = {PATHS}\n"
     with pytest.raises(SequoiaError, match=r"2 lists: small \(2 paths\), large \(7 paths\)"):
-        read(text, "there")
-    assert read(text, "there", "large") == TREE
-    assert read(text, "there", "small") == shapes.k_ary(2, 1)
+        read(text, "file")
+    assert read(text, "file", "large") == TREE
+    assert read(text, "file", "small") == shapes.k_ary(2, 1)
     with pytest.raises(SequoiaError, match=r"found no 'other', expected one .*: small, large"):
-        read(text, "there", "other")
+        read(text, "file", "other")
 
 
-def test_ranks_from_one_are_read_when_asked_for() -> None:
+def test_ranks_from_1_are_read_with_first_rank() -> None:
     shifted = str([[rank + 1 for rank in path] for path in PATHS])
-    with pytest.raises(SequoiaError, match=r"there: .*--first-rank 1"):
-        read(shifted, "there")
-    assert read(shifted, "there", first_rank=1) == TREE
+    with pytest.raises(SequoiaError, match=r"file: .*--first-rank 1"):
+        read(shifted, "file")
+    assert read(shifted, "file", first_rank=1) == TREE
     with pytest.raises(SequoiaError, match=r"found path \[0\], expected ranks from 1"):
-        read("[[0], [1]]", "there", first_rank=1)
+        read("[[0], [1]]", "file", first_rank=1)
 
 
 @pytest.mark.parametrize(
@@ -99,14 +99,14 @@ def test_ranks_from_one_are_read_when_asked_for() -> None:
         ("--num-speculative-tokens 0", 0),
     ],
 )  # fmt: skip
-def test_settings_as_users_paste_them(text: str, guesses: int) -> None:
-    assert read(text, "there") == shapes.chain(guesses + 1)
+def test_reads_settings_as_users_paste_them(text: str, guesses: int) -> None:
+    assert read(text, "file") == shapes.chain(guesses + 1)
 
 
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        # with Medusa the number is that of a tree's nodes; without a mode nobody knows
+        # with Medusa it is the number of a tree's nodes; without a mode nobody knows
         ("speculative_config:\n  decoding_type: Medusa\n  max_draft_len: 63\n", "with medusa"),
         ("MedusaDecodingConfig(max_draft_len=63, num_medusa_heads=4)", "with medusa"),
         ("BuildConfig(max_draft_len=63, speculative_decoding_mode="
@@ -134,7 +134,7 @@ def test_settings_as_users_paste_them(text: str, guesses: int) -> None:
         ("llama-speculative --draft-max 8 --draft-p-split 0.1", "grows this tree itself"),
         ('num_assistant_tokens=5, num_assistant_tokens_schedule="heuristic"', "changes"),
         ("--spec-type none --spec-draft-n-max 4", "does not speculate"),
-        # unknown to this program, and perhaps of consequence
+        # unknown to this program, and perhaps relevant
         ("--draft-max 4 --spec-branch-budget 8", "--spec-branch-budget: its effect"),
         ("--num-speculative-tokens 4 --speculative-tree-mode wide", "--speculative-tree-mode: its"),
         ('"draftTokens": 4', "draftTokens: its effect on the tree is not known"),
@@ -145,9 +145,9 @@ def test_settings_as_users_paste_them(text: str, guesses: int) -> None:
         ("--medusa_choices mc_sim_7b_63", "--medusa_choices: found no list"),
     ],
 )  # fmt: skip
-def test_numbers_that_could_mean_something_else_are_refused(text: str, named: str) -> None:
-    with pytest.raises(SequoiaError, match=r"there: .*" + named):
-        read(text, "there")
+def test_refuses_numbers_that_could_mean_something_else(text: str, named: str) -> None:
+    with pytest.raises(SequoiaError, match=r"file: .*" + named):
+        read(text, "file")
 
 
 @pytest.mark.parametrize(
@@ -160,12 +160,12 @@ def test_numbers_that_could_mean_something_else_are_refused(text: str, named: st
         ("--speculative-num-draft-tokens 12", "speculative-num-draft-tokens", 11),  # with the root
     ],
 )
-def test_a_number_that_is_named_is_a_chains_length(text: str, name: str, guesses: int) -> None:
-    assert read(text, "there", name) == shapes.chain(guesses + 1)
+def test_a_named_number_is_the_length_of_a_chain(text: str, name: str, guesses: int) -> None:
+    assert read(text, "file", name) == shapes.chain(guesses + 1)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "words"),
     [
         ("--draft-max 16", "less sure than 0.75"),
         ("--draft-max 16 --draft-p-min 0", ""),
@@ -173,15 +173,15 @@ def test_a_number_that_is_named_is_a_chains_length(text: str, name: str, guesses
         ("--spec-draft-n-max 16", ""),
         ("num_assistant_tokens=6", "less sure than 0.4"),
         ("num_assistant_tokens=6, assistant_confidence_threshold=0", ""),
-        ("speculative_num_steps=3", "eagle-topk is not named"),
+        ("speculative_num_steps=3", "eagle-topk is not set"),
         ("speculative_num_steps=3, speculative_eagle_topk=1", ""),
     ],
 )
-def test_what_makes_a_chain_shorter_is_said(text: str, said: str) -> None:
+def test_notes_say_what_ends_a_chain_early(text: str, words: str) -> None:
     notes: list[str] = []
-    read(text, "there", note=notes.append)
-    assert said in "\n".join(notes)
-    assert bool(notes) == bool(said)
+    read(text, "file", note=notes.append)
+    assert words in "\n".join(notes)
+    assert bool(notes) == bool(words)
 
 
 @pytest.mark.parametrize(
@@ -202,9 +202,9 @@ def test_what_makes_a_chain_shorter_is_said(text: str, said: str) -> None:
         ('{"Successors": [[1], []], "size": "two"}', "size: found two"),
     ],
 )
-def test_what_cannot_be_imported(text: str, complaint: str) -> None:
-    with pytest.raises(SequoiaError, match=r"there: .*" + complaint):
-        read(text, "there")
+def test_refuses_other_texts(text: str, complaint: str) -> None:
+    with pytest.raises(SequoiaError, match=r"file: .*" + complaint):
+        read(text, "file")
 
 
 @pytest.mark.parametrize(
@@ -218,6 +218,6 @@ def test_what_cannot_be_imported(text: str, complaint: str) -> None:
         ("if a == 3: pass", {}),
     ],
 )
-def test_settings_of_a_text(text: str, expected: dict[str, object]) -> None:
-    found = {s.name: s.value for s in settings(text) if s.value is not None}
-    assert {name: found.get(name) for name in expected} == expected
+def test_the_settings_in_a_text(text: str, expected: dict[str, object]) -> None:
+    values = {s.name: s.value for s in settings(text) if s.value is not None}
+    assert {name: values.get(name) for name in expected} == expected

@@ -8,7 +8,9 @@ import yaml
 
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan import shapes
-from sequoia_opt.plan.latency import Curve, LatencyProfile, ModelLatency, Overhead
+from sequoia_opt.plan.curves import Curve, ModelLatency
+from sequoia_opt.plan.latency import LatencyProfile, Overhead, overhead_name
+from sequoia_opt.plan.sampling import Sampling
 
 
 def curve(context: int, tokens: list[int], times: list[float], batch: int = 1) -> Curve:
@@ -38,31 +40,6 @@ def make_profile(
     )
 
 
-def test_interpolates_between_points_and_contexts() -> None:
-    profile = make_profile()
-    assert profile.target.at([1, 3, 64], 128).tolist() == [10.5, 11.5, 42]
-    assert profile.target.at([1], 576).tolist() == [15.5]
-    assert profile.target.at([8], 1024).tolist() == [24]
-    assert profile.target.at([8], 128, of="high_ms").tolist() == pytest.approx([15.4])
-
-
-@pytest.mark.parametrize(
-    ("tokens", "context", "batch", "complaint"),
-    [
-        ([65], 128, 1, "1 to 64 tokens a forward, not for 65"),
-        ([0.5], 128, 1, "not for 0.5"),
-        ([1], 127, 1, "contexts of 128 to 1024 tokens, not for 127"),
-        ([1], 1025, 1, "not for 1025"),
-        ([1], 128, 4, r"measured for batches \[1\], not for 4"),
-    ],
-)
-def test_never_goes_past_what_was_measured(
-    tokens: list[int], context: float, batch: int, complaint: str
-) -> None:
-    with pytest.raises(SequoiaError, match=complaint):
-        make_profile().target.at(tokens, context, batch)
-
-
 def test_step_is_the_sum_of_its_parts() -> None:
     profile = make_profile()
     tree = shapes.k_sequences(3, 4)
@@ -83,11 +60,11 @@ def test_two_curves_of_one_context_are_refused(tmp_path: Path) -> None:
         LatencyProfile.load(path)
 
 
-def test_a_profile_without_single_sequences_is_refused(tmp_path: Path) -> None:
+def test_a_profile_without_batch_1_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "profile.yaml"
     profile = make_profile()
-    for place in profile.draft.curves:
-        place.batch = 4
+    for draft_curve in profile.draft.curves:
+        draft_curve.batch = 4
     profile.save(path)
     with pytest.raises(SequoiaError, match="draft: latency: no curve of batch 1"):
         LatencyProfile.load(path)
@@ -105,7 +82,7 @@ def test_file_round_trip(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("where", "value", "complaint"),
+    ("keys", "value", "complaint"),
     [
         (("target",), None, "target: found None, expected a mapping"),
         (("target", "latency"), [], "latency: found"),
@@ -119,16 +96,30 @@ def test_file_round_trip(tmp_path: Path) -> None:
     ],
 )
 def test_refuses_malformed_files(
-    tmp_path: Path, where: tuple[str | int, ...], value: object, complaint: str
+    tmp_path: Path, keys: tuple[str | int, ...], value: object, complaint: str
 ) -> None:
     path = tmp_path / "profile.yaml"
     make_profile().save(path)
     document = yaml.safe_load(path.read_text())
     inner = document
-    for key in where[:-1]:
+    for key in keys[:-1]:
         inner = inner[key]
-    inner[where[-1]] = value
+    inner[keys[-1]] = value
     path.write_text(yaml.safe_dump(document))
     with pytest.raises(SequoiaError, match=complaint) as caught:
         LatencyProfile.load(path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "name"),
+    [
+        (Sampling(0.0, 0.5, "topk"), "greedy"),
+        (Sampling(0.6, 1.0, "topk"), "topk"),
+        (Sampling(0.6, 0.9, "topk"), "topk-top-p"),
+        (Sampling(0.6, 1.0, "sequoia", top_k=5), "sequoia-top-p"),
+        (Sampling(0.6, 1.0, "sequoia", min_p=0.1), "sequoia-top-p"),
+    ],
+)
+def test_an_overhead_is_named_after_the_verifier_and_the_cut(sampling: Sampling, name: str) -> None:
+    assert overhead_name(sampling) == name

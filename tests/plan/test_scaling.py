@@ -14,29 +14,29 @@ REFERENCE = json.loads((Path(__file__).parent / "sequoia_reference_table.json").
 
 
 def test_trees_grow_with_every_doubling_and_sequences_do_not() -> None:
-    found = scaling(Acceptance(np.array(REFERENCE["acceptance"])))
-    assert found.sizes == [2, 4, 8, 16, 32, 64, 128, 256, 512]
-    gains = np.diff(found.trees)
+    grown = scaling(Acceptance(np.array(REFERENCE["acceptance"])))
+    assert grown.sizes == [2, 4, 8, 16, 32, 64, 128, 256, 512]
+    gains = np.diff(grown.trees)
     assert (gains > 0.3).all()
-    assert found.error < 0.02
-    assert found.per_doubling == pytest.approx(gains[2:].mean(), rel=0.05)
-    assert (found.sequences < found.plateau).all()
-    assert np.diff(found.sequences)[-1] < 0.05
-    # With n nodes no more can be had than the published table says for its largest depth.
+    assert grown.error < 0.02
+    assert grown.per_doubling == pytest.approx(gains[2:].mean(), rel=0.05)
+    assert (grown.sequences < grown.plateau).all()
+    assert np.diff(grown.sequences)[-1] < 0.05
+    # The published table has depth limits; without a limit the tokens are at least as many.
     published = np.array(REFERENCE["expected_tokens"], dtype=float)
-    assert found.trees[6] >= np.nanmax(published[:, 127]) - 1e-5
+    assert grown.trees[6] >= np.nanmax(published[:, 127]) - 1e-5
     rates = np.array(REFERENCE["acceptance"])
-    assert found.plateau == pytest.approx(1 + rates.sum() / (1 - rates[0]), rel=1e-6)
+    assert grown.plateau == pytest.approx(1 + rates.sum() / (1 - rates[0]), rel=1e-6)
 
 
-def test_the_best_of_a_size_have_the_most_tokens_of_their_shape() -> None:
+def test_the_best_trees_of_a_size_have_the_most_tokens_of_their_shape() -> None:
     acceptance = Acceptance(np.array([0.6, 0.2, 0.1]))
     for size in (2, 5, 12):
-        found = of_size(acceptance, size, max_depth=8)
-        assert all(tree.size <= size for tree in found.values())
-        tokens = {name: acceptance.expected_tokens(tree) for name, tree in found.items()}
+        best_by_shape = of_size(acceptance, size, max_depth=8)
+        assert all(tree.size <= size for tree in best_by_shape.values())
+        tokens = {name: acceptance.expected_tokens(tree) for name, tree in best_by_shape.items()}
         assert max(tokens.values()) == pytest.approx(tokens["tree"])
-        assert found["chain"] == shapes.chain(min(size, 9))
+        assert best_by_shape["chain"] == shapes.chain(min(size, 9))
         if size > 2:
             rivals = [
                 shapes.k_sequences(k, length)

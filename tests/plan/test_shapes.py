@@ -10,17 +10,17 @@ from sequoia_opt.plan.acceptance import Acceptance
 
 
 @given(table=rate_tables(depth=4, width=3))
-def test_shapes_as_numbers_are_the_trees(table: np.ndarray) -> None:
+def test_the_arrays_describe_the_trees(table: np.ndarray) -> None:
     acceptance = Acceptance(table[0], by_depth=table)
-    families = shapes.families(table, max_size=20)
-    assert list(families) == ["chain", "k-sequences", "k-ary"]
-    for shape in families.values():
-        for place in np.ndindex(shape.expected.shape):
-            tree = shape.tree(*place)
+    by_shape = shapes.shaped_trees(table, max_size=20)
+    assert list(by_shape) == ["chain", "k-sequences", "k-ary"]
+    for shape in by_shape.values():
+        for index in np.ndindex(shape.expected.shape):
+            tree = shape.tree(*index)
             if tree.size > 20:
-                assert np.isnan(shape.expected[place])
+                assert np.isnan(shape.expected[index])
                 continue
-            assert shape.expected[place] == pytest.approx(acceptance.expected_tokens(tree))
-            assert shape.sizes[place] == tree.size
+            assert shape.expected[index] == pytest.approx(acceptance.expected_tokens(tree))
+            assert shape.sizes[index] == tree.size
             widths = [len(level) for level in tree.internal_levels]
-            assert shape.widths[place].tolist() == widths + [0] * (4 - len(widths))
+            assert shape.widths[index].tolist() == widths + [0] * (4 - len(widths))

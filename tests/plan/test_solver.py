@@ -19,12 +19,12 @@ def test_the_fastest_tree_is_at_least_the_fastest_of_most_tokens() -> None:
     profile = make_profile()
     acceptance = Acceptance(np.array([0.6, 0.15, 0.08, 0.04]), verifier="greedy")
     plan = solve(profile, acceptance, context=300)
-    family = best_trees(acceptance.table(16), 64)
+    best = best_trees(acceptance.table(16), 64)
     speeds = {
-        (depth, size): family.expected[depth, size]
-        / profile.step_ms(family.tree(size, depth), "greedy", 300)
+        (depth, size): best.expected[depth, size]
+        / profile.step_ms(best.tree(size, depth), "greedy", 300)
         for depth, size in product(range(17), range(1, 65))
-        if not np.isnan(family.expected[depth, size])
+        if not np.isnan(best.expected[depth, size])
     }
     assert plan.fastest.tokens_per_second[0] >= 1000 * max(speeds.values()) * (1 - 1e-12)
     plain = profile.step_ms(shapes.chain(1), "greedy", 300)
@@ -66,7 +66,7 @@ def test_replay_decides_among_the_finalists() -> None:
     assert replayed.choice.expected_tokens == pytest.approx(1.5)
 
 
-def test_limits_are_kept() -> None:
+def test_limits_are_respected() -> None:
     profile, acceptance = make_profile(slope=0.001), Acceptance(np.full(8, 0.1))
     assert solve(profile, acceptance, max_size=9).choice.tree.size <= 9
     assert solve(profile, acceptance, max_depth=2).choice.tree.depth <= 2
@@ -87,7 +87,7 @@ def test_limits_are_kept() -> None:
         ({"context": 4096}, "not for 4096"),
     ],
 )
-def test_refuses_what_was_not_measured(options: dict[str, Any], complaint: str) -> None:
+def test_refuses_impossible_options(options: dict[str, Any], complaint: str) -> None:
     acceptance = Acceptance(np.array([0.5, 0.2]))
     with pytest.raises(SequoiaError, match=complaint):
         solve(make_profile(), acceptance, **options)
@@ -107,7 +107,7 @@ def test_context_follows_the_measurement() -> None:
 
 
 @pytest.mark.parametrize("shape", ["chain", "k-sequences", "k-ary"])
-def test_shapes_that_an_engine_can_run(shape: str) -> None:
+def test_a_shape_restricts_the_trees(shape: str) -> None:
     acceptance = Acceptance(np.array([0.6, 0.2, 0.1]))
     profile = make_profile(slope=0.05, draft_ms=0.2)
     plan = solve(profile, acceptance, shape=shape, max_size=20)
@@ -119,14 +119,14 @@ def test_shapes_that_an_engine_can_run(shape: str) -> None:
     assert solve(make_profile(draft_ms=90.0), acceptance, shape=shape).tree.size == 1
 
 
-def test_at_most_so_many_children() -> None:
+def test_max_width_limits_the_children() -> None:
     acceptance = Acceptance(np.array([0.3, 0.25, 0.2, 0.1]))
     plan = solve(make_profile(slope=0.01, draft_ms=0.1), acceptance, max_width=2)
     assert plan.tree.size > 2
     assert plan.tree.child_counts.max() == 2
 
 
-def test_unlike_trees_are_told_apart_by_the_evidence() -> None:
+def test_more_documents_justify_larger_trees() -> None:
     """The same rates: few documents cannot tell a large tree from a small one, many can."""
     generator = np.random.default_rng(0)
     rates = np.array([0.6, 0.15, 0.05])
@@ -159,8 +159,8 @@ def test_confidence_maximises_the_lower_bound() -> None:
         solve(profile, acceptance, confidence=1.0)
 
 
-def test_replay_is_not_compared_with_independence() -> None:
-    """Trees too deep for the traces do not compete with those that replay has judged."""
+def test_replay_does_not_compete_with_independence() -> None:
+    """Trees too deep for the traces do not compete with those that were replayed."""
     acceptance = Acceptance(np.array([0.97, 0.01]), traces=[[1] * 10 + [0, 1]] * 8)
     plan = solve(make_profile(slope=0.01, draft_ms=0.1), acceptance)
     assert plan.choice.replayed_tokens is not None
@@ -170,7 +170,7 @@ def test_replay_is_not_compared_with_independence() -> None:
 @pytest.mark.parametrize(
     "options", [{"size": 40, "max_depth": 1}, {"size": 8, "max_width": 1, "max_depth": 3}]
 )
-def test_no_such_tree(options: dict[str, Any]) -> None:
+def test_refuses_options_that_no_tree_fits(options: dict[str, Any]) -> None:
     with pytest.raises(SequoiaError, match=f"no tree of {options['size']} nodes"):
         solve(make_profile(), Acceptance(np.array([0.5, 0.2])), **options)
 
@@ -183,7 +183,7 @@ def test_a_depth_past_the_deepest_tree_is_the_deepest() -> None:
 
 
 def test_trees_wider_than_the_draft_was_measured_are_left_out() -> None:
-    """The fullest trees of 32 nodes are wider than 4, all of them; narrower ones are not."""
+    """All trees of most tokens with 48 nodes are wider than 4; narrower trees exist."""
     profile = make_profile(slope=0.01)
     for curve in profile.draft.curves:
         keep = sum(count <= 4 for count in curve.tokens)
@@ -209,7 +209,7 @@ def test_given_trees_are_priced_and_never_chosen() -> None:
         solve(profile, acceptance, given={"long": shapes.chain(65)})
 
 
-def test_a_draft_that_was_not_measured_at_two_tokens() -> None:
+def test_refuses_a_draft_without_a_point_for_two_tokens() -> None:
     profile = make_profile()
     for curve in profile.draft.curves:
         curve.tokens = curve.tokens[:1]
@@ -219,6 +219,6 @@ def test_a_draft_that_was_not_measured_at_two_tokens() -> None:
     assert solve(profile, Acceptance(np.array([0.5])), size=1).tree.size == 1
 
 
-def test_an_overhead_below_nothing_is_refused() -> None:
+def test_refuses_an_overhead_that_leaves_no_time() -> None:
     with pytest.raises(SequoiaError, match="found -50 ms"):
         solve(make_profile(overhead=-50.0), Acceptance(np.array([0.5]), verifier="greedy"))

@@ -6,7 +6,8 @@ import pytest
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.acceptance import Acceptance
-from sequoia_opt.plan.latency import Curve, LatencyProfile, ModelLatency, Overhead
+from sequoia_opt.plan.curves import Curve, ModelLatency
+from sequoia_opt.plan.latency import LatencyProfile, Overhead
 from sequoia_opt.plan.solver import solve
 from sequoia_opt.plan.sweep import sweep
 
@@ -14,7 +15,7 @@ RATES = Acceptance(np.array([0.6, 0.2, 0.1]), context=0.0)
 
 
 def machine() -> LatencyProfile:
-    """Batch and context both make width dearer; only one sequence was measured up to 32 tokens."""
+    """Batch and context both make width cost more; only batch 1 was measured up to 32 tokens."""
 
     def model(base: float) -> ModelLatency:
         curves = []
@@ -29,7 +30,7 @@ def machine() -> LatencyProfile:
 
 
 @pytest.mark.parametrize(("axis", "values"), [("context", [0, 100, 400]), ("batch", [1, 4])])
-def test_each_point_is_what_solve_says_there(axis: str, values: list[int]) -> None:
+def test_each_point_is_what_solve_answers(axis: str, values: list[int]) -> None:
     profile, tree = machine(), shapes.k_ary(2, 3)
     points = sweep(profile, RATES, tree, axis)
     assert [point.value for point in points] == values
@@ -38,8 +39,8 @@ def test_each_point_is_what_solve_says_there(axis: str, values: list[int]) -> No
         assert point.plan.choice.tree == alone.choice.tree
         assert point.given is not None
         assert point.given.tree == tree
-        here = {"context": 0, "batch": 1} | {axis: point.value}
-        step = profile.step_ms(tree, "greedy", here["context"], here["batch"])
+        where = {"context": 0, "batch": 1} | {axis: point.value}
+        step = profile.step_ms(tree, "greedy", where["context"], where["batch"])
         assert point.given.step_ms[0] == pytest.approx(step)
         speed = RATES.expected_tokens(tree) / step
         best = alone.choice.tokens_per_second[0] / 1000
@@ -49,14 +50,14 @@ def test_each_point_is_what_solve_says_there(axis: str, values: list[int]) -> No
     assert sizes[0] > sizes[-1]
 
 
-def test_a_tree_larger_than_was_measured_is_not_priced() -> None:
+def test_a_tree_larger_than_the_measured_sizes_is_not_priced() -> None:
     points = sweep(machine(), RATES, shapes.chain(20), "batch")
     assert [point.given is None for point in points] == [False, True]
     assert points[1].lost is None
     assert points[1].document()["given_speedup"] is None
 
 
-def test_a_largest_size_holds_as_far_as_it_was_measured() -> None:
+def test_max_size_is_lowered_to_the_measured_sizes() -> None:
     points = sweep(machine(), RATES, shapes.chain(2), "batch", max_size=32)
     assert [point.plan.expected.shape[1] - 1 for point in points] == [32, 16]
 
@@ -72,6 +73,6 @@ def test_a_batch_that_was_not_measured_has_no_contexts() -> None:
         sweep(machine(), RATES, shapes.chain(2), "context", batch=7)
 
 
-def test_only_two_things_can_be_swept() -> None:
+def test_refuses_other_axes() -> None:
     with pytest.raises(SequoiaError, match="sweep: found 'size', expected context or batch"):
         sweep(machine(), RATES, shapes.chain(2), "size")

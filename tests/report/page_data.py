@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from sequoia_opt.plan.acceptance import Acceptance
-from sequoia_opt.plan.latency import Curve, LatencyProfile, ModelLatency, Overhead
-from sequoia_opt.plan.solver import Plan
+from sequoia_opt.plan.curves import Curve, ModelLatency
+from sequoia_opt.plan.latency import LatencyProfile, Overhead
+from sequoia_opt.plan.plan import Plan
 from sequoia_opt.plan.tree import TokenTree
 from sequoia_opt.report.plots import FORMAT, Results
 from sequoia_opt.repository.solve_all import plan_again

@@ -48,9 +48,7 @@ class TreeIndex:
 
     def __init__(self, tree: TokenTree, device: torch.device) -> None:
         self.size = tree.size
-        children: list[list[int]] = [[] for _ in range(tree.size)]
-        for node in range(1, tree.size):
-            children[tree.parents[node]].append(node)
+        children = tree.children
         internal = [node for node in range(tree.size) if children[node]]
         self.children = ChildTable(internal, children, device)
         self.internal = self.children.parents

@@ -15,8 +15,10 @@ from sequoia_opt.engine.pair import Pair
 from sequoia_opt.measure import methods, profiler
 from sequoia_opt.measure.bench import Raced, divergence, race
 from sequoia_opt.measure.dataset import load_dataset
-from sequoia_opt.plan.acceptance import Acceptance, Sampling
-from sequoia_opt.plan.solver import Plan, solve
+from sequoia_opt.plan.acceptance import Acceptance
+from sequoia_opt.plan.plan import Plan
+from sequoia_opt.plan.sampling import Sampling
+from sequoia_opt.plan.solver import solve
 from sequoia_opt.plan.tree import AUTOREGRESSIVE
 from sequoia_opt.repository import paths
 

@@ -15,7 +15,8 @@ from sequoia_opt.engine.pair import Pair
 from sequoia_opt.files.documents import plain
 from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.latency import LatencyProfile
-from sequoia_opt.plan.solver import ANY_TREE, Plan
+from sequoia_opt.plan.plan import Plan
+from sequoia_opt.plan.solve_options import ANY_TREE
 from sequoia_opt.repository import paths, solve_all
 
 # Of `solve --all`, which is to find these trees in their places.
