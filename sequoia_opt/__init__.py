@@ -1,7 +1,7 @@
-"""The fastest token tree for speculative decoding, from measurements of this machine.
+"""Finds the token tree that decodes fastest, from measurements of a machine and a pair of models.
 
-`solve` and everything in `plan` work without torch; names that need it are imported on first
-use.
+The public names are imported on first use, since `solve` and everything in `plan` work without
+torch, which takes seconds to load.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from sequoia_opt.api import load_pair
+    from sequoia_opt.api import load_dataset, load_pair
     from sequoia_opt.engine.decoder import Decoder, Generation
     from sequoia_opt.engine.pair import Pair
     from sequoia_opt.errors import SequoiaError
-    from sequoia_opt.measure.dataset import load_dataset
     from sequoia_opt.measure.estimator import estimate
     from sequoia_opt.measure.profiler import profile
     from sequoia_opt.plan.acceptance import Acceptance
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from sequoia_opt.plan.solver import solve
     from sequoia_opt.plan.tree import TokenTree
 
-_HOMES = {
+_MODULES = {
     "Acceptance": "plan.acceptance",
     "Decoder": "engine.decoder",
     "Generation": "engine.decoder",
@@ -35,7 +34,7 @@ _HOMES = {
     "SequoiaError": "errors",
     "TokenTree": "plan.tree",
     "estimate": "measure.estimator",
-    "load_dataset": "measure.dataset",
+    "load_dataset": "api",
     "load_pair": "api",
     "profile": "measure.profiler",
     "solve": "plan.solver",
@@ -60,6 +59,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'sequoia_opt' has no attribute {name!r}")
-    return getattr(import_module(f"sequoia_opt.{_HOMES[name]}"), name)
+    module = import_module(f"sequoia_opt.{_MODULES[name]}")
+    return getattr(module, name)

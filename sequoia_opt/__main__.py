@@ -1,4 +1,4 @@
-"""`python -m sequoia_opt` is the command line."""
+"""`python -m sequoia_opt` starts the command line."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import signal
 def main() -> None:
     """Run the command line.
 
-    Until it has been loaded there is nothing to end in order: Ctrl-C ends the process, without
-    the traceback of an import.
+    While its modules load, Ctrl-C simply ends the process: no work has begun that would have to
+    be ended in order, and nobody wants the traceback of an import.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)

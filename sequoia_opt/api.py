@@ -1,15 +1,20 @@
-"""The functions of the package's front door that know the bundled pair.
+"""The public functions that take the bundled models and the bundled dataset by default.
 
-Everything else of `sequoia_opt` is imported from the module that it lives in.
+Knows the bundled names. The rooms below take folders, files and hub ids alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sequoia_opt import demo
-from sequoia_opt.engine.pair import Pair
-from sequoia_opt.engine.pair import load_pair as load_named_pair
+from sequoia_opt.measure import dataset
+
+if TYPE_CHECKING:  # the engine loads torch, which `load_dataset` does not need
+    from sequoia_opt.engine.pair import Pair
+    from sequoia_opt.measure.records import Document
 
 
 def load_pair(
@@ -39,6 +44,8 @@ def load_pair(
     Raises:
         SequoiaError: a model cannot be loaded or run, or the two do not fit together.
     """
+    from sequoia_opt.engine.pair import load_pair as load_named_pair
+
     asked = {"target": str(target or demo.TARGET_NAME), "draft": str(draft or demo.DRAFT_NAME)}
     folders = {role: demo.resolve(name) for role, name in asked.items()}
     return load_named_pair(
@@ -53,3 +60,22 @@ def load_pair(
         spread,
         {role: name for role, name in asked.items() if folders[role] != name},
     )
+
+
+def load_dataset(
+    name: str | Path | None = None, note: Callable[[str], None] = lambda message: None
+) -> tuple[str, list[Document]]:
+    """A dataset's short name and its documents; by default the bundled one.
+
+    Args:
+        name: "demo" for the bundled dataset; else see `sequoia_opt.measure.dataset.load_dataset`.
+        note: called with a line for each record that is left out.
+
+    Raises:
+        SequoiaError: the dataset is missing, unreadable or has no document that can be used, or a
+            package to read it is missing.
+    """
+    if name is None or str(name) == demo.DATASET_NAME:
+        _, documents = dataset.load_dataset(demo.DATASET, note)
+        return demo.DATASET_NAME, documents
+    return dataset.load_dataset(name, note)

@@ -1,22 +1,19 @@
-"""The one exception a user is meant to read."""
+"""The one exception that users see, and one-line reasons for it."""
 
 from __future__ import annotations
 
-DEEPEST = 100  # lists and mappings in one another
-TOO_DEEP = f"more than {DEEPEST} lists and mappings in one another"
-
 
 class SequoiaError(Exception):
-    """Something the user can mend: one line that says what was wrong, where, and what to do."""
+    """An error that the user can fix: one line that says where, what was wrong and what to do."""
 
 
 def reason_of(error: BaseException) -> str:
-    """Why reading or writing failed, in a few words: of an operating system's error its own, as
-    the path is known."""
+    """Why reading or writing failed, in a few words.
+
+    For an error of the operating system only its own message, since the caller names the path.
+    """
     if isinstance(error, OSError):
         return error.strerror or one_line(error)
-    if isinstance(error, RecursionError):
-        return TOO_DEEP
     return one_line(error)
 
 

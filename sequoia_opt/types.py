@@ -1,4 +1,4 @@
-"""Types that every room uses."""
+"""Type aliases that every room uses."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Document = dict[str, Any]
+Document = dict[str, Any]  # a JSON or YAML file's content
 FloatArray = NDArray[np.float64]

@@ -59,9 +59,9 @@ from sequoia_opt.errors import SequoiaError
 
 if TYPE_CHECKING:
     from sequoia_opt.engine.pair import Pair
-    from sequoia_opt.measure.dataset import Document
     from sequoia_opt.measure.journal import Journal
     from sequoia_opt.measure.methods import Method
+    from sequoia_opt.measure.records import Document
     from sequoia_opt.measure.template import Template
     from sequoia_opt.plan.sampling import Sampling
     from sequoia_opt.plan.tree import TokenTree
@@ -184,9 +184,9 @@ def bench(
     from sequoia_opt.plan import shapes
     from sequoia_opt.plan.acceptance import Acceptance
     from sequoia_opt.plan.tree import AUTOREGRESSIVE, TokenTree
-    from sequoia_opt.report import plots
+    from sequoia_opt.report import bench_results
     from sequoia_opt.repository import paths
-    from sequoia_opt.repository.outputs import sources_of
+    from sequoia_opt.repository.provenance import sources_of
 
     if calibrate and (methods or chain or acceptance or sizes):
         raise typer.BadParameter(
@@ -218,7 +218,7 @@ def bench(
         synthetic,
         *map(Path, sources_of(dataset=dataset).values()),
     ]
-    check_output(output, plots.FORMAT, inputs, force)
+    check_output(output, bench_results.FORMAT, inputs, force)
     limit = limit or (UNSEEN if calibrate else PROMPTS)
     repeats = repeats or (1 if calibrate else 3)
     if random_weights and not synthetic:
@@ -260,8 +260,8 @@ def bench(
         rivals = [name for name in wanted if name in PLANNED and name not in trees]
         trees |= _rivals(loaded, rivals, profile, acceptance) if rivals else {}
 
+    from sequoia_opt.api import load_dataset
     from sequoia_opt.measure import bench as benchmark
-    from sequoia_opt.measure.dataset import load_dataset
     from sequoia_opt.measure.encoding import check_template
     from sequoia_opt.measure.hardware import hardware, software
     from sequoia_opt.measure.journal import Journal
@@ -466,7 +466,7 @@ def _keep(path: Path, document: dict[str, Any]) -> None:
     """Write results to a file."""
     from sequoia_opt.cli import console
     from sequoia_opt.files.documents import plain, write_document
-    from sequoia_opt.report.plots import FORMAT, VERSION
+    from sequoia_opt.report.bench_results import FORMAT, VERSION
 
     write_document(path, {"format": FORMAT, "version": VERSION, **plain(document)})
     console.written(path)

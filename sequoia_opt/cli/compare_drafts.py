@@ -87,12 +87,13 @@ def compare_drafts(
         )
     lengths = integers("--contexts", contexts) if contexts is not None else []
     sampling = Sampling(temperature, top_p, verifier, top_k, min_p)
+    from sequoia_opt.api import load_dataset
     from sequoia_opt.cli import console
     from sequoia_opt.engine.pair import ROLES, short_name
     from sequoia_opt.measure import compare_drafts, estimator, profiler
-    from sequoia_opt.measure.dataset import load_dataset
-    from sequoia_opt.repository import paths, solve_all
-    from sequoia_opt.repository.outputs import Maker, settled, sources_of
+    from sequoia_opt.repository import paths, tree_provenance
+    from sequoia_opt.repository.outputs import settled
+    from sequoia_opt.repository.provenance import Provenance, sources_of
 
     estimator.check_sampled(sampling)
     if len({short_name(name) for name in names}) < len(names):
@@ -149,15 +150,17 @@ def compare_drafts(
         rates.extra |= {"sources": sources} if sources else {}
         rates.extra["max_new_tokens"] = max_new_tokens
         rates.extra["fingerprints"] = rates.extra["fingerprints"] | {"dataset": content}
-        profile = settled(profile, Maker.of(found.profile.document()), force, console.note)
+        profile = settled(profile, Provenance.of(found.profile.document()), force, console.note)
         acceptance = settled(
-            acceptance, Maker.of(rates.document(), limit=limit), force, console.note
+            acceptance, Provenance.of(rates.document(), limit=limit), force, console.note
         )
         found.profile.save(profile)
         rates.save(acceptance)
-        tree = solve_all.planned_tree(found.plan, solve_all.Source(profile, acceptance), {})
+        tree = tree_provenance.planned_tree(
+            found.plan, tree_provenance.Source(profile, acceptance), {}
+        )
         path = paths.tree_path(slug, profile, rates, acceptance)
-        path = settled(path, Maker.of(tree.document()), force, console.note)
+        path = settled(path, Provenance.of(tree.document()), force, console.note)
         tree.save(path)
         console.written(path)
         judged.append(found)

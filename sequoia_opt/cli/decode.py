@@ -61,7 +61,7 @@ from sequoia_opt.processes import is_one_of_several
 if TYPE_CHECKING:
     from sequoia_opt.engine.logits_processors import LogitsOptions
     from sequoia_opt.engine.pair import Pair
-    from sequoia_opt.measure.dataset import Document
+    from sequoia_opt.measure.records import Document
     from sequoia_opt.plan.tree import TokenTree
 
 
@@ -202,8 +202,8 @@ def decode(
     from sequoia_opt.engine.decoder import Decoder, check_seed
     from sequoia_opt.engine.logits_processors import LogitsOptions
     from sequoia_opt.engine.own_settings import OwnSettings, own_settings
-    from sequoia_opt.measure.dataset import Document
     from sequoia_opt.measure.encoding import check_template, prompt_tokens
+    from sequoia_opt.measure.records import Document
 
     check_seed(seed)
     rules = LogitsOptions(

@@ -89,8 +89,8 @@ def _check_export(output: Path, text: str, force: bool) -> None:
         SequoiaError: it holds something else.
     """
     from sequoia_opt.files.atomic import is_stream
-    from sequoia_opt.files.documents import read_bytes
-    from sequoia_opt.repository.outputs import kind_of
+    from sequoia_opt.files.reading import read_bytes
+    from sequoia_opt.repository.kinds import kind_of
 
     if force or is_stream(output) or not os.path.exists(output):
         return
@@ -164,12 +164,13 @@ def import_(
     """Take over a tree, acceptance rates or latencies that were made elsewhere."""
     check_output(output, inputs=[file], force=force)
     from sequoia_opt.cli import console
-    from sequoia_opt.files.documents import read_text
     from sequoia_opt.files.names import short_name
+    from sequoia_opt.files.reading import read_text
     from sequoia_opt.plan import csv_import, import_settings, tree_formats
     from sequoia_opt.plan.tree import TokenTree
     from sequoia_opt.repository import paths
-    from sequoia_opt.repository.outputs import Maker, settled, source_of
+    from sequoia_opt.repository.outputs import settled
+    from sequoia_opt.repository.provenance import Provenance, source_of
 
     if rates_by not in (None, *csv_import.BY):
         raise typer.BadParameter(
@@ -235,7 +236,7 @@ def import_(
         imported.metadata["provenance"] = provenance
     else:
         imported.extra["provenance"] = provenance
-    maker = Maker.of(imported.document())
+    maker = Provenance.of(imported.document())
     if output is None:
         path = settled(path, maker, force, console.note)
     check_output(path, maker.kind, [file], force)

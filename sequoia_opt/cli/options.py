@@ -299,7 +299,7 @@ def names(text: str) -> list[str]:
 def any_tree(path: Path) -> TokenTree:
     """A tree file of this program's or of any engine that `import` reads."""
     from sequoia_opt.cli import console
-    from sequoia_opt.files.documents import read_text
+    from sequoia_opt.files.reading import read_text
     from sequoia_opt.plan import import_settings, tree, tree_formats
 
     if path.suffix == ".pt":

@@ -48,7 +48,7 @@ from sequoia_opt.cli.options import (
 )
 from sequoia_opt.plan import acceptance, latency
 from sequoia_opt.plan.sampling import Sampling
-from sequoia_opt.repository.outputs import origins_of, source_of, sources_of
+from sequoia_opt.repository.provenance import origins_of, source_of, sources_of
 
 if TYPE_CHECKING:
     from sequoia_opt.plan.acceptance import Acceptance
@@ -103,7 +103,8 @@ def profile(
     from sequoia_opt.measure import profiler
     from sequoia_opt.measure.hardware import hardware, software
     from sequoia_opt.repository import paths
-    from sequoia_opt.repository.outputs import Maker, settled
+    from sequoia_opt.repository.outputs import settled
+    from sequoia_opt.repository.provenance import Provenance
 
     roles = ROLES if compile else ()
     pair = load(target, draft, device, dtype, roles, graphs, random_weights, offload, budget)
@@ -131,7 +132,7 @@ def profile(
     wanted = output or paths.profile_path(*parts, bool(pair.compiled), *setting)
     if output is None:
         # Beside it parts are kept; what the file is called says what will have been measured.
-        planned = Maker(latency.FORMAT, origins_of(pair, sources), asked=asked)
+        planned = Provenance(latency.FORMAT, origins_of(pair, sources), asked=asked)
         wanted = settled(wanted, planned, force)
     left = None if max_seconds is None else max(0.0, max_seconds - (monotonic() - started))
     with closing(journal(wanted, about, resume, left, force)) as kept:
@@ -142,7 +143,7 @@ def profile(
         # A model that compiling makes no faster is not compiled any more.
         path = output or paths.profile_path(*parts, bool(pair.compiled), *setting)
         if output is None:
-            maker = Maker.of(measured.document(), **asked)
+            maker = Provenance.of(measured.document(), **asked)
             path = settled(path, maker, force, console.note)
         measured.save(path)
         kept.finish()
@@ -230,15 +231,16 @@ def estimate(
         )
     source = sources_of(dataset=dataset)
     check_output(output, acceptance.FORMAT, [*map(Path, source.values())], force)
+    from sequoia_opt.api import load_dataset
     from sequoia_opt.cli import console
     from sequoia_opt.engine.decoder import check_sampling
     from sequoia_opt.engine.verify import Greedy
     from sequoia_opt.measure import estimator
-    from sequoia_opt.measure.dataset import load_dataset
     from sequoia_opt.measure.encoding import check_template
     from sequoia_opt.measure.journal import Journal
     from sequoia_opt.repository import paths
-    from sequoia_opt.repository.outputs import Maker, settled
+    from sequoia_opt.repository.outputs import settled
+    from sequoia_opt.repository.provenance import Provenance
 
     for sampling in samplings:
         check_sampling(**asdict(sampling))
@@ -266,7 +268,7 @@ def estimate(
     sources = sources_of(target, draft) | source
     if output is None:
         origins = origins_of(pair, sources, sampled, prints["dataset"])
-        planned = Maker(acceptance.FORMAT, origins, asked={"limit": limit, "width": width})
+        planned = Provenance(acceptance.FORMAT, origins, asked={"limit": limit, "width": width})
         named = [settled(path, planned, force) for path in files]
     else:
         named = files
@@ -356,12 +358,13 @@ def _saved(
         asked: what says how much they cover.
     """
     from sequoia_opt.cli import console
-    from sequoia_opt.repository.outputs import Maker, settled
+    from sequoia_opt.repository.outputs import settled
+    from sequoia_opt.repository.provenance import Provenance
 
     written = []
     for path, rates in zip(files, found, strict=True):
         if not are_named:
-            path = settled(path, Maker.of(rates.document(), **asked), force, console.note)
+            path = settled(path, Provenance.of(rates.document(), **asked), force, console.note)
         rates.save(path)
         written.append(path)
     return written

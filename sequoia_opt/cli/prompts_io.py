@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sequoia_opt.engine.logits_processors import LogitsOptions
     from sequoia_opt.engine.own_settings import OwnSettings
     from sequoia_opt.engine.pair import Pair
-    from sequoia_opt.measure.dataset import Document
+    from sequoia_opt.measure.records import Document
     from sequoia_opt.measure.template import Template
     from sequoia_opt.plan.tree import TokenTree
 

@@ -36,7 +36,7 @@ def show(
 ) -> None:
     """Look at a tree, a latency profile or acceptance rates in the terminal."""
     from sequoia_opt.cli import charts
-    from sequoia_opt.files.documents import read_text
+    from sequoia_opt.files.reading import read_text
     from sequoia_opt.plan import acceptance as rates
     from sequoia_opt.plan import latency
     from sequoia_opt.repository import paths
@@ -115,21 +115,25 @@ def report(
     from sequoia_opt.files.atomic import write_text
     from sequoia_opt.plan.acceptance import Acceptance
     from sequoia_opt.plan.latency import LatencyProfile
-    from sequoia_opt.report.plots import Results
-    from sequoia_opt.repository import paths, solve_all
-    from sequoia_opt.repository.outputs import REPORT, Maker, settled
+    from sequoia_opt.report.bench_results import Results
+    from sequoia_opt.repository import paths, tree_provenance
+    from sequoia_opt.repository.kinds import REPORT
+    from sequoia_opt.repository.outputs import settled
+    from sequoia_opt.repository.provenance import Provenance
 
     file = tree or paths.bundled_tree(0.0)
-    maker = Maker.drawn(REPORT, [file])
+    maker = Provenance.drawn(REPORT, [file])
     if output is None:
         output = settled(Path(file.with_suffix(".html").name), maker, force, console.note)
     check_output(output, REPORT, [file, profile, acceptance, *(results or [])], force)
     shown = any_tree(file)
     profile = profile or paths.input_of(shown, "profile", file.parent)
     acceptance = acceptance or paths.input_of(shown, "acceptance", file.parent)
-    plan = solve_all.plan_again(shown, LatencyProfile.load(profile), Acceptance.load(acceptance))
+    plan = tree_provenance.plan_again(
+        shown, LatencyProfile.load(profile), Acceptance.load(acceptance)
+    )
     found = [Results.load(path) for path in results or []]
-    from sequoia_opt.report import page
+    from sequoia_opt.report.page import page
 
     write_text(output, page(shown, plan, found, maker.mark))
     if as_json:
@@ -152,22 +156,24 @@ def plot(
     Each file becomes a figure; files that differ in the temperature another one together.
     """
     from sequoia_opt.cli import console
-    from sequoia_opt.report import plots
-    from sequoia_opt.repository.outputs import FIGURE, Maker, settled
+    from sequoia_opt.report import bench_figures, bench_results
+    from sequoia_opt.repository.kinds import FIGURE
+    from sequoia_opt.repository.outputs import settled
+    from sequoia_opt.repository.provenance import Provenance
 
-    if form not in plots.FORMATS:
+    if form not in bench_figures.FORMATS:
         raise typer.BadParameter(
-            f"found {form!r}, expected {', '.join(plots.FORMATS)}", param_hint="--format"
+            f"found {form!r}, expected {', '.join(bench_figures.FORMATS)}", param_hint="--format"
         )
-    found = [plots.Results.load(path) for path in results]
+    found = [bench_results.Results.load(path) for path in results]
     refuse_standard(output)
     check_output(output / f"figure.{form}")
     written = []
-    for name, figure in plots.figures(found).items():
-        shown = [results[place] for place in plots.drawn_from(name, found)]
-        maker = Maker.drawn(FIGURE, shown)
+    for name, figure in bench_figures.figures(found).items():
+        shown = [results[place] for place in bench_figures.drawn_from(name, found)]
+        maker = Provenance.drawn(FIGURE, shown)
         path = settled(output / f"{name}.{form}", maker, force, console.note)
-        plots.save(figure, path, maker.mark)
+        bench_figures.save(figure, path, maker.mark)
         console.written(path)
         written.append(path)
     if as_json:

@@ -121,8 +121,9 @@ def solve(
     from sequoia_opt.plan import solver
     from sequoia_opt.plan.acceptance import Acceptance
     from sequoia_opt.plan.latency import LatencyProfile
-    from sequoia_opt.repository import paths, solve_all
-    from sequoia_opt.repository.outputs import Maker, settled
+    from sequoia_opt.repository import paths, tree_provenance
+    from sequoia_opt.repository.outputs import settled
+    from sequoia_opt.repository.provenance import Provenance
 
     profile = profile or paths.bundled_profile()
     latencies = LatencyProfile.load(profile)
@@ -134,12 +135,12 @@ def solve(
             console.note(f"note: the profile's {role} is {names[0]}, the acceptance's {names[1]}")
     given = {str(path): any_tree(path) for path in against or []}
     plan = solver.solve(latencies, rates, **options, given=given)
-    tree = solve_all.planned_tree(plan, solve_all.Source(profile, acceptance), options)
+    tree = tree_provenance.planned_tree(plan, tree_provenance.Source(profile, acceptance), options)
     path = output
     if path is None:
         slug = str(latencies.hardware.get("slug", "unknown"))
         usual = paths.tree_path(slug, profile, rates, acceptance)
-        path = settled(usual, Maker.of(tree.document()), force, console.note)
+        path = settled(usual, Provenance.of(tree.document()), force, console.note)
     plans = {}
     if compare:
         largest = max_size or plan.expected.shape[1] - 1
@@ -200,10 +201,11 @@ def _solve_all(options: dict[str, Any], check: bool, force: bool, as_json: bool)
     """Solve every profile with every acceptance of its pair, or say which trees are not that."""
     from sequoia_opt.cli import console
     from sequoia_opt.repository import solve_all
-    from sequoia_opt.repository.outputs import Maker, set_apart, settled
+    from sequoia_opt.repository.outputs import set_apart, settled
+    from sequoia_opt.repository.provenance import Provenance
 
     def settle(path: Path, tree: TokenTree) -> Path:
-        maker = Maker.of(tree.document())
+        maker = Provenance.of(tree.document())
         if not check:
             return settled(path, maker, force, console.note)
         apart = set_apart(path, maker)

@@ -1,4 +1,7 @@
-"""The bundled pair: where its weights, dataset and prompts lie, and the names they go by."""
+"""The bundled pair: two small models, a dataset and prompts, and the names they go by.
+
+See README.md beside this file for what they are.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,10 @@ _FOLDERS = {TARGET_NAME: FOLDER / "target", DRAFT_NAME: FOLDER / "draft"}
 
 
 def resolve(name: str) -> str:
-    """A model's folder or hub id: the bundled pair's names stand for its folders."""
+    """The folder of a bundled model by its name; any other folder or hub id as it is."""
     return str(_FOLDERS.get(name, name))
 
 
 def prompts() -> list[str]:
-    """A few beginnings of held-out code."""
+    """The bundled prompts: beginnings of held-out code."""
     return [json.loads(line)["prompt"] for line in PROMPTS.read_text("utf-8").splitlines()]

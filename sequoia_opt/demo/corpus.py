@@ -1,8 +1,8 @@
 """The bundled pair's text: the Python standard library, with whole modules held out.
 
-Besides it the source of the packages that the program depends on, as text that neither model
-is taught but over which the draft is shown what the target would say. Knows which files are
-read, in which order, and which never reach the training. Knows nothing of models or tokens.
+Also the source of the packages that the program depends on: neither model is trained to write it,
+but the draft is trained on what the target would predict there. Knows which files are read and
+which never reach the training. Knows nothing of models or tokens.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import re
 import sysconfig
 from pathlib import Path
 
+# Top-level modules of the standard library that neither model was trained on.
 HELD_OUT_MODULES = (
     "argparse",
     "calendar",
@@ -27,9 +28,8 @@ HELD_OUT_MODULES = (
     "textwrap",
     "zipfile",
 )
-"""Top-level modules of the standard library that the pair has never seen."""
 
-# Tests and vendored packages are another kind of text; the others are tables, not code.
+# Tests and vendored packages are another kind of text; the others are tables rather than code.
 SKIPPED_FOLDERS = {
     *("site-packages", "test", "tests", "testing", "idle_test", "_vendor"),
     *("encodings", "pydoc_data"),
@@ -37,17 +37,16 @@ SKIPPED_FOLDERS = {
 SKIPPED_FILES = re.compile(r"_sysconfigdata.*|entities|__phello__.*")
 
 PACKAGES = ("torch", "transformers", "numpy", "scipy", "rich", "typer", "yaml")
-LONGEST = 24_000  # characters that are read of a package's file
+LONGEST = 24_000  # characters; the rest of a package's file is not read
 
-Document = tuple[str, str]
-"""Module path relative to the library, and its source."""
+Document = tuple[str, str]  # path relative to the library, and source
 
 
 def library_files() -> list[Document]:
     """Every readable source file of this interpreter's standard library, sorted by path.
 
-    Files are keyed by their path relative to the library, so the order, and with it the
-    training, does not depend on where Python is installed.
+    The paths are relative to the library, so that the order, and with it the training, does not
+    depend on where Python is installed.
     """
     root = Path(sysconfig.get_paths()["stdlib"])
     documents = []
@@ -70,12 +69,12 @@ def is_held_out(path: str) -> bool:
 
 
 def package_files(characters: int, seed: int) -> list[Document]:
-    """Source files of the packages, in a random order, of so many characters together.
+    """Source files of the packages in a random order, of at least `characters` characters in all.
 
-    Without tests and copies of other packages, and without any file or folder that bears the
-    name of a held-out module.
+    Tests, vendored packages, and files and folders with the name of a held-out module are left
+    out.
     """
-    found: list[tuple[str, Path]] = []
+    candidates: list[tuple[str, Path]] = []
     for name in PACKAGES:
         specification = importlib.util.find_spec(name)
         if specification is None or specification.origin is None:
@@ -86,10 +85,10 @@ def package_files(characters: int, seed: int) -> list[Document]:
             if not SKIPPED_FOLDERS.intersection(parts) and not any(
                 part.removesuffix(".py") in HELD_OUT_MODULES for part in parts
             ):
-                found.append((f"{name}/{'/'.join(parts)}", path))
-    random.Random(seed).shuffle(found)
+                candidates.append((f"{name}/{'/'.join(parts)}", path))
+    random.Random(seed).shuffle(candidates)
     documents, length = [], 0
-    for key, path in found:
+    for key, path in candidates:
         source = path.read_text(encoding="utf-8", errors="replace")[:LONGEST]
         if source.strip():
             documents.append((key, source))
@@ -100,7 +99,7 @@ def package_files(characters: int, seed: int) -> list[Document]:
 
 
 def split() -> tuple[list[Document], list[Document]]:
-    """The training documents and the held-out ones."""
+    """The training documents and the held-out documents."""
     documents = library_files()
     return (
         [document for document in documents if not is_held_out(document[0])],
@@ -111,20 +110,20 @@ def split() -> tuple[list[Document], list[Document]]:
 def excerpts(
     documents: list[Document], per_document: int, prompt_chars: int, chars: int, seed: int
 ) -> list[dict[str, str]]:
-    """Pieces of the documents, each cut in a prompt and what follows it.
+    """Excerpts of the documents, each with an `id`, a `prompt` and a `completion`.
 
-    A piece starts at a function, a class or a method,
-    and its prompt ends at the end of a line. Pieces of one document never overlap.
+    An excerpt starts at a function, a class or a method, and its prompt ends at the end of a
+    line. Excerpts of one document do not overlap.
 
     Args:
-        documents: where the pieces come from.
-        per_document: at most so many pieces of each.
-        prompt_chars: length of a prompt, at least.
-        chars: length of prompt and completion together.
-        seed: which pieces are taken.
+        documents: the documents to cut from.
+        per_document: most excerpts of a document.
+        prompt_chars: least characters of a prompt.
+        chars: characters of prompt and completion together.
+        seed: of the random choice among starts.
     """
     generator = random.Random(seed)
-    pieces = []
+    records = []
     for path, source in documents:
         starts = [
             m.start() for m in re.finditer(r"^(?: {4})?(?:def |class |@)", source, re.MULTILINE)
@@ -132,16 +131,17 @@ def excerpts(
         generator.shuffle(starts)
         chosen: list[int] = []
         for start in starts:
-            apart = all(abs(start - other) >= chars for other in chosen)
-            if apart and start + chars <= len(source) and len(chosen) < per_document:
+            is_apart = all(abs(start - other) >= chars for other in chosen)
+            if is_apart and start + chars <= len(source) and len(chosen) < per_document:
                 chosen.append(start)
         for start in sorted(chosen):
-            cut = source.index("\n", start + prompt_chars) + 1
-            pieces.append(
+            prompt_end = source.index("\n", start + prompt_chars) + 1
+            line_number = source.count("\n", 0, start) + 1
+            records.append(
                 {
-                    "id": f"{path}:{source.count(chr(10), 0, start) + 1}",
-                    "prompt": source[start:cut],
-                    "completion": source[cut : start + chars],
+                    "id": f"{path}:{line_number}",
+                    "prompt": source[start:prompt_end],
+                    "completion": source[prompt_end : start + chars],
                 }
             )
-    return pieces
+    return records

@@ -1,1 +1,4 @@
-"""Files: documents with checked fields, lines that only grow, writes in one piece, locks."""
+"""Reading and writing files: documents with checked fields, JSON lines, atomic writes, locks.
+
+Knows formats in general. Knows nothing of what the program's files say.
+"""

@@ -1,6 +1,6 @@
-"""Files written in one piece: the old content or the new one, never a part.
+"""Atomic writes: a path holds a file's old content or its new content, never a part of it.
 
-Knows paths and bytes; nothing of what a file says.
+Knows paths and bytes. Knows nothing of what a file says.
 """
 
 from __future__ import annotations
@@ -14,19 +14,21 @@ from pathlib import Path
 from sequoia_opt.errors import SequoiaError, reason_of
 from sequoia_opt.processes import is_first_process
 
-_PREFIX = ".sequoia-opt-"  # of a file that is not whole yet
+_PREFIX = ".sequoia-opt-"  # of a file that is still being written
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file in one piece, see `write_bytes`."""
+    """Write a text file atomically, see `write_bytes`."""
     write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
-    """Write a file in one piece: the old file or the new one.
+    """Write a file atomically. Of several processes only the first writes.
+
+    A pipe or a device is written to directly.
 
     Raises:
-        SequoiaError: the file cannot be written; what was there before is untouched.
+        SequoiaError: the file cannot be written; its old content is untouched.
     """
     path = Path(path)
     if not is_first_process():
@@ -35,16 +37,16 @@ def write_bytes(path: str | Path, content: bytes) -> None:
         if is_stream(path):
             path.write_bytes(content)
             return
-        real = _replaceable(path)
-        mode = real.stat().st_mode & 0o777 if real.exists() else 0o666 & ~_umask()
-        handle, temporary = tempfile.mkstemp(dir=real.parent, prefix=_PREFIX)
+        target = _replaceable_file(path)
+        mode = target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask()
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=_PREFIX)
         try:
             with os.fdopen(handle, "wb") as stream:
                 stream.write(content)
                 stream.flush()
                 os.fsync(stream.fileno())
             os.chmod(temporary, mode)
-            os.replace(temporary, real)
+            os.replace(temporary, target)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
@@ -53,7 +55,7 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 
 
 def check_writable(path: str | Path) -> None:
-    """Find out before long work, not after it, that `path` cannot be written.
+    """Check before long work that `path` can be written, and make its folder.
 
     Raises:
         SequoiaError: the path is a folder, or its folder cannot be made or written to.
@@ -66,8 +68,8 @@ def check_writable(path: str | Path) -> None:
     try:
         if is_stream(path):
             return
-        real = _replaceable(path)
-        with tempfile.TemporaryFile(dir=real.parent):
+        target = _replaceable_file(path)
+        with tempfile.TemporaryFile(dir=target.parent):
             pass
     except (OSError, ValueError) as error:
         raise SequoiaError(
@@ -76,25 +78,26 @@ def check_writable(path: str | Path) -> None:
 
 
 def is_stream(path: Path) -> bool:
-    """Whether it is a pipe or a device, which is written to and not replaced."""
-    in_devices = Path("/dev") in Path(os.path.abspath(path)).parents
-    return os.path.exists(path) and (in_devices or not os.path.isfile(path))
+    """Whether the path is a pipe or a device, which is written to rather than replaced."""
+    is_device = Path("/dev") in Path(os.path.abspath(path)).parents
+    return os.path.exists(path) and (is_device or not os.path.isfile(path))
 
 
-def _replaceable(path: Path) -> Path:
-    """The file that a path stands for, in a folder that is there: a link goes on being one.
+def _replaceable_file(path: Path) -> Path:
+    """The file that `path` names, with its folder made; a symbolic link is followed, so that
+    the link itself survives.
 
     Raises:
-        OSError: the path cannot be one, its links lead nowhere but to one another, or the file
-            was made read-only, which keeps it from being replaced as from being written to.
+        OSError: the path is invalid, its links form a loop, or the file is read-only: replacing
+            it would succeed, but is as unwanted as writing to it.
     """
     with suppress(FileNotFoundError):
         os.stat(path)
         if not os.access(path, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    real = Path(os.path.realpath(path))
-    real.parent.mkdir(parents=True, exist_ok=True)
-    return real
+    target = Path(os.path.realpath(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target
 
 
 def _umask() -> int:

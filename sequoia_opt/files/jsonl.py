@@ -1,6 +1,6 @@
-"""A file of JSON lines that only grows, for what must survive a process that is killed.
+"""A JSON Lines file that is appended to, for results that must survive a killed process.
 
-Knows lines and how they get to the disk; nothing of what they say.
+Knows lines and how they reach the disk. Knows nothing of what they say.
 """
 
 from __future__ import annotations
@@ -19,117 +19,127 @@ from sequoia_opt.files.documents import plain
 from sequoia_opt.files.locks import lock
 from sequoia_opt.processes import is_first_process
 
-PIECE = 2**16
+CHUNK = 2**16  # bytes per read, from the end of the file backwards
 
 
 class Lines:
-    """An open file; a last line that was not written to its end gives way to the next.
+    """An open JSON Lines file; a last line that was cut off is overwritten by the next.
 
-    It is held against other runs until it is closed. Of several processes of one run all read,
-    and the first alone writes.
+    The file is locked against other runs until it is closed. When a run has several processes,
+    all of them read and only the first one writes.
     """
 
     def __init__(self, path: Path, begins: str, patient: bool = False) -> None:
-        """Open the file, or begin one.
+        """Open the file, or create it.
 
         Args:
-            begins: what each line begins with; a file of anything else is left alone.
-            patient: wait while another run holds it.
+            begins: what each line begins with; a file with other lines is left alone.
+            patient: wait while another run has the file locked.
 
         Raises:
-            SequoiaError: it is of something else, is being written by another run, or cannot be
+            SequoiaError: the file has other lines, is locked by another run, or cannot be
                 written.
         """
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = _held(path, patient) if is_first_process() else FileIO(os.devnull, "ab+")
+            if is_first_process():
+                self._file = _open_locked(path, patient)
+            else:
+                self._file = FileIO(os.devnull, "ab+")
             self._size = self._file.seek(0, os.SEEK_END)
-            self._whole = self._end_of_last_line(self._size)
-            for place in (0, self._whole):  # the first line, and one that was cut off
-                self._file.seek(place)
-                found, wanted = self._file.read(len(begins.encode())), begins.encode()
-                if found != wanted[: len(found)]:
-                    self._file.close()
-                    raise SequoiaError(
-                        f"{path}: has lines that do not begin with {begins}; name another file"
-                    )
-            self._file.seek(self._whole)
-            # One that lacks nothing but its end is a line.
-            self._unended = is_json(self._file.read(self._size - self._whole))
+            self._whole_size = self._end_of_last_whole_line()
+            self._check_beginnings(begins.encode())
+            self._file.seek(self._whole_size)
+            # A last line that lacks only its line end is whole.
+            self._lacks_line_end = is_json(self._file.read(self._size - self._whole_size))
         except (OSError, ValueError) as error:
             raise self._failed(error) from None
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing in the file."""
+        """Whether the file has no content."""
         return os.fstat(self._file.fileno()).st_size == 0
 
-    def _end_of_last_line(self, end: int) -> int:
-        """Where the last line that is whole ends."""
+    def _end_of_last_whole_line(self) -> int:
+        end = self._size
         while end > 0:
-            start = max(0, end - PIECE)
+            start = max(0, end - CHUNK)
             self._file.seek(start)
-            place = self._file.read(end - start).rfind(b"\n")
-            if place >= 0:
-                return start + place + 1
+            line_end = self._file.read(end - start).rfind(b"\n")
+            if line_end >= 0:
+                return start + line_end + 1
             end = start
         return 0
 
+    def _check_beginnings(self, beginning: bytes) -> None:
+        """Refuse a file whose first line, or last line that was cut off, begins otherwise."""
+        for start in (0, self._whole_size):
+            self._file.seek(start)
+            content = self._file.read(len(beginning))
+            if not beginning.startswith(content):
+                self._file.close()
+                raise SequoiaError(
+                    f"{self.path}: has lines that do not begin with {beginning.decode()}; name "
+                    "another file"
+                )
+
     def read(self) -> list[Any]:
-        """What the lines say.
+        """The lines' values.
 
         Raises:
-            SequoiaError: a line is no JSON.
+            SequoiaError: a line is not JSON.
         """
         return read_lines(self.path) if os.path.exists(self.path) else []
 
     def add(self, document: Mapping[str, Any]) -> None:
-        """Write a line; it is on the disk when this returns.
+        """Append a line; it is on the disk when this returns.
 
         Raises:
-            SequoiaError: it cannot be written; the lines before it are there.
+            SequoiaError: it cannot be written; the lines before it are intact.
         """
         if not is_first_process():
             return
-        kept = plain(document, spell_out=False)
-        text = json.dumps(kept, ensure_ascii=False) + "\n"
-        if not _is_unicode(text):  # half of a character is read again as it was
-            text = json.dumps(kept) + "\n"
-        line = memoryview(("\n" * self._unended + text).encode())
+        value = plain(document, spell_out=False)
+        text = json.dumps(value, ensure_ascii=False) + "\n"
+        if not _is_unicode(text):  # a lone surrogate; its JSON escape reads back as it was
+            text = json.dumps(value) + "\n"
+        if self._lacks_line_end:
+            text = "\n" + text
+        unwritten = memoryview(text.encode())
         try:
-            if self._whole < self._size and not self._unended:
-                self._file.truncate(self._whole)
-            self._size, self._unended = self._whole, False
-            while line:
-                line = line[self._file.write(line) or 0 :]
+            if self._whole_size < self._size and not self._lacks_line_end:
+                self._file.truncate(self._whole_size)
+            self._size, self._lacks_line_end = self._whole_size, False
+            while unwritten:
+                unwritten = unwritten[self._file.write(unwritten) or 0 :]
             if stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
                 os.fsync(self._file.fileno())
         except OSError as error:
             raise self._failed(error) from None
 
     def clear(self) -> None:
-        """Drop all lines.
+        """Remove all lines.
 
         Raises:
-            SequoiaError: they cannot be.
+            SequoiaError: the file cannot be truncated.
         """
         try:
             if is_first_process():
                 self._file.truncate(0)
         except OSError as error:
             raise self._failed(error) from None
-        self._size, self._whole, self._unended = 0, 0, False
+        self._size, self._whole_size, self._lacks_line_end = 0, 0, False
 
     def remove(self) -> None:
-        """Drop the file; nothing more is added.
+        """Remove the file and close it.
 
         Raises:
-            SequoiaError: it cannot be removed.
+            SequoiaError: the file cannot be removed.
         """
         try:
             if is_first_process():
-                self.path.unlink(missing_ok=True)  # while it is held: nobody has begun it anew
+                self.path.unlink(missing_ok=True)  # while locked: no other run has created its own
         except OSError as error:
             raise SequoiaError(f"{self.path}: cannot be removed ({reason_of(error)})") from None
         finally:
@@ -150,15 +160,15 @@ class Lines:
         self.close()
 
     def close(self) -> None:
-        """Nothing more is added."""
+        """Close the file and release its lock."""
         self._file.close()
 
 
-def _held(path: Path, patient: bool) -> FileIO:
-    """An open file that no other run writes to.
+def _open_locked(path: Path, patient: bool) -> FileIO:
+    """A file opened for appending and locked.
 
     Raises:
-        SequoiaError: one does.
+        SequoiaError: another run has it locked.
     """
     while True:
         file = FileIO(path, "ab+")
@@ -167,45 +177,45 @@ def _held(path: Path, patient: bool) -> FileIO:
             raise SequoiaError(
                 f"{path}: another run is writing to it; wait for that one, or name another file"
             )
-        # Who held it may have removed it before letting go.
+        # The other run may have removed the file before it released the lock.
         if os.path.exists(path) and os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
             return file
         file.close()
 
 
 def check_free(path: Path) -> None:
-    """Refuse a file that another run is writing to: before the models are loaded.
+    """Refuse a file that another run is writing to, before the models are loaded.
 
     Raises:
-        SequoiaError: one is.
+        SequoiaError: another run has it locked.
     """
     if is_first_process() and os.path.isfile(path) and os.access(path, os.W_OK):
-        _held(path, patient=False).close()
+        _open_locked(path, patient=False).close()
 
 
 def read_lines(path: Path) -> list[Any]:
-    """What a file's lines say, but for a last one that was not written to its end.
+    """The values of a file's lines, without a last line that was cut off.
 
     Raises:
-        SequoiaError: it cannot be read, or a line is no JSON.
+        SequoiaError: the file cannot be read, or a line is not JSON.
     """
     try:
         content = path.read_bytes()
     except OSError as error:
         raise SequoiaError(f"{path}: cannot be read ({reason_of(error)})") from None
-    found = []
-    whole = content.rfind(b"\n") + 1
-    lines = content if is_json(content[whole:]) else content[:whole]
+    whole_size = content.rfind(b"\n") + 1
+    lines = content if is_json(content[whole_size:]) else content[:whole_size]
+    values = []
     for number, line in enumerate(lines.splitlines(), start=1):
         try:
-            found.append(json.loads(line))
+            values.append(json.loads(line))
         except (ValueError, RecursionError):
             raise SequoiaError(f"{path}: line {number}: not valid JSON") from None
-    return found
+    return values
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether it can be written as UTF-8."""
+    """Whether a text can be written as UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -214,7 +224,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def is_json(content: bytes) -> bool:
-    """Whether it is a whole document."""
+    """Whether the content is one complete JSON value."""
     try:
         json.loads(content)
     except (ValueError, RecursionError):

@@ -8,21 +8,23 @@ import re
 from pathlib import Path
 from typing import Any
 
-from sequoia_opt.files.documents import read_bytes
+from sequoia_opt.files.reading import read_bytes
 
-FINGERPRINT = re.compile(r"([0-9a-f]{16})(?:-([0-9a-f]{16}))?")  # of a model
-LONGEST_NAME = 220  # bytes: what file systems take, 255, with room for endings
+MODEL_FINGERPRINT = re.compile(r"([0-9a-f]{16})(?:-([0-9a-f]{16}))?")
+LONGEST_NAME = 220  # bytes; file systems take 255, and endings need room
 
 
 def safe_name(name: str) -> str:
     """A model's or dataset's name as a part of a file name: no separators, no leading dots."""
-    kept = "".join(c if c.isalnum() or c in "-._+" else "_" for c in name)
-    return short_name(kept.lstrip(".") or "unnamed")
+    characters = (c if c.isalnum() or c in "-._+" else "_" for c in name)
+    return short_name("".join(characters).lstrip(".") or "unnamed")
 
 
 def short_name(stem: str) -> str:
-    """A file's name without its ending, cut where no file system would take it; different ones
-    stay different."""
+    """A file name without its ending, cut to `LONGEST_NAME` bytes.
+
+    A name that is cut ends with a hash of the whole, so that different names stay different.
+    """
     content = os.fsencode(stem)
     if len(content) <= LONGEST_NAME:
         return stem
@@ -32,23 +34,24 @@ def short_name(stem: str) -> str:
 
 
 def content_fingerprint(path: str | Path) -> str:
-    """Hash of a file's content, 16 hexadecimal digits."""
+    """A hash of a file's content, 16 hexadecimal digits."""
     return hashlib.sha256(read_bytes(path)).hexdigest()[:16]
 
 
 def same_fingerprint(first: Any, second: Any) -> bool:
-    """Whether two values are the same, models' fingerprints in them compared by what both have.
+    """Whether two values, or two mappings of values, are the same.
 
-    A fingerprint is of a model's configuration and its weights' shapes, and since weights are
-    sampled too, after a hyphen, of what they hold; files from before have the first part alone.
+    Models' fingerprints are compared by the parts that both have. The first part is a hash of the
+    configuration and the weights' shapes; the second, after a hyphen, is a hash of a sample of
+    the weights, which older files lack.
     """
     if isinstance(first, dict) and isinstance(second, dict):
         return first.keys() == second.keys() and all(
             same_fingerprint(first[key], second[key]) for key in first
         )
     if isinstance(first, str) and isinstance(second, str):
-        parts = FINGERPRINT.fullmatch(first), FINGERPRINT.fullmatch(second)
-        if parts[0] and parts[1]:
-            ends = {part[2] for part in parts if part and part[2]}
-            return parts[0][1] == parts[1][1] and len(ends) < 2
+        one, other = MODEL_FINGERPRINT.fullmatch(first), MODEL_FINGERPRINT.fullmatch(second)
+        if one and other:
+            weight_hashes = {part for part in (one[2], other[2]) if part}
+            return one[1] == other[1] and len(weight_hashes) < 2
     return bool(first == second)

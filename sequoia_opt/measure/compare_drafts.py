@@ -16,7 +16,7 @@ import torch
 from sequoia_opt.engine.pair import Pair
 from sequoia_opt.errors import SequoiaError, one_line
 from sequoia_opt.measure import estimator, profiler
-from sequoia_opt.measure.dataset import Document
+from sequoia_opt.measure.records import Document
 from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.intervals import interval
 from sequoia_opt.plan.judge import Candidate

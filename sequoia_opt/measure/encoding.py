@@ -1,6 +1,6 @@
-"""Documents to tokens: the same ones for every command that reads a dataset.
+"""Documents to tokens, in the same way for every command that reads a dataset.
 
-Knows how a prompt, a conversation and what follows them are put to a model. Knows nothing of
+Knows how a prompt, a conversation and the text after them become a model's input. Knows nothing of
 files.
 """
 
@@ -10,26 +10,26 @@ from collections.abc import Sequence
 
 from sequoia_opt.engine.pair import Pair
 from sequoia_opt.errors import SequoiaError
-from sequoia_opt.measure.dataset import Document, Message
-from sequoia_opt.measure.progress import Note
+from sequoia_opt.measure.dataset import Note
+from sequoia_opt.measure.records import Document, Message
 from sequoia_opt.measure.template import PLAIN, Template
 
 
 def prompt_tokens(pair: Pair, document: Document, template: Template = PLAIN) -> list[int]:
-    """Token ids of what is to be gone on from: the prompt, the conversation or the whole text.
+    """Token ids of the prompt, the conversation or the whole text.
 
     Raises:
-        SequoiaError: there are none, or the models cannot read them.
+        SequoiaError: the document cannot be used, or has no tokens that both models know.
     """
     if document.problem:
         raise SequoiaError(document.problem)
     if document.tokens:
         return list(document.tokens)
-    return pair.encode(*_asked(pair, document, template))
+    return pair.encode(*_prompt_text(pair, document, template))
 
 
 def opening(pair: Pair, document: Document, template: Template = PLAIN) -> list[int]:
-    """The same, but of a text that has no prompt the first half of its tokens."""
+    """Token ids to decode from: those of the prompt, or the first half of a whole text's."""
     tokens = prompt_tokens(pair, document, template)
     has_prompt = template.for_all or not document.is_whole
     return tokens if has_prompt else tokens[: max(1, len(tokens) // 2)]
@@ -40,9 +40,9 @@ def prompt_and_text(
 ) -> tuple[list[int], list[int]]:
     """Token ids of the prompt, and of the text that follows it in the dataset.
 
-    The prompt as it is decoded from, the text behind it in tokens of its own; if these would read
-    otherwise there, as those of tokenizers do that write a beginning with a space, then in those
-    that it has when both are tokenized together.
+    The prompt has the tokens that decoding starts from. The text is tokenized by itself, unless
+    its tokens would then decode to another text after the prompt, as with tokenizers that put a
+    space before a beginning; then it has its tokens of prompt and text tokenized together.
 
     Raises:
         SequoiaError: as in `prompt_tokens`.
@@ -53,23 +53,25 @@ def prompt_and_text(
     prompt = prompt_tokens(pair, document, template)
     if not document.text or document.is_whole:
         return prompt, []
-    alone = pair.encode(document.text, beginning=False)
-    if document.tokens or pair.decode(alone, prompt) == document.text:
-        return prompt, alone
-    asked, beginning = _asked(pair, document, template)
-    whole = pair.encode(asked + document.text, beginning)
-    joined = whole[: len(prompt)] != prompt  # by a token that has parts of both
-    return prompt, alone if joined else whole[len(prompt) :]
+    text = pair.encode(document.text, beginning=False)
+    if document.tokens or pair.decode(text, prompt) == document.text:
+        return prompt, text
+    prompt_text, beginning = _prompt_text(pair, document, template)
+    joint = pair.encode(prompt_text + document.text, beginning)
+    crosses_boundary = joint[: len(prompt)] != prompt  # a token has parts of both
+    return prompt, text if crosses_boundary else joint[len(prompt) :]
 
 
 def check_template(
     pair: Pair, documents: Sequence[Document], template: Template, note: Note
 ) -> None:
-    """Find out before long work that a chat template is asked for that there is not, or does not
-    take what it is given; conversations alone are plain text then, with a note.
+    """Check before long work that the model has the chat template that `template` needs.
+
+    Conversations without any such setting do not need one: they are read as plain text, with a
+    note.
 
     Raises:
-        SequoiaError: with what is wrong.
+        SequoiaError: the model has no chat template, or its template rejects the messages.
     """
     if template.for_all or template.options:
         pair.render_chat(
@@ -87,8 +89,8 @@ def _has_template(pair: Pair) -> bool:
     return bool(getattr(pair.tokenizer, "chat_template", None))
 
 
-def _asked(pair: Pair, document: Document, template: Template) -> tuple[str, bool]:
-    """The text of what is to be gone on from, and whether special tokens go before it."""
+def _prompt_text(pair: Pair, document: Document, template: Template) -> tuple[str, bool]:
+    """The text of the prompt, and whether special tokens go before it."""
     text = document.text if document.is_whole else document.prompt
     messages: list[Message] = list(document.messages)
     if not messages and template.for_all:

@@ -19,9 +19,10 @@ import torch
 from sequoia_opt.engine.pair import Pair
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure.continuations import sample_continuations
-from sequoia_opt.measure.dataset import Document, spread_over
+from sequoia_opt.measure.dataset import spread_over
 from sequoia_opt.measure.journal import Journal
 from sequoia_opt.measure.progress import Note, Progress, no_note, no_progress
+from sequoia_opt.measure.records import Document
 from sequoia_opt.measure.sample_texts import SampleText, prepare_texts
 from sequoia_opt.measure.tally import acceptance_of
 from sequoia_opt.measure.teacher_forced import sample_teacher_forced

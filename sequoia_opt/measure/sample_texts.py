@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 from sequoia_opt.engine.pair import Pair
 from sequoia_opt.errors import SequoiaError
-from sequoia_opt.measure.dataset import Document, tell_left_out
+from sequoia_opt.measure.dataset import tell_left_out
 from sequoia_opt.measure.encoding import prompt_and_text
 from sequoia_opt.measure.progress import Note, no_note
+from sequoia_opt.measure.records import Document
 from sequoia_opt.measure.template import PLAIN, Template
 
 

@@ -1,4 +1,4 @@
-"""How prompts are put to a model that converses.
+"""How prompts are put into a model's chat template.
 
 Knows messages. Knows nothing of tokens or models.
 """
@@ -10,18 +10,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sequoia_opt.measure.dataset import Message
+from sequoia_opt.measure.records import Message
 
 
 @dataclass(frozen=True)
 class Template:
-    """How prompts are put to a model that converses. Conversations take its chat template always,
-    if it has one.
+    """Which prompts go through the chat template, and with what.
+
+    Conversations always do, if the model has a template.
 
     Attributes:
-        for_all: a prompt without a conversation is a message too.
-        system: the system's message, where a conversation has none.
-        options: switches of the template, as enable_thinking.
+        for_all: a prompt that is not a conversation becomes a user message.
+        system: the system message of conversations that have none.
+        options: the template's switches, such as enable_thinking.
     """
 
     for_all: bool = False
@@ -29,25 +30,24 @@ class Template:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def conversation(self, messages: list[Message]) -> list[Message]:
-        """The messages, the system's before them."""
-        has_own = any(message["role"] == "system" for message in messages)
-        if self.system is None or has_own:
+        """The messages, after the system message."""
+        has_system_message = any(message["role"] == "system" for message in messages)
+        if self.system is None or has_system_message:
             return messages
         return [{"role": "system", "content": self.system}, *messages]
 
     @property
     def label(self) -> str:
-        """What a dataset's name ends with whose prompts are put so."""
-        parts = ["-chat"] * self.for_all
+        """The ending of a dataset's name that tells these settings from others."""
+        parts = ["-chat"] if self.for_all else []
         if self.system is not None:
-            parts.append(
-                f"-system-{hashlib.sha256(self.system.encode(errors='replace')).hexdigest()[:6]}"
-            )
+            digest = hashlib.sha256(self.system.encode(errors="replace")).hexdigest()[:6]
+            parts.append(f"-system-{digest}")
         parts += [f"-{name}-{value}" for name, value in sorted(self.options.items())]
         return "".join(parts)
 
     def document(self) -> dict[str, Any]:
-        """What differs from plain prompts, for files."""
+        """The settings that differ from plain prompts, for files."""
         values = {"chat": self.for_all, "system": self.system, "template_options": self.options}
         return {name: value for name, value in values.items() if value not in (False, None, {})}
 

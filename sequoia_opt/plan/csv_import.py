@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from sequoia_opt.errors import SequoiaError, one_line
-from sequoia_opt.files.documents import read_text
+from sequoia_opt.files.reading import read_text
 from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.curves import Curve, ModelLatency
 from sequoia_opt.plan.latency import TOP_P, LatencyProfile, Overhead

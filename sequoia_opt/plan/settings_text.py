@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sequoia_opt.files.documents import yaml_value
+from sequoia_opt.files.yaml_text import yaml_value
 
 Value = int | float | bool | str | list[Any] | dict[str, Any] | None
 

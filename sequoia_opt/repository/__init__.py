@@ -1,4 +1,4 @@
 """A repository of profiles, acceptance and trees.
 
-Where its files are, which of them may be replaced, and whether its trees are up to date.
+Knows where its files lie, which of them may be replaced, and whether its trees are up to date.
 """

@@ -1,4 +1,7 @@
-"""Where files go by default, and where a command that is given none looks for them."""
+"""Default paths: where a command writes its file, and where the next one looks for it.
+
+Knows file names and folders. Knows nothing of when a file may be replaced.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +16,18 @@ from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.tree import TokenTree
 from sequoia_opt.repository.outputs import distinction_in, undistinguished
 
-ACCEPTANCE = "acceptance"  # folder beside the hardware's
-# Sorts before what follows a file without it: of files of one age those of the plain engine count.
+ACCEPTANCE = "acceptance"  # folder beside those of the hardware
+# Parts of a profile's name. "+" sorts before "-": of files of the same age, the last by name, and
+# so the default, is one without compiled forward passes.
 COMPILED = "+compiled"
-RANDOM = "+random"  # weights
-OFFLOADED, SPREAD = "--offload-", "--tp"
+RANDOM_WEIGHTS = "+random"
+OFFLOADED, TENSOR_PARALLEL = "--offload-", "--tp"
 PACKAGE = Path(__file__).parents[1]
 
 
 def roots() -> list[Path]:
-    """Folders that hold `profiles` and `trees`: here, then the checkout or the installed copy."""
+    """Folders that may hold `profiles` and `trees`: the current one, the checkout, the installed
+    package."""
     return [Path(), PACKAGE.parent, PACKAGE / "demo"]
 
 
@@ -36,10 +41,16 @@ def profile_path(
     offload: str = "none",
     world_size: int = 1,
 ) -> Path:
-    """Default file of a latency profile."""
-    setting = safe_name(dtype) + COMPILED * compiled + RANDOM * random_weights
-    setting += OFFLOADED + safe_name(offload) if offload != "none" else ""
-    setting += f"{SPREAD}{world_size}" if world_size > 1 else ""
+    """The default path of a latency profile."""
+    setting = safe_name(dtype)
+    if compiled:
+        setting += COMPILED
+    if random_weights:
+        setting += RANDOM_WEIGHTS
+    if offload != "none":
+        setting += OFFLOADED + safe_name(offload)
+    if world_size > 1:
+        setting += f"{TENSOR_PARALLEL}{world_size}"
     name = short_name(f"{safe_name(target)}--{safe_name(draft)}--{setting}")
     return Path("profiles") / safe_name(hardware) / f"{name}.yaml"
 
@@ -54,7 +65,7 @@ def acceptance_path(
     top_k: int = 0,
     min_p: float = 0.0,
 ) -> Path:
-    """Default file of an acceptance measurement."""
+    """The default path of an acceptance measurement."""
     parts = [safe_name(target), safe_name(draft), safe_name(dataset)]
     parts.append(sampling_name(verifier, temperature, top_p, top_k, min_p))
     return Path("profiles") / ACCEPTANCE / (short_name("--".join(parts)) + ".yaml")
@@ -63,19 +74,24 @@ def acceptance_path(
 def sampling_name(
     verifier: str, temperature: float, top_p: float, top_k: int = 0, min_p: float = 0.0
 ) -> str:
-    """A verifier and its warping as a part of a file name."""
+    """A verifier and its sampling parameters as a part of a file name."""
     name = f"{safe_name(verifier)}-T{temperature:g}"
-    name += "" if top_p == 1 else f"-p{top_p:g}"
-    return name + f"-k{top_k}" * (top_k > 0) + f"-m{min_p:g}" * (min_p > 0)
+    if top_p != 1:
+        name += f"-p{top_p:g}"
+    if top_k > 0:
+        name += f"-k{top_k}"
+    if min_p > 0:
+        name += f"-m{min_p:g}"
+    return name
 
 
 def tree_path(
     hardware: str, profile: Path, acceptance: Acceptance, rates: Path | None = None
 ) -> Path:
-    """Default file of a tree solved from a profile and an acceptance measurement.
+    """The default path of a tree that was solved from a profile and an acceptance measurement.
 
     Args:
-        rates: the measurement's file: what sets its name apart sets the tree's apart.
+        rates: the measurement's file; the distinction in its name becomes the tree's.
     """
     sampling = sampling_name(
         acceptance.verifier,
@@ -93,26 +109,33 @@ def bundled_profile() -> Path:
     """The newest profile of the bundled pair.
 
     Raises:
-        SequoiaError: there is none.
+        SequoiaError: none exists.
     """
     pattern = f"profiles/*/{demo.TARGET_NAME}--{demo.DRAFT_NAME}--*.yaml"
     return _newest(pattern, "sequoia-opt profile", skipped=ACCEPTANCE)
 
 
 def bundled_acceptance() -> Path:
-    """The newest greedy measurement of the bundled pair on the bundled dataset."""
+    """The newest greedy acceptance of the bundled pair on the bundled dataset.
+
+    Raises:
+        SequoiaError: none exists.
+    """
     path = acceptance_path(demo.TARGET_NAME, demo.DRAFT_NAME, demo.DATASET_NAME, "greedy", 0.0, 1.0)
     return _newest(path.as_posix(), "sequoia-opt estimate")
 
 
 def bundled_tree(temperature: float, compiled: bool = False, hardware: str = "") -> Path:
-    """The newest tree of the bundled pair, for this temperature if there is one.
+    """The newest tree of the bundled pair, for this temperature if one exists.
 
     Args:
-        compiled: only one for compiled forwards.
-        hardware: this machine's slug: trees that were solved for it come before others.
+        compiled: consider only trees for compiled forward passes.
+        hardware: this machine's slug; its trees come before others.
+
+    Raises:
+        SequoiaError: none exists.
     """
-    setting = "*" + COMPILED * compiled
+    setting = f"*{COMPILED}" if compiled else "*"
     pattern = f"trees/*/{demo.TARGET_NAME}--{demo.DRAFT_NAME}--{setting}--{demo.DATASET_NAME}-"
     if temperature == 0:
         return _newest(pattern + "greedy-T0.json", "sequoia-opt solve", hardware=hardware)
@@ -123,23 +146,26 @@ def bundled_tree(temperature: float, compiled: bool = False, hardware: str = "")
 
 
 def input_of(tree: TokenTree, kind: str, beside: Path | None = None) -> Path:
-    """The profile, or the acceptance file, that a tree was solved from.
+    """The profile or acceptance file that a tree was solved from.
 
     Args:
-        beside: a folder that it may be in besides its default place: the tree's own.
+        kind: "profile" or "acceptance".
+        beside: another folder to look in: the tree's own.
 
     Raises:
-        SequoiaError: it is not in its default place, or has changed since.
+        SequoiaError: it is in none of the folders, or has changed since.
     """
     provenance = Fields(tree.metadata.get("provenance", {}), "tree: provenance")
     source = provenance.section(kind).mapping if kind in provenance.mapping else {}
     folder = "profiles/*" if kind == "profile" else f"profiles/{ACCEPTANCE}"
-    places = [(root, f"{folder}/*.yaml") for root in roots()]
-    for root, pattern in [*places, *([(beside, "*.yaml")] if beside else [])]:
+    searches = [(root, f"{folder}/*.yaml") for root in roots()]
+    if beside:
+        searches.append((beside, "*.yaml"))
+    for root, pattern in searches:
         for path in root.glob(pattern):
-            # The name is not a pattern, nor a way to anywhere else.
-            same = path.name == source.get("file")
-            if same and content_fingerprint(path) == source.get("fingerprint"):
+            # The recorded name is compared, not opened: it could be a pattern or lead elsewhere.
+            has_name = path.name == source.get("file")
+            if has_name and content_fingerprint(path) == source.get("fingerprint"):
                 return path
     raise SequoiaError(
         f"the {kind} that the tree was solved from ({source.get('file', 'unknown')}) is not here; "
@@ -151,9 +177,13 @@ def _newest(pattern: str, command: str, skipped: str = "", hardware: str = "") -
     """The newest file of the first root that has one.
 
     Args:
-        pattern: of paths, but for what sets a file's name apart from another of the same models.
-        skipped: folder whose files do not count.
-        hardware: folder whose files come before others.
+        pattern: of paths, their names taken without distinctions.
+        command: creates such a file.
+        skipped: name of a folder to leave out.
+        hardware: name of a folder whose files come before others.
+
+    Raises:
+        SequoiaError: no file matches.
     """
 
     def rank(path: Path) -> tuple[bool, float, bool, str]:
@@ -162,13 +192,13 @@ def _newest(pattern: str, command: str, skipped: str = "", hardware: str = "") -
 
     folder, name = pattern.rsplit("/", 1)
     for root in roots():
-        found = [
+        matching = [
             path
             for path in root.glob(f"{folder}/*")
             if fnmatchcase(undistinguished(path.name), name)
             and path.parent.name != skipped
-            and not any(setting in path.name for setting in (OFFLOADED, SPREAD))
+            and not any(setting in path.name for setting in (OFFLOADED, TENSOR_PARALLEL))
         ]
-        if found:
-            return max(found, key=rank)
+        if matching:
+            return max(matching, key=rank)
     raise SequoiaError(f"no file matches {pattern}; run `{command}` first, or name a file")

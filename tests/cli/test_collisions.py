@@ -56,7 +56,9 @@ def test_datasets_of_one_name_have_files_of_their_own(
     before = path.read_bytes()
     done = run("estimate", *models, *second, *FEW)
     assert done.code == 0, done.err
-    assert f"{path} is kept, which is of dataset a/prompts.jsonl, not b/prompts.jsonl" in done.err
+    assert (
+        f"{path} is kept: it was made from dataset a/prompts.jsonl, not b/prompts.jsonl" in done.err
+    )
     assert path.read_bytes() == before
     [other] = set(path.parent.iterdir()) - {path}
     assert f"wrote {other}" in done.err
@@ -72,7 +74,7 @@ def test_datasets_of_one_name_have_files_of_their_own(
     assert sorted(path.parent.iterdir()) == sorted([path, other])
     # A quick look does not replace what took longer.
     quick = run("estimate", *models, *first, *FEW, "--limit", "1")
-    assert f"{path} is kept, which is of more documents than this one" in quick.err
+    assert f"{path} is kept: it has more documents than the new file" in quick.err
     assert Acceptance.load(path).extra["documents"] == 2
     # Unless one says so.
     run("estimate", *models, *first, *FEW, "--limit", "1", "--force")
@@ -110,7 +112,7 @@ def test_models_of_one_name_have_files_of_their_own_and_are_not_mixed(
     told = re.findall(r"the new file is (\S+)", done_profiles[1].err)
     assert set(told) == {sources["run2/checkpoint"].name}  # what it announces is what it writes
     narrow = run("profile", *runs[0], *SMALL[2:], "--tokens", "1,2")
-    assert f"{sources['run1/checkpoint']} is kept, which is of more points" in narrow.err
+    assert f"{sources['run1/checkpoint']} is kept: it has more points" in narrow.err
 
 
 def test_trees_of_other_options_are_set_apart(run: Callable[..., Outcome]) -> None:
@@ -121,7 +123,7 @@ def test_trees_of_other_options_are_set_apart(run: Callable[..., Outcome]) -> No
     [path] = Path("trees").rglob("*.json")
     before = path.read_bytes()
     done = run(*solve, "--max-size", "3")
-    assert "is kept, which is of options" in done.err
+    assert "is kept: it was made with options" in done.err
     assert path.read_bytes() == before
     [other] = set(Path("trees").rglob("*.json")) - {path}
     content = other.read_bytes()

@@ -55,7 +55,7 @@ def test_the_research_codes_vector_is_imported(run: Callable[..., Outcome], tmp_
     torch.save({"model": object}, tmp_path / "v.pt")
     found = run("import", tmp_path / "v.pt", "-o", tmp_path / "x.yaml")
     assert (found.code, found.err.count("\n")) == (1, 1)
-    assert "never loaded: it could run code" in found.err
+    assert "never loaded because it could run code" in found.err
     assert "weights_only" not in found.err  # torch's advice, with which it would
     assert not (tmp_path / "x.yaml").exists()
 

@@ -11,9 +11,8 @@ import torch
 from scipy.stats import chi2_contingency
 
 from sequoia_opt import demo
-from sequoia_opt.api import load_pair
+from sequoia_opt.api import load_dataset, load_pair
 from sequoia_opt.engine.decoder import Decoder
-from sequoia_opt.measure.dataset import load_dataset
 from sequoia_opt.measure.estimator import EstimateOptions, estimate
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.verifiers import DEFAULT_VERIFIER, VERIFIERS

@@ -16,38 +16,38 @@ BEGINS = '{"a": '
 
 
 @given(DOCUMENTS, st.data(), st.integers(1, 40))
-def test_cut_off_anywhere_it_goes_on_from_the_last_whole_line(
+def test_cut_off_anywhere_it_resumes_after_the_last_whole_line(
     tmp_path_factory: pytest.TempPathFactory,
     documents: list[dict[str, int | str | None]],
     data: st.DataObject,
-    piece: int,
+    chunk: int,
 ) -> None:
     path = tmp_path_factory.mktemp("lines") / "file.jsonl"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jsonl, "PIECE", piece)
+        patch.setattr(jsonl, "CHUNK", chunk)
         with Lines(path, BEGINS) as file:
             for document in documents:
                 file.add(document)
         whole = path.read_bytes()
         path.write_bytes(whole[: data.draw(st.integers(0, len(whole)))])
         with Lines(path, BEGINS) as file:
-            there = file.read()
-            assert there == documents[: len(there)]
-            for document in documents[len(there) :]:
+            intact = file.read()
+            assert intact == documents[: len(intact)]
+            for document in documents[len(intact) :]:
                 file.add(document)
         assert path.read_bytes().rstrip(b"\n") == whole.rstrip(b"\n")
         assert read_lines(path) == documents
 
 
 @pytest.mark.parametrize("content", [b"no\n", b"[" * 100_000 + b"\n", b'{"a": 1}\n\xff\n'])
-def test_lines_that_are_no_json_are_refused(tmp_path: Path, content: bytes) -> None:
+def test_lines_that_are_not_json_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "file.jsonl"
     path.write_bytes(content)
     with pytest.raises(SequoiaError, match="not valid JSON"):
         read_lines(path)
 
 
-def test_a_file_that_is_not_there_or_not_one_is_refused(tmp_path: Path) -> None:
+def test_a_missing_file_or_a_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SequoiaError, match="cannot be read"):
         read_lines(tmp_path / "none")
     with pytest.raises(SequoiaError, match="cannot be written"):
@@ -57,7 +57,7 @@ def test_a_file_that_is_not_there_or_not_one_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", [b"a note", b"a note\n", b'{"a": 1}\nand a note', b"\n", b'{"b']
 )
-def test_a_file_of_something_else_is_left_alone(tmp_path: Path, content: bytes) -> None:
+def test_a_file_with_other_lines_is_left_alone(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "notes.txt"
     path.write_bytes(content)
     with pytest.raises(SequoiaError, match="do not begin with"):
@@ -65,7 +65,7 @@ def test_a_file_of_something_else_is_left_alone(tmp_path: Path, content: bytes) 
     assert path.read_bytes() == content
 
 
-def test_a_last_line_without_its_end_is_kept(tmp_path: Path) -> None:
+def test_a_last_line_that_lacks_only_its_line_end_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "file.jsonl"
     path.write_text('{"a": 1}\n{"a": 2}')
     with Lines(path, BEGINS) as file:

@@ -60,7 +60,7 @@ def test_one_process_writes_at_a_time_until_it_is_killed(
         lines.add({"a": 2})
 
 
-def test_who_is_patient_waits(path: Path, holder: subprocess.Popen[str]) -> None:
+def test_a_patient_run_waits(path: Path, holder: subprocess.Popen[str]) -> None:
     done: list[object] = []
 
     def add() -> None:
@@ -77,8 +77,8 @@ def test_who_is_patient_waits(path: Path, holder: subprocess.Popen[str]) -> None
     assert done == [{"a": 1}, {"a": 2}]
 
 
-def test_a_file_that_its_holder_removes_is_not_written_to(path: Path) -> None:
-    """Who waited for it begins another."""
+def test_a_file_that_was_removed_while_locked_is_not_written_to(path: Path) -> None:
+    """The run that waited for it creates a new one."""
     first = Lines(path, BEGINS)
     done = threading.Event()
 
@@ -95,7 +95,7 @@ def test_a_file_that_its_holder_removes_is_not_written_to(path: Path) -> None:
     assert path.read_text() == '{"a": 2}\n'
 
 
-def test_without_locks_everyone_may_write(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_locks_every_run_may_write(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "fcntl", None)
     with Lines(path, BEGINS) as first, Lines(path, BEGINS) as second:
         first.add({"a": 1})
@@ -104,7 +104,7 @@ def test_without_locks_everyone_may_write(path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("reason", ["ENOLCK", "EOPNOTSUPP", "EINVAL"])
-def test_on_a_file_system_without_locks_too(
+def test_a_file_system_without_locks_may_be_written_to(
     path: Path, monkeypatch: pytest.MonkeyPatch, reason: str
 ) -> None:
     def flock(descriptor: int, operation: int) -> None:
@@ -115,6 +115,6 @@ def test_on_a_file_system_without_locks_too(
         lines.add({"a": 1})
 
 
-def test_devices_are_everybodys() -> None:
+def test_devices_are_not_locked() -> None:
     with Lines(Path(os.devnull), BEGINS), Lines(Path(os.devnull), BEGINS) as second:
         second.add({"a": 1})

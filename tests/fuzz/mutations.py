@@ -1,4 +1,4 @@
-"""Files that are nearly right: documents with something changed in them, bytes that are damaged."""
+"""Files that are nearly right: documents with changed fields, and damaged bytes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import yaml
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-# How many times as many cases as the test suite has time for; `make fuzz` raises it.
+# Multiplies the number of cases; `make fuzz` raises it.
 TIMES = int(os.environ.get("FUZZ", "1"))
 
 JUNK = st.one_of(
@@ -31,36 +31,40 @@ JUNK = st.one_of(
 
 
 def cases(count: int) -> settings:
-    """So many cases, or more where there is time; none of them is too slow."""
-    quiet = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture]
-    return settings(max_examples=count * TIMES, suppress_health_check=quiet, deadline=None)
+    """Settings for `count` cases, or more with `make fuzz`, however slow they are."""
+    suppressed = [
+        HealthCheck.too_slow,
+        HealthCheck.data_too_large,
+        HealthCheck.function_scoped_fixture,
+    ]
+    return settings(max_examples=count * TIMES, suppress_health_check=suppressed, deadline=None)
 
 
-def places(document: Any) -> list[tuple[Any, Any]]:
+def entries(document: Any) -> list[tuple[Any, Any]]:
     """Every container in a document with each of its keys."""
-    found: list[tuple[Any, Any]] = []
+    pairs: list[tuple[Any, Any]] = []
     waiting = [document]
     while waiting:
         node = waiting.pop()
         keys = list(node) if isinstance(node, dict) else range(len(node))
         for key in keys:
-            found.append((node, key))
+            pairs.append((node, key))
             if isinstance(node[key], dict | list):
                 waiting.append(node[key])
-    return found
+    return pairs
 
 
 @st.composite
 def mutated(draw: st.DrawFn, originals: list[Any]) -> Any:
-    """One of the documents with one to three things changed, left out or doubled."""
+    """One of the documents with one to three fields changed, removed, doubled or swapped."""
     document = copy.deepcopy(draw(st.sampled_from(originals)))
     for _ in range(draw(st.integers(1, 3))):
-        where = places(document)
-        if not where:
+        pairs = entries(document)
+        if not pairs:
             break
-        # Names that matter are near the top; lists have most of the places.
-        node, key = where[
-            draw(st.integers(0, min(len(where), 60) - 1) | st.integers(0, len(where) - 1))
+        # The important fields are near the top, but most of the entries are in lists.
+        node, key = pairs[
+            draw(st.integers(0, min(len(pairs), 60) - 1) | st.integers(0, len(pairs) - 1))
         ]
         change = draw(st.sampled_from(["replace", "remove", "double", "swap"]))
         if change == "remove":
@@ -68,7 +72,7 @@ def mutated(draw: st.DrawFn, originals: list[Any]) -> Any:
         elif change == "double" and isinstance(node, list):
             node.insert(key, copy.deepcopy(node[key]))
         elif change == "swap":
-            other, name = where[draw(st.integers(0, len(where) - 1))]
+            other, name = pairs[draw(st.integers(0, len(pairs) - 1))]
             if isinstance(other, dict) or name < len(other):
                 node[key] = copy.deepcopy(
                     other.get(name) if isinstance(other, dict) else other[name]
@@ -80,19 +84,19 @@ def mutated(draw: st.DrawFn, originals: list[Any]) -> Any:
 
 @st.composite
 def damaged(draw: st.DrawFn, originals: list[bytes]) -> bytes:
-    """One of the files with bytes cut off, changed, or put in."""
+    """One of the files with bytes cut off, changed, inserted or dropped."""
     content = bytearray(draw(st.sampled_from(originals)))
     for _ in range(draw(st.integers(1, 4))):
-        place = draw(st.integers(0, len(content)))
+        position = draw(st.integers(0, len(content)))
         change = draw(st.sampled_from(["cut", "change", "insert", "drop"]))
         if change == "cut":
-            del content[place:]
+            del content[position:]
         elif change == "drop":
-            del content[place : place + draw(st.integers(1, 40))]
+            del content[position : position + draw(st.integers(1, 40))]
         elif change == "insert":
-            content[place:place] = draw(st.binary(max_size=12))
-        elif place < len(content):
-            content[place] = draw(st.integers(0, 255))
+            content[position:position] = draw(st.binary(max_size=12))
+        elif position < len(content):
+            content[position] = draw(st.integers(0, 255))
     return bytes(content)
 
 

@@ -1,4 +1,4 @@
-"""Whatever is on the command line, it ends in a result or in one clear line."""
+"""Every command line ends in a result or in one clear line of error."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ ARGUMENTS = st.one_of(
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    found = tmp_path_factory.mktemp("fuzz")
-    shutil.copy(paths.bundled_profile(), found / "p.yaml")
-    shutil.copy(paths.bundled_acceptance(), found / "a.yaml")
-    shapes.k_ary(2, 2).save(found / "t.json")
-    (found / "c.txt").write_text("[[0], [1], [0, 0]]")
-    (found / "b.jsonl").write_text('{"prompt": "x"}\n')
-    return found
+    path = tmp_path_factory.mktemp("fuzz")
+    shutil.copy(paths.bundled_profile(), path / "p.yaml")
+    shutil.copy(paths.bundled_acceptance(), path / "a.yaml")
+    shapes.k_ary(2, 2).save(path / "t.json")
+    (path / "c.txt").write_text("[[0], [1], [0, 0]]")
+    (path / "b.jsonl").write_text('{"prompt": "x"}\n')
+    return path
 
 
 @cases(1500)
@@ -61,7 +61,7 @@ def test_any_options(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """Of the commands that run no model."""
+    """For the commands that run no model."""
     ends_in_a_result_or_a_line(command, parts, folder, monkeypatch, capfd)
 
 
@@ -80,8 +80,8 @@ def test_any_options_before_a_model_is_loaded(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     code = ends_in_a_result_or_a_line(command, [*parts, [wrong]], folder, monkeypatch, capfd)
-    said = {part for each in parts for part in each}
-    assert code == 2 or said & {"--help", "--version"}
+    arguments = {argument for part in parts for argument in part}
+    assert code == 2 or arguments & {"--help", "--version"}
 
 
 def ends_in_a_result_or_a_line(
@@ -92,17 +92,17 @@ def ends_in_a_result_or_a_line(
     capfd: pytest.CaptureFixture[str],
 ) -> int:
     monkeypatch.chdir(folder)
-    arguments = [command, *(part for each in parts for part in each)]
+    arguments = [command, *(argument for part in parts for argument in part)]
     monkeypatch.setattr(sys, "argv", ["sequoia-opt", *arguments])
     capfd.readouterr()
     with pytest.raises(SystemExit) as stopped:
         cli.main()
-    told = capfd.readouterr().err
+    errors = capfd.readouterr().err
     code = stopped.value.code
     assert code in (0, 1, 2)
     if code and "--debug" not in arguments:
-        assert told.splitlines()[-1].startswith("error: ")
-        assert told.count("error: ") == 1
-        assert "(--debug shows where)" not in told  # what nobody foresaw
-        assert "Traceback" not in told
+        assert errors.splitlines()[-1].startswith("error: ")
+        assert errors.count("error: ") == 1
+        assert "(--debug shows where)" not in errors  # an unforeseen error
+        assert "Traceback" not in errors
     return int(code)

@@ -1,4 +1,4 @@
-"""Whatever is in a file, reading it gives a valid result or one clear line."""
+"""Reading any file gives a valid result or one clear line of error."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from hypothesis import strategies as st
 from mutations import as_json, as_yaml, cases, damaged, mutated
 
 from sequoia_opt import demo
+from sequoia_opt.api import load_dataset
 from sequoia_opt.cli import charts, tree_defaults
 from sequoia_opt.cli.completions import Completions
 from sequoia_opt.cli.options import any_tree
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.files import growmap_pt
-from sequoia_opt.measure.dataset import load_dataset
 from sequoia_opt.measure.journal import Journal
 from sequoia_opt.plan import csv_import, decode_stats, export, shapes, tree_formats
 from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.latency import LatencyProfile
 from sequoia_opt.plan.solver import solve
 from sequoia_opt.plan.tree import TokenTree
-from sequoia_opt.report import figures as drawn
-from sequoia_opt.report.plots import Results, figures
-from sequoia_opt.repository import paths, solve_all
+from sequoia_opt.report import page_figures
+from sequoia_opt.report.bench_figures import figures
+from sequoia_opt.report.bench_results import Results
+from sequoia_opt.repository import paths, tree_provenance
 
 ROOT = Path(__file__).parents[2]
 PROFILE = LatencyProfile.load(paths.bundled_profile())
@@ -60,14 +61,13 @@ def file(tmp_path: Path) -> Callable[[str, bytes], Path]:
 
 
 def tried(work: Callable[[], Any]) -> Any:
-    """What it gives; nothing where it is refused in one line."""
-    said = "something"
+    """The result of `work`, or None if it raises the one error that users see."""
     try:
         return work()
     except SequoiaError as error:
-        said = str(error)
-    assert said.strip()
-    assert "Traceback" not in said
+        message = str(error)
+    assert message.strip()
+    assert "Traceback" not in message
     return None
 
 
@@ -84,53 +84,54 @@ def test_trees(document: Any, file: Callable[[str, bytes], Path], tmp_path: Path
         tried(lambda: tree_defaults.compiled_roles(tree, None))
         if tree.size <= 64:
             tried(lambda: charts.tree(tree, SHORT, 9))
-            tried(lambda: solve_all.plan_again(tree, PROFILE, SHORT))
+            tried(lambda: tree_provenance.plan_again(tree, PROFILE, SHORT))
 
 
 @cases(1200)
 @given(document=mutated([SHORT.document()]))
 def test_acceptances(document: Any, file: Callable[[str, bytes], Path], tmp_path: Path) -> None:
     path = file("a.yaml", as_yaml(document))
-    found = tried(lambda: Acceptance.load(path))
-    if found is not None:
-        found.save(tmp_path / "again.yaml")
+    rates = tried(lambda: Acceptance.load(path))
+    if rates is not None:
+        rates.save(tmp_path / "again.yaml")
         again = Acceptance.load(tmp_path / "again.yaml")
-        assert again.document() == found.document()
-        found.replicates([shapes.chain(3)], 10)
-        charts.acceptance(found)
+        assert again.document() == rates.document()
+        rates.replicates([shapes.chain(3)], 10)
+        charts.acceptance(rates)
 
 
 @cases(500)
 @given(document=mutated([PROFILE.document()]))
 def test_profiles(document: Any, file: Callable[[str, bytes], Path], tmp_path: Path) -> None:
     path = file("p.yaml", as_yaml(document))
-    found = tried(lambda: LatencyProfile.load(path))
-    if found is not None:
-        found.save(tmp_path / "again.yaml")
+    profile = tried(lambda: LatencyProfile.load(path))
+    if profile is not None:
+        profile.save(tmp_path / "again.yaml")
         again = LatencyProfile.load(tmp_path / "again.yaml")
-        assert again.document() == found.document()
-        tried(lambda: solve(found, SHORT, max_size=6, replicates=5))
-        charts.profile(found)
+        assert again.document() == profile.document()
+        tried(lambda: solve(profile, SHORT, max_size=6, replicates=5))
+        charts.profile(profile)
 
 
 @cases(900)
 @given(document=mutated(BENCHES))
 def test_results(document: Any, file: Callable[[str, bytes], Path]) -> None:
     path = file("bench.json", as_json(document))
-    found = tried(lambda: Results.load(path))
-    if found is not None:
-        tried(lambda: figures([found]))
-        is_race = "calibration" not in found.document
-        tried(lambda: drawn.race(found) if is_race else drawn.calibration(found))
+    results = tried(lambda: Results.load(path))
+    if results is not None:
+        tried(lambda: figures([results]))
+        is_calibration = "calibration" in results.document
+        draw = page_figures.calibration if is_calibration else page_figures.measured_speeds
+        tried(lambda: draw(results))
 
 
 @cases(900)
 @given(document=mutated([TEXT.document()]))
 def test_statistics(document: Any, file: Callable[[str, bytes], Path]) -> None:
     path = file("decode_stats.jsonl", as_json(document) + b"\n" + as_json(TEXT.document()) + b"\n")
-    found = tried(lambda: decode_stats.load(path))
-    if found is not None:
-        tried(lambda: decode_stats.acceptances(found))
+    texts = tried(lambda: decode_stats.load(path))
+    if texts is not None:
+        tried(lambda: decode_stats.acceptances(texts))
 
 
 @cases(600)
@@ -163,8 +164,8 @@ DATASETS = [
 @given(content=damaged(DATASETS), name=st.sampled_from(["d.jsonl", "d.json", "d.txt"]))
 def test_datasets(content: bytes, name: str, file: Callable[[str, bytes], Path]) -> None:
     path = file(name, content)
-    found = tried(lambda: load_dataset(path))
-    assert found is None or found[1]
+    dataset = tried(lambda: load_dataset(path))
+    assert dataset is None or dataset[1]
 
 
 FILES = {
@@ -217,8 +218,8 @@ def test_trees_of_other_engines(
     content: bytes, ending: str, file: Callable[[str, bytes], Path]
 ) -> None:
     path = file(f"other.{ending}", content)
-    found = tried(lambda: any_tree(path))
-    assert found is None or isinstance(found, TokenTree)
+    tree = tried(lambda: any_tree(path))
+    assert tree is None or isinstance(tree, TokenTree)
 
 
 TABLES = [
@@ -246,7 +247,7 @@ def test_tables(content: bytes, file: Callable[[str, bytes], Path]) -> None:
 @cases(60)
 @given(data=st.data())
 def test_files_of_the_research_code(data: st.DataObject, tmp_path: Path) -> None:
-    """Of torch.save, from which no code is ever run."""
+    """Files of torch.save, which are read without running code."""
     whole = tmp_path / "whole.pt"
     growmap_pt.save_growmap(tree_formats.growmap(shapes.k_ary(2, 2)), whole)
     path = tmp_path / "damaged.pt"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from small_models import VOCABULARY
 
-from sequoia_opt.measure.dataset import Document
+from sequoia_opt.measure.records import Document
 
 
 class NumberTokenizer:

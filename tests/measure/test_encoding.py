@@ -7,8 +7,8 @@ import pytest
 from small_tokenizers import byte_level, llama_2_like
 
 from sequoia_opt.errors import SequoiaError
-from sequoia_opt.measure.dataset import Document
 from sequoia_opt.measure.encoding import check_template, opening, prompt_and_text, prompt_tokens
+from sequoia_opt.measure.records import Document
 from sequoia_opt.measure.sample_texts import prepare_texts
 from sequoia_opt.measure.template import Template
 
@@ -18,19 +18,19 @@ TEMPLATE = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor 
 @pytest.fixture
 def pair(make_pair: Callable[..., Any]) -> Iterator[Any]:
     pair = make_pair()
-    kept = pair.tokenizer
+    original = pair.tokenizer
     pair.tokenizer = llama_2_like()
     pair.tokenizer.chat_template = TEMPLATE
     yield pair
-    pair.tokenizer = kept
+    pair.tokenizer = original
 
 
 @pytest.mark.parametrize("make", [llama_2_like, byte_level])
 @pytest.mark.parametrize("text", [" ab", "    ab(c)\n", "\n  ab", "(c)", "é"])
-def test_what_follows_a_prompt_reads_as_it_does_there(
+def test_a_text_has_the_tokens_that_it_has_after_its_prompt(
     pair: Any, make: Callable[[], Any], text: str
 ) -> None:
-    """Teacher-forced, the tokens of prompt and text are those of the text that both make."""
+    """Prompt and text have the tokens of both tokenized together."""
     pair.tokenizer = make()
     prompt, following = prompt_and_text(pair, Document("ab(c):", text))
     assert prompt == pair.encode("ab(c):")
@@ -39,39 +39,39 @@ def test_what_follows_a_prompt_reads_as_it_does_there(
         assert prompt + following == pair.tokenizer(f"ab(c):{text}")["input_ids"]
 
 
-def test_conversations_take_the_template(pair: Any) -> None:
+def test_conversations_go_through_the_template(pair: Any) -> None:
     messages = ({"role": "user", "content": "ab"},)
     template = Template(system="c", options={})
-    wanted = pair.tokenizer("[system]c[user]ab[ab]", add_special_tokens=False)["input_ids"]
+    expected = pair.tokenizer("[system]c[user]ab[ab]", add_special_tokens=False)["input_ids"]
     document = Document("", " ab", messages=messages)
-    assert prompt_tokens(pair, document, template) == wanted
-    assert opening(pair, document, template) == wanted
+    assert prompt_tokens(pair, document, template) == expected
+    assert opening(pair, document, template) == expected
     prompt, following = prompt_and_text(pair, document, template)
-    assert (prompt, pair.decode(following, prompt)) == (wanted, " ab")
-    own = Document("", "", messages=({"role": "system", "content": "a"}, *messages))
-    assert prompt_tokens(pair, own, template) == pair.encode("[system]a[user]ab[ab]", False)
+    assert (prompt, pair.decode(following, prompt)) == (expected, " ab")
+    with_system = Document("", "", messages=({"role": "system", "content": "a"}, *messages))
+    assert prompt_tokens(pair, with_system, template) == pair.encode("[system]a[user]ab[ab]", False)
     plain = Document("ab", "")
     assert prompt_tokens(pair, plain, template) == pair.encode("ab")
     for_all = Template(for_all=True, system="c")
-    assert prompt_tokens(pair, plain, for_all) == wanted
+    assert prompt_tokens(pair, plain, for_all) == expected
 
 
-def test_without_a_template_conversations_are_plain_text(pair: Any) -> None:
+def test_without_a_template_conversations_are_read_as_plain_text(pair: Any) -> None:
     pair.tokenizer.chat_template = None
     messages = ({"role": "system", "content": "a"}, {"role": "user", "content": "ab"})
-    document, told = Document("", "c", messages=messages), list[str]()
-    check_template(pair, [document, Document("a", "")], Template(), told.append)
-    assert len(told) == 1
-    assert "no chat template; 1 conversations are read as plain text" in told[0]
+    document, notes = Document("", "c", messages=messages), list[str]()
+    check_template(pair, [document, Document("a", "")], Template(), notes.append)
+    assert len(notes) == 1
+    assert "no chat template; 1 conversations are read as plain text" in notes[0]
     assert prompt_tokens(pair, document) == pair.encode("a\n\nab")
     for template in (Template(for_all=True), Template(options={"enable_thinking": False})):
         with pytest.raises(SequoiaError, match="has no chat template"):
-            check_template(pair, [], template, told.append)
+            check_template(pair, [], template, notes.append)
         with pytest.raises(SequoiaError, match="has no chat template"):
             prompt_tokens(pair, document, template)
 
 
-def test_of_a_text_without_a_prompt_half_serves_as_one(pair: Any) -> None:
+def test_half_of_a_whole_text_serves_as_its_prompt(pair: Any) -> None:
     document = Document("", "ab ab ab ab", is_whole=True)
     whole = pair.encode(document.text)
     assert prompt_tokens(pair, document) == whole
@@ -79,7 +79,7 @@ def test_of_a_text_without_a_prompt_half_serves_as_one(pair: Any) -> None:
     assert prompt_and_text(pair, document) == ([], whole)
 
 
-def test_names_of_datasets_tell_templates_apart() -> None:
+def test_labels_tell_templates_apart() -> None:
     templates = [
         Template(),
         Template(True),
@@ -109,7 +109,7 @@ def test_the_end_of_a_long_prompt_keeps_the_beginning_of_text(pair: Any) -> None
 
 
 class _Wide:
-    """A runner that says its vocabulary is as large as any tokenizer's."""
+    """A runner that claims a vocabulary as large as any tokenizer's."""
 
     vocabulary = 10**6
 

@@ -10,9 +10,9 @@ from number_texts import documents, token_ids
 from sequoia_opt.engine.decoder import Decoder
 from sequoia_opt.engine.torch.runner import Runner
 from sequoia_opt.errors import SequoiaError
-from sequoia_opt.measure.dataset import Document
 from sequoia_opt.measure.estimator import EstimateOptions, check_sampled, estimate
 from sequoia_opt.measure.journal import Journal
+from sequoia_opt.measure.records import Document
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.sampling import Sampling
 from sequoia_opt.plan.verifiers import VERIFIERS

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from sequoia_opt.errors import SequoiaError
-from sequoia_opt.measure.dataset import Document
+from sequoia_opt.measure.records import Document
 from sequoia_opt.measure.sample_texts import SampleText, prepare_texts
 
 

@@ -1,4 +1,4 @@
-"""A small plan and small results, to be drawn."""
+"""A small plan and small results to draw."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from sequoia_opt.plan.curves import Curve, ModelLatency
 from sequoia_opt.plan.latency import LatencyProfile, Overhead
 from sequoia_opt.plan.plan import Plan
 from sequoia_opt.plan.tree import TokenTree
-from sequoia_opt.report.plots import FORMAT, Results
-from sequoia_opt.repository.solve_all import plan_again
+from sequoia_opt.report.bench_results import FORMAT, Results
+from sequoia_opt.repository.tree_provenance import plan_again
 
 NASTY = "a</script><script>alert(1)</script>&<b>model</b>"
 
@@ -25,14 +25,14 @@ def rates_of(**others: Any) -> Acceptance:
 
 
 def plan_of(tree: TokenTree) -> Plan:
-    """The plan of a machine on which eight nodes cost hardly more than one."""
+    """The plan on a machine where eight tokens take hardly longer than one."""
 
     def model(name: str, unit: float) -> ModelLatency:
         counts = [1, 2, 4, 8, 16]
         curves = []
         for context in (128, 1024):
-            middle = np.array([unit * (1 + count / 40 + context / 4096) for count in counts])
-            curves.append(Curve(1, context, counts, middle, 0.97 * middle, 1.04 * middle))
+            median = np.array([unit * (1 + count / 40 + context / 4096) for count in counts])
+            curves.append(Curve(1, context, counts, median, 0.97 * median, 1.04 * median))
         return ModelLatency(name, "0", curves)
 
     profile = LatencyProfile(
@@ -47,7 +47,7 @@ def plan_of(tree: TokenTree) -> Plan:
 
 
 def measured(folder: Path) -> tuple[Results, Results]:
-    """A race and a calibration."""
+    """The results of a `bench` and of a `calibrate`."""
     shared = {
         "format": FORMAT, "version": 1, "target": NASTY, "draft": "small", "dataset": "code",
         "dtype": "float32", "compile": [], "max_new_tokens": 64, "prompts": 4, "temperature": 0.0,
@@ -64,12 +64,12 @@ def measured(folder: Path) -> tuple[Results, Results]:
     ]  # fmt: skip
     speeds = [(2.0, 2.1), (1.5, 1.4)]
     trees = [{"name": "x", "speedup": {"predicted": p, "measured": m}} for p, m in speeds]
-    found = []
-    for name, own in (
+    loaded = []
+    for name, measurement in (
         ("race", {"results": rows}),
         ("calibration", {"calibration": [{"temperature": 0.0, "trees": trees}]}),
     ):
         path = folder / f"{name}.json"
-        path.write_text(json.dumps(shared | own))
-        found.append(Results.load(path))
-    return found[0], found[1]
+        path.write_text(json.dumps(shared | measurement))
+        loaded.append(Results.load(path))
+    return loaded[0], loaded[1]

@@ -14,10 +14,10 @@ import pytest
 from page_data import NASTY, measured, plan_of
 
 from sequoia_opt.plan import shapes
-from sequoia_opt.report import page
+from sequoia_opt.report.page import page
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
-# Points at a value of each chart: a mark's, as there is no pointing at a coloured table from afar.
+# Hovers over a value of each chart, but a heatmap's, which cannot be named this way.
 HOVER = """
 for (const chart of charts) {
   const shows = ({ hoverinfo, type }) => hoverinfo !== "skip" && type !== "heatmap";
@@ -50,10 +50,10 @@ class Elements(HTMLParser):
         return [attributes for name, attributes in self.found if name == tag]
 
 
-def test_it_needs_no_other_file_and_names_are_text(report: Path) -> None:
+def test_the_page_needs_no_other_file_and_escapes_names(report: Path) -> None:
     text = report.read_text()
     elements = Elements(text)
-    [policy] = (each for each in elements.of("meta") if "http-equiv" in each)
+    [policy] = (meta for meta in elements.of("meta") if "http-equiv" in meta)
     assert str(policy["content"]).startswith("default-src 'none'; ")
     assert not elements.of("link")
     assert not elements.of("img")
@@ -67,22 +67,22 @@ def test_it_needs_no_other_file_and_names_are_text(report: Path) -> None:
     )
 
 
-def test_what_was_predicted_is_shown_beside_what_was_measured(tmp_path: Path) -> None:
-    """Where the bench ran the very tree."""
-    tree, own = shapes.k_ary(2, 2), {"parents": [-1, 0, 0, 1, 1, 2, 2]}
+def test_the_prediction_is_shown_beside_the_measurement(tmp_path: Path) -> None:
+    """If `bench` measured the page's own tree."""
+    tree, parents = shapes.k_ary(2, 2), {"parents": [-1, 0, 0, 1, 1, 2, 2]}
     race, _ = measured(tmp_path)
     text = page(tree, plan_of(tree), [race])
-    assert "The diamond is what was predicted" not in text
-    race.document["trees"] = {race.rows[1]["name"]: own | {"ranks": [0, 1, 2, 1, 2, 1, 2]}}
+    assert "The diamond is the prediction for this tree" not in text
+    race.document["trees"] = {race.rows[1]["name"]: parents | {"ranks": [0, 1, 2, 1, 2, 1, 2]}}
     text = page(tree, plan_of(tree), [race])
-    assert "The diamond is what was predicted" in text
-    assert "predicted %{x:.2f}" in text
+    assert "The diamond is the prediction for this tree" in text
+    assert "predicted %{x:.2f}x" in text
 
 
-def test_a_tree_of_one_node_has_a_page_too() -> None:
-    """Which says what is predicted of others: nothing better, or that they are faster."""
+def test_a_tree_of_one_node_has_a_page() -> None:
+    """It says whether a larger tree is predicted to be faster."""
     plan = plan_of(shapes.chain(1))
-    faster = f"predicted at {plan.fastest.speedup[0]:.2f} ×"
+    faster = f"predicted to run at {plan.fastest.speedup[0]:.2f}x"
     assert faster in page(shapes.chain(1), plan)
     plan = replace(plan, fastest=plan.given[0])
     assert "plain decoding. No tree is predicted to be faster" in page(shapes.chain(1), plan)
@@ -101,9 +101,9 @@ def test_a_browser_draws_every_chart(report: Path, tmp_path: Path, width: int) -
         ],
         capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
-    # It would say here too what the page asked of the network, which its policy forbids.
-    said = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    assert said == []
+    # A request to the network, which the page's policy forbids, would be logged too.
+    messages = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    assert messages == []
     drawn = Elements(done.stdout)
     [body] = drawn.of("body")
     figures = re.findall(
@@ -120,7 +120,7 @@ def test_a_browser_draws_every_chart(report: Path, tmp_path: Path, width: int) -
         assert len(re.findall(r'class="trace scatter', chart)) == len(lines)
         heats = [trace for trace in data if trace["type"] == "heatmap"]
         assert chart.count('class="hm"') == len(heats)
-    # Nothing wider than the window, which is never narrower than 500.
+    # No chart is wider than the window, whose width is at least 500.
     widths = [
         float(found) for found in re.findall(r'class="main-svg"[^>]*width="([\d.]+)"', done.stdout)
     ]
@@ -129,9 +129,7 @@ def test_a_browser_draws_every_chart(report: Path, tmp_path: Path, width: int) -
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to look at the page with")
-def test_in_the_dark_what_is_written_is_light_and_values_show_on_hover(
-    report: Path, tmp_path: Path
-) -> None:
+def test_in_dark_mode_text_is_light_and_values_show_on_hover(report: Path, tmp_path: Path) -> None:
     assert CHROMIUM is not None
     drawn = "document.body.dataset.drawn = charts.length;"
     text = report.read_text()
@@ -150,11 +148,11 @@ def test_in_the_dark_what_is_written_is_light_and_values_show_on_hover(
     assert charts
     for chart in charts:
         assert 'class="hovertext' in chart
-        assert "fill: rgb(230, 232, 235)" in chart  # what the page has for ink in the dark
+        assert "fill: rgb(230, 232, 235)" in chart  # the page's ink in dark mode
         assert "fill: rgb(31, 35, 40)" not in chart
 
 
-def test_it_says_what_does_not_pay_and_which_times_are_not_to_be_trusted() -> None:
+def test_the_page_says_if_a_tree_does_not_pay_and_which_timings_are_doubtful() -> None:
     tree = shapes.chain(9)
     plan = plan_of(tree)
     text = page(tree, plan)

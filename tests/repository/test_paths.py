@@ -11,10 +11,10 @@ from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.repository import paths
 
 
-def test_of_files_of_one_age_those_of_the_plain_engine_count(
+def test_of_files_of_the_same_age_those_without_compiling_are_the_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As in a fresh checkout; but what was made last comes first."""
+    """As in a fresh checkout; otherwise the newest file is the default."""
     monkeypatch.chdir(tmp_path)
     rates = Acceptance(np.array([0.5]), dataset=demo.DATASET_NAME, verifier="greedy")
     names = "here", demo.TARGET_NAME, demo.DRAFT_NAME, "float32"
@@ -50,12 +50,12 @@ def test_a_machines_own_trees_come_before_newer_ones(
     assert paths.bundled_tree(0.0, hardware="here") == trees["here"]
 
 
-def test_files_of_an_offloaded_target_are_nobodys_default(
+def test_files_of_an_offloaded_target_are_never_the_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     names = "here", demo.TARGET_NAME, demo.DRAFT_NAME, "float32"
-    plain, disk = (paths.profile_path(*names, offload=place) for place in ("none", "disk"))
+    plain, disk = (paths.profile_path(*names, offload=offload) for offload in ("none", "disk"))
     assert disk.name.endswith("--float32--offload-disk.yaml")
     for path in (plain, disk):
         path.parent.mkdir(parents=True, exist_ok=True)

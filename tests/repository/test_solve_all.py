@@ -16,7 +16,7 @@ from sequoia_opt.repository import solve_all
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Two machines, two acceptances of their pair and one of another."""
+    """Two machines, two acceptance files of their pair and one of another pair."""
     for slug, slope in (("fast", 0.01), ("slow", 1.0)):
         profile = make_profile(slope=slope)
         profile.hardware["slug"] = slug
@@ -28,23 +28,23 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_every_profile_meets_every_acceptance_of_its_pair(root: Path) -> None:
+def test_every_profile_is_solved_with_every_acceptance_of_its_pair(root: Path) -> None:
     steps: list[tuple[int, int]] = []
-    found = dict(solve_all.solve_all(root, {}, lambda *counts: steps.append(counts)))
-    assert [path.relative_to(root).as_posix() for path in found] == [
+    trees = dict(solve_all.solve_all(root, {}, lambda *counts: steps.append(counts)))
+    assert [path.relative_to(root).as_posix() for path in trees] == [
         f"trees/{slug}/target--draft--float32--{dataset}-greedy-T0.json"
         for slug in ("fast", "slow")
         for dataset in ("code", "talk")
     ]
     assert steps == [(i, 4) for i in range(1, 5)]
-    sizes = [tree.size for tree in found.values()]
+    sizes = [tree.size for tree in trees.values()]
     assert sizes[0] == sizes[1] > sizes[2] == sizes[3]
-    assert [tree.document() for tree in found.values()] == [
+    assert [tree.document() for tree in trees.values()] == [
         tree.document() for _, tree in solve_all.solve_all(root, {})
     ]
 
 
-def test_what_differs_is_said_in_a_line(root: Path) -> None:
+def test_a_difference_is_named_in_one_line(root: Path) -> None:
     path, tree = next(iter(solve_all.solve_all(root, {})))
     assert "no such file" in str(solve_all.difference(path, tree))
     tree.save(path)
@@ -60,26 +60,26 @@ def test_what_differs_is_said_in_a_line(root: Path) -> None:
         assert line is not None
         assert line.startswith(f"{path}: {complaint}")
         assert "\n" not in line
-    # Another program's version, and digits that another processor adds up, are no difference.
+    # The program's version and rounding on another processor do not count.
     document["provenance"]["sequoia_opt"] = "0.0.1"
     document["expected_tokens"] *= 1 + 1e-6
     path.write_text(json.dumps(document))
     assert solve_all.difference(path, tree) is None
     TokenTree([-1, 0], [0, 1]).save(path)
-    assert "found 2 nodes, 1 deep, expected" in str(solve_all.difference(path, tree))
+    assert "found 2 nodes, depth 1, expected" in str(solve_all.difference(path, tree))
 
 
-def test_nothing_to_solve(tmp_path: Path) -> None:
+def test_a_repository_without_a_pair_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SequoiaError, match="no profile has an acceptance of the same pair"):
         list(solve_all.solve_all(tmp_path, {}))
 
 
-def test_what_cannot_be_solved_is_named(root: Path) -> None:
+def test_inputs_that_cannot_be_solved_are_named(root: Path) -> None:
     with pytest.raises(SequoiaError, match=r"fast/target--draft--float32.yaml with .*code.yaml: "):
         list(solve_all.solve_all(root, {"size": 999}))
 
 
-def test_trees_whose_inputs_are_gone_are_listed(root: Path) -> None:
+def test_trees_whose_inputs_no_longer_exist_are_listed(root: Path) -> None:
     for path, tree in solve_all.solve_all(root, {}):
         tree.save(path)
     solved = [path for path, _ in solve_all.solve_all(root, {})]

@@ -28,7 +28,7 @@ from processes import run_in_time
 from record import Record
 from summary import Outcome, table
 
-from sequoia_opt.engine.pair import usable_device
+from sequoia_opt.engine.devices import usable_device
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure import profiler, timing
 from sequoia_opt.measure.hardware import hardware, software

@@ -10,11 +10,10 @@ from record import Record
 from resident import compile_pair
 
 from sequoia_opt import demo
-from sequoia_opt.api import load_pair
+from sequoia_opt.api import load_dataset, load_pair
 from sequoia_opt.engine.pair import Pair
 from sequoia_opt.measure import methods, profiler
 from sequoia_opt.measure.bench import Raced, divergence, race
-from sequoia_opt.measure.dataset import load_dataset
 from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.plan import Plan
 from sequoia_opt.plan.sampling import Sampling

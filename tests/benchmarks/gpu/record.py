@@ -17,7 +17,7 @@ from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.latency import LatencyProfile
 from sequoia_opt.plan.plan import Plan
 from sequoia_opt.plan.solve_options import ANY_TREE
-from sequoia_opt.repository import paths, solve_all
+from sequoia_opt.repository import paths, tree_provenance
 
 # Of `solve --all`, which is to find these trees in their places.
 DEFAULTS = {"batch": 1, "shape": ANY_TREE}
@@ -98,7 +98,9 @@ class Record:
             predicted_speedup=choice.speedup[0],
         )
         slug = str(plan.profile.hardware["slug"])
-        tree = solve_all.planned_tree(plan, solve_all.Source(profile, acceptance), DEFAULTS)
+        tree = tree_provenance.planned_tree(
+            plan, tree_provenance.Source(profile, acceptance), DEFAULTS
+        )
         return self._entry(paths.tree_path(slug, profile, plan.acceptance), tree)
 
     def _entry(self, name: Path, document: Any) -> Path:

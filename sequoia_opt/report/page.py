@@ -1,0 +1,250 @@
+"""A page that shows why a tree was chosen: one HTML file that needs no other.
+
+Knows the page's texts. The plan is solved again from its two inputs, so that the page can also
+show what the tree was chosen among. Knows nothing of how the figures are drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from sequoia_opt import __version__
+from sequoia_opt.plan.curves import ModelLatency
+from sequoia_opt.plan.intervals import interval
+from sequoia_opt.plan.plan import Plan
+from sequoia_opt.plan.tree import TokenTree
+from sequoia_opt.report import page_figures
+from sequoia_opt.report.bench_results import Results
+
+PAGE = Path(__file__).parent / "page.html"
+
+
+@dataclass(frozen=True)
+class Section:
+    """A figure with its heading and text.
+
+    Attributes:
+        name: of its element in the page.
+        text: what the figure shows, in one or two sentences.
+        figure: plotly's JSON.
+    """
+
+    name: str
+    title: str
+    text: str
+    figure: str
+
+
+def page(tree: TokenTree, plan: Plan, results: Sequence[Results] = (), mark: str = "") -> str:
+    """The page of a tree, as HTML.
+
+    Args:
+        tree: the tree to show.
+        plan: the plan that was solved from the tree's inputs, with the tree as `given`.
+        results: results of `bench` or `calibrate` to show too.
+        mark: names the page's sources.
+    """
+    import plotly
+
+    sections = [
+        *_tree_sections(tree, plan),
+        *(_latency_section(role, plan) for role in ("target", "draft")),
+        *_acceptance_sections(plan),
+        *(_results_section(index, measured, plan) for index, measured in enumerate(results)),
+    ]
+    pair = f"{plan.profile.target.model} with {plan.profile.draft.model}"
+    return Template(PAGE.read_text(encoding="utf-8")).substitute(
+        title=escape(f"{pair}: {tree.size} nodes"),
+        pair=escape(pair),
+        summary=escape(_summary(tree, plan)),
+        facts=_table(_facts(plan)),
+        sections="\n".join(_section_html(section) for section in sections),
+        version=escape(__version__),
+        mark=escape(mark),
+        plotly=plotly.offline.get_plotlyjs(),
+    )
+
+
+def _tree_sections(tree: TokenTree, plan: Plan) -> list[Section]:
+    """The tree, and the trees that it was chosen among."""
+    values = plan.acceptance.node_values(tree)
+    text = (
+        "The root is the last committed token, every other node is a speculated token; its label "
+        "is its rank among its siblings. Nodes are larger and darker the more often verification "
+        "reaches them."
+    )
+    if tree.size > 1:
+        text += f" The most valuable node adds {values[1:].max():.2f} tokens per step."
+    return [
+        Section("tree", "The tree", text, page_figures.tree(tree, values)),
+        Section(
+            "surface",
+            "Speed by size and depth",
+            "Predicted speed relative to plain decoding, for the tree with the most expected "
+            "tokens at each size and depth. The star is this tree; circles are the next best.",
+            page_figures.surface(plan),
+        ),
+        Section(
+            "candidates",
+            "Comparison with other trees",
+            "Predicted speed relative to plain decoding, with 95% intervals that combine resampled "
+            "documents with the spread of the timings.",
+            page_figures.candidates(plan),
+        ),
+    ]
+
+
+def _latency_section(role: str, plan: Plan) -> Section:
+    model: ModelLatency = getattr(plan.profile, role)
+    return Section(
+        f"latency-{role}",
+        f"Latency of the {role}",
+        f"{model.model}: milliseconds per forward pass by number of tokens, a curve for each "
+        "context length; bands are 95% intervals of the median.",
+        page_figures.latency(model),
+    )
+
+
+def _acceptance_sections(plan: Plan) -> list[Section]:
+    rates = plan.acceptance
+    rejected = 100 * max(0.0, 1 - rates.rates.sum())
+    sections = [
+        Section(
+            "acceptance",
+            "Acceptance by rank",
+            f"How often the draft's 1st, 2nd, 3rd, … guess is the accepted token on "
+            f"{rates.dataset}; for {rejected:.1f}% of the tokens none of them is.",
+            page_figures.acceptance(rates),
+        )
+    ]
+    if rates.by_depth is not None:
+        sections.append(
+            Section(
+                "depths",
+                "Acceptance by depth",
+                "How often each rank is accepted, by its depth in the tree.",
+                page_figures.acceptance_by_depth(rates),
+            )
+        )
+    return sections
+
+
+def _results_section(index: int, results: Results, plan: Plan) -> Section:
+    """Measured speeds, with the prediction for this tree if it was measured."""
+    name = f"measured-{index}"
+    run = results.title.replace("\n", "; ")
+    if "calibration" in results.document:
+        return Section(
+            name,
+            "Predicted and measured speed",
+            f"{run}. A tree on the line was as fast as predicted; the band is within 10%.",
+            page_figures.calibration(results),
+        )
+    predicted = _predicted_speedups(results, plan)
+    text = (
+        f"{run}. Speed relative to {results.rows[0]['name']} with 95% intervals, from resampling "
+        "the prompts."
+    )
+    if predicted:
+        text += " The diamond is the prediction for this tree."
+    return Section(
+        name,
+        f"Measured speed at temperature {results.temperature:g}",
+        text,
+        page_figures.measured_speeds(results, predicted),
+    )
+
+
+def _predicted_speedups(results: Results, plan: Plan) -> dict[str, float]:
+    """This tree's predicted speed, by its name in results of the plan's temperature."""
+    [this] = plan.given
+    trees = results.document.get("trees", {})
+    if results.temperature != plan.acceptance.temperature or not isinstance(trees, Mapping):
+        return {}
+    structure = {"parents": list(this.tree.parents), "ranks": list(this.tree.ranks)}
+    return {name: float(this.speedup[0]) for name, tree in trees.items() if tree == structure}
+
+
+def _summary(tree: TokenTree, plan: Plan) -> str:
+    """The tree's predicted speed, in a sentence."""
+    [this] = plan.given
+    if tree.size == 1:
+        if not plan.fastest.is_faster:
+            return "One node: plain decoding. No tree is predicted to be faster here."
+        return (
+            f"One node: plain decoding. A tree of {plan.fastest.tree.size} nodes is predicted to "
+            f"run at {plan.fastest.speedup[0]:.2f}x."
+        )
+    low, high = interval(this.speedup)
+    summary = (
+        f"{tree.size} nodes, depth {tree.depth}: {this.tokens[0]:.2f} tokens per step in "
+        f"{this.step_ms[0]:.2f} ms, {this.speedup[0]:.2f}x plain decoding "
+        f"({low:.2f}–{high:.2f}), {this.tokens_per_second[0]:.0f} tokens per second."
+    )
+    if not this.is_faster:
+        return f"It does not pay: plain decoding is predicted to be faster. {summary}"
+    return summary
+
+
+def _facts(plan: Plan) -> dict[str, str]:
+    """The machine, versions and settings, by their names."""
+    profile, rates = plan.profile, plan.acceptance
+    dataset = f"{rates.dataset}, {rates.positions} tokens"
+    if rates.traces:
+        dataset += f" of {len(rates.traces)} documents"
+    sampling = f"temperature {rates.temperature:g}, top-p {rates.top_p:g}{rates.sampling.cuts}"
+    facts = {
+        "machine": _machine(plan),
+        "engine": _engine(profile.engine),
+        "versions": ", ".join(f"{name} {version}" for name, version in profile.software.items()),
+        "dataset": dataset,
+        "sampling": f"{sampling}, verifier {plan.verifier}",
+        "context length": f"{plan.context:.0f} tokens",
+        "batch": str(plan.batch),
+    }
+    if doubts := profile.doubts():
+        facts["doubtful timings"] = ". ".join(doubts)
+    return facts
+
+
+def _machine(plan: Plan) -> str:
+    hardware, engine = plan.profile.hardware, plan.profile.engine
+    name = str(hardware.get("name", "unknown"))
+    if "threads" in engine and hardware.get("device") == "cpu":
+        name += f", {engine['threads']} threads"
+    return name
+
+
+def _engine(engine: Mapping[str, Any]) -> str:
+    """How the models were run, in words."""
+    parts = [str(engine.get("dtype", "unknown dtype"))]
+    if engine.get("compile"):
+        parts.append("compiled")
+    if engine.get("graphs"):
+        parts.append("CUDA graphs")
+    if engine.get("offload", "none") != "none":
+        parts.append(f"offloaded to {engine['offload']}")
+    if engine.get("random_weights"):
+        parts.append("random weights")
+    return ", ".join(parts)
+
+
+def _table(facts: Mapping[str, Any]) -> str:
+    rows = (f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in facts.items())
+    return "\n".join(rows)
+
+
+def _section_html(section: Section) -> str:
+    name = escape(section.name)
+    # With its "<" escaped, no text in the figure can end the element that holds it.
+    figure = section.figure.replace("<", "\\u003c")
+    return (
+        f'<section id="{name}"><h2>{escape(section.title)}</h2>\n<p>{escape(section.text)}</p>\n'
+        f'<div class="chart" data-figure="figure-{name}"></div>\n'
+        f'<script type="application/json" id="figure-{name}">{figure}</script></section>'
+    )
