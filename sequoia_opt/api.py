@@ -44,7 +44,7 @@ def load_pair(
     Raises:
         SequoiaError: a model cannot be loaded or run, or the two do not fit together.
     """
-    from sequoia_opt.engine.pair import load_pair as load_named_pair
+    from sequoia_opt.engine.load import load_pair as load_named_pair
 
     asked = {"target": str(target or demo.TARGET_NAME), "draft": str(draft or demo.DRAFT_NAME)}
     folders = {role: demo.resolve(name) for role, name in asked.items()}

@@ -15,7 +15,8 @@ from sequoia_opt import demo
 from sequoia_opt.engine import pair as pairs
 from sequoia_opt.engine.decoder import Decoder
 from sequoia_opt.engine.distributed import PATIENCE, SHARE_PATIENCE, World
-from sequoia_opt.engine.pair import ROLES, load_pair, short_name
+from sequoia_opt.engine.load import load_pair
+from sequoia_opt.engine.pair import ROLES, short_name
 from sequoia_opt.engine.torch import memory
 from sequoia_opt.engine.torch.loading import fingerprint
 from sequoia_opt.errors import SequoiaError
