@@ -34,7 +34,7 @@ def _short_runs() -> None:
     """Times are not looked at: each is taken of as few runs as can be."""
     from sequoia_opt.measure import profiler, timing
 
-    timing.RUN_IN_MS = timing.TIMED_MS = profiler.PATIENCE = 1
+    timing.RUN_IN_MS = timing.TIMED_MS = profiler.MAX_MULTIPLE = 1
 
 
 @pytest.fixture(scope="session")

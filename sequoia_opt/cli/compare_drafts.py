@@ -104,7 +104,7 @@ def compare_drafts(
     source, documents = load_dataset(dataset, console.note)
     source += template.label
     content = estimator.fingerprint(documents)
-    measuring = profiler.Options(
+    measuring = profiler.ProfileOptions(
         contexts=lengths,
         repeats=repeats,
         verifiers=[sampling.verifier],

@@ -112,7 +112,7 @@ def profile(
         with console.waiting("compiling the forwards of several sequences"):
             pair.compile(batch=max(sequences))
     parts = hardware(pair.device)["slug"], pair.target_name, pair.draft_name, pair.dtype
-    options = profiler.Options(
+    options = profiler.ProfileOptions(
         tokens=counts,
         contexts=lengths,
         batches=sequences,

@@ -14,10 +14,17 @@ from transformers import PreTrainedTokenizerBase
 from sequoia_opt.engine.text import Detokenizer
 from sequoia_opt.errors import SequoiaError, one_line
 
-# Characters: a tokenizer takes some 200 bytes of memory for each, and no text of that many for
-# each position has ever fitted. Shorter ones are tokenized to say how many tokens they have.
-LONGEST_TEXT, CHARACTERS_A_POSITION = 2**20, 16
-TEMPLATES_OWN = {"messages", "conversation", "chat_template", "tokenize", "add_generation_prompt"}
+# A tokenizer takes some 200 bytes of memory per character, and a text of more characters than
+# these never fits a model's positions. Shorter texts are tokenized, so that the error can say how
+# many tokens they have.
+LONGEST_TEXT, CHARACTERS_PER_POSITION = 2**20, 16
+TEMPLATE_ARGUMENTS = {
+    "messages",
+    "conversation",
+    "chat_template",
+    "tokenize",
+    "add_generation_prompt",
+}
 
 
 class Codec:
@@ -36,17 +43,17 @@ class Codec:
         self._detokenizer: Detokenizer | None = None
 
     def encode(self, text: str, beginning: bool = True) -> list[int]:
-        """Token ids of a text, for more to follow.
+        """Token ids of a text that is to be continued.
 
         Args:
-            beginning: it begins a document, so the tokenizer may put its special tokens before
-                it; an empty one is the beginning-of-text token. A beginning-of-text token that
-                the text itself begins with is not doubled, and a token that the tokenizer puts
-                behind every text is left away: nothing is to follow that.
+            beginning: the text begins a document, so the tokenizer may put special tokens before
+                it; an empty text is the beginning-of-text token. If the text itself begins with
+                that token, it is not doubled. A token that the tokenizer appends to every text is
+                removed, since the text is to be continued.
 
         Raises:
-            SequoiaError: the models came without a tokenizer, nothing stands for no text, or the
-                text is too long to be tokenized.
+            SequoiaError: the models came without a tokenizer, the text is empty and the tokenizer
+                has no beginning-of-text token, or the text is too long to be tokenized.
         """
         tokenizer = self._known_tokenizer()
         self._check_text(text)
@@ -68,15 +75,15 @@ class Codec:
     def render_chat(
         self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any] | None = None
     ) -> str:
-        """The chat template's text of a conversation that it is the assistant's turn in.
+        """The chat template's text of a conversation in which the assistant speaks next.
 
         Args:
-            messages: each with its `role` and `content`.
-            options: switches of the template, as enable_thinking.
+            messages: each has a `role` and a `content`.
+            options: switches of the template, such as enable_thinking.
 
         Raises:
-            SequoiaError: the tokenizer has no chat template, or it does not take the messages or
-                the options.
+            SequoiaError: the tokenizer has no chat template, or the template rejects the messages
+                or the options.
         """
         if self.tokenizer is None or not self.tokenizer.chat_template:
             raise SequoiaError(
@@ -105,12 +112,12 @@ class Codec:
     def encode_chat(
         self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any] | None = None
     ) -> list[int]:
-        """Token ids of a conversation that it is the assistant's turn in, see `render_chat`."""
+        """Token ids of a conversation in which the assistant speaks next; see `render_chat`."""
         return self.encode(self.render_chat(messages, options), beginning=False)
 
     @property
     def detokenizer(self) -> Detokenizer:
-        """What turns tokens into text.
+        """The detokenizer of the tokenizer.
 
         Raises:
             SequoiaError: the models came without a tokenizer.
@@ -121,10 +128,10 @@ class Codec:
         return self._detokenizer
 
     def decode(self, tokens: Sequence[int], context: Sequence[int] = ()) -> str:
-        """Text of token ids, special ones left out.
+        """Text of token ids, without special tokens.
 
         Args:
-            context: the tokens before them; by default they begin a text.
+            context: the tokens before these; by default none.
 
         Raises:
             SequoiaError: the models came without a tokenizer.
@@ -139,10 +146,10 @@ class Codec:
         return self.tokenizer
 
     def _check_text(self, text: str) -> None:
-        """Refuse what is no text, or more than the target could ever read."""
+        """Refuse texts with half characters, and texts that the target can never read."""
         if re.search("[\ud800-\udfff]", text):
-            raise SequoiaError("the prompt is no text: it has half of a character (a surrogate)")
-        longest = max(LONGEST_TEXT, CHARACTERS_A_POSITION * self.positions)
+            raise SequoiaError("the prompt is not text: it has half of a character (a surrogate)")
+        longest = max(LONGEST_TEXT, CHARACTERS_PER_POSITION * self.positions)
         if len(text) > longest:
             raise SequoiaError(
                 f"the prompt is too long: found {len(text)} characters, expected at most {longest} "
@@ -150,7 +157,7 @@ class Codec:
             )
 
     def _appended(self) -> int:
-        """How many special tokens the tokenizer puts behind every text."""
+        """How many special tokens the tokenizer appends to every text."""
         tokenizer = self._known_tokenizer()
         bare: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"]
         whole: list[int] = tokenizer("a", add_special_tokens=True)["input_ids"]
@@ -159,11 +166,11 @@ class Codec:
         return 0 if place is None else len(whole) - place - len(bare)
 
     def _check_switches(self, options: Mapping[str, Any]) -> None:
-        """Refuse switches that the chat template does not have: they would change nothing."""
+        """Refuse switches that the chat template does not read: they would change nothing."""
         assert self.tokenizer is not None
         template = str(self.tokenizer.get_chat_template())
         for name in options:
-            if name in TEMPLATES_OWN or not re.search(rf"\b{re.escape(name)}\b", template):
+            if name in TEMPLATE_ARGUMENTS or not re.search(rf"\b{re.escape(name)}\b", template):
                 raise SequoiaError(
                     f"template-option: found {name}, which the chat template of "
                     f"{self.name} does not read; expected a variable of the template, as "

@@ -80,7 +80,7 @@ def judge(
     documents: Sequence[Document],
     dataset: str,
     sampling: Sampling,
-    measuring: profiler.Options,
+    measuring: profiler.ProfileOptions,
     estimating: estimator.EstimateOptions,
     watch: Watch,
     note: Callable[[str], None] = lambda message: None,

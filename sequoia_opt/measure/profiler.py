@@ -7,7 +7,7 @@ acceptance.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sequoia_opt.engine.pair import ROLES, Pair, short_name
+from sequoia_opt.engine.pair import Pair, short_name
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure.disturbance import DisturbanceMonitor
 from sequoia_opt.measure.forwards import (
@@ -28,7 +28,7 @@ from sequoia_opt.measure.forwards import (
 from sequoia_opt.measure.hardware import hardware, software
 from sequoia_opt.measure.journal import Journal
 from sequoia_opt.measure.overhead import overhead_of, samplings, steps_to_time
-from sequoia_opt.measure.progress import Progress
+from sequoia_opt.measure.progress import Note, Progress, no_note, no_progress
 from sequoia_opt.measure.timing import (
     MIN_ROUNDS,
     Rounds,
@@ -41,52 +41,55 @@ from sequoia_opt.plan.curves import Curve, ModelLatency
 from sequoia_opt.plan.latency import LatencyProfile
 from sequoia_opt.plan.sampling import Sampling
 from sequoia_opt.plan.tree import TokenTree
-from sequoia_opt.plan.verifiers import check_verifier
+from sequoia_opt.plan.verifiers import DEFAULT_VERIFIER, check_verifier
 
 REPEATS, OFFLOADED_REPEATS = 7, 5
 CONTEXTS = (128, 512, 1024)
-PATIENCE = 2  # times as many rounds, at most, where times spread too far to be trusted
-COMPILED_TOKENS = (1, 2, 8)  # of forwards that say whether compiled ones are faster
+MAX_MULTIPLE = 2  # of the rounds that were asked for, as long as times are noisy
+COMPILED_TOKENS = (1, 2, 8)  # of the forward passes that decide whether compiling pays
 
 
 @dataclass
-class Options:
+class ProfileOptions:
     """What to measure.
 
     Attributes:
-        tokens: query tokens of a forward; by default 1 to 64, to 512 on CUDA.
-        contexts: cached tokens; by default 128, 512 and 1024, as far as the models go.
-        batches: numbers of sequences; larger ones than 1 with fewer tokens each.
-        verifiers: those to measure the rest of a step for, besides greedy; may be none.
-        repeats: rounds that count; each round times every point once.
-        warm_up: rounds that do not.
+        tokens: query tokens of a forward pass; by default 1 to 64, to 512 on CUDA.
+        contexts: context lengths; by default 128, 512 and 1024, as far as the models go.
+        batches: numbers of sequences; above 1 with fewer tokens each.
+        verifiers: verifiers whose overhead to measure, besides greedy; may be empty.
+        repeats: rounds that count; each times every point once.
+        warm_up: rounds before these that do not count.
     """
 
     tokens: list[int] = field(default_factory=list)
     contexts: list[int] = field(default_factory=list)
     batches: list[int] = field(default_factory=lambda: [1])
-    verifiers: list[str] = field(default_factory=lambda: ["sequoia"])
+    verifiers: list[str] = field(default_factory=lambda: [DEFAULT_VERIFIER])
     repeats: int = REPEATS
     warm_up: int = 1
 
 
 def default_tokens(pair: Pair) -> list[int]:
-    """Every size to 8, then four to each doubling; of an offloaded target, whose forwards take
-    long and where large trees pay, fewer and larger ones."""
-    offloaded = pair.offload != "none"
-    largest = 512 if pair.device.type == "cuda" else 256 if offloaded else 64
-    sizes = list(range(1, 5 if offloaded else 9))
+    """Query tokens to measure: every size to 8, then four to each doubling.
+
+    For an offloaded target, whose forward passes take long and for which large trees pay, they
+    are fewer and larger.
+    """
+    is_offloaded = pair.offload != "none"
+    largest = 512 if pair.machine.queues else 256 if is_offloaded else 64
+    sizes = list(range(1, 5 if is_offloaded else 9))
     while sizes[-1] < largest:
         octave = 2 ** int(np.log2(sizes[-1]))
-        sizes.append(sizes[-1] + octave // (2 if offloaded else 4))
+        sizes.append(sizes[-1] + octave // (2 if is_offloaded else 4))
     return sizes
 
 
-def default_contexts(
-    pair: Pair, most_tokens: int, note: Callable[[str], None] = lambda message: None
-) -> list[int]:
-    """Cached tokens to measure at: of those by default what the models have positions for, and
-    the longest context that they have instead of what is longer."""
+def default_contexts(pair: Pair, most_tokens: int, note: Note = no_note) -> list[int]:
+    """Context lengths to measure: the default ones that the models have positions for.
+
+    The longest possible context replaces those that are too long.
+    """
     positions = pair.positions
     longest = max(1, positions - most_tokens)
     contexts = [context for context in CONTEXTS if context <= longest]
@@ -94,7 +97,7 @@ def default_contexts(
         contexts.append(longest)
         note(
             f"contexts: {', '.join(map(str, contexts))}; the models have {positions} positions, "
-            f"of which a forward takes up to {most_tokens}"
+            f"of which a forward pass takes up to {most_tokens}"
         )
     return contexts
 
@@ -102,6 +105,172 @@ def default_contexts(
 def default_repeats(pair: Pair) -> int:
     """Rounds that count."""
     return REPEATS if pair.offload == "none" else OFFLOADED_REPEATS
+
+
+@torch.inference_mode()
+def profile(
+    pair: Pair,
+    options: ProfileOptions | None = None,
+    progress: Progress = no_progress,
+    note: Note = no_note,
+    journal: Journal | None = None,
+) -> LatencyProfile:
+    """Measure both models' forward passes and a step's overhead.
+
+    The forward passes of a compiled pair are measured compiled and eager first. A model that
+    compiling does not speed up runs eagerly from then on, and the profile says so.
+
+    Args:
+        progress: called with the turns that were timed, and the turns to time in total.
+        note: called with a line about what does not fit, was cut short, or takes longer than asked.
+        journal: records each round, and says when the time is up.
+
+    Raises:
+        SequoiaError: options out of range, or a context that does not fit the models or memory.
+    """
+    return _Profiling(
+        pair, options or ProfileOptions(), progress, note, journal or Journal()
+    ).profile()
+
+
+class _Profiling:
+    """One run of the profiler."""
+
+    def __init__(
+        self,
+        pair: Pair,
+        options: ProfileOptions,
+        progress: Progress,
+        note: Note,
+        journal: Journal,
+    ) -> None:
+        self.pair, self.options, self.journal = pair, options, journal
+        self.progress, self.note = progress, note
+        self.tokens = sorted(set(options.tokens or default_tokens(pair)))
+        self.contexts = sorted(
+            set(options.contexts or default_contexts(pair, self.tokens[-1], note))
+        )
+        _check(pair, self.tokens, self.contexts, options)
+        self.batches = sorted({1, *options.batches})
+        # The overhead does not depend on the context length: one in the middle is enough.
+        self.context = self.contexts[len(self.contexts) // 2]
+        self.measured: dict[int, list[int]] = {}  # token counts of each batch
+        self.forwards: dict[Point, Timed] = {}
+        self.steps: list[tuple[str, TokenTree, Timed]] = []
+        self.monitor: DisturbanceMonitor | None = None
+        self.warnings: list[str] = []
+
+    def profile(self) -> LatencyProfile:
+        """Measure everything."""
+        gains = self._compile_gains()
+        for role, gain in gains.items():
+            self.pair.models[role].compiled = gain > 1
+        for number, batch in enumerate(self.batches):
+            if self.measured and self.journal.time_is_up(self.pair.world):
+                self.note(f"batch {batch}: left out; the time limit was reached")
+                continue
+            self._measure(number, batch)
+        assert self.monitor is not None  # one sequence fits, or there is an error
+        return self._document(gains, self.monitor)
+
+    def _measure(self, number: int, batch: int) -> None:
+        """Time the forward passes of a batch; of one sequence, whole steps too.
+
+        Args:
+            number: of the batch, from 0.
+        """
+        sizes = tokens_of_batch(self.tokens, batch)
+        filled = fill_what_fits(self.pair, sizes, self.contexts[-1], batch, self.note)
+        if filled is None:
+            return
+        # Not sooner: an idle GPU runs at another clock.
+        self.monitor = self.monitor or DisturbanceMonitor(self.pair.device, self.pair.world)
+        self.measured[batch] = filled.tokens
+        points = forwards_to_time(self.pair, filled, self.contexts)
+        self.forwards |= points
+        timed = list(points.values())
+        if batch == 1:  # sequences are decoded one at a time
+            ways = samplings(self.options.verifiers)
+            self.steps = steps_to_time(self.pair, filled, self.context, ways)
+            timed += [step for _, _, step in self.steps]
+        part = _part(self.progress, number, len(self.batches))
+        rounds = self._rounds(f"batch {batch}", MAX_MULTIPLE)
+        counted = rounds.run(timed, part, self.warnings.append, self.note)
+        if counted < self.options.repeats:
+            short = (
+                f"batch {batch}: {counted} of {self.options.repeats} rounds; the time limit was "
+                "reached"
+            )
+            if counted < MIN_ROUNDS:
+                short += ", so these times are not to be trusted"
+                self.warnings.append(short)
+            self.note(short)
+        for item in timed:
+            item.run = _nothing  # graphs hold memory
+        filled.release(self.pair)
+
+    def _compile_gains(self) -> dict[str, float]:
+        """Eager time over compiled time of each compiled model's forward passes, by role."""
+        pair, gains = self.pair, {}
+        for role in pair.compiled:
+            filled = fill(pair, self.context, max(COMPILED_TOKENS))
+            eager, compiled = (
+                [
+                    forward_to_time(pair, filled, role, self.context, count, is_compiled)
+                    for count in COMPILED_TOKENS
+                ]
+                for is_compiled in (False, True)
+            )
+            self._rounds(f"compiled {role}").run([*eager, *compiled], self.progress)
+            before, after = (
+                sum(float(np.median(item.times)) for item in timed) for timed in (eager, compiled)
+            )
+            filled.release(pair)
+            gains[role] = pair.world.agree_on(round(before / after, 3))
+        return gains
+
+    def _rounds(self, name: str, max_multiple: int = 1) -> Rounds:
+        """Rounds of one part of the profile."""
+        options = self.options
+        return Rounds(
+            self.pair.machine,
+            options.repeats,
+            options.warm_up,
+            self.pair.world,
+            self.journal,
+            name,
+            max_multiple,
+        )
+
+    def _document(self, gains: dict[str, float], monitor: DisturbanceMonitor) -> LatencyProfile:
+        """The profile of everything that was timed."""
+        pair = self.pair
+        models = _latencies(pair, self.measured, self.contexts, self.forwards)
+        steps = [step for step in self.steps if step[2].times]
+        tokens = [
+            count
+            for count in self.measured[1]
+            if all(self.forwards[role, 1, self.context, count].times for role in pair.models)
+        ]
+        return LatencyProfile(
+            hardware=hardware(pair.device),
+            software=software(pair.device),
+            engine={
+                "dtype": pair.dtype,
+                "graphs": pair.graphs,
+                "compile": pair.compiled or False,
+                "compile_gain": gains,
+                "threads": torch.get_num_threads(),
+                "offload": pair.offload,
+                **_streaming(pair),
+                "world_size": pair.world.size,
+                **({"random_weights": True} if pair.random_weights else {}),
+            },
+            target=models["target"],
+            draft=models["draft"],
+            overhead=overhead_of(steps, self.forwards, tokens, self.context),
+            disturbed="; ".join([*self.warnings, *monitor.notes()]),
+        )
 
 
 def _streaming(pair: Pair) -> dict[str, Any]:
@@ -115,109 +284,18 @@ def _streaming(pair: Pair) -> dict[str, Any]:
     }
 
 
-@torch.inference_mode()
-def profile(
-    pair: Pair,
-    options: Options | None = None,
-    progress: Progress = lambda done, total: None,
-    note: Callable[[str], None] = lambda message: None,
-    journal: Journal | None = None,
-) -> LatencyProfile:
-    """Measure both models' forwards and the step's overhead.
-
-    Forwards of a compiled pair are measured both ways first; a model that compiling makes no
-    faster runs eagerly from then on, and the profile says so.
-
-    Args:
-        progress: called with how many turns were timed, and how many there are to time.
-        note: called with what was left out because it does not fit, with what was cut short, and
-            with what takes longer than was asked for.
-        journal: keeps each round, and says when the time is up.
-
-    Raises:
-        SequoiaError: options out of range, or a context that does not fit the models or memory.
-    """
-    options, journal = options or Options(), journal or Journal()
-    tokens = sorted(set(options.tokens or default_tokens(pair)))
-    contexts = sorted(set(options.contexts or default_contexts(pair, tokens[-1], note)))
-    _check(pair, tokens, contexts, options)
-    batches = sorted({1, *options.batches})
-    # The overhead is not the context's: one in the middle is enough.
-    context = contexts[len(contexts) // 2]
-    gains = _compile_gains(pair, context, options, journal, progress)
-    for role, gain in gains.items():
-        pair.models[role].compiled = gain > 1
-    steps: list[tuple[str, TokenTree, Timed]] = []
-    measured: dict[int, list[int]] = {}  # tokens of each batch
-    watch: DisturbanceMonitor | None = None
-    disturbed: list[str] = []
-    forwards: dict[Point, Timed] = {}
-    for number, batch in enumerate(batches):
-        if measured and journal.time_is_up(pair.world):
-            note(f"batch {batch}: left out; the time was up")
-            continue
-        sizes = tokens_of_batch(tokens, batch)
-        filled = fill_what_fits(pair, sizes, contexts[-1], batch, note)
-        if filled is None:
-            continue
-        # Not sooner: a GPU that has done nothing yet is at another clock.
-        watch = watch or DisturbanceMonitor(pair.device, pair.world)
-        measured[batch] = filled.tokens
-        points = forwards_to_time(pair, filled, contexts)
-        forwards |= points
-        timed = list(points.values())
-        if batch == 1:  # sequences are decoded one at a time
-            steps = steps_to_time(pair, filled, context, samplings(options.verifiers))
-            timed += [step for _, _, step in steps]
-        part = _part(progress, number, len(batches))
-        rounds = _rounds(pair, options, journal, f"batch {batch}", PATIENCE)
-        counted = rounds.run(timed, part, disturbed.append, note)
-        if counted < options.repeats:
-            short = f"batch {batch}: {counted} of {options.repeats} rounds; the time was up"
-            if counted < MIN_ROUNDS:
-                short += ", and these times are thin"
-                disturbed.append(short)
-            note(short)
-        for item in timed:
-            item.run = _done  # graphs hold memory
-        filled.release(pair)
-    assert watch is not None  # one sequence fits, or there is an error
-    models = _latencies(pair, measured, contexts, forwards)
-    timed_steps = [step for step in steps if step[2].times]
-    timed_tokens = [
-        n for n in measured[1] if all(forwards[role, 1, context, n].times for role in ROLES)
-    ]
-    return LatencyProfile(
-        hardware=hardware(pair.device),
-        software=software(pair.device),
-        engine={
-            "dtype": pair.dtype,
-            "graphs": pair.graphs,
-            "compile": pair.compiled or False,
-            "compile_gain": gains,
-            "threads": torch.get_num_threads(),
-            "offload": pair.offload,
-            **_streaming(pair),
-            "world_size": pair.world.size,
-            **({"random_weights": True} if pair.random_weights else {}),
-        },
-        target=models["target"],
-        draft=models["draft"],
-        overhead=overhead_of(timed_steps, forwards, timed_tokens, context),
-        disturbed="; ".join([*disturbed, *watch.notes()]),
-    )
-
-
 class Interleaved:
-    """A profile at one context, taken round by round between other work on the pair: what both
-    are set beside has met the same machine."""
+    """A profile at one context length, measured round by round between other work on the pair.
+
+    So the profile and the other work meet the same state of the machine.
+    """
 
     @torch.inference_mode()
     def __init__(self, pair: Pair, tokens: Sequence[int], context: int, sampling: Sampling) -> None:
-        """Prepare it, and time everything once in vain.
+        """Prepare it, and time everything once to warm up.
 
         Args:
-            tokens: query tokens of a forward, to the largest tree's; 1 among them.
+            tokens: query tokens of a forward pass, up to the largest tree's size; 1 among them.
         """
         self._pair, self._tokens, self._context = pair, sorted(set(tokens)), context
         self._order = random.Random(0)
@@ -230,12 +308,12 @@ class Interleaved:
     @torch.inference_mode()
     def round(self) -> None:
         """Time everything once."""
-        found = time_round(self._timed, self._pair.machine, self._order, self._pair.world)
-        for item, milliseconds in zip(self._timed, found, strict=True):
+        times = time_round(self._timed, self._pair.machine, self._order, self._pair.world)
+        for item, milliseconds in zip(self._timed, times, strict=True):
             item.times.append(milliseconds)
 
     def profile(self, like: LatencyProfile) -> LatencyProfile:
-        """What was measured, in a profile that is like another in all else."""
+        """A copy of another profile, with the times that were measured here."""
         remove_drift(self._timed)
         context, tokens = self._context, self._tokens
         models = _latencies(self._pair, {1: tokens}, [context], self._forwards)
@@ -252,7 +330,7 @@ def _latencies(
     """Both models' curves, by role.
 
     Args:
-        measured: tokens of each batch.
+        measured: token counts of each batch.
     """
     return {
         role: ModelLatency(
@@ -277,54 +355,25 @@ def _path(name: str, source: str) -> dict[str, str]:
     return {"path": str(Path(source).resolve())} if is_folder else {}
 
 
-def _compile_gains(
-    pair: Pair, context: int, options: Options, journal: Journal, progress: Progress
-) -> dict[str, float]:
-    """Eager time over compiled time of each compiled model's forwards."""
-    gains = {}
-    for role in pair.compiled:
-        filled = fill(pair, context, max(COMPILED_TOKENS))
-        eager, compiled = (
-            [
-                forward_to_time(pair, filled, role, context, count, is_compiled)
-                for count in COMPILED_TOKENS
-            ]
-            for is_compiled in (False, True)
-        )
-        _rounds(pair, options, journal, f"compiled {role}").run([*eager, *compiled], progress)
-        before, after = (
-            sum(float(np.median(item.times)) for item in timed) for timed in (eager, compiled)
-        )
-        filled.release(pair)
-        gains[role] = pair.world.agree_on(round(before / after, 3))
-    return gains
-
-
-def _rounds(pair: Pair, options: Options, journal: Journal, name: str, patience: int = 1) -> Rounds:
-    """Rounds of one part of the profile."""
-    return Rounds(
-        pair.machine, options.repeats, options.warm_up, pair.world, journal, name, patience
-    )
-
-
-def _done() -> None:
-    """What is left to run of what has been timed."""
+def _nothing() -> None:
+    """Replaces work that was timed."""
 
 
 def _part(progress: Progress, number: int, parts: int) -> Progress:
-    """The progress of one of several parts, as progress of the whole: each is a hundred."""
+    """The progress of one of several parts, as progress of the whole; each counts a hundred."""
     if parts == 1:
         return progress
     return lambda done, total: progress(100 * number + 100 * done // total, 100 * parts)
 
 
 def tokens_of_batch(tokens: list[int], batch: int) -> list[int]:
-    """The sizes to measure for a batch: so many tokens in all as pay, and 1 to 8 of each."""
+    """Query tokens of each sequence to measure for a batch: 1 to 8, and more if the batch is small
+    enough for trees of that size to pay."""
     most = max(8, 4 * tokens[-1] // batch)
     return [count for count in tokens if count <= most or batch == 1]
 
 
-def _check(pair: Pair, tokens: list[int], contexts: list[int], options: Options) -> None:
+def _check(pair: Pair, tokens: list[int], contexts: list[int], options: ProfileOptions) -> None:
     least = {
         "tokens": (tokens[0], 1),
         "contexts": (contexts[0], 1),

@@ -100,7 +100,7 @@ def main(
         pair.compile()
     lengths = [int(length) for length in contexts.split(",")]
     sizes = [1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64]
-    options = profiler.Options(tokens=sizes, contexts=lengths, repeats=repeats)
+    options = profiler.ProfileOptions(tokens=sizes, contexts=lengths, repeats=repeats)
     profile = profiler.profile(pair, options)
     print("| cached | temperature | tree | measured, ms | predicted, ms | off by | no forward |")
     print("| ---: | ---: | --- | ---: | ---: | ---: | ---: |")

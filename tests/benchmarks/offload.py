@@ -196,7 +196,7 @@ def seconds_a_token(decoder: Decoder) -> float:
 
 def best_tree(pair: Pair) -> dict[str, Any]:
     """Profile the pair, solve for the published rates, and decode with the tree and without."""
-    options = profiler.Options(SIZES, [CONTEXT], repeats=5, warm_up=0)
+    options = profiler.ProfileOptions(SIZES, [CONTEXT], repeats=5, warm_up=0)
     measured = profiler.profile(pair, options)
     published = Acceptance(published_rates())
     plan = solve(measured, published, max_size=SIZES[-1])

@@ -97,10 +97,10 @@ def test_estimates_are_those_of_one_process(
 
 
 def test_bad_input_is_said_once(run: Callable[..., Outcome], models: list[str]) -> None:
-    """The heads of a model that cannot be shared out to three processes."""
+    """A model whose heads cannot be divided among three processes."""
     done = finish(launch("profile", *models, *SMALL, count=3))
     assert done.code != 0
-    assert re.fullmatch(r"error: .* its 4 heads cannot be shared out to 3 processes.*", done.err)
+    assert re.fullmatch(r"error: .* its 4 heads cannot be divided among 3 processes.*", done.err)
     assert not Path("profiles").exists()
 
 

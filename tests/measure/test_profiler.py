@@ -26,7 +26,7 @@ from sequoia_opt.measure.journal import Journal
 from sequoia_opt.measure.overhead import overhead_trees, steps_to_time
 from sequoia_opt.measure.profiler import (
     Interleaved,
-    Options,
+    ProfileOptions,
     default_contexts,
     default_tokens,
     profile,
@@ -42,7 +42,7 @@ def test_measures_every_point(make_pair: Callable[..., Any]) -> None:
     seen: list[tuple[int, int]] = []
     found = profile(
         make_pair(dtype="float32"),
-        Options(tokens=[8, 1, 2, 4], contexts=[64, 16], repeats=5, warm_up=1),
+        ProfileOptions(tokens=[8, 1, 2, 4], contexts=[64, 16], repeats=5, warm_up=1),
         lambda done, total: seen.append((done, total)),
     )
     for model in (found.target, found.draft):
@@ -63,15 +63,17 @@ def test_measures_every_point(make_pair: Callable[..., Any]) -> None:
 
 
 def test_greedy_decoding_alone(make_pair: Callable[..., Any]) -> None:
-    options = Options(tokens=[1, 2, 4, 8], contexts=[16], verifiers=[], repeats=5)
+    options = ProfileOptions(tokens=[1, 2, 4, 8], contexts=[16], verifiers=[], repeats=5)
     measured = profile(make_pair(), options)
     assert set(measured.overhead) == {"greedy"}
 
 
 def test_measures_batches(make_pair: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(profiler, "PATIENCE", 1)
+    monkeypatch.setattr(profiler, "MAX_MULTIPLE", 1)
     seen: list[tuple[int, int]] = []
-    options = Options(tokens=[1, 2, 8, 32], contexts=[16], batches=[4, 16], repeats=5, warm_up=1)
+    options = ProfileOptions(
+        tokens=[1, 2, 8, 32], contexts=[16], batches=[4, 16], repeats=5, warm_up=1
+    )
     found = profile(make_pair(dtype="float32"), options, lambda *counts: seen.append(counts))
     for model in (found.target, found.draft):
         assert [(c.batch, c.tokens) for c in model.curves] == [
@@ -93,7 +95,7 @@ def test_a_profile_taken_between_other_work(
     tree = shapes.k_ary(2, 2)
     decoder = Decoder(pair, tree)
     wanted = decoder.generate([3, 4, 5], 12, ignore_eos=True).tokens
-    like = profile(pair, Options(tokens=[1, 2], contexts=[16], repeats=5, warm_up=0))
+    like = profile(pair, ProfileOptions(tokens=[1, 2], contexts=[16], repeats=5, warm_up=0))
     sampling = Sampling(temperature, 1.0, "specinfer")
     beside = Interleaved(pair, [7, 1, 3], 20, sampling)
     for _ in range(5):
@@ -123,16 +125,16 @@ def test_default_points_are_dense_then_four_an_octave() -> None:
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (Options(tokens=[0, 1]), "tokens: found 0, expected at least 1"),
-        (Options(tokens=[2, 4]), "1 is missing"),
-        (Options(contexts=[0]), "contexts: found 0, expected at least 1"),
-        (Options(batches=[4, 0]), "batches: found 0, expected at least 1"),
-        (Options(repeats=1), "repeats: found 1, expected at least 5"),
-        (Options(contexts=[256]), "only 256 positions"),
+        (ProfileOptions(tokens=[0, 1]), "tokens: found 0, expected at least 1"),
+        (ProfileOptions(tokens=[2, 4]), "1 is missing"),
+        (ProfileOptions(contexts=[0]), "contexts: found 0, expected at least 1"),
+        (ProfileOptions(batches=[4, 0]), "batches: found 0, expected at least 1"),
+        (ProfileOptions(repeats=1), "repeats: found 1, expected at least 5"),
+        (ProfileOptions(contexts=[256]), "only 256 positions"),
     ],
 )
 def test_refuses_what_cannot_be_measured(
-    options: Options, complaint: str, make_pair: Callable[..., Any]
+    options: ProfileOptions, complaint: str, make_pair: Callable[..., Any]
 ) -> None:
     with pytest.raises(SequoiaError, match=complaint):
         profile(make_pair(), options)
@@ -152,7 +154,7 @@ def test_stops_at_what_fits_into_memory(
             check_fits(count, device, what, advice)
 
     monkeypatch.setattr(runner, "check_fits", check_logits)
-    options = Options(
+    options = ProfileOptions(
         tokens=[1, 2, 4, 8, 16], contexts=[16], batches=[1, 4, 16], repeats=5, warm_up=0
     )
     found = profile(pair, options, note=notes.append)
@@ -178,7 +180,7 @@ def test_stops_where_the_device_runs_out_of_memory(
         return forward(cache, tokens, *arguments, **options)
 
     monkeypatch.setattr(pair.target, "forward", of_few)
-    options = Options(tokens=[1, 2, 4, 8], contexts=[16], repeats=5, warm_up=0)
+    options = ProfileOptions(tokens=[1, 2, 4, 8], contexts=[16], repeats=5, warm_up=0)
     found = profile(pair, options, note=notes.append)
     assert found.target.largest() == found.draft.largest() == 4
     assert notes == [
@@ -232,7 +234,9 @@ def test_the_machine_is_watched_from_when_it_works(
 
     monkeypatch.setattr(profiler, "DisturbanceMonitor", Told)
     monkeypatch.setattr(profiler, "fill_what_fits", filling)
-    found = profile(make_pair(dtype="float32"), Options(tokens=[1], contexts=[16], repeats=5))
+    found = profile(
+        make_pair(dtype="float32"), ProfileOptions(tokens=[1], contexts=[16], repeats=5)
+    )
     assert said == ["worked", "watched"]
     assert found.disturbed.endswith("it was loud")
 
@@ -261,7 +265,7 @@ def test_a_model_that_compiling_makes_slower_runs_eagerly(
     monkeypatch.setattr("sequoia_opt.engine.torch.runner.compiled", graphs)
     pair.compile()
     assert pair.compiled == ["target", "draft"]
-    found = profile(pair, Options(tokens=[1, 2, 8], contexts=[16], repeats=5, warm_up=0))
+    found = profile(pair, ProfileOptions(tokens=[1, 2, 8], contexts=[16], repeats=5, warm_up=0))
     assert found.engine["compile"] == pair.compiled == ["target"]
     assert found.engine["compile_gain"]["target"] > 1 > found.engine["compile_gain"]["draft"]
 
@@ -269,7 +273,7 @@ def test_a_model_that_compiling_makes_slower_runs_eagerly(
 def test_when_the_time_is_up_fewer_rounds_count(make_pair: Callable[..., Any]) -> None:
     """One time of each size that a curve needs, which the profile says itself."""
     said: list[str] = []
-    options = Options(
+    options = ProfileOptions(
         tokens=[1, 2, 3, 4, 6, 7], contexts=[16, 32], batches=[1, 4], repeats=20, warm_up=1
     )
     found = profile(
@@ -303,7 +307,7 @@ def test_default_contexts_are_those_that_the_models_have(
 
 def test_a_short_model_is_profiled_without_options(make_pair: Callable[..., Any]) -> None:
     pair, said = make_pair(dtype="float32"), []
-    options = Options(tokens=[1, 2], repeats=5, warm_up=0)
+    options = ProfileOptions(tokens=[1, 2], repeats=5, warm_up=0)
     found = profile(pair, options, note=said.append, journal=Journal(max_seconds=0.0))
     assert [curve.context for curve in found.target.curves] == [128, 254]
     assert "contexts: 128, 254; the models have 256 positions" in said[0]
@@ -311,7 +315,7 @@ def test_a_short_model_is_profiled_without_options(make_pair: Callable[..., Any]
 
 def test_a_profile_says_where_its_models_are(make_pair: Callable[..., Any]) -> None:
     """For exports, to which a folder's last name is no use; a bundled model has none."""
-    options = Options(tokens=[1, 2], contexts=[16], repeats=5, warm_up=0)
+    options = ProfileOptions(tokens=[1, 2], contexts=[16], repeats=5, warm_up=0)
     pair = make_pair(dtype="float32")
     found = profile(pair, options, journal=Journal(max_seconds=0.0))
     path = str(Path(pair.draft.name).resolve())

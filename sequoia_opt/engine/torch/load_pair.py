@@ -129,7 +129,7 @@ def _dtype(request: Request) -> torch.dtype:
 
 
 def _weight_bytes(source: str, config: Any, dtype: torch.dtype) -> int:
-    """What a model's weights take; 0 for quantised ones, which say it nowhere.
+    """Bytes of a model's weights; 0 for quantised ones, whose size is not in the configuration.
 
     Raises:
         SequoiaError: its configuration describes no model.
@@ -138,7 +138,7 @@ def _weight_bytes(source: str, config: Any, dtype: torch.dtype) -> int:
         return weight_bytes(config, dtype) or 0
     except ImportError as error:
         raise SequoiaError(
-            f"{source}: cannot be loaded, for want of a package ({one_line(error)[:200]})"
+            f"{source}: cannot be loaded, since a package is missing ({one_line(error)[:200]})"
         ) from None
     except Exception as error:  # of many kinds: sizes that do not go together
         reason = f"{type(error).__name__}: {one_line(error)[:160]}"
@@ -150,10 +150,11 @@ def _check_fit(
     configs: dict[str, Any],
     tokenizers: dict[str, PreTrainedTokenizerBase | None],
 ) -> None:
-    """Refuse a draft whose token ids mean something else than the target's.
+    """Refuse a draft whose token ids mean other tokens than the target's.
 
-    Ids that only one model has may differ, and so may special or reserved ones, which ordinary text
-    does not contain: such a token costs at most a guess, since the text is always the target's.
+    Ids that only one model has may differ, and so may special or reserved ones, which ordinary
+    text does not contain: such a token costs at most a guess, since the text is always the
+    target's.
     """
     names = f"target {sources['target']} and draft {sources['draft']}"
     first, second = tokenizers["target"], tokenizers["draft"]
@@ -182,11 +183,11 @@ def _check_fit(
 def _check_memory(
     sources: dict[str, str], sizes: dict[str, int], device: torch.device, offload: str, parts: int
 ) -> None:
-    """Refuse weights that do not fit where they are to be.
+    """Refuse weights that do not fit into the memory that they are for.
 
     Args:
-        sizes: bytes of each model.
-        parts: processes that the target is spread over: on GPUs each has its own memory.
+        sizes: bytes of each model, by role.
+        parts: number of processes that the target is spread over: on GPUs each has its own memory.
     """
     target = sizes["target"] // (parts if device.type == "cuda" else 1)
     needed, names = sizes["draft"], sources["draft"]
@@ -213,12 +214,12 @@ def _check_spread(device: torch.device, offload: str, random_weights: bool) -> N
     if offload != "none" or random_weights:
         option = "--random-weights" if random_weights else "--offload"
         raise SequoiaError(
-            f"several processes share out a checkpoint's weights; leave {option} away, or run one"
+            f"several processes share a checkpoint's weights; drop {option}, or run one process"
         )
     if device.type == "cpu" and torch.cuda.is_available():
         raise SequoiaError(
-            "several processes on the cpu: transformers takes a GPU where it sees one; hide them "
-            "from it (CUDA_VISIBLE_DEVICES= torchrun …)"
+            "several processes on the cpu: transformers takes a GPU where it sees one; hide the "
+            "GPUs (CUDA_VISIBLE_DEVICES= torchrun …)"
         )
 
 
@@ -233,20 +234,20 @@ def _check_offload(request: Request, device: torch.device) -> None:
         return
     if offload == "cpu" and device.type == "cpu":
         raise SequoiaError(
-            "offload: the models run on the cpu, where --offload cpu would leave the weights; "
-            "--offload disk reads them as they are used"
+            "offload: the models run on the cpu, so --offload cpu would change nothing; "
+            "--offload disk reads the weights as they are used"
         )
     if offload == "disk" and request.random_weights:
-        raise SequoiaError("offload: random weights are on no disk; use --offload cpu on a GPU")
+        raise SequoiaError("offload: random weights are not on disk; use --offload cpu on a GPU")
 
 
-def _graphs(wanted: bool | None, device: torch.device, offload: str, parts: int) -> bool:
-    """Whether to record steps: by default where that can be."""
-    hindrance = ""
+def _graphs(asked: bool | None, device: torch.device, offload: str, parts: int) -> bool:
+    """Whether to record steps; by default wherever it is possible."""
+    reason = ""
     if device.type != "cuda":
-        hindrance = f"steps on {device.type} cannot be recorded, only on cuda"
+        reason = f"steps on {device.type} cannot be recorded, only on cuda"
     elif offload != "none" or parts > 1:
-        hindrance = "steps with an offloaded target, or one on several processes, are not recorded"
-    if wanted and hindrance:
-        raise SequoiaError(f"graphs: {hindrance}")
-    return not hindrance if wanted is None else wanted
+        reason = "steps with an offloaded target, or one on several processes, are not recorded"
+    if asked and reason:
+        raise SequoiaError(f"graphs: {reason}")
+    return not reason if asked is None else asked

@@ -1,7 +1,7 @@
-"""Brings one model from its folder or hub id onto the device, in each of the ways there are.
+"""Loads one model from its folder or hub id onto the device.
 
-Whole, spread over several processes, with layers left in host memory or on disk, or made up from
-its configuration. Knows nothing of pairs.
+The model is whole, or spread over several processes, or leaves layers in host memory or on disk,
+or has random weights made from its configuration. Knows nothing of pairs.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from sequoia_opt.errors import SequoiaError, one_line
 TOKENIZER_FILES = ("*token*", "vocab.*", "*.model")
 GENERATION = "generation_config.json"
 LAYER_COUNTS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
-MOST_LAYERS = 4096  # where no weights say how many there are
+MOST_LAYERS = 4096  # of a model whose weights do not say how many it has
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 IGNORED_CONFIG = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}
 
@@ -59,9 +59,9 @@ class Loading:
     """How a model is loaded.
 
     Attributes:
-        random_weights: made up from its configuration alone.
-        offload: where layers stay that do not fit onto the device; None if all do.
-        parts: processes that it is spread over.
+        random_weights: make the weights up from the configuration alone.
+        offload: where layers stay that do not fit the device; None if all of them fit.
+        parts: number of processes that the model is spread over.
     """
 
     device: torch.device
@@ -74,7 +74,7 @@ class Loading:
         """A model, ready to run.
 
         Raises:
-            SequoiaError: it cannot be loaded so, or not run on trees.
+            SequoiaError: the model cannot be loaded in this way, or cannot be run on trees.
         """
         try:
             return self._runner(source, config)
@@ -85,7 +85,7 @@ class Loading:
             ) from None
 
     def _runner(self, source: str, config: Any) -> Runner:
-        """The same, memory allowing."""
+        """See `runner`; may run out of memory."""
         if self.random_weights:
             _check_dense(source, config)
         if self.offload is not None:
@@ -101,14 +101,14 @@ class Loading:
     def _offloaded(
         self, source: str, config: Any, offload: Offload
     ) -> tuple[torch.nn.Module, LayerStream | None]:
-        """A model on the device, but for layers that do not fit, and what brings these in."""
+        """A model of which only some layers are on the device, and the stream of the others."""
         if offload.place == "cpu":
             made = self.random_weights
             whole = random_model(config, self.dtype) if made else _load_model(source, self.dtype)
             return whole, place_model(whole, self.device, offload)
         if getattr(config, "quantization_config", None):
             raise SequoiaError(
-                f"{source}: quantised weights are not read from disk as they are; on a GPU use "
+                f"{source}: quantised weights cannot be streamed from disk; on a GPU use "
                 "--offload cpu"
             )
         model: Any = empty_model(config, self.dtype)
@@ -126,10 +126,10 @@ def load_config(source: str, weights: bool = True) -> Any:
     """A model's configuration.
 
     Args:
-        weights: whether weights are to be loaded with it, which it must fit.
+        weights: whether weights will be loaded too; then the configuration must fit them.
 
     Raises:
-        SequoiaError: there is none, or it is not a decoder-only language model's.
+        SequoiaError: there is none, or the model is not a decoder-only language model.
     """
     file = Path(source) / "config.json"
     if Path(source).is_dir():
@@ -153,11 +153,11 @@ def load_config(source: str, weights: bool = True) -> Any:
 
 
 def _why_no_config(source: str, error: Exception) -> str:
-    """What was wrong with a configuration, and what to do."""
+    """Why a configuration cannot be used, and what to do."""
     if "trust_remote_code" in str(error):
         return (
-            "comes with code of its own, which is never run; only architectures that transformers "
-            "knows are"
+            "comes with code of its own, which is never run; use an architecture that transformers "
+            "knows"
         )
     if not Path(source).is_dir():
         return f"cannot be loaded: no folder of that name, and as a hub id: {_reason(error)}"
@@ -165,18 +165,19 @@ def _why_no_config(source: str, error: Exception) -> str:
 
 
 def _check_layers(source: str, config: Any, most: int) -> None:
-    """Refuse more layers than a model can have: building them would go on until memory is full.
+    """Refuse a number of layers that no model has: building them would fill the memory.
 
     Args:
-        config: as it is written, or a part of it.
-        most: as many as it may have; each has at least one tensor.
+        config: the configuration as it is written, or a part of it.
+        most: the most layers that it may have; each has at least one tensor.
     """
     if not isinstance(config, dict):
         return
     for name in LAYER_COUNTS:
         count = config.get(name)
         if isinstance(count, int | float) and count > most:
-            reason = "its weights have so many tensors" if most != MOST_LAYERS else "no model has"
+            has_weights = most != MOST_LAYERS
+            reason = "the number of its tensors" if has_weights else "no model has more"
             raise SequoiaError(
                 f"{source}: config.json: {name}: found {count}, expected at most {most} ({reason})"
             )
@@ -188,7 +189,7 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase | None:
     """A model's tokenizer; None where its folder has none.
 
     Raises:
-        SequoiaError: it cannot be loaded.
+        SequoiaError: the tokenizer cannot be loaded.
     """
     folder = Path(source)
     if folder.is_dir():
@@ -214,14 +215,16 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase | None:
 
 
 def fingerprint(source: str, config: Any, weights: bool = True) -> str:
-    """What a model is told apart by: a hash of its configuration and of its weight files' index or
-    header, and, where there are weights, one of their sizes and of samples of their content.
+    """A fingerprint that tells models apart.
+
+    Its first part is a hash of the configuration and of the weight files' index or header. Its
+    second part is a hash of the files' sizes and of samples of their content.
 
     Args:
-        weights: whether there are any; else nothing of them is asked for.
+        weights: whether the model has weights; without them there is no second part.
 
     Returns:
-        16 digits, or twice 16 with a hyphen between; see `files.same_fingerprint`.
+        16 hexadecimal digits, or twice 16 with a hyphen between; see `names.same_fingerprint`.
     """
     canonical = {k: v for k, v in config.to_dict().items() if k not in IGNORED_CONFIG}
     digest = hashlib.sha256(json.dumps(canonical, sort_keys=True, default=str).encode())
@@ -239,52 +242,52 @@ def fingerprint(source: str, config: Any, weights: bool = True) -> str:
 
 
 def end_tokens(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase | None) -> frozenset[int]:
-    """What ends a text, by the model's generation config, its config or the tokenizer."""
+    """The end-of-text tokens, from the model's generation config, its config or the tokenizer."""
     for holder in (getattr(model, "generation_config", None), model.config, tokenizer):
-        found = getattr(holder, "eos_token_id", None)
-        if found is not None:
-            return frozenset(found if isinstance(found, list) else [found])
+        tokens = getattr(holder, "eos_token_id", None)
+        if tokens is not None:
+            return frozenset(tokens if isinstance(tokens, list) else [tokens])
     return frozenset()
 
 
 def _check_heads(source: str, config: Any, parts: int) -> None:
-    """Refuse to spread a model over processes that its heads cannot be shared out to."""
+    """Refuse to spread a model over more processes than its heads can be divided among."""
     text = config.get_text_config()
     heads = int(text.num_attention_heads)
     shared = int(getattr(text, "num_key_value_heads", None) or heads)
     for name, count in (("heads", heads), ("key-value heads", shared)):
         if count % parts:
             raise SequoiaError(
-                f"{source}: its {count} {name} cannot be shared out to {parts} processes; start "
+                f"{source}: its {count} {name} cannot be divided among {parts} processes; start "
                 "a number that divides them"
             )
 
 
 def _check_dense(source: str, config: Any) -> None:
-    """Refuse to make up the weights of a model whose speed depends on what they are."""
+    """Refuse to make up the weights of a model whose speed depends on their values."""
     if getattr(config, "quantization_config", None):
         raise SequoiaError(
-            f"{source}: quantised weights cannot be made up from a configuration; load them"
+            f"{source}: quantised weights cannot be made up from a configuration; load the model"
         )
     if (experts := _experts(config.to_dict())) > 1:
         raise SequoiaError(
-            f"{source}: what a mixture of {experts} experts takes depends on its weights, which "
-            "route the tokens; load them"
+            f"{source}: the speed of a mixture of {experts} experts depends on its weights, which "
+            "route the tokens; load the model with its weights"
         )
 
 
 def _experts(config: Any) -> int:
-    """The most experts that a configuration, or a part of it, has."""
+    """The largest number of experts in a configuration, or in a part of it."""
     if not isinstance(config, dict):
         return 0
-    own = [int(np.max(config.get(name) or 0)) for name in EXPERTS]  # some have a list of them
-    return max([*own, *map(_experts, config.values())])
+    counts = [int(np.max(config.get(name) or 0)) for name in EXPERTS]  # some are lists, by layer
+    return max([*counts, *map(_experts, config.values())])
 
 
 def _load_model(source: str, dtype: torch.dtype, split: bool = False) -> torch.nn.Module:
-    """A model in host memory, or a part of it on each process's device."""
+    """A model in host memory; if `split`, a part of it on each process's device."""
     options: dict[str, Any] = {"distributed_config": DistributedConfig(tp_plan="auto")}
-    weight_files(source)  # says what is wrong with them in the user's words
+    weight_files(source)  # its errors say what is wrong in the user's words
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
@@ -310,14 +313,14 @@ def _load_model(source: str, dtype: torch.dtype, split: bool = False) -> torch.n
 
 
 def _why_not_loaded(source: str, error: Exception) -> str:
-    """What was wrong with weights, and what to do."""
+    """Why weights cannot be loaded, and what to do."""
     reason = _reason(error)
     if isinstance(error, UnpicklingError) or "weights_only" in str(error):
         return "its weights are damaged, or hold code, which is never run; expected " + SAFE
     if type(error).__module__.startswith("safetensors") or "safetensor" in str(type(error)):
         return f"damaged weights ({reason}); download the file again"
     if isinstance(error, ImportError):
-        return f"cannot be loaded, for want of a package ({reason})"
+        return f"cannot be loaded, since a package is missing ({reason})"
     if "size mismatch" in str(error) or "ignore_mismatched_sizes" in str(error):
         return f"config.json and the weights do not belong together ({reason})"
     quantised = PreTrainedConfig.get_config_dict(source)[0].get("quantization_config")
@@ -328,25 +331,25 @@ def _why_not_loaded(source: str, error: Exception) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """What another library says, short; with its kind where the message alone says nothing."""
+    """Another library's message, shortened; with the exception's name where it is unusual."""
     if isinstance(error, OSError | ValueError | RuntimeError | ImportError):
         return one_line(error)[:200]
     return f"{type(error).__name__}: {one_line(error)[:200]}"
 
 
 def _random_model(config: Any, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
-    """A model of that architecture, the same every time."""
-    kept = torch.random.get_rng_state()
+    """A model of that architecture with random weights, the same every time."""
+    random_state = torch.random.get_rng_state()
     torch.manual_seed(0)
     with device:
         model: torch.nn.Module = AutoModelForCausalLM.from_config(
             config, dtype=dtype, trust_remote_code=False, **experts_of(dtype)
         )
-    torch.random.set_rng_state(kept)
+    torch.random.set_rng_state(random_state)
     return model
 
 
-# A table of keys or a progress bar on a user's terminal is noise; what matters is raised.
+# A table of keys or a progress bar on the user's terminal is noise; errors are raised.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()

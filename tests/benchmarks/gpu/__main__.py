@@ -106,7 +106,7 @@ def run_part(part: Part, asked: Asked, scratch: Path) -> None:
     entries.mkdir(exist_ok=True)
     record = Record(scratch / f"{part.name}.json", entries)
     if asked.tiny:  # nobody looks at the times of a rehearsal
-        timing.RUN_IN_MS = timing.TIMED_MS = profiler.PATIENCE = 1
+        timing.RUN_IN_MS = timing.TIMED_MS = profiler.MAX_MULTIPLE = 1
     try:
         where = usable_device(asked.device)
         record.note(hardware=hardware(where), software=software(where))

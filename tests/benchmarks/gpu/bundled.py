@@ -36,7 +36,9 @@ def measure(record: Record, device: str, tiny: bool) -> None:
     compile_pair(record, pair)
     with record.stage("profile"):
         tokens = TOKENS[:5] if tiny else TOKENS
-        options = profiler.Options(tokens, CONTEXTS[:1] if tiny else CONTEXTS, repeats=ROUNDS)
+        options = profiler.ProfileOptions(
+            tokens, CONTEXTS[:1] if tiny else CONTEXTS, repeats=ROUNDS
+        )
         profile = profiler.profile(pair, options)
         profile_path = record.save_profile(pair, profile)
     count, new_tokens = (PROMPTS_TINY, NEW_TOKENS_TINY) if tiny else (PROMPTS, NEW_TOKENS)

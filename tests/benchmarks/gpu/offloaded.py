@@ -92,7 +92,7 @@ def _decode(record: Record, pair: Pair, folder: Path, short: int | None) -> None
         record.note(plain_ms=plain_ms, copied_gb_per_s=copied, bus_share=copied / alone)
     with record.stage("profile"):
         tokens = TOKENS[:2] if short else TOKENS
-        options = profiler.Options(tokens, [PROMPT], verifiers=[], repeats=5, warm_up=0)
+        options = profiler.ProfileOptions(tokens, [PROMPT], verifiers=[], repeats=5, warm_up=0)
         profile = profiler.profile(pair, options)
         profile_path = record.save_profile(pair, profile)
         [curve] = profile.target.curves

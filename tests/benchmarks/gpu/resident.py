@@ -40,7 +40,7 @@ def measure(
         pair = load_pair(*write_configs(Path(folder), target, draft), device, random_weights=True)
     compile_pair(record, pair)
     with record.stage("profile"):
-        options = profiler.Options(
+        options = profiler.ProfileOptions(
             TOKENS[:6] if tiny else TOKENS, contexts, verifiers=[], repeats=ROUNDS
         )
         profile = profiler.profile(pair, options, note=lambda said: record.note(left_out=said))

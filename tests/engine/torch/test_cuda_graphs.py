@@ -168,7 +168,7 @@ def test_a_step_waits_for_its_read_back_alone(cuda_pair: Callable[..., Any]) -> 
 @gpu
 @needs_gpu
 def test_a_profile_of_graphs(cuda_pair: Callable[..., Any]) -> None:
-    options = profiler.Options(tokens=[1, 2, 4, 8], contexts=[16], repeats=5, warm_up=1)
+    options = profiler.ProfileOptions(tokens=[1, 2, 4, 8], contexts=[16], repeats=5, warm_up=1)
     measured = profiler.profile(cuda_pair("float32"), options)
     assert measured.engine["graphs"] is True
     assert (measured.target.at([1, 8], 16) > 0).all()
@@ -294,7 +294,7 @@ def test_a_profile_of_compiled_graphs_for_several_sequences(cuda_pair: Callable[
     pair = cuda_pair("bfloat16")
     pair.compile()
     pair.compile(batch=3)
-    options = profiler.Options(
+    options = profiler.ProfileOptions(
         tokens=[1, 2, 8], contexts=[16], batches=[1, 3], verifiers=[], repeats=5
     )
     measured = profiler.profile(pair, options)

@@ -371,7 +371,7 @@ def test_a_long_prompt_takes_little_memory(make_model: Callable[..., Path]) -> N
         ({"offload": "cpu"}, "--offload disk reads them as they are used"),
         ({"memory_budget": 10**9}, "nothing is offloaded; add --offload"),
         ({"offload": "disk", "memory_budget": 100}, "found 1e-07 GB, expected at least"),
-        ({"offload": "disk", "random_weights": True}, "random weights are on no disk"),
+        ({"offload": "disk", "random_weights": True}, "random weights are not on disk"),
         ({"offload": "disk", "memory_budget": 10**15}, None),
         ({"offload": "disk"}, None),
     ],
