@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,3 +22,11 @@ def make_runner(make_model: Callable[..., Path]) -> Callable[..., Runner]:
         return Runner(model, architecture)
 
     return make
+
+
+@pytest.fixture
+def folders(make_model: Callable[..., Path], tmp_path: Path) -> tuple[Path, Path]:
+    """Copies of a small target and draft, to be damaged."""
+    for name, seed in (("target", 0), ("draft", 1)):
+        shutil.copytree(make_model("llama", seed), tmp_path / name)
+    return tmp_path / "target", tmp_path / "draft"

@@ -12,19 +12,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from sequoia_opt import demo
-from sequoia_opt.engine import pair as pairs
-from sequoia_opt.engine.decoder import Decoder
-from sequoia_opt.engine.distributed import PATIENCE, SHARE_PATIENCE, World
 from sequoia_opt.engine.load import load_pair
-from sequoia_opt.engine.pair import ROLES, short_name
-from sequoia_opt.engine.torch import memory
+from sequoia_opt.engine.pair import ROLES
 from sequoia_opt.engine.torch.loading import fingerprint
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.files.names import same_fingerprint
-from sequoia_opt.plan import shapes
-
-CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-SOURCES, SIZES = {"target": "big", "draft": "small"}, {"target": 8 * 10**9, "draft": 10**9}
 
 
 def give_tokenizer(folder: Path, words: list[str]) -> None:
@@ -33,26 +25,8 @@ def give_tokenizer(folder: Path, words: list[str]) -> None:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=words[0]).save_pretrained(folder)
 
 
-@pytest.fixture
-def folders(make_model: Callable[..., Path], tmp_path: Path) -> tuple[Path, Path]:
-    """Copies of a small target and draft, to be damaged."""
-    for name, seed in (("target", 0), ("draft", 1)):
-        shutil.copytree(make_model("llama", seed), tmp_path / name)
-    return tmp_path / "target", tmp_path / "draft"
-
-
 def load(folders: tuple[Path, Path]) -> Any:
     return load_pair(*folders, device="cpu", dtype="float32")
-
-
-def test_loads_a_pair_of_folders(folders: tuple[Path, Path]) -> None:
-    pair = load(folders)
-    assert (pair.target_name, pair.draft_name) == ("target", "draft")
-    assert pair.dtype == "float32"
-    assert pair.end_tokens == {1}
-    shapes, contents = zip(*(pair.fingerprints[r].split("-") for r in ROLES), strict=True)
-    assert shapes[0] == shapes[1]
-    assert contents[0] != contents[1]
 
 
 def test_fingerprints_follow_config_and_weights(make_model: Callable[..., Path]) -> None:
@@ -264,72 +238,6 @@ def test_linear_attention_layers_are_refused_by_name(folders: tuple[Path, Path])
         Runner(model, "hybrid")
 
 
-def test_different_vocabularies(make_model: Callable[..., Path]) -> None:
-    with pytest.raises(SequoiaError, match=r"different vocabularies \(61 and 50 tokens\)"):
-        load_pair(make_model("llama"), make_model("llama", vocab_size=50), device="cpu")
-
-
-def test_different_tokenizers(folders: tuple[Path, Path]) -> None:
-    words = [f"w{i}" for i in range(61)]
-    give_tokenizer(folders[0], words)
-    give_tokenizer(folders[1], words)
-    assert load(folders).encode("w3 w5") == [3, 5]
-    give_tokenizer(folders[1], words[::-1])
-    complaint = "61 of 61 tokens differ, like token 0, 'w0' and 'w60'|60 of 61 tokens differ, like"
-    with pytest.raises(SequoiaError, match=f"different tokenizers: ({complaint})"):
-        load(folders)
-
-
-def test_tokenizers_may_differ_by_tokens_that_no_text_has(folders: tuple[Path, Path]) -> None:
-    """One that was added to the draft's, or a reserved one that has another name."""
-    words = [f"w{i}" for i in range(60)]
-    for last, added in (("w60", ["[PAD]"]), ("<|reserved|>", [])):
-        give_tokenizer(folders[0], [*words, "w60" if added else "<|eot|>"])
-        give_tokenizer(folders[1], [*words, last])
-        for folder, special in zip(folders, (None, *added), strict=False):
-            if special is not None:
-                own = PreTrainedTokenizerFast.from_pretrained(folder)
-                own.add_special_tokens({"pad_token": special})
-                own.save_pretrained(folder)
-        if not added:
-            for folder, name in zip(folders, ("<|eot|>", "<|reserved|>"), strict=True):
-                own = PreTrainedTokenizerFast.from_pretrained(folder)
-                own.add_special_tokens({"additional_special_tokens": [name]})
-                own.save_pretrained(folder)
-        pair = load(folders)
-        found = Decoder(pair, shapes.k_ary(2, 2)).generate([3, 5], 8, ignore_eos=True).tokens
-        assert found == Decoder(pair).generate([3, 5], 8, ignore_eos=True).tokens
-
-
-def test_a_word_that_differs_is_named(folders: tuple[Path, Path]) -> None:
-    words = [f"w{i}" for i in range(61)]
-    give_tokenizer(folders[0], words)
-    give_tokenizer(folders[1], [*words[:40], "other", *words[41:]])
-    with pytest.raises(SequoiaError, match=r"1 of 61 tokens differ, like token 40, 'w40' and 'oth"):
-        load(folders)
-
-
-def test_prompts_need_a_tokenizer(folders: tuple[Path, Path]) -> None:
-    with pytest.raises(SequoiaError, match="has no tokenizer"):
-        load(folders).encode("text")
-
-
-@pytest.mark.parametrize(
-    ("options", "complaint"),
-    [({"dtype": "int4"}, "dtype: found 'int4'"), ({"device": "warp"}, "device 'warp'")],
-)
-def test_options_out_of_range(
-    folders: tuple[Path, Path], options: dict[str, str], complaint: str
-) -> None:
-    with pytest.raises(SequoiaError, match=complaint):
-        load_pair(*folders, **options)
-
-
-def test_names(tmp_path: Path) -> None:
-    assert short_name("meta-llama/Llama-2-7b-hf") == "meta-llama/Llama-2-7b-hf"
-    assert short_name(str(tmp_path)) == tmp_path.name
-
-
 def test_weights_that_do_not_belong_to_the_config(folders: tuple[Path, Path]) -> None:
     """What is missing must not become random weights."""
     config = json.loads((folders[0] / "config.json").read_text())
@@ -402,74 +310,3 @@ def test_weights_that_hold_code_are_not_loaded(folders: tuple[Path, Path]) -> No
     with pytest.raises(SequoiaError, match="hold code, which is never run"):
         load_pair(target, draft, "cpu")
     assert not ran.exists()
-
-
-def test_half_characters_are_no_prompt(folders: tuple[Path, Path]) -> None:
-    target, draft = folders
-    for folder in (target, draft):
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            shutil.copy(demo.FOLDER / "target" / name, folder)
-    with pytest.raises(SequoiaError, match="half of a character"):
-        load_pair(target, draft, "cpu").encode("a\ud800b")
-
-
-def test_a_spread_target_takes_its_share_of_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 5 * 10**9)
-    pairs._check_memory(SOURCES, SIZES, CUDA, "none", parts=2)
-    with pytest.raises(SequoiaError, match=r"the weights of big and small take 9\.0 GB"):
-        pairs._check_memory(SOURCES, SIZES, CUDA, "none", parts=1)
-    with pytest.raises(SequoiaError, match=r"take 9\.0 GB"):  # all parts are in its one memory
-        pairs._check_memory(SOURCES, SIZES, CPU, "none", parts=2)
-
-
-def test_the_host_must_hold_what_is_offloaded_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    free = {"cuda": 2 * 10**9, "cpu": 7 * 10**9}
-    monkeypatch.setattr(memory, "free_bytes", lambda device: free[device.type])
-    complaint = "the weights of big take 8.0 GB and 7.0 GB of cpu memory are free; .*--offload disk"
-    with pytest.raises(SequoiaError, match=complaint):
-        pairs._check_memory(SOURCES, SIZES, CUDA, "cpu", parts=1)
-    pairs._check_memory(SOURCES, SIZES, CUDA, "disk", parts=1)
-    free["cpu"] = 9 * 10**9
-    pairs._check_memory(SOURCES, SIZES, CUDA, "cpu", parts=1)
-
-
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [({"random_weights": True}, "--random-weights"), ({"offload": "disk"}, "--offload")],
-)
-def test_what_several_processes_do_not_share_is_refused_by_name(
-    folders: tuple[Path, Path],
-    options: dict[str, Any],
-    named: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(pairs, "join", lambda *_: World(0, 2))
-    with pytest.raises(SequoiaError, match=f"leave {named} away"):
-        load_pair(*folders, device="cpu", **options)
-
-
-def test_processes_on_the_cpu_of_a_machine_with_a_gpu_are_refused(
-    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Transformers would have the target on GPUs, and only there."""
-    monkeypatch.setattr(pairs, "join", lambda *_: World(0, 2))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    with pytest.raises(SequoiaError, match="CUDA_VISIBLE_DEVICES= torchrun"):
-        load(folders)
-
-
-def test_shares_of_the_work_are_waited_for_longer(
-    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = []
-
-    def join(device: torch.device, patience: Any) -> World:
-        asked.append(patience)
-        raise SequoiaError("do not meet")
-
-    monkeypatch.setattr(pairs, "join", join)
-    for spread in (True, False):
-        with pytest.raises(SequoiaError, match="do not meet"):
-            load_pair(*folders, device="cpu", spread=spread)
-    assert asked == [PATIENCE, SHARE_PATIENCE]
-    assert PATIENCE < SHARE_PATIENCE
