@@ -106,11 +106,11 @@ trees: .venv/installed
 	for temperature in 0 0.3 0.6 1 1.2; do \
 	  $(BIN)/sequoia-opt estimate --temperature $$temperature $(if $(DATA),--dataset $(DATA)) || exit 1; \
 	done
-	$(BIN)/sequoia-opt solve --all
+	$(BIN)/sequoia-opt solve-all
 
 # Fails where a tree in the repository is not what its profile and acceptance give.
 check-trees: .venv/installed
-	$(BIN)/sequoia-opt solve --all --check
+	$(BIN)/sequoia-opt solve-all --check
 
 # Train the bundled pair again (three hours on two cores).
 train: .venv/installed

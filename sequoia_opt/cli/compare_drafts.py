@@ -1,9 +1,10 @@
-"""The command that says which draft decodes fastest: compare-drafts."""
+"""The command `compare-drafts`: which draft decodes fastest with a target."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -32,10 +33,17 @@ from sequoia_opt.cli.options import (
 )
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan.sampling import Sampling
+from sequoia_opt.plan.verifiers import DEFAULT_VERIFIER, VERIFIERS
 from sequoia_opt.processes import is_one_of_several
 
 if TYPE_CHECKING:
     from sequoia_opt.engine.pair import Pair
+    from sequoia_opt.measure.compare_drafts import DraftResult
+    from sequoia_opt.measure.estimator import EstimateOptions
+    from sequoia_opt.measure.profiler import ProfileOptions
+    from sequoia_opt.measure.records import Document
+
+WITH_RATES = [name for name, spec in VERIFIERS.items() if spec.has_rates]
 
 
 @app.command(
@@ -45,7 +53,7 @@ def compare_drafts(
     target: Target = None,
     draft: Annotated[
         list[str] | None,
-        typer.Option(help="A draft model, a hub id or a folder; give several, one by one."),
+        typer.Option(help="Draft model to compare, a hub id or a folder; repeat for each."),
     ] = None,
     dataset: DatasetOption = None,
     chat: Chat = False,
@@ -56,17 +64,23 @@ def compare_drafts(
     top_k: TopK = 0,
     min_p: MinP = 0.0,
     verifier: Annotated[
-        str, typer.Option(help="Above temperature 0: sequoia, specinfer or topk.")
-    ] = "sequoia",
+        str, typer.Option(help=f"Verifier above temperature 0: one of {', '.join(WITH_RATES)}.")
+    ] = DEFAULT_VERIFIER,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Documents to sample.", show_default="all")
+        int | None,
+        typer.Option(min=1, help="Number of documents to sample.", show_default="all"),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each document.")] = 128,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens to sample of each document, at most.")
+    ] = 128,
     contexts: Annotated[
         str | None,
-        typer.Option(help="Cached tokens.", show_default="128,512,1024, as far as the models go"),
+        typer.Option(
+            help="Context lengths, in cached tokens.",
+            show_default="128,512,1024, as far as the models allow",
+        ),
     ] = None,
-    repeats: Annotated[int, typer.Option(min=5, help="Rounds that are timed.")] = 15,
+    repeats: Annotated[int, typer.Option(min=5, help="Number of timed rounds.")] = 15,
     compile: Compile = False,
     graphs: Graphs = None,
     device: Device = None,
@@ -74,109 +88,176 @@ def compare_drafts(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Profile, sample and solve for each draft with one target, and rank them by predicted speed.
+    """Rank several drafts for one target by their predicted speed.
 
-    Writes the profile, the acceptance and the tree of each where they belong.
+    For each draft: profile the pair, estimate its acceptance, solve for a
+    tree, and write the three files under their usual names.
     """
     if is_one_of_several():
         raise SequoiaError("compare-drafts runs in one process; start it without torchrun")
-    names = list(dict.fromkeys(draft or []))
-    if len(names) < 2:
-        raise typer.BadParameter(
-            f"found {len(names)}, expected two or more to compare", param_hint="--draft"
-        )
-    lengths = integers("--contexts", contexts) if contexts is not None else []
+    drafts = list(dict.fromkeys(draft or []))
+    _check_drafts(drafts)
     sampling = Sampling(temperature, top_p, verifier, top_k, min_p)
+    lengths = integers("--contexts", contexts) if contexts is not None else []
     from sequoia_opt.api import load_dataset
-    from sequoia_opt.cli import console
-    from sequoia_opt.engine.pair import ROLES, short_name
-    from sequoia_opt.measure import compare_drafts, estimator, profiler
-    from sequoia_opt.repository import paths, tree_provenance
-    from sequoia_opt.repository.outputs import settled
-    from sequoia_opt.repository.provenance import Provenance, sources_of
+    from sequoia_opt.cli.output import note
+    from sequoia_opt.engine.pair import ROLES
+    from sequoia_opt.measure import estimator, profiler
+    from sequoia_opt.measure.compare_drafts import ranked
+    from sequoia_opt.repository.provenance import sources_of
 
     estimator.check_sampled(sampling)
-    if len({short_name(name) for name in names}) < len(names):
-        raise SequoiaError(
-            "two drafts' folders have the same name, and so would their files; rename one"
-        )
     template = template_of(chat, system, template_option)
-    source, documents = load_dataset(dataset, console.note)
-    source += template.label
-    content = estimator.fingerprint(documents)
-    measuring = profiler.ProfileOptions(
-        contexts=lengths,
-        repeats=repeats,
-        verifiers=[sampling.verifier],
+    name, documents = load_dataset(dataset, note)
+    job = _Job(
+        documents,
+        name + template.label,
+        sampling,
+        profiler.ProfileOptions(contexts=lengths, repeats=repeats, verifiers=[sampling.verifier]),
+        estimator.EstimateOptions(max_new_tokens=max_new_tokens, limit=limit, template=template),
     )
-    estimating = estimator.EstimateOptions(
-        max_new_tokens=max_new_tokens, limit=limit, template=template
-    )
-    judged = []
 
-    def loaded(name: str) -> Pair:
-        pair = load(target, name, device, dtype, ROLES if compile else (), graphs)
-        if name == names[0]:
+    def loaded(draft_name: str) -> Pair:
+        pair = load(target, draft_name, device, dtype, ROLES if compile else (), graphs)
+        if draft_name == drafts[0]:
             tell_unused_settings(pair)
         return pair
 
-    for name in names:
+    results = []
+    for draft_name in drafts:
         try:
-            found = compare_drafts.judge(
-                # Nothing holds on to the pair: the next one needs its memory.
-                loaded(name),
-                documents, source, sampling, measuring, estimating, console.progress, console.note,
-            )  # fmt: skip
+            # No name holds the pair, so that its memory is free for the next one.
+            result = job.measure(loaded(draft_name))
         except SequoiaError as error:
-            console.note(f"left out: {error}")
+            note(f"left out: {error}")
             continue
-        slug, engine = str(found.profile.hardware["slug"]), found.profile.engine
-        own = found.profile.target.model, found.profile.draft.model
-        rates = found.acceptance
-        profile = paths.profile_path(slug, *own, engine["dtype"], bool(engine["compile"]))
-        acceptance = paths.acceptance_path(
-            *own,
-            source,
-            rates.verifier,
-            rates.temperature,
-            rates.top_p,
-            rates.top_k,
-            rates.min_p,
+        job.save(result, sources_of(target, draft_name, dataset), force)
+        results.append(result)
+    if not results:
+        raise SequoiaError("no draft could be measured")
+    _print(ranked(results), job, as_json)
+
+
+def _check_drafts(drafts: Sequence[str]) -> None:
+    """Refuse a single draft, and drafts whose files would have the same names."""
+    if len(drafts) < 2:
+        raise typer.BadParameter(
+            f"found {len(drafts)}, expected two or more to compare", param_hint="--draft"
         )
-        sources = sources_of(target, name, dataset)
+    from sequoia_opt.engine.pair import short_name
+
+    if len({short_name(draft) for draft in drafts}) < len(drafts):
+        raise SequoiaError(
+            "two drafts' folders have the same name, so their files would have too; rename one"
+        )
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What to measure of every draft.
+
+    Attributes:
+        dataset: the dataset's name in the files.
+    """
+
+    documents: Sequence[Document]
+    dataset: str
+    sampling: Sampling
+    profiling: ProfileOptions
+    estimating: EstimateOptions
+
+    def measure(self, pair: Pair) -> DraftResult:
+        """Profile a pair, estimate its acceptance and solve for it."""
+        from sequoia_opt.cli.output import note, progress
+        from sequoia_opt.measure.compare_drafts import measure_draft
+
+        return measure_draft(
+            pair,
+            self.documents,
+            self.dataset,
+            self.sampling,
+            self.profiling,
+            self.estimating,
+            progress,
+            note,
+        )
+
+    def save(self, result: DraftResult, sources: dict[str, str], force: bool) -> None:
+        """Write a draft's profile, acceptance and tree under their usual names.
+
+        Args:
+            sources: where the models and the dataset were read from, if names do not say it all.
+            force: whether other files may be replaced.
+        """
+        from sequoia_opt.cli.output import note, written
+        from sequoia_opt.measure import estimator
+        from sequoia_opt.repository import paths, tree_provenance
+        from sequoia_opt.repository.outputs import settled
+        from sequoia_opt.repository.provenance import Provenance
+
+        profile, rates = result.profile, result.acceptance
         for role in ("target", "draft"):
             if role in sources:
-                getattr(found.profile, role).extra["source"] = sources[role]
-        rates.extra |= {"sources": sources} if sources else {}
-        rates.extra["max_new_tokens"] = max_new_tokens
+                getattr(profile, role).extra["source"] = sources[role]
+        if sources:
+            rates.extra["sources"] = sources
+        rates.extra["max_new_tokens"] = self.estimating.max_new_tokens
+        content = estimator.fingerprint(self.documents)
         rates.extra["fingerprints"] = rates.extra["fingerprints"] | {"dataset": content}
-        profile = settled(profile, Provenance.of(found.profile.document()), force, console.note)
-        acceptance = settled(
-            acceptance, Provenance.of(rates.document(), limit=limit), force, console.note
+        slug, engine = str(profile.hardware["slug"]), profile.engine
+        models = profile.target.model, profile.draft.model
+        profile_path = settled(
+            paths.profile_path(slug, *models, engine["dtype"], bool(engine["compile"])),
+            Provenance.of(profile.document()),
+            force,
+            note,
         )
-        found.profile.save(profile)
-        rates.save(acceptance)
-        tree = tree_provenance.planned_tree(
-            found.plan, tree_provenance.Source(profile, acceptance), {}
+        rates_path = settled(
+            paths.acceptance_path(
+                *models,
+                self.dataset,
+                rates.verifier,
+                rates.temperature,
+                rates.top_p,
+                rates.top_k,
+                rates.min_p,
+            ),
+            Provenance.of(rates.document(), limit=self.estimating.limit),
+            force,
+            note,
         )
-        path = paths.tree_path(slug, profile, rates, acceptance)
-        path = settled(path, Provenance.of(tree.document()), force, console.note)
-        tree.save(path)
-        console.written(path)
-        judged.append(found)
-    if not judged:
-        raise SequoiaError("no draft could be measured")
-    judged = compare_drafts.ranked(judged)
-    if as_json:
-        first = judged[0].profile
-        document = {
-            "drafts": [each.document() for each in judged],
-            "target": first.target.model,
-            "dataset": source,
-            "hardware": first.hardware,
-            "software": first.software,
-            **asdict(sampling),
-        }
-        print_json(document)
-    else:
-        console.drafts_table(judged)
+        profile.save(profile_path)
+        rates.save(rates_path)
+        source = tree_provenance.Source(profile_path, rates_path)
+        tree = tree_provenance.planned_tree(result.plan, source, {})
+        tree_path = settled(
+            paths.tree_path(slug, profile_path, rates, rates_path),
+            Provenance.of(tree.document()),
+            force,
+            note,
+        )
+        tree.save(tree_path)
+        written(tree_path)
+
+
+def _print(results: Sequence[DraftResult], job: _Job, as_json: bool) -> None:
+    """Print drafts, the fastest first."""
+    from sequoia_opt.cli.drafts_table import drafts_table, fastest_line
+    from sequoia_opt.measure.compare_drafts import probability_faster
+
+    if not as_json:
+        drafts_table(results)
+        if len(results) > 1:
+            first, second = results[:2]
+            fastest_line(first, second, probability_faster(first, second))
+        return
+    profile = results[0].profile
+    document: dict[str, Any] = {
+        "drafts": [result.document() for result in results],
+        "target": profile.target.model,
+        "dataset": job.dataset,
+        "hardware": profile.hardware,
+        "software": profile.software,
+        **asdict(job.sampling),
+    }
+    print_json(document)

@@ -1,4 +1,7 @@
-"""A file of completions, a line each, that a run which was cut off is resumed from."""
+"""The file that `complete` writes: a line of JSON per prompt, continued after an interruption.
+
+Knows the fields of a line. Knows nothing of decoding.
+"""
 
 from __future__ import annotations
 
@@ -14,47 +17,46 @@ from sequoia_opt.files.jsonl import Lines
 from sequoia_opt.files.names import same_fingerprint
 
 NUMBERS = ("prompt", "completion", "stopped", "error", "tokens", "steps", "seconds")
-# Settings that a line has only where they differ from what they are without being named.
+# Settings that a line has only where they differ from their defaults.
 OPTIONAL = (
     *("top_k", "min_p", "frequency_penalty", "presence_penalty", "suppress_tokens"),
     *("begin_suppress_tokens", "chat", "system", "template_options"),
 )
-ASIDE = "record"  # holds fields of a record whose names are a line's own
+ASIDE = "record"  # field for the fields of a record whose names a line uses itself
 
 
 class Completions(Lines):
-    """Completions of prompts, in their order, each on the disk before the next begins.
+    """Completions of prompts, in their order; each is on disk before the next begins.
 
     Attributes:
-        done: how many there are already.
+        done: how many completions the file has.
     """
 
     def __init__(self, path: Path, prompts: Sequence[Any], settings: Mapping[str, Any]) -> None:
-        """Open a file, or begin one.
+        """Open a file, or create it.
 
         Args:
-            prompts: texts, or what else stands for them, as JSON has it.
-            settings: what every line says of how it came about; a file of others is not continued.
+            prompts: texts, or messages or token ids, as JSON values.
+            settings: how the completions are decoded; every line repeats them.
 
         Raises:
             SequoiaError: the file is of other prompts or settings, or cannot be written.
         """
         super().__init__(path, '{"prompt": ')
         self._settings = dict(plain(settings))
-        found = self.read()
-        if len(found) > len(prompts):
+        lines = self.read()
+        if len(lines) > len(prompts):
             raise SequoiaError(
-                f"{path}: has {len(found)} completions of {len(prompts)} prompts; name another "
+                f"{path}: found {len(lines)} completions of {len(prompts)} prompts; name another "
                 "file with -o"
             )
-        for number, (line, prompt) in enumerate(zip(found, prompts, strict=False), start=1):
-            given = line if isinstance(line, dict) else {}
-            other = self._other(given, prompt)
-            if other is not None:
+        for number, (line, prompt) in enumerate(zip(lines, prompts, strict=False), start=1):
+            difference = self._difference(line if isinstance(line, dict) else {}, prompt)
+            if difference is not None:
                 raise SequoiaError(
-                    f"{path}: line {number}: is of another {other}; name another file with -o"
+                    f"{path}: line {number}: is of another {difference}; name another file with -o"
                 )
-        self.done = len(found)
+        self.done = len(lines)
 
     def add_completion(
         self,
@@ -62,29 +64,32 @@ class Completions(Lines):
         completion: Mapping[str, Any],
         record: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write the next one.
+        """Write the next line.
 
         Args:
-            record: the dataset's; its other fields are kept.
+            completion: the fields of this completion.
+            record: the record of the dataset; the line keeps its other fields too.
 
         Raises:
-            SequoiaError: it cannot be written; those before it are.
+            SequoiaError: the line cannot be written; the lines before it are on disk.
         """
-        own = {"prompt": as_json(prompt), **completion, **self._settings}
-        reserved = {*own, *NUMBERS, *OPTIONAL, ASIDE}
-        kept = {str(name): as_json(value) for name, value in (record or {}).items()}
-        fields = {name: value for name, value in kept.items() if name not in reserved}
-        # The prompt is there; what else has a name of ours would be taken for ours.
-        aside = {name: kept[name] for name in kept if name in reserved - {"prompt"}}
-        self.add({**own, **fields, **({ASIDE: aside} if aside else {})})
+        line = {"prompt": as_json(prompt), **completion, **self._settings}
+        reserved = {*line, *NUMBERS, *OPTIONAL, ASIDE}
+        fields = {str(name): as_json(value) for name, value in (record or {}).items()}
+        line |= {name: value for name, value in fields.items() if name not in reserved}
+        # The line has the prompt; other fields with reserved names go into a field of their own.
+        aside = {name: value for name, value in fields.items() if name in reserved - {"prompt"}}
+        self.add(line | ({ASIDE: aside} if aside else {}))
         self.done += 1
 
-    def _other(self, line: Mapping[str, Any], prompt: Any) -> str | None:
-        """What a line differs in from what it would be now; None if it is the same."""
-        asked = as_json(prompt)
-        # Half of a character was once written as a question mark.
-        legible = asked.encode(errors="replace").decode() if isinstance(asked, str) else asked
-        if "prompt" not in line or line["prompt"] not in (asked, legible):
+    def _difference(self, line: Mapping[str, Any], prompt: Any) -> str | None:
+        """The first field in which a line differs from what it would be now; None if none."""
+        expected = as_json(prompt)
+        # Older versions wrote half of a character as a question mark.
+        legible = (
+            expected.encode(errors="replace").decode() if isinstance(expected, str) else expected
+        )
+        if "prompt" not in line or line["prompt"] not in (expected, legible):
             return "prompt"
         differing = (
             key
@@ -96,7 +101,7 @@ class Completions(Lines):
 
 
 def as_json(value: Any) -> Any:
-    """A value of a dataset as JSON has it: what it does not know is text."""
+    """A value of a dataset as a JSON value; one of another type becomes text."""
     if isinstance(value, str | int | None):
         return value
     if isinstance(value, float):

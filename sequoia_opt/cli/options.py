@@ -1,4 +1,8 @@
-"""Options that several commands share, and what they do with them."""
+"""Options that several commands share, and what their values mean.
+
+Knows option names, help texts and the values that people type. Knows nothing of what a command
+does with them.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sequoia_opt.errors import SequoiaError
+from sequoia_opt.plan.verifiers import VERIFIERS
 
 if TYPE_CHECKING:
     from sequoia_opt.engine.pair import Pair
@@ -19,24 +24,69 @@ if TYPE_CHECKING:
     from sequoia_opt.measure.template import Template
     from sequoia_opt.plan.tree import TokenTree
 
+
+def alternatives(names: Collection[str]) -> str:
+    """Names for a sentence: a, b or c."""
+    *others, last = names
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+# Panels of --help.
+MODELS, SAMPLING, TEMPLATE = "Models and device", "Sampling", "Chat template"
+
+STANDARD = Path("-")  # standard output, where a command can write to it
+OFFLOAD_HELP = "Where to keep target layers that do not fit on the device: cpu or disk."
+MEMORY_BUDGET_HELP = (
+    "Device memory for the target, e.g. 8GB: weights and a short text's KV cache, not the two "
+    "layer buffers."
+)
+TOP_K_HELP = "Draw from the target's k most likely tokens; 0: from all."
+MIN_P_HELP = "Draw no token less probable than this fraction of the most likely token's."
+VERIFIER_HELP = f"Verifier above temperature 0: {alternatives(VERIFIERS)}."
+
+
+def _checked_seed(seed: int) -> int:
+    """The seed, which has to fit random generators: more than -2**63 and less than 2**63."""
+    if not -(2**63) < seed < 2**63:
+        raise typer.BadParameter(f"found {seed}, expected less than 2**63 in size")
+    return seed
+
+
 Target = Annotated[
-    str | None, typer.Option(help="Target model: a hub id or a folder.", show_default="bundled")
+    str | None,
+    typer.Option(
+        help="Target model: a hub id or a folder.", show_default="bundled", rich_help_panel=MODELS
+    ),
 ]
 Draft = Annotated[
-    str | None, typer.Option(help="Draft model: a hub id or a folder.", show_default="bundled")
+    str | None,
+    typer.Option(
+        help="Draft model: a hub id or a folder.", show_default="bundled", rich_help_panel=MODELS
+    ),
 ]
 Device = Annotated[
-    str | None, typer.Option(help="cpu, cuda, cuda:1, …", show_default="cuda, if there is one")
+    str | None,
+    typer.Option(
+        help="Device: cpu, cuda, cuda:1, …",
+        show_default="cuda if available",
+        rich_help_panel=MODELS,
+    ),
 ]
 Dtype = Annotated[
     str | None,
     typer.Option(
-        help="float32, bfloat16, float16 or float64.",
+        help="Number type: float32, bfloat16, float16 or float64.",
         show_default="bfloat16 on cuda, else float32",
+        rich_help_panel=MODELS,
     ),
 ]
 Compile = Annotated[
-    bool, typer.Option("--compile/--no-compile", help="Compile the forwards: takes a minute.")
+    bool,
+    typer.Option(
+        "--compile/--no-compile",
+        help="Compile the forward passes, which takes a minute.",
+        rich_help_panel=MODELS,
+    ),
 ]
 Graphs = Annotated[
     bool | None,
@@ -44,64 +94,59 @@ Graphs = Annotated[
         "--graphs/--no-graphs",
         help="Record steps as CUDA graphs.",
         show_default="on cuda",
+        rich_help_panel=MODELS,
     ),
 ]
 RandomWeights = Annotated[
     bool,
     typer.Option(
-        "--random-weights", help="Make the models up from their config.json: they are as fast."
+        "--random-weights",
+        help="Build the models from their config.json with random weights: equally fast.",
+        rich_help_panel=MODELS,
     ),
 ]
-STANDARD = Path("-")  # standard output, where a command can write to it
-OFFLOAD_HELP = "Where layers of the target stay that do not fit onto the device: cpu or disk."
-Offload = Annotated[str, typer.Option("--offload", help=OFFLOAD_HELP)]
+Offload = Annotated[str, typer.Option("--offload", help=OFFLOAD_HELP, rich_help_panel=MODELS)]
 MemoryBudget = Annotated[
     str | None,
     typer.Option(
         "--memory-budget",
-        help="What the target may take there, 8GB, with a short text's keys and values; the "
-        "buffers of two layers apart.",
+        help=MEMORY_BUDGET_HELP,
         show_default="most of what is free",
+        rich_help_panel=MODELS,
     ),
 ]
 Output = Annotated[
     Path | None, typer.Option("-o", "--output", help="File to write.", show_default="by name")
 ]
-Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on where a run that was cut off stopped.")
-]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue a run that was interrupted.")]
 Force = Annotated[
     bool,
-    typer.Option("--force", help="Replace what is at the output, also an unfinished measurement."),
+    typer.Option("--force", help="Replace the output file, or its unfinished measurement."),
 ]
 MaxSeconds = Annotated[
     float | None,
-    typer.Option(min=1, help="Begin nothing new after that, and write what was measured."),
+    typer.Option(min=1, help="Start nothing new after this time, and write what was measured."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, nothing else.")]
-Temperature = Annotated[float, typer.Option(help="0 for greedy.")]
-TopP = Annotated[float, typer.Option("--top-p", help="Nucleus of the target, in (0, 1].")]
-TopK = Annotated[
-    int,
-    typer.Option(
-        "--top-k", min=0, help="Draw from the target's k most likely tokens; 0: from all."
-    ),
+Temperature = Annotated[
+    float, typer.Option(help="Temperature; 0 is greedy.", rich_help_panel=SAMPLING)
 ]
-MinP = Annotated[
+TopP = Annotated[
     float,
-    typer.Option(
-        "--min-p",
-        min=0,
-        max=1,
-        help="Draw no token less probable than this share of the most likely one's.",
-    ),
+    typer.Option("--top-p", help="Nucleus of the target, in (0, 1].", rich_help_panel=SAMPLING),
 ]
-Seed = Annotated[int, typer.Option(min=-(2**63) + 1, max=2**63 - 1, help="Random seed.")]
+TopK = Annotated[int, typer.Option("--top-k", min=0, help=TOP_K_HELP, rich_help_panel=SAMPLING)]
+MinP = Annotated[
+    float, typer.Option("--min-p", min=0, max=1, help=MIN_P_HELP, rich_help_panel=SAMPLING)
+]
+Seed = Annotated[
+    int, typer.Option(help="Random seed.", callback=_checked_seed, rich_help_panel=SAMPLING)
+]
 DatasetOption = Annotated[
     str | None,
     typer.Option(
-        help=".jsonl, .json (or .gz) or .parquet with `prompt`, `messages`, `turns`, "
-        "`instruction`, `question` or `text`, .txt, or a hub dataset id.",
+        help="Dataset: a hub id, a .txt file, or a .jsonl, .json (also .gz) or .parquet file with "
+        "`prompt`, `messages`, `turns`, `instruction`, `question` or `text`.",
         show_default="bundled",
     ),
 ]
@@ -109,17 +154,24 @@ Chat = Annotated[
     bool,
     typer.Option(
         "--chat",
-        help="Put each prompt into the tokenizer's chat template; conversations always are.",
+        help="Put each prompt into the tokenizer's chat template, as conversations always are.",
+        rich_help_panel=TEMPLATE,
     ),
 ]
 System = Annotated[
-    str | None, typer.Option("--system", help="System message, where a conversation has none.")
+    str | None,
+    typer.Option(
+        "--system",
+        help="System message for conversations that have none.",
+        rich_help_panel=TEMPLATE,
+    ),
 ]
 TemplateOption = Annotated[
     list[str] | None,
     typer.Option(
         "--template-option",
-        help="Set a switch of the chat template, as enable_thinking=false; may be repeated.",
+        help="Set a switch of the chat template: enable_thinking=false; may be repeated.",
+        rich_help_panel=TEMPLATE,
     ),
 ]
 
@@ -136,33 +188,37 @@ def load(
     memory_budget: int | None = None,
     spread: bool = True,
 ) -> Pair:
-    """The pair of models that the options name, the forwards of these roles compiled."""
+    """Load the pair of models that the options name, and compile the roles in `compiled`."""
     from sequoia_opt.api import load_pair
-    from sequoia_opt.cli import console
+    from sequoia_opt.cli.output import note, waiting
 
-    with console.waiting("loading the models"):
+    with waiting("loading the models"):
         pair = load_pair(
             target, draft, device, dtype, graphs, random_weights, offload, memory_budget, spread
         )
     if pair.draft.parameters >= pair.target.parameters:
-        console.note("the draft is no smaller than the target: speculation can hardly pay")
+        note("the draft is no smaller than the target, so speculation can hardly pay")
     for role in compiled:
         if role == "target" and pair.world.size > 1:
-            console.note("the target is not compiled: it is spread over processes")
+            note("the target is not compiled, because several processes share it")
             continue
         if getattr(pair, role).stream is not None:
-            console.note(f"the {role} is not compiled: its layers are brought in as they are used")
+            note(f"the {role} is not compiled, because its layers are streamed")
             continue
-        with console.waiting(f"compiling the {role}'s forwards"):
+        with waiting(f"compiling the {role}'s forward passes"):
             pair.compile([role])
     return pair
 
 
 def template_of(chat: bool, system: str | None, options: list[str] | None) -> Template:
-    """How prompts are put to the models.
+    """How prompts are formatted for the models.
 
     Args:
-        options: like enable_thinking=false.
+        chat: put every prompt into the chat template, not only conversations.
+        options: switches of the template, like enable_thinking=false.
+
+    Raises:
+        typer.BadParameter: a switch has no name or no value.
     """
     from sequoia_opt.measure.template import Template
 
@@ -179,19 +235,19 @@ def template_of(chat: bool, system: str | None, options: list[str] | None) -> Te
 
 
 def tell_unused_settings(pair: Pair) -> None:
-    """Say which penalties of the target's generation_config.json a measurement leaves out."""
-    from sequoia_opt.cli import console
+    """Note that a measurement leaves out the penalties of the target's generation_config.json."""
+    from sequoia_opt.cli.output import note
     from sequoia_opt.engine.own_settings import own_settings
 
     if own_settings(pair).logits.change_anything:
-        console.note(
+        note(
             f"generation_config.json of {pair.target_name}: its penalties and suppressed tokens "
             "are not applied here; decode applies them"
         )
 
 
 def _value(text: str) -> Any:
-    """A value as JSON has it, or Python; else text."""
+    """The value of a JSON or Python literal; any other text as it is."""
     words = {"True": True, "False": False, "None": None}
     if text in words:
         return words[text]
@@ -207,12 +263,16 @@ def check_output(
     inputs: Sequence[Path | None] = (),
     force: bool = False,
 ) -> None:
-    """Find out before long work that a named file cannot be written, or holds something else.
+    """Find out before long work that a file named by -o cannot be written or replaced.
 
     Args:
-        kind: format of what is to be written; None where it has none.
+        kind: format of the document to write; None where it has none.
         inputs: files that the command reads.
-        force: replace whatever is there.
+        force: replace a file of any other kind too.
+
+    Raises:
+        SequoiaError: the file cannot be written, is an input, or holds something else.
+        typer.BadParameter: it is standard output.
     """
     from sequoia_opt.repository.outputs import check_named
 
@@ -222,7 +282,11 @@ def check_output(
 
 
 def refuse_standard(path: Path | None) -> None:
-    """Refuse to write to standard output, where what is shown goes."""
+    """Refuse a file that is standard output, where the command prints.
+
+    Raises:
+        typer.BadParameter: it is.
+    """
     if path == STANDARD:
         raise typer.BadParameter(
             "found - for a file to write, expected its name; --json prints to standard output",
@@ -237,88 +301,89 @@ def journal(
     max_seconds: float | None,
     restart: bool = False,
 ) -> Journal:
-    """What keeps the parts of a measurement beside its output until that is written.
+    """The journal that keeps a measurement's finished parts until its output is written.
+
+    It lies beside the output as `<output>.partial`.
 
     Args:
-        about: all that another run must have in common to be taken up.
-        restart: drop the parts of a run that was cut off.
+        about: settings that an interrupted run must share to be resumed.
+        resume: continue an interrupted run.
+        restart: drop the parts of an interrupted run.
     """
     from sequoia_opt import __version__
-    from sequoia_opt.cli import console
+    from sequoia_opt.cli.output import note
     from sequoia_opt.files.atomic import is_stream
     from sequoia_opt.measure.journal import Journal
 
-    if is_stream(output):  # there is no folder of ours beside it
+    if is_stream(output):  # a pipe or device has no folder to keep a file in
         return Journal(max_seconds=max_seconds)
     path = output.with_name(f"{output.name}.partial")
-    kept = Journal(path, {"program": __version__, **about}, resume, max_seconds, restart)
-    if kept.resumed:
-        parts = f"{kept.resumed} part{'s' if kept.resumed > 1 else ''}"
-        console.note(f"resuming {path}: {parts} already done")
-    return kept
+    opened = Journal(path, {"program": __version__, **about}, resume, max_seconds, restart)
+    if opened.resumed:
+        parts = "1 part" if opened.resumed == 1 else f"{opened.resumed} parts"
+        note(f"resuming {path}: {parts} already done")
+    return opened
 
 
 def byte_count(option: str, text: str | None) -> int | None:
-    """The bytes of an option like 8GB or 512MiB."""
+    """The number of bytes in an option like 8GB or 512MiB."""
     if text is None:
         return None
-    found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([kmgt]?)(i?)b?\s*", text.lower())
-    if not found:
+    match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([kmgt]?)(i?)b?\s*", text.lower())
+    if not match:
         raise typer.BadParameter(
             f"found {text!r}, expected a size like 8GB or 512MiB", param_hint=option
         )
-    number, prefix, binary = found.groups()
+    number, prefix, binary = match.groups()
     return int(float(number) * (1024 if binary else 1000) ** " kmgt".index(prefix or " "))
 
 
 def integers(option: str, text: str) -> list[int]:
-    """The numbers of an option like 1,2,4."""
+    """The whole numbers in an option like 1,2,4."""
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise typer.BadParameter(
-            f"found {text!r}, expected whole numbers with commas between them", param_hint=option
+            f"found {text!r}, expected whole numbers separated by commas", param_hint=option
         ) from None
 
 
 def numbers(option: str, text: str) -> list[float]:
-    """The numbers of an option like 0,0.6,1, each once."""
+    """The numbers in an option like 0,0.6,1, without repetitions."""
     try:
         return list(dict.fromkeys(float(part) for part in text.split(",")))
     except ValueError:
         raise typer.BadParameter(
-            f"found {text!r}, expected numbers with commas between them", param_hint=option
+            f"found {text!r}, expected numbers separated by commas", param_hint=option
         ) from None
 
 
 def names(text: str) -> list[str]:
-    """The names of an option like a,b, each once."""
+    """The names in an option like a,b, without repetitions."""
     return list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
 
 
 def any_tree(path: Path) -> TokenTree:
-    """A tree file of this program's or of any engine that `import` reads."""
-    from sequoia_opt.cli import console
+    """The tree in a file of this program, or of any engine that `import` reads."""
+    from sequoia_opt.cli.output import note
     from sequoia_opt.files.reading import read_text
     from sequoia_opt.plan import import_settings, tree, tree_formats
 
     if path.suffix == ".pt":
         from sequoia_opt.files import growmap_pt
 
-        found = growmap_pt.load(path)
-        if not isinstance(found, dict):
+        growmap = growmap_pt.load(path)
+        if not isinstance(growmap, dict):
             raise SequoiaError(f"{path}: found acceptance rates, expected a tree")
-        return tree_formats.of_growmap(found, str(path))
+        return tree_formats.of_growmap(growmap, str(path))
     text = read_text(path)
     if tree.FORMAT in text:
         return tree.TokenTree.load(path)
-    return import_settings.read(
-        text, str(path), note=lambda line: console.note(f"note: {path}: {line}")
-    )
+    return import_settings.read(text, str(path), note=lambda line: note(f"note: {path}: {line}"))
 
 
 def print_json(document: dict[str, Any]) -> None:
-    """A command's only line on standard output with --json."""
+    """Print the one document that a command writes to standard output with --json."""
     from sequoia_opt.cli.terminal import is_unicode, json_printable
     from sequoia_opt.files.documents import plain
 

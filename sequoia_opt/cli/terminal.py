@@ -1,7 +1,7 @@
-"""The standard streams and the signals that end a program.
+"""The standard streams, and the signals that end the program.
 
-What a terminal cannot take, or a closed pipe, costs at most what would have been shown, never a
-result. Knows nothing of commands, and loads nothing that takes time.
+A terminal that cannot show a character, or a closed pipe, loses output at most, never a result.
+Knows nothing of commands, and imports nothing slow.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from typing import Any, NoReturn
 from sequoia_opt.errors import SequoiaError
 
 STREAMS = ("standard input", "standard output", "standard error")
-# What is not shown as it is: control characters, which a terminal obeys, and those that turn the
-# direction of what follows; half characters, which cannot be written.
+# Characters that are spelt out: control characters, which a terminal obeys; characters that change
+# the direction of the text after them; surrogates, which cannot be encoded.
 _UNSHOWN = "\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff"
 _HIDDEN = re.compile(f"[{_UNSHOWN}]")
-# One character for each, so that tables stay in line.
+# ASCII replacements of one character each, so that tables stay aligned.
 PLAIN = str.maketrans(
     {
         **dict.fromkeys("–─━", "-"),
@@ -32,7 +32,7 @@ PLAIN = str.maketrans(
         **dict.fromkeys("├└", "+"),
         **dict.fromkeys("█▉▊▋▌", "#"),
         **dict.fromkeys("▍▎▏", ":"),
-        **dict.fromkeys(map(chr, range(0x2800, 0x2900)), "*"),  # of which a spinner is made
+        **dict.fromkeys(map(chr, range(0x2800, 0x2900)), "*"),  # a spinner's dots
         "×": "x", "…": ".", "µ": "u", "░": ".", "·": ".", "•": "*", "²": "2",
         "≤": "<", "≥": ">",
     }
@@ -40,52 +40,60 @@ PLAIN = str.maketrans(
 
 
 def printable(text: str) -> str:
-    """Text in which nothing is left that a terminal would obey; it is spelt out instead."""
-    return _HIDDEN.sub(lambda found: ascii(found[0])[1:-1], text)
+    """The text with its control characters spelt out, so that a terminal obeys none."""
+    return _HIDDEN.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 def json_printable(text: str) -> str:
-    """The same JSON document in which nothing is left that a terminal would obey."""
-    return _HIDDEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    """The same JSON document with its control characters written as escapes."""
+    return _HIDDEN.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def is_unicode(encoding: str | None) -> bool:
-    """Whether every character can be written in this encoding."""
+    """Whether an encoding has every character."""
     return (encoding or "").lower().replace("_", "-").startswith("utf")
 
 
 def encodable(text: str, encoding: str) -> str:
-    """Text that the encoding has: lines and signs as ASCII draws them, other characters spelt
-    out."""
-    kept = []
+    """The text in characters that an encoding has.
+
+    Lines and signs become ASCII; other characters that it lacks are spelt out.
+    """
+    characters = []
     for character in text:
         for attempt in (character, character.translate(PLAIN)):
             with suppress(UnicodeEncodeError):
                 attempt.encode(encoding)
-                kept.append(attempt)
+                characters.append(attempt)
                 break
         else:
-            kept.append(ascii(character)[1:-1])
-    return "".join(kept)
+            characters.append(ascii(character)[1:-1])
+    return "".join(characters)
 
 
 class Output:
-    """A text stream that takes every character, and says in a line when it takes nothing.
+    """A text stream that takes every character, and raises a one-line error when it fails.
 
     Raises on writing:
-        SequoiaError: the stream is full or closed; never where it is one that may be lost.
+        SequoiaError: the stream is full or closed, unless its content may be lost.
         BrokenPipeError: the reader has gone.
     """
 
     def __init__(self, stream: Any, name: str, may_be_lost: bool = False) -> None:
+        """Wrap a stream.
+
+        Args:
+            name: for messages.
+            may_be_lost: drop what cannot be written, without an error.
+        """
         self._stream, self._name, self._may_be_lost = stream, name, may_be_lost
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write text, as far as the stream's encoding has it."""
-        with self._told():
+        """Write a text in characters that the stream's encoding has."""
+        with self._clear_errors():
             try:
                 self._stream.write(text)
             except UnicodeEncodeError:
@@ -93,19 +101,19 @@ class Output:
         return len(text)
 
     def writelines(self, lines: Any) -> None:
-        """Write texts one after the other."""
+        """Write several texts."""
         self.write("".join(lines))
 
     def flush(self) -> None:
-        """Hand on what was written."""
-        with self._told():
+        """Flush the stream."""
+        with self._clear_errors():
             self._stream.flush()
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _clear_errors(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, ValueError) as error:  # ValueError: of a stream that Python has closed
+        except (OSError, ValueError) as error:  # ValueError: Python has closed the stream
             if self._may_be_lost:
                 drop(self._stream)
                 return
@@ -116,10 +124,10 @@ class Output:
 
 
 class Input:
-    """A stream to read from that says in a line when there is nothing to read.
+    """A stream to read from that raises a one-line error when it fails.
 
     Raises on reading:
-        SequoiaError: the stream is closed, or no file.
+        SequoiaError: the stream is closed or cannot be read.
     """
 
     def __init__(self, stream: Any, name: str) -> None:
@@ -130,21 +138,21 @@ class Input:
 
     @property
     def buffer(self) -> Input:
-        """The same stream's bytes."""
+        """The stream as bytes."""
         return Input(self._stream.buffer, self._name)
 
     def read(self, size: int = -1) -> Any:
-        """Read all that is there, or at most so many characters."""
-        with self._told():
+        """Read everything, or at most `size` characters."""
+        with self._clear_errors():
             return self._stream.read(size)
 
     def readline(self) -> Any:
-        """The next line."""
-        with self._told():
+        """Read the next line."""
+        with self._clear_errors():
             return self._stream.readline()
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _clear_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
@@ -158,28 +166,28 @@ class Input:
 
 @contextmanager
 def guarded_streams() -> Iterator[None]:
-    """The standard streams as `Input` and `Output`, also where they are closed."""
+    """Replace the standard streams by `Input` and `Output`, even if they are closed."""
     _open_closed()
-    before = sys.stdin, sys.stdout, sys.stderr
+    originals = sys.stdin, sys.stdout, sys.stderr
     sys.stdin = Input(sys.stdin, STREAMS[0])
-    told = Output(sys.stderr, STREAMS[2], may_be_lost=True)
-    sys.stdout, sys.stderr = Output(sys.stdout, STREAMS[1]), told
+    errors = Output(sys.stderr, STREAMS[2], may_be_lost=True)
+    sys.stdout, sys.stderr = Output(sys.stdout, STREAMS[1]), errors
     try:
         yield
     finally:
-        told.flush()
-        sys.stdin, sys.stdout, sys.stderr = before
+        errors.flush()
+        sys.stdin, sys.stdout, sys.stderr = originals
 
 
 def _open_closed() -> None:
-    """Give the standard streams that are closed a descriptor that fails as they do.
+    """Give each closed standard stream a descriptor that fails like a closed one.
 
-    The next file that is opened would take its place, and be written to by whoever prints.
+    Otherwise the next file that is opened would get its number, and prints would go to that file.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is not None:
             continue
-        # The null device, the wrong way round: whoever reads or writes is told that they cannot.
+        # The null device opened the wrong way round: every read or write fails.
         null = os.open(os.devnull, os.O_WRONLY if number == 0 else os.O_RDONLY)
         if null != number and _is_closed(number):
             os.dup2(null, number)
@@ -197,7 +205,7 @@ def _is_closed(descriptor: int) -> bool:
 
 
 def flush_output() -> None:
-    """Hand on what was printed.
+    """Flush standard output.
 
     Raises:
         SequoiaError: it cannot be written.
@@ -212,8 +220,10 @@ def flush_output() -> None:
 
 
 def drop(stream: Any) -> None:
-    """Forget what is left to write to a stream, and what follows: nobody takes it, and the
-    interpreter would try again at its end."""
+    """Discard what a stream has buffered, and whatever is written to it later.
+
+    Nobody reads it, and the interpreter would otherwise try to write it again when it exits.
+    """
     with suppress(OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())
@@ -222,7 +232,7 @@ def drop(stream: Any) -> None:
 
 
 class Terminated(BaseException):
-    """The program was asked to end (SIGTERM)."""
+    """The program received SIGTERM."""
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
@@ -231,25 +241,25 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
 
 @contextmanager
 def ending_signals() -> Iterator[None]:
-    """Have SIGINT and SIGTERM end what is under way in order; not where they are ignored."""
+    """Turn SIGINT and SIGTERM into exceptions, unless they are ignored."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    wanted = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _terminate}
-    before = {number: signal.getsignal(number) for number in wanted}
-    for number, handler in wanted.items():
-        if before[number] is not signal.SIG_IGN:
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _terminate}
+    originals = {number: signal.getsignal(number) for number in handlers}
+    for number, handler in handlers.items():
+        if originals[number] is not signal.SIG_IGN:
             signal.signal(number, handler)
     try:
         yield
     finally:
-        for number, handler_before in before.items():
-            if handler_before is not None:
-                signal.signal(number, handler_before)
+        for number, original in originals.items():
+            if original is not None:
+                signal.signal(number, original)
 
 
 def end_by(number: signal.Signals) -> NoReturn:
-    """End as a program does that a signal ended: shells stop their loops on that."""
+    """End the process by a signal, so that a shell stops its loops too."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError, SequoiaError):
             stream.flush()

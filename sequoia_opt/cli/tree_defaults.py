@@ -1,83 +1,97 @@
-"""What a tree file says about how to run it, unless the options say otherwise."""
+"""How to run a tree: what its file says, unless options say otherwise.
+
+Knows a tree's metadata and the options that override it. Knows nothing of decoding.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sequoia_opt.cli.options import OFFLOAD_HELP, byte_count
+from sequoia_opt.cli.options import (
+    MEMORY_BUDGET_HELP,
+    MIN_P_HELP,
+    MODELS,
+    OFFLOAD_HELP,
+    SAMPLING,
+    TOP_K_HELP,
+    VERIFIER_HELP,
+    byte_count,
+)
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan.sampling import Sampling
+from sequoia_opt.plan.verifiers import DEFAULT_VERIFIER, GREEDY, VERIFIERS, verifier_at
 
 if TYPE_CHECKING:
     from sequoia_opt.engine.pair import Pair
     from sequoia_opt.plan.tree import TokenTree
 
-Tree = Annotated[Path | None, typer.Argument(help="Tree file.", show_default="of the bundled pair")]
+THE_TREES, AS_SOLVED = "the tree's", "as the tree was solved for"
+
+Tree = Annotated[
+    Path | None, typer.Argument(help="Tree file.", show_default="the bundled pair's tree")
+]
 TreeTemperature = Annotated[
-    float | None, typer.Option(help="0 for greedy.", show_default="the tree's")
+    float | None,
+    typer.Option(
+        help="Temperature; 0 is greedy.", show_default=THE_TREES, rich_help_panel=SAMPLING
+    ),
 ]
 TreeTopP = Annotated[
     float | None,
-    typer.Option("--top-p", help="Nucleus of the target.", show_default="the tree's"),
+    typer.Option(
+        "--top-p",
+        help="Nucleus of the target, in (0, 1].",
+        show_default=THE_TREES,
+        rich_help_panel=SAMPLING,
+    ),
 ]
 TreeTopK = Annotated[
     int | None,
     typer.Option(
-        "--top-k",
-        min=0,
-        help="Draw from the target's k most likely tokens; 0: from all.",
-        show_default="the tree's",
+        "--top-k", min=0, help=TOP_K_HELP, show_default=THE_TREES, rich_help_panel=SAMPLING
     ),
 ]
 TreeMinP = Annotated[
     float | None,
     typer.Option(
-        "--min-p",
-        min=0,
-        max=1,
-        help="Draw no token less probable than this share of the most likely one's.",
-        show_default="the tree's",
+        "--min-p", min=0, max=1, help=MIN_P_HELP, show_default=THE_TREES, rich_help_panel=SAMPLING
     ),
 ]
 TreeVerifier = Annotated[
-    str | None,
-    typer.Option(
-        help="Above temperature 0: sequoia, specinfer, topk or traversal.",
-        show_default="the tree's",
-    ),
+    str | None, typer.Option(help=VERIFIER_HELP, show_default=THE_TREES, rich_help_panel=SAMPLING)
 ]
 TreeCompile = Annotated[
     bool | None,
     typer.Option(
         "--compile/--no-compile",
-        help="Compile the forwards: takes a minute.",
-        show_default="as the tree was solved for",
+        help="Compile the forward passes, which takes a minute.",
+        show_default=AS_SOLVED,
+        rich_help_panel=MODELS,
     ),
 ]
 TreeOffload = Annotated[
     str | None,
-    typer.Option("--offload", help=OFFLOAD_HELP, show_default="as the tree was solved for"),
+    typer.Option("--offload", help=OFFLOAD_HELP, show_default=AS_SOLVED, rich_help_panel=MODELS),
 ]
 TreeMemoryBudget = Annotated[
     str | None,
     typer.Option(
         "--memory-budget",
-        help="What the target may take there, 8GB, with a short text's keys and values; the "
-        "buffers of two layers apart.",
-        show_default="as the tree was solved for, else most of what is free",
+        help=MEMORY_BUDGET_HELP,
+        show_default=f"{AS_SOLVED}, else most of what is free",
+        rich_help_panel=MODELS,
     ),
 ]
-GREEDY, DEFAULT_VERIFIER = "greedy", "sequoia"
 
 
 @dataclass(frozen=True)
 class Comparable:
-    """Whether a tree's predicted tokens, and its predicted times, are for what is run."""
+    """Which of a tree's predictions apply to a run: those of tokens, and those of times."""
 
     tokens: bool
     times: bool
@@ -91,56 +105,68 @@ def sampling_of(
     top_k: int | None = None,
     min_p: float | None = None,
 ) -> Sampling:
-    """The tree's way to sample, but for what is asked for otherwise.
+    """How to sample: as the options say, else as the tree was solved for.
 
     Raises:
-        SequoiaError: they are out of range, or the tree was solved for another verifier, whose
-            guesses are accepted at other rates.
+        SequoiaError: a value is out of range, or the tree was solved for another verifier, whose
+            acceptance rates differ.
     """
-    from sequoia_opt.cli import console
+    from sequoia_opt.cli.output import note
     from sequoia_opt.engine.decoder import check_sampling
 
-    own = tree.metadata
-    warm = float(own.get("temperature", 0.0) if temperature is None else temperature)
-    nucleus = float(own.get("top_p", 1.0) if top_p is None else top_p)
-    planned = own.get("verifier", GREEDY)
-    chosen = verifier or (DEFAULT_VERIFIER if planned == GREEDY else planned)
-    likely = int(own.get("top_k", 0) if top_k is None else top_k)
-    least = float(own.get("min_p", 0.0) if min_p is None else min_p)
-    check_sampling(warm, nucleus, chosen, likely, least)
-    if warm == 0:  # the most likely token is in every cut
-        asked = {"--top-p": (top_p, 1), "--top-k": (top_k, 0), "--min-p": (min_p, 0)}
-        for option, (value, idle) in asked.items():
-            if value not in (None, idle):
-                console.note(f"{option} does nothing at temperature 0; add --temperature")
-        nucleus, likely, least = 1.0, 0, 0.0
-    # Traversal has no acceptance of its own: it is planned with that of its drafting.
-    fitting = (GREEDY, chosen, *([DEFAULT_VERIFIER] if chosen == "traversal" else []))
-    if warm > 0 and planned not in fitting:
+    solved = tree.metadata
+    solved_verifier = solved.get("verifier", GREEDY)
+    sampling = Sampling(
+        temperature=float(solved.get("temperature", 0.0) if temperature is None else temperature),
+        top_p=float(solved.get("top_p", 1.0) if top_p is None else top_p),
+        verifier=verifier or (DEFAULT_VERIFIER if solved_verifier == GREEDY else solved_verifier),
+        top_k=int(solved.get("top_k", 0) if top_k is None else top_k),
+        min_p=float(solved.get("min_p", 0.0) if min_p is None else min_p),
+    )
+    check_sampling(**asdict(sampling))
+    if sampling.temperature == 0:  # the most likely token is in every cut
+        for option, value, neutral in (
+            ("--top-p", top_p, 1),
+            ("--top-k", top_k, 0),
+            ("--min-p", min_p, 0),
+        ):
+            if value not in (None, neutral):
+                note(f"{option} has no effect at temperature 0; add --temperature")
+        return Sampling(0.0, 1.0, sampling.verifier, 0, 0.0)
+    planned_as = VERIFIERS[sampling.verifier].planned_as
+    if solved_verifier not in (GREEDY, sampling.verifier, planned_as):
         raise SequoiaError(
-            f"the tree was solved for verifier {planned}, found --verifier {chosen}; solve with "
-            "an acceptance estimated for it, or drop the option"
+            f"the tree was solved for verifier {solved_verifier}, found --verifier "
+            f"{sampling.verifier}; solve with acceptance rates estimated for that, or drop the "
+            "option"
         )
-    return Sampling(warm, nucleus, chosen, likely, least)
+    return sampling
 
 
 def models_of(
     tree: TokenTree, target: str | None, draft: str | None
 ) -> tuple[str | None, str | None]:
-    """The models to run: those named; else the bundled pair, if the tree is not for others."""
+    """The target and the draft that the options name; None stands for the bundled ones.
+
+    Raises:
+        SequoiaError: the tree was solved for other models than the bundled ones, and no option
+            names any.
+    """
     from sequoia_opt import demo
 
-    for role, given, bundled in (
+    for role, named, bundled in (
         ("target", target, demo.TARGET_NAME), ("draft", draft, demo.DRAFT_NAME)
     ):  # fmt: skip
-        own = tree.metadata.get(role, bundled)
-        if given is None and own != bundled:
-            raise SequoiaError(f"the tree was solved for {role} {own}; name it with --{role}")
+        solved = tree.metadata.get(role, bundled)
+        if named is None and solved != bundled:
+            raise SequoiaError(f"the tree was solved for {role} {solved}; name it with --{role}")
     return target, draft
 
 
-def bundled_tree(temperature: float | None, compiled: bool | None, device: str | None) -> Path:
-    """The bundled pair's tree for this machine, if there is one for it."""
+def tree_for_this_machine(
+    temperature: float | None, compiled: bool | None, device: str | None
+) -> Path:
+    """The bundled pair's tree that was solved for this machine, else the general one."""
     from sequoia_opt.engine.devices import usable_device
     from sequoia_opt.measure.hardware import hardware
     from sequoia_opt.repository import paths
@@ -149,13 +175,22 @@ def bundled_tree(temperature: float | None, compiled: bool | None, device: str |
     return paths.bundled_tree(temperature or 0.0, bool(compiled), slug)
 
 
-def compiled_roles(tree: TokenTree, wanted: bool | None) -> Collection[str]:
-    """The roles to compile: by default those that were when the tree's profile was measured."""
+def compiled_roles(tree: TokenTree, asked: bool | None) -> Collection[str]:
+    """The roles whose forward passes are compiled.
+
+    Args:
+        asked: what the option says; if None, the roles that were compiled when the tree's profile
+            was measured; if True and none were, both.
+    """
     from sequoia_opt.engine.pair import ROLES
 
-    own = tree.metadata.get("engine", {}).get("compile")
-    roles = [role for role in ROLES if own is True or (isinstance(own, list) and role in own)]
-    return [] if wanted is False else roles or (ROLES if wanted else [])
+    if asked is False:
+        return []
+    solved = tree.metadata.get("engine", {}).get("compile")
+    if solved is True:
+        return list(ROLES)
+    roles = [role for role in ROLES if isinstance(solved, list) and role in solved]
+    return roles or (list(ROLES) if asked else [])
 
 
 def check_world(tree: TokenTree) -> None:
@@ -166,41 +201,56 @@ def check_world(tree: TokenTree) -> None:
     """
     from sequoia_opt.engine.distributed import launched
 
-    engine, found = tree.metadata.get("engine", {}), launched()
-    wanted = engine.get("world_size") or found
-    if wanted != found:
-        way = f"with `torchrun --nproc-per-node {wanted} -m sequoia_opt …`"
-        processes = f"{wanted} processes" if wanted > 1 else "one process"
-        raise SequoiaError(
-            f"the tree was solved for {processes}, found {found}; start it "
-            f"{way if wanted > 1 else 'without torchrun'}, or solve from a profile of {found}"
-        )
+    running = launched()
+    solved = tree.metadata.get("engine", {}).get("world_size") or running
+    if solved == running:
+        return
+    if solved > 1:
+        processes = f"{solved} processes"
+        start = f"start it with `torchrun --nproc-per-node {solved} -m sequoia_opt …`"
+    else:
+        processes, start = "one process", "start it without torchrun"
+    raise SequoiaError(
+        f"the tree was solved for {processes}, found {running}; {start}, or solve from a profile "
+        f"of {running}"
+    )
 
 
-def offload_of(tree: TokenTree, place: str | None, budget: str | None) -> tuple[str, int | None]:
-    """Where layers of the target stay, and the bytes that may be on the device: by default as
-    when the tree's profile was measured."""
+def offload_of(tree: TokenTree, offload: str | None, budget: str | None) -> tuple[str, int | None]:
+    """Where the target's layers stay, and how many bytes it may take on the device (None: any).
+
+    Without options, both are as when the tree's profile was measured.
+    """
     engine = tree.metadata.get("engine", {})
-    own = str(engine.get("offload", "none"))
-    place = place or own
+    solved = str(engine.get("offload", "none"))
+    offload = offload or solved
     if budget is not None:
-        return place, byte_count("--memory-budget", budget)
-    return place, engine.get("memory_budget") if place == own else None
+        return offload, byte_count("--memory-budget", budget)
+    return offload, engine.get("memory_budget") if offload == solved else None
 
 
 def comparable(tree: TokenTree, pair: Pair, sampling: Sampling) -> Comparable:
-    """Which of the tree's predictions are for what is run here."""
+    """Which of the tree's predictions apply to this pair on this machine."""
     from sequoia_opt.measure.hardware import hardware
 
-    own = tree.metadata
-    models = (own.get("target"), own.get("draft")) == (pair.target_name, pair.draft_name)
-    verifier = GREEDY if sampling.temperature == 0 else sampling.verifier
-    wanted = (sampling.temperature, sampling.top_p, verifier, sampling.top_k, sampling.min_p)
-    planned = own.get("temperature"), own.get("top_p"), own.get("verifier", verifier)
-    same = (*planned, own.get("top_k", 0), own.get("min_p", 0.0)) == wanted
-    machine = own.get("hardware", {}).get("slug") == hardware(pair.device)["slug"]
-    settings = own.get("engine", {}).get("dtype"), compiled_roles(tree, None)
-    engine = settings == (pair.dtype, pair.compiled)
-    for setting, usual in (("graphs", pair.graphs), ("offload", "none"), ("memory_budget", None)):
-        engine = engine and own.get("engine", {}).get(setting, usual) == getattr(pair, setting)
-    return Comparable(tokens=models and same, times=models and same and machine and engine)
+    solved = tree.metadata
+    engine = solved.get("engine", {})
+    verifier = verifier_at(sampling.temperature, sampling.verifier)
+    same_tokens = (
+        solved.get("target") == pair.target_name
+        and solved.get("draft") == pair.draft_name
+        and solved.get("temperature") == sampling.temperature
+        and solved.get("top_p") == sampling.top_p
+        and solved.get("verifier", verifier) == verifier
+        and solved.get("top_k", 0) == sampling.top_k
+        and solved.get("min_p", 0.0) == sampling.min_p
+    )
+    same_engine = (
+        engine.get("dtype") == pair.dtype
+        and compiled_roles(tree, None) == pair.compiled
+        and engine.get("graphs", pair.graphs) == pair.graphs
+        and engine.get("offload", "none") == pair.offload
+        and engine.get("memory_budget") == pair.memory_budget
+    )
+    same_machine = solved.get("hardware", {}).get("slug") == hardware(pair.device)["slug"]
+    return Comparable(tokens=same_tokens, times=same_tokens and same_machine and same_engine)

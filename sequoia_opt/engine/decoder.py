@@ -41,7 +41,7 @@ class Decoder:
         seed: seeds all sampling; a whole number of at most 63 bits.
         verifier: for temperatures above 0.
         rules: a bias of the target's logits, penalties, banned tokens; those that the target came
-            with are `own_settings(pair).rules`.
+            with are `own_settings(pair).logits`.
         rates: [depth + 1, ranks], acceptance rates to simulate, whatever the models say: for speed
             alone, the text means nothing.
         top_k: how many of the most likely tokens may be drawn; 0 for all.

@@ -1,294 +1,328 @@
-"""Methods side by side: the same prompts, interleaved, each counted in the same way.
+"""The benchmark: a solved tree beside plain decoding, transformers' methods and other trees.
 
-Tokens per second are those after the first, the prompt apart. Knows nothing of how methods
-decode, nor of how results are shown.
+`BenchSpec` says what to compare, `prepare` turns it into methods and prompts for a loaded pair,
+and `PreparedBench.run` decodes. Knows methods and trees. Knows nothing of files to write or of
+how results are shown.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from sequoia_opt.engine.distributed import ALONE, World
-from sequoia_opt.engine.logits_processors import LogitsOptions
-from sequoia_opt.engine.model import reserved
 from sequoia_opt.engine.pair import Pair
-from sequoia_opt.errors import SequoiaError
+from sequoia_opt.files.names import content_fingerprint
+from sequoia_opt.measure import methods
+from sequoia_opt.measure.comparison import (
+    ComparisonSpec,
+    Workload,
+    settings_of,
+    warn_of_few,
+    workload,
+)
 from sequoia_opt.measure.journal import Journal
-from sequoia_opt.measure.methods import Method, Run
-from sequoia_opt.measure.progress import Progress
+from sequoia_opt.measure.method_names import ASSISTED, BLIND, METHODS, REVERIFIED, SYNTHETIC
+from sequoia_opt.measure.methods import Method
+from sequoia_opt.measure.progress import Note, ProgressBar, no_note, no_progress_bar
+from sequoia_opt.measure.race import Result, race
+from sequoia_opt.measure.records import Document
+from sequoia_opt.plan import shapes
+from sequoia_opt.plan.acceptance import Acceptance
+from sequoia_opt.plan.best_trees import best_trees
+from sequoia_opt.plan.latency import LatencyProfile
+from sequoia_opt.plan.sampling import Sampling
+from sequoia_opt.plan.solve_options import DEFAULT_MAX_DEPTH
+from sequoia_opt.plan.solver import solve
+from sequoia_opt.plan.tree import AUTOREGRESSIVE, TokenTree
 
-LEAST = 2  # prompts, whatever the time
-REPEATED = 4  # tokens of the runs of which the repeated ones are counted
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a method did over all prompts.
-
-    Attributes:
-        nodes: of its tree; 0 where it has none.
-        tokens_per_step, tokens_per_second, ms_per_token, ms_per_step: over all prompts, of the
-            median repetition of each.
-        tokens_low, tokens_high: 95 % interval of the tokens per step, prompts resampled; of a
-            single prompt there is none.
-        speedup: ratio to the first method's time, its tokens being as many.
-        speedup_low, speedup_high: 95 % interval of the ratio, likewise.
-        agreement: share of prompts whose tokens are the first method's.
-        prompts: how many were decoded.
-        repeated: share of the new texts' runs of 4 tokens that came before in the same text: a
-            text that loops flatters every draft.
-    """
-
-    name: str
-    nodes: int
-    tokens_per_step: float
-    tokens_low: float | None
-    tokens_high: float | None
-    tokens_per_second: float
-    ms_per_token: float
-    ms_per_step: float
-    speedup: float
-    speedup_low: float | None
-    speedup_high: float | None
-    agreement: float
-    repeated: float
-    prompts: int
+TUNING_PROMPTS = 2  # prompts on which assisted generation's number of guesses is tuned
+LABELS = {
+    "chain": "best chain",
+    "k-sequences": "best k sequences",
+    "tree": "solved tree",
+    **dict.fromkeys(BLIND, "most tokens"),
+    **{name: f"solved tree, {name}" for name in REVERIFIED},
+}
 
 
 @dataclass(frozen=True)
-class Raced:
-    """What every method did with each prompt.
+class Synthetic:
+    """Acceptance rates to simulate verification with, whatever the models say.
 
     Attributes:
-        runs: of each method, by prompt, the median repetition.
+        file: the file of the rates, which the results name.
     """
 
-    methods: Sequence[Method]
-    runs: Sequence[Sequence[Run]]
+    acceptance: Acceptance
+    file: Path
 
-    def beside(self, reference: int = 0) -> list[Result]:
-        """Every method's result, beside the method of that place.
+
+@dataclass(frozen=True, kw_only=True)
+class BenchSpec(ComparisonSpec):
+    """What a benchmark compares.
+
+    Attributes:
+        methods: names of METHODS or of `rivals`; the first method is the baseline.
+        rivals: the trees of methods that have one of their own, see `rival_trees`.
+        synthetic: simulates acceptance; None to decode what the models say.
+        sizes: node counts that the rivals were made for, which the results name.
+    """
+
+    methods: Sequence[str]
+    rivals: Mapping[str, TokenTree] = field(default_factory=dict)
+    synthetic: Synthetic | None = None
+    sizes: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class BenchResults:
+    """What a benchmark measured.
+
+    Attributes:
+        results: one for each method, the baseline first.
+        settings: what was run, where, and with which trees.
+        labels: the results' names by the names of the methods.
+        sizes: node counts that the trees were made for, if they were.
+    """
+
+    results: list[Result]
+    settings: dict[str, Any]
+    labels: Mapping[str, str]
+    sizes: Sequence[int] = ()
+
+    def result_of(self, method: str) -> Result:
+        """The result of the method of that name."""
+        return next(result for result in self.results if result.name == self.labels[method])
+
+    def document(self) -> dict[str, Any]:
+        """The content of a results file, without its format and version."""
+        document = {"results": [asdict(result) for result in self.results], **self.settings}
+        return document | ({"sizes": list(self.sizes)} if self.sizes else {})
+
+
+@dataclass(frozen=True)
+class PreparedBench:
+    """A benchmark with its pair, prompts and methods, ready to run.
+
+    Attributes:
+        names: the methods that this pair can run.
+        settings: what the results will say of the run.
+    """
+
+    spec: BenchSpec
+    pair: Pair
+    workload: Workload
+    names: Sequence[str]
+    settings: Mapping[str, Any]
+
+    @property
+    def trees(self) -> dict[str, TokenTree]:
+        """The trees by the names of the methods."""
+        return {"plain": AUTOREGRESSIVE, "tree": self.spec.tree, **self.spec.rivals}
+
+    def identity(self) -> dict[str, Any]:
+        """What another run must have in common with this one to resume it."""
+        synthetic = self.spec.synthetic
+        return {
+            **{key: value for key, value in self.settings.items() if key != "date"},
+            "methods": list(self.names),
+            "tokens": self.workload.prompts,
+            "trees": {name: [tree.parents, tree.ranks] for name, tree in self.trees.items()},
+            "rates": None if synthetic is None else content_fingerprint(synthetic.file),
+        }
+
+    def run(
+        self,
+        journal: Journal | None = None,
+        progress_bar: ProgressBar = no_progress_bar,
+        note: Note = no_note,
+    ) -> BenchResults:
+        """Decode every prompt with every method.
+
+        Args:
+            journal: keeps finished parts for a run that resumes this one.
+            note: called with one line if the time was up early.
 
         Raises:
-            SequoiaError: a method had no time that could be compared.
+            SequoiaError: a method has no time to compare.
         """
-        first = self.runs[reference]
-        return [_result(m, runs, first) for m, runs in zip(self.methods, self.runs, strict=True)]
-
-
-def race(
-    methods: Sequence[Method],
-    prompts: Sequence[list[int]],
-    new_tokens: int,
-    repeats: int = 3,
-    progress: Progress = lambda done, total: None,
-    between: Callable[[], object] = lambda: None,
-    note: Callable[[str], None] = lambda message: None,
-    journal: Journal | None = None,
-    world: World = ALONE,
-) -> Raced:
-    """Decode every prompt with every method, so that the machine's drift cancels.
-
-    In an order that changes from prompt to prompt: what a method leaves in the caches is another
-    one's each time. Each method decodes the first prompt once before anything counts.
-
-    Args:
-        between: called before each prompt's turn.
-        note: called with what was cut short.
-        journal: keeps each prompt's runs, and says when the time is up; two prompts are decoded
-            in any case.
-        world: the processes that decode.
-    """
-    journal = journal or Journal()
-    runs = {method.name: [[] for _ in prompts] for method in methods}  # type: ignore[var-annotated]
-    total, done = len(methods) * (1 + len(prompts) * repeats), 0
-
-    def advance() -> None:
-        nonlocal done
-        done += 1
-        progress(done, total)
-
-    for method in methods:
-        method.run(prompts[0], new_tokens)
-        advance()
-    turns = [(repeat, place) for repeat in range(repeats) for place in range(len(prompts))]
-    for number, (repeat, place) in enumerate(turns):
-        name = f"repetition {repeat}, prompt {place}"
-        kept = journal.recall(name)
-        if kept is None and number >= LEAST and journal.time_is_up(world):
-            note(f"{number} of {len(turns)} turns of a prompt; the time was up")
-            break
-        if kept is not None:
-            with journal.resuming(name):
-                found = {method.name: Run(**kept[method.name]) for method in methods}
-            done += len(methods)
-        else:
-            between()
-            found = {}
-            for method in random.Random(number).sample(methods, len(methods)):
-                found[method.name] = method.run(prompts[place], new_tokens)
-                advance()
-            journal.record(name, {key: asdict(run) for key, run in found.items()})
-        for method in methods:
-            runs[method.name][place].append(found[method.name])
-    decoded = [place for place, each in enumerate(runs[methods[0].name]) if each]
-    return Raced(methods, [[_median(runs[m.name][p]) for p in decoded] for m in methods])
-
-
-def _median(runs: list[Run]) -> Run:
-    """The run of median time."""
-    return sorted(runs, key=lambda run: run.seconds)[len(runs) // 2]
-
-
-def _result(method: Method, runs: Sequence[Run], reference: Sequence[Run]) -> Result:
-    tokens = np.array([run.timed for run in runs], dtype=np.float64)
-    if not tokens.all():
-        raise SequoiaError(
-            f"{method.name}: all of a prompt's tokens came at once, in no time that could be "
-            "compared; raise --max-new-tokens"
-        )
-    steps = np.array([run.steps for run in runs], dtype=np.float64)
-    verified = np.array([run.verified for run in runs], dtype=np.float64)
-    seconds = np.array([run.seconds for run in runs])
-    reference_tokens = np.array([run.timed for run in reference], dtype=np.float64)
-    reference_seconds = np.array([run.seconds for run in reference])
-
-    def ratio(rows: np.ndarray) -> np.ndarray:
-        own = tokens[rows].sum(axis=-1) / seconds[rows].sum(axis=-1)
-        other = reference_tokens[rows].sum(axis=-1) / reference_seconds[rows].sum(axis=-1)
-        return np.asarray(own / other)
-
-    def per_step(rows: np.ndarray) -> np.ndarray:
-        return np.asarray(verified[rows].sum(axis=-1) / steps[rows].sum(axis=-1))
-
-    def ends(of: Callable[[np.ndarray], np.ndarray]) -> tuple[float | None, float | None]:
-        if len(runs) < 2:
-            return None, None
-        resampled = np.random.default_rng(0).integers(len(runs), size=(1000, len(runs)))
-        low, high = np.quantile(of(resampled), [0.025, 0.975])
-        return float(low), float(high)
-
-    every = np.arange(len(runs))
-    low, high = ends(ratio)
-    tokens_low, tokens_high = ends(per_step)
-    return Result(
-        name=method.name,
-        nodes=method.nodes,
-        tokens_per_step=float(per_step(every)),
-        tokens_low=tokens_low,
-        tokens_high=tokens_high,
-        tokens_per_second=float(tokens.sum() / seconds.sum()),
-        ms_per_token=float(1000 * seconds.sum() / tokens.sum()),
-        ms_per_step=float(1000 * seconds.sum() / steps.sum()),
-        speedup=float(ratio(every)),
-        speedup_low=low,
-        speedup_high=high,
-        agreement=float(
-            np.mean(
-                [run.tokens == other.tokens for run, other in zip(runs, reference, strict=True)]
+        journal = journal or Journal()
+        made = {name: self._method(name, journal, progress_bar) for name in self.names}
+        distinct = {method.name: method for method in made.values()}  # two may be the same tree
+        with progress_bar("decoding") as progress:
+            outcome = race(
+                list(distinct.values()),
+                self.workload.prompts,
+                self.spec.max_new_tokens,
+                self.spec.repeats,
+                progress,
+                note=note,
+                journal=journal,
+                world=self.pair.world,
             )
-        ),
-        repeated=repeated([run.tokens for run in runs]),
-        prompts=len(runs),
-    )
+        results = outcome.results()
+        decoded = results[0].prompts
+        if decoded < len(self.workload.prompts):
+            warn_of_few(decoded, note)
+        trees = {made[name].name: self.trees[name] for name in self.names if name in self.trees}
+        settings = {
+            **self.settings,
+            "prompts": decoded,
+            "trees": {
+                label: {"parents": list(tree.parents), "ranks": list(tree.ranks)}
+                for label, tree in trees.items()
+            },
+        }
+        labels = {name: method.name for name, method in made.items()}
+        return BenchResults(results, settings, labels, self.spec.sizes)
+
+    def _method(self, name: str, journal: Journal, progress_bar: ProgressBar) -> Method:
+        """The method of that name.
+
+        Args:
+            journal: keeps assisted generation's best number of guesses.
+        """
+        options = asdict(self.spec.sampling)
+        verifier = options.pop("verifier")
+        if name == "generate":
+            return methods.with_generate(self.pair, **options)
+        if name == "lookup":
+            return methods.with_prompt_lookup(self.pair, **options)
+        if name == "assisted":
+            return methods.with_assistant(self.pair, **options)
+        if name == "assisted-best":
+            guesses = self._best_guesses(options, journal, progress_bar)
+            label = f"assisted, {guesses} guesses"
+            return methods.with_assistant(self.pair, label, **options, guesses=guesses)
+        if name == "k-sequences":
+            verifier = "specinfer"
+        elif name in REVERIFIED:
+            verifier = name
+        tree = self.trees.get(name, self.spec.tree)
+        label = f"{LABELS[name]} ({tree.size} nodes)" if name in LABELS else name
+        if self.spec.synthetic is not None:
+            depth = 1 + max(tree.depth for tree in self.trees.values())
+            options["rates"] = self.spec.synthetic.acceptance.table(depth)
+            label += "" if name == "plain" else ", synthetic"
+        return methods.with_tree(self.pair, label, tree, verifier=verifier, **options)
+
+    def _best_guesses(
+        self, options: dict[str, Any], journal: Journal, progress_bar: ProgressBar
+    ) -> int:
+        """Assisted generation's best number of guesses, measured once."""
+        guesses: int | None = journal.recall("guesses")
+        if guesses is None:
+            prompts = self.workload.prompts[:TUNING_PROMPTS]
+            with progress_bar("tuning assisted generation") as progress:
+                guesses = methods.best_guesses(
+                    self.pair, prompts, self.spec.max_new_tokens, progress, **options
+                )
+            journal.record("guesses", guesses)
+        return guesses
 
 
-def repeated(texts: Sequence[Sequence[int]], length: int = REPEATED) -> float:
-    """Share of all runs of `length` tokens that came before in their text."""
-    total = distinct = 0
-    for text in texts:
-        runs = [tuple(text[i : i + length]) for i in range(len(text) - length + 1)]
-        total, distinct = total + len(runs), distinct + len(set(runs))
-    return 1 - distinct / total if total else 0.0
-
-
-@dataclass(frozen=True)
-class Divergence:
-    """Where two greedy decodings part.
-
-    Attributes:
-        place: the first new token that differs.
-        gap: how far apart the target's two best logits are there.
-    """
-
-    place: int
-    gap: float
-
-
-@torch.inference_mode()
-def divergence(
+def prepare(
+    spec: BenchSpec,
     pair: Pair,
-    prompt: list[int],
-    first: list[int],
-    second: list[int],
-    rules: LogitsOptions | None = None,
-) -> Divergence | None:
-    """Where two greedy decodings of a prompt part, or None.
-
-    In float32 and below two forwards of different widths round differently, and may part
-    where the target's two best logits are closer than that rounding.
+    dataset: str,
+    documents: Sequence[Document],
+    note: Note = no_note,
+) -> PreparedBench:
+    """Choose the prompts, and leave out the methods that this pair cannot run.
 
     Args:
-        rules: that both followed.
+        dataset: the dataset's short name.
+        note: called with one line for each prompt and method that is left out.
+
+    Raises:
+        SequoiaError: no prompt is usable.
     """
-    differing = [i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b]
-    if not differing:
-        return None
-    tokens = torch.tensor([[*prompt, *first[: differing[0]]]], device=pair.device)
-    with reserved(pair.target, tokens.shape[1]) as cache:
-        logits = pair.target.prefill(cache, tokens)[:1].double()
-    if rules is not None and rules.change_anything:
-        ready = rules.processor(pair.device, pair.target.vocabulary)
-        new = tokens[0, len(prompt) :]
-        logits = ready.apply(logits, ready.seen(tokens[0]), ready.counts(new), len(new) == 0)
-    best = logits[0].topk(2).values
-    return Divergence(differing[0], float(best[0] - best[1]))
+    chosen = workload(spec, pair, dataset, documents, note)
+    names = runnable(spec.methods, pair, chosen.longest + spec.max_new_tokens, note)
+    file = None if spec.synthetic is None else spec.synthetic.file
+    return PreparedBench(spec, pair, chosen, names, settings_of(spec, pair, chosen, file))
 
 
-@torch.inference_mode()
-def library_divergence(
-    pair: Pair, prompt: list[int], tokens: list[int], rules: LogitsOptions | None = None
-) -> Divergence | None:
-    """Where the library's own forward pass, over the whole text at once, has another best token
-    than a greedy decoding; None if nowhere.
+def run_bench(
+    spec: BenchSpec, pair: Pair, dataset: str, documents: Sequence[Document], note: Note = no_note
+) -> BenchResults:
+    """Run a benchmark without a journal, see `prepare` and `PreparedBench.run`."""
+    return prepare(spec, pair, dataset, documents, note).run(note=note)
 
-    It runs the target as transformers loads it, with its own attention and masks, so it shares
-    nothing with this program's engine but the weights.
+
+def default_methods(tree: TokenTree, sampling: Sampling, synthetic: bool = False) -> list[str]:
+    """The methods that differ from each other for this tree and sampling.
 
     Args:
-        rules: that the text was decoded by.
-
-    Returns:
-        The first such place, and how far the library's best logit is above the decoded token's.
+        synthetic: whether acceptance is simulated.
     """
-    text = torch.tensor([[*prompt, *tokens[:-1]]], device=pair.device)
-    with pair.target.native() as model:
-        logits = model(input_ids=text, use_cache=False, logits_to_keep=len(tokens)).logits[0]
-    logits = logits[-len(tokens) :].double()
-    if rules is not None and rules.change_anything:
-        logits = _ruled(logits, rules, prompt, tokens)
-    decoded = torch.tensor(tokens, device=pair.device)
-    gaps = logits.amax(dim=-1) - logits.gather(1, decoded[:, None])[:, 0]
-    differing = gaps.gt(0).nonzero()
-    if not len(differing):
-        return None
-    place = int(differing[0])
-    return Divergence(place, float(gaps[place]))
+    same_as_tree = REVERIFIED if sampling.temperature == 0 else (sampling.verifier,)
+    names = [name for name in METHODS if name not in same_as_tree]
+    names = distinct_methods(names, tree)
+    return [name for name in names if name in SYNTHETIC] if synthetic else names
 
 
-def _ruled(logits: Tensor, rules: LogitsOptions, prompt: list[int], tokens: list[int]) -> Tensor:
-    """Logits [tokens, vocabulary] before each token of a text, by the rules of what was said."""
-    device = logits.device
-    ruled = rules.processor(device, logits.shape[1])
-    rows = []
-    for place, row in enumerate(logits.split(1)):
-        said = torch.tensor(tokens[:place], dtype=torch.long, device=device)
-        seen = ruled.seen(torch.tensor([*prompt, *tokens[:place]], device=device))
-        rows.append(ruled.apply(row, seen, ruled.counts(said), first=place == 0))
-    return torch.cat(rows)
+def distinct_methods(names: Sequence[str], tree: TokenTree) -> list[str]:
+    """Leave out a one-node tree beside plain decoding, which is the same method."""
+    if tree.size > 1 or "plain" not in names:
+        return list(names)
+    return [name for name in names if name not in ("tree", *REVERIFIED)]
+
+
+def runnable(names: Sequence[str], pair: Pair, tokens: int, note: Note) -> list[str]:
+    """Leave out the methods that transformers cannot run with this pair.
+
+    Args:
+        tokens: of the longest prompt and its new tokens.
+    """
+    if not set(ASSISTED) & set(names):
+        return list(names)
+    target, draft = pair.target.vocabulary, pair.draft.vocabulary
+    if tokens > pair.draft.positions:
+        reason = (
+            f"the draft has {pair.draft.positions} positions, a prompt and its new tokens take "
+            f"{tokens}"
+        )
+    elif target != draft:
+        reason = (
+            f"transformers takes the target's {target} and the draft's {draft} logits for "
+            "different tokenizers"
+        )
+    else:
+        return list(names)
+    note(f"assisted generation is left out: {reason}")
+    return [name for name in names if name not in ASSISTED]
+
+
+def rival_trees(
+    names: Sequence[str], profile: LatencyProfile, acceptance: Acceptance
+) -> dict[str, TokenTree]:
+    """The trees that a solved one competes with, each the best of its kind by prediction.
+
+    Args:
+        names: some of PLANNED. The blind ones maximise tokens per step whatever a step costs.
+    """
+    plan = solve(profile, acceptance)
+    # The smallest shapes, for a profile that prices no others.
+    trees = {"chain": shapes.chain(2), "k-sequences": shapes.k_sequences(2, 1)}
+    trees |= {candidate.name: candidate.tree for candidate in plan.baselines}
+    for name in names:
+        if name in BLIND:
+            family = best_trees(acceptance.table(DEFAULT_MAX_DEPTH), BLIND[name])
+            trees[name] = family.tree(BLIND[name], DEFAULT_MAX_DEPTH)
+    return {name: trees[name] for name in names}
+
+
+def predictions_hold(tree: TokenTree, synthetic: Synthetic | None) -> bool:
+    """Whether the tree's predictions are for the acceptance of this benchmark.
+
+    Simulated guesses are accepted independently of each other. That is what predictions from
+    rates assume, and not what a replay of recorded ranks counts.
+    """
+    if synthetic is None:
+        return True
+    source = tree.metadata.get("provenance", {}).get("acceptance", {})
+    same_rates = bool(source.get("fingerprint") == content_fingerprint(synthetic.file))
+    return same_rates and "replayed_tokens" not in tree.metadata

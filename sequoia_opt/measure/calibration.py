@@ -1,9 +1,11 @@
-"""Predictions beside what decoding delivers, on prompts that the estimate has not seen.
+"""Predictions beside measurements, on prompts that the acceptance estimate has not seen.
 
-Half of a dataset's documents give the acceptance, the other half are decoded with trees small
-and large, shallow and deep. Times are compared in plain steps of the same race, and predicted
-from a profile that is taken between its prompts: on a shared machine neither the clock nor the
-ratios of an hour ago are those of now. What the profile on file says is set beside it.
+Half of a dataset's documents give the acceptance; the other half are decoded with small and large,
+shallow and deep trees. Times are compared in plain steps of the same race, and predicted from a
+profile that is taken between its prompts, because on a shared machine neither the clock nor its
+ratios hold for an hour. The predictions of the profile on file are compared too.
+
+Knows trees, predictions and races. Knows nothing of files to write or of how results are shown.
 """
 
 from __future__ import annotations
@@ -15,31 +17,75 @@ from typing import Any
 import numpy as np
 
 from sequoia_opt.engine.pair import Pair
-from sequoia_opt.measure.bench import Result, race
+from sequoia_opt.errors import SequoiaError
+from sequoia_opt.measure.comparison import ComparisonSpec, settings_of, workload
+from sequoia_opt.measure.estimator import EstimateOptions, check_sampled, estimate
 from sequoia_opt.measure.methods import with_tree
 from sequoia_opt.measure.profiler import Interleaved
-from sequoia_opt.measure.progress import Progress
+from sequoia_opt.measure.progress import (
+    Note,
+    Progress,
+    ProgressBar,
+    no_note,
+    no_progress,
+    no_progress_bar,
+)
+from sequoia_opt.measure.race import Result, race
+from sequoia_opt.measure.records import Document
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.best_trees import best_trees
 from sequoia_opt.plan.draft_passes import draft_passes
 from sequoia_opt.plan.judge import Candidate
-from sequoia_opt.plan.latency import LatencyProfile
+from sequoia_opt.plan.latency import LatencyProfile, overhead_name
+from sequoia_opt.plan.sampling import Sampling
 from sequoia_opt.plan.solve_options import DEFAULT_MAX_DEPTH
 from sequoia_opt.plan.solver import solve
 from sequoia_opt.plan.tree import AUTOREGRESSIVE, TokenTree
+from sequoia_opt.plan.verifiers import DEFAULT_VERIFIER
 
-LEAST = 4  # nodes that the sizes are spread around, if the chosen tree has fewer
-SHARES = (0.5, 0.75, 1.0, 1.5, 2.0)  # of the chosen size
-MEASURED = ("measured", "low", "high")
+SMALLEST_MIDDLE = 4  # nodes around which sizes are spread if the chosen tree has fewer
+SHARES = (0.5, 0.75, 1.0, 1.5, 2.0)  # sizes, as shares of that one
+KINDS = ("tokens", "step", "step_ms", "speedup", "filed_step", "filed_speedup")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationSpec(ComparisonSpec):
+    """What to calibrate.
+
+    Attributes:
+        profile: the profile on file.
+        temperatures: each is estimated and decoded in turn, with the rest of the sampling.
+    """
+
+    profile: LatencyProfile
+    temperatures: Sequence[float] = (0.0, 0.6)
+    limit: int = 64
+    repeats: int = 1
+
+    @property
+    def samplings(self) -> list[Sampling]:
+        """The sampling at each temperature."""
+        return [replace(self.sampling, temperature=value) for value in self.temperatures]
+
+    def check(self) -> None:
+        """Refuse what cannot be predicted, before anything that takes long.
+
+        Raises:
+            SequoiaError: a sampling has no acceptance by rank, or the profile has no overhead
+                for it.
+        """
+        for sampling in self.samplings:
+            check_sampled(sampling)
+            self.profile.overhead_for(overhead_name(sampling))
 
 
 @dataclass(frozen=True)
-class Compared:
+class Comparison:
     """A predicted number and the measured one.
 
     Attributes:
-        low, high: the measured one's 95 % interval, prompts resampled, where there is one.
+        low, high: 95% interval of the measured number, prompts resampled, where there is one.
     """
 
     predicted: float
@@ -49,70 +95,168 @@ class Compared:
 
     @property
     def error(self) -> float:
-        """How far the prediction is off, as a share of what was measured."""
+        """How far the prediction is off, as a share of the measured number."""
         return self.predicted / self.measured - 1
 
 
 @dataclass(frozen=True)
-class Checked:
-    """One tree's predictions.
+class CheckedTree:
+    """A tree's predictions beside its measurements.
 
     Attributes:
-        tokens: per step.
-        step: its time, in plain steps.
-        step_ms: its time, in milliseconds.
-        speedup: over plain decoding, of a text without an end: the tokens that a last step
-            yields beyond the wanted ones count, as they do in what is predicted.
-        filed_step, filed_speedup: the same by the profile on file.
-        beside_chosen: measured speed over the chosen tree's, likewise, with its 95 % interval.
+        tokens: tokens per step.
+        step: time of a step, in plain steps.
+        step_ms: time of a step, in milliseconds.
+        speedup: over plain decoding of an endless text: the tokens that a last step yields past
+            the requested length count, as they do in predictions.
+        filed_step, filed_speedup: the same, predicted from the profile on file.
+        over_chosen: speed over the chosen tree's, likewise.
     """
 
     name: str
     tree: TokenTree
-    tokens: Compared
-    step: Compared
-    step_ms: Compared
-    speedup: Compared
-    filed_step: Compared
-    filed_speedup: Compared
-    beside_chosen: Compared
+    tokens: Comparison
+    step: Comparison
+    step_ms: Comparison
+    speedup: Comparison
+    filed_step: Comparison
+    filed_speedup: Comparison
+    over_chosen: Comparison
+
+    def comparison(self, kind: str) -> Comparison:
+        """The comparison of that name, of KINDS."""
+        found: Comparison = getattr(self, kind)
+        return found
 
     def document(self) -> dict[str, Any]:
-        """For machines."""
-        numbers = {
-            name: asdict(number) | {"error": number.error}
-            for name in ("tokens", "step", "step_ms", "speedup", "filed_step", "filed_speedup")
-            for number in (getattr(self, name),)
-        }
+        """The numbers, for a results file."""
+        comparisons = {kind: self.comparison(kind) for kind in KINDS}
+        ratio = self.over_chosen
         return {
             "name": self.name,
             "size": self.tree.size,
             "depth": self.tree.depth,
-            **numbers,
-            "beside_chosen": [getattr(self.beside_chosen, name) for name in MEASURED],
+            **{
+                kind: asdict(compared) | {"error": compared.error}
+                for kind, compared in comparisons.items()
+            },
+            "beside_chosen": [ratio.measured, ratio.low, ratio.high],
         }
 
 
+@dataclass(frozen=True)
+class CalibrationPart:
+    """One sampling's trees, the chosen one first."""
+
+    sampling: Sampling
+    trees: list[CheckedTree]
+
+    @property
+    def fastest(self) -> CheckedTree:
+        """The tree that is fastest as measured."""
+        return max(self.trees, key=lambda checked: checked.over_chosen.measured)
+
+    @property
+    def chose_fastest(self) -> bool:
+        """Whether the chosen tree is the fastest as measured."""
+        return self.fastest is self.trees[0]
+
+    def errors(self, kind: str) -> tuple[float, float]:
+        """Median and largest absolute error of the predictions of one kind, as shares.
+
+        Args:
+            kind: a name of KINDS.
+        """
+        errors = [abs(checked.comparison(kind).error) for checked in self.trees]
+        return float(np.median(errors)), max(errors)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a calibration found.
+
+    Attributes:
+        settings: what was run, and where.
+    """
+
+    parts: list[CalibrationPart]
+    settings: dict[str, Any]
+
+    def document(self) -> dict[str, Any]:
+        """The content of a results file, without its format and version."""
+        parts = [
+            {**asdict(part.sampling), "trees": [checked.document() for checked in part.trees]}
+            for part in self.parts
+        ]
+        return {"calibration": parts, **self.settings}
+
+
+def run_calibration(
+    spec: CalibrationSpec,
+    pair: Pair,
+    dataset: str,
+    documents: Sequence[Document],
+    progress_bar: ProgressBar = no_progress_bar,
+    note: Note = no_note,
+) -> Calibration:
+    """Estimate acceptance from every other document, and decode the rest.
+
+    Args:
+        dataset: the dataset's short name.
+        note: called with one line for each document that is left out.
+
+    Raises:
+        SequoiaError: see `CalibrationSpec.check`; or there are too few usable documents.
+    """
+    spec.check()
+    if len(documents) < 2:
+        raise SequoiaError(
+            f"{dataset}: found 1 document, expected at least 2: acceptance is estimated from one "
+            "half, the other half is decoded"
+        )
+    chosen = workload(spec, pair, dataset, documents[1::2], note)
+    options = EstimateOptions(max_new_tokens=spec.max_new_tokens, template=spec.template)
+    parts = []
+    for sampling in spec.samplings:
+        with progress_bar("estimating") as progress:
+            (acceptance,) = estimate(
+                pair, documents[::2], chosen.dataset, [sampling], options, progress, note
+            )
+        with progress_bar("decoding") as progress:
+            trees = calibrate(
+                pair,
+                spec.profile,
+                acceptance,
+                chosen.prompts,
+                spec.max_new_tokens,
+                spec.repeats,
+                progress,
+            )
+        parts.append(CalibrationPart(sampling, trees))
+    return Calibration(parts, settings_of(spec, pair, chosen))
+
+
 def trees_around(chosen: TokenTree, acceptance: Acceptance, largest: int) -> dict[str, TokenTree]:
-    """The chosen tree first, then others from two nodes to twice its size: those of most tokens,
-    as deep as they like and half as deep, and a chain.
+    """The chosen tree first, then others from two nodes to twice its size.
+
+    Of each size, the tree of most tokens per step and one half as deep; and a chain.
 
     Args:
         largest: nodes that the profile can price.
     """
-    middle = max(chosen.size, LEAST)
+    middle = max(chosen.size, SMALLEST_MIDDLE)
     sizes = sorted({2, 3, *(int(share * middle) for share in SHARES)})
     family = best_trees(acceptance.table(min(DEFAULT_MAX_DEPTH, sizes[-1] - 1)), sizes[-1])
-    deepest = len(family.expected) - 1
-    found = {"chosen": chosen}
+    max_depth = len(family.expected) - 1
+    trees = {"chosen": chosen}
     for size in sizes:
-        deep = family.tree(size, min(deepest, size - 1))
-        found[f"{size} nodes"] = deep
+        deep = family.tree(size, min(max_depth, size - 1))
+        trees[f"{size} nodes"] = deep
         if deep.depth > 2:
-            found[f"{size} nodes, shallow"] = family.tree(size, deep.depth // 2)
-    found[f"chain of {middle}"] = shapes.chain(middle)
+            trees[f"{size} nodes, shallow"] = family.tree(size, deep.depth // 2)
+    trees[f"chain of {middle}"] = shapes.chain(middle)
     distinct: dict[TokenTree, str] = {}
-    for name, tree in found.items():
+    for name, tree in trees.items():
         if tree.size <= largest:
             distinct.setdefault(tree, name)
     return {name: tree for tree, name in distinct.items()}
@@ -125,12 +269,12 @@ def calibrate(
     prompts: Sequence[list[int]],
     new_tokens: int,
     repeats: int = 1,
-    progress: Progress = lambda done, total: None,
-) -> list[Checked]:
+    progress: Progress = no_progress,
+) -> list[CheckedTree]:
     """Decode with trees around the chosen one; the chosen one comes first.
 
     Args:
-        acceptance: of other documents than the prompts'.
+        acceptance: of other documents than those of the prompts.
 
     Raises:
         SequoiaError: the profile cannot price the trees.
@@ -142,56 +286,71 @@ def calibrate(
     largest = min(profile.target.largest(), profile.draft.largest())
     trees = trees_around(plan.tree, acceptance, largest)
     sampling = replace(acceptance.sampling, verifier=verifier_of(acceptance))
-    options = asdict(sampling)
     methods = [
-        with_tree(pair, name, tree, endless=True, **options)
+        with_tree(pair, name, tree, endless=True, **asdict(sampling))
         for name, tree in (*trees.items(), ("plain", AUTOREGRESSIVE))
     ]
     widths = {n for tree in trees.values() for n in (tree.size, *draft_passes(tree))}
-    beside = Interleaved(pair, [1, *widths], max(1, context), sampling)
-    raced = race(methods, prompts, new_tokens, repeats, progress, beside.round)
-    *results, plain = raced.beside(-1)
-    *ratios, _ = raced.beside(0)
-    today = beside.profile(profile)
-    judged = solve(today, acceptance, context=max(1, context), given=trees).given
+    interleaved = Interleaved(pair, [1, *widths], max(1, context), sampling)
+    outcome = race(methods, prompts, new_tokens, repeats, progress, interleaved.round)
+    *over_plain, plain = outcome.results(baseline=-1)
+    *over_chosen, _ = outcome.results(baseline=0)
+    profile_now = interleaved.profile(profile)
+    predicted = solve(profile_now, acceptance, context=max(1, context), given=trees).given
     filed = solve(profile, acceptance, context=context, given=trees).given
     return [
-        Checked(
-            name=candidate.name,
-            tree=candidate.tree,
-            tokens=Compared(
-                float(candidate.tokens[0]),
-                result.tokens_per_step,
-                result.tokens_low,
-                result.tokens_high,
-            ),
-            step=_step(candidate, result, plain),
-            step_ms=Compared(float(candidate.step_ms[0]), result.ms_per_step),
-            speedup=_speedup(candidate, result),
-            filed_step=_step(on_file, result, plain),
-            filed_speedup=_speedup(on_file, result),
-            beside_chosen=Compared(
-                float(candidate.speedup[0] / judged[0].speedup[0]),
-                ratio.speedup,
-                ratio.speedup_low,
-                ratio.speedup_high,
-            ),
+        _checked(candidate, on_file, predicted[0], result, plain, ratio)
+        for candidate, on_file, result, ratio in zip(
+            predicted, filed, over_plain, over_chosen, strict=True
         )
-        for candidate, on_file, result, ratio in zip(judged, filed, results, ratios, strict=True)
     ]
 
 
-def _step(candidate: Candidate, result: Result, plain: Result) -> Compared:
-    """A step's time in plain steps."""
+def _checked(
+    predicted: Candidate,
+    filed: Candidate,
+    chosen: Candidate,
+    result: Result,
+    plain: Result,
+    over_chosen: Result,
+) -> CheckedTree:
+    """A tree's predictions beside its result.
+
+    Args:
+        filed: predicted from the profile on file.
+        chosen: the prediction of the chosen tree.
+        plain: the result of plain decoding.
+        over_chosen: the tree's result with the chosen tree as the baseline.
+    """
+    return CheckedTree(
+        name=predicted.name,
+        tree=predicted.tree,
+        tokens=Comparison(
+            float(predicted.tokens[0]),
+            result.tokens_per_step,
+            result.tokens_low,
+            result.tokens_high,
+        ),
+        step=_step(predicted, result, plain),
+        step_ms=Comparison(float(predicted.step_ms[0]), result.ms_per_step),
+        speedup=_speedup(float(predicted.speedup[0]), result),
+        filed_step=_step(filed, result, plain),
+        filed_speedup=_speedup(float(filed.speedup[0]), result),
+        over_chosen=_speedup(float(predicted.speedup[0] / chosen.speedup[0]), over_chosen),
+    )
+
+
+def _step(candidate: Candidate, result: Result, plain: Result) -> Comparison:
+    """Time of a step, in plain steps."""
     predicted = float(candidate.step_ms[0] / candidate.plain_ms[0])
-    return Compared(predicted, result.ms_per_step / plain.ms_per_step)
+    return Comparison(predicted, result.ms_per_step / plain.ms_per_step)
 
 
-def _speedup(candidate: Candidate, result: Result) -> Compared:
-    predicted = float(candidate.speedup[0])
-    return Compared(predicted, result.speedup, result.speedup_low, result.speedup_high)
+def _speedup(predicted: float, result: Result) -> Comparison:
+    """A predicted ratio of speeds beside the measured one."""
+    return Comparison(predicted, result.speedup, result.speedup_low, result.speedup_high)
 
 
 def verifier_of(acceptance: Acceptance) -> str:
-    """The verifier to decode with; at temperature 0 all are the same."""
-    return "sequoia" if acceptance.temperature == 0 else acceptance.verifier
+    """The verifier to decode with; at temperature 0 all verifiers are the same."""
+    return DEFAULT_VERIFIER if acceptance.temperature == 0 else acceptance.verifier

@@ -1,7 +1,7 @@
-"""Ways to decode, to be set side by side: this program's engine, and transformers' own.
+"""The methods that a benchmark compares: this program's engine, and transformers' own.
 
-Each takes the tokens of a prompt and how many new ones are wanted, goes on past end-of-text
-tokens, and counts in the same way. Knows nothing of how they are compared.
+Each takes a prompt's tokens and a number of new tokens, ignores end-of-text tokens, and counts in
+the same way. Knows nothing of how methods are compared.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from transformers.generation.streamers import BaseStreamer
 
 from sequoia_opt.engine.decoder import Decoder
 from sequoia_opt.engine.pair import Pair
+from sequoia_opt.measure.progress import Progress, no_progress
 from sequoia_opt.plan.tree import TokenTree
 
-GUESSES = (2, 3, 4, 5, 6, 8, 10, 14)  # of assisted generation, to find the best number among
-LOOKED_UP = 10  # tokens that prompt lookup guesses, as in the library's documentation
+ASSISTED_GUESSES = (2, 3, 4, 5, 6, 8, 10, 14)  # per step; the fastest is looked for among these
+LOOKUP_GUESSES = 10  # tokens that prompt lookup guesses, as in transformers' documentation
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,11 @@ class Run:
     """One prompt decoded once.
 
     Attributes:
-        tokens: the new ones.
-        steps: target forwards after the prompt's.
-        verified: tokens that these steps yielded, those past the wanted length included.
+        tokens: the new tokens.
+        steps: forward passes of the target after prefill.
+        verified: tokens that these steps yielded, including those past the requested length.
         seconds: time of these steps.
-        timed: how many of the tokens came in that time: the prompt's forward yields the first.
+        timed: number of tokens that came in that time; prefill yields the first token.
     """
 
     tokens: list[int]
@@ -48,8 +49,8 @@ class Method:
     """A way to decode.
 
     Attributes:
-        run: prompt ids and number of new tokens -> Run.
-        nodes: of its tree; 0 where it has none.
+        run: takes a prompt's tokens and the number of new tokens.
+        nodes: size of its tree; 0 without a tree.
     """
 
     name: str
@@ -63,15 +64,18 @@ def with_tree(
     """Decoding with this program's engine.
 
     Args:
-        endless: count the tokens of the last step that are past the wanted length too, as in a
-            text that goes on.
+        endless: also count the tokens that the last step yields past the requested length, as if
+            the text went on.
+        options: passed to `Decoder`.
     """
     decoder = Decoder(pair, tree, **options)
 
     def run(prompt: list[int], new_tokens: int) -> Run:
-        found = decoder.generate(prompt, new_tokens, ignore_eos=True)
-        timed = found.verified if endless else len(found.tokens) - 1
-        return Run(found.tokens, found.steps, found.verified, found.seconds, timed)
+        generation = decoder.generate(prompt, new_tokens, ignore_eos=True)
+        timed = generation.verified if endless else len(generation.tokens) - 1
+        return Run(
+            generation.tokens, generation.steps, generation.verified, generation.seconds, timed
+        )
 
     return Method(name, run, tree.size)
 
@@ -84,8 +88,8 @@ def with_generate(
     top_k: int = 0,
     min_p: float = 0.0,
 ) -> Method:
-    """Decoding with transformers' own `generate`, on the target as the library loads it."""
-    return _by_library(pair, name, _sampled(temperature, top_p, top_k, min_p))
+    """Decoding with transformers' own `generate`, on the unmodified target."""
+    return _with_transformers(pair, name, _sampling_options(temperature, top_p, top_k, min_p))
 
 
 def with_prompt_lookup(
@@ -96,9 +100,9 @@ def with_prompt_lookup(
     top_k: int = 0,
     min_p: float = 0.0,
 ) -> Method:
-    """transformers' speculation without a draft: what followed the last words before."""
-    sampling = _sampled(temperature, top_p, top_k, min_p)
-    return _by_library(pair, name, sampling, prompt_lookup_num_tokens=LOOKED_UP)
+    """transformers' prompt lookup: guesses what followed the last tokens earlier in the text."""
+    sampling = _sampling_options(temperature, top_p, top_k, min_p)
+    return _with_transformers(pair, name, sampling, prompt_lookup_num_tokens=LOOKUP_GUESSES)
 
 
 def with_assistant(
@@ -110,36 +114,47 @@ def with_assistant(
     top_k: int = 0,
     min_p: float = 0.0,
 ) -> Method:
-    """transformers' own speculation, with the same draft.
+    """transformers' assisted generation, with the same draft.
 
     Args:
-        guesses: of each step; by default the library's own number, and where the draft is not
-            confident, fewer.
+        guesses: tokens drafted in each step; by default transformers' own number, and fewer where
+            the draft is not confident.
     """
-    own: dict[str, Any] = {}
+    assistant_options: dict[str, Any] = {}
     if guesses is not None:
-        own = dict(
+        assistant_options = dict(
             num_assistant_tokens=guesses,
             num_assistant_tokens_schedule="constant",
             assistant_confidence_threshold=0.0,
         )
-    sampling = _sampled(temperature, top_p, top_k, min_p)
-    return _by_library(pair, name, sampling, GenerationConfig(**own))
+    sampling = _sampling_options(temperature, top_p, top_k, min_p)
+    return _with_transformers(pair, name, sampling, GenerationConfig(**assistant_options))
 
 
-def best_guesses(pair: Pair, prompts: Sequence[list[int]], new_tokens: int, **options: Any) -> int:
-    """The number of guesses that assisted generation is fastest with on these prompts."""
+def best_guesses(
+    pair: Pair,
+    prompts: Sequence[list[int]],
+    new_tokens: int,
+    progress: Progress = no_progress,
+    **options: Any,
+) -> int:
+    """The number of guesses per step with which assisted generation is fastest on these prompts.
+
+    Args:
+        options: passed to `with_assistant`.
+    """
     seconds = {}
-    for guesses in GUESSES:
+    for number, guesses in enumerate(ASSISTED_GUESSES, start=1):
         method = with_assistant(pair, guesses=guesses, **options)
         runs = [method.run(prompt, new_tokens) for prompt in prompts]
         seconds[guesses] = sum(run.seconds / run.timed for run in runs if run.timed)
-    found: int = pair.world.agree_on(min(seconds, key=seconds.__getitem__))
-    return found
+        progress(number, len(ASSISTED_GUESSES))
+    best: int = pair.world.agree_on(min(seconds, key=seconds.__getitem__))
+    return best
 
 
 class _Clock(BaseStreamer):
-    """Notes when tokens came, and how many; the first ones that it is given are the prompt."""
+    """Records when tokens came, and how many each time; the first ones are the prompt's."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -153,8 +168,8 @@ class _Clock(BaseStreamer):
         pass
 
 
-def _sampled(temperature: float, top_p: float, top_k: int, min_p: float) -> dict[str, Any]:
-    """The library's options for sampling so."""
+def _sampling_options(temperature: float, top_p: float, top_k: int, min_p: float) -> dict[str, Any]:
+    """The options of transformers' `generate` for this sampling."""
     if temperature == 0:
         return {"do_sample": False}
     return {
@@ -166,30 +181,36 @@ def _sampled(temperature: float, top_p: float, top_k: int, min_p: float) -> dict
     }
 
 
-def _by_library(
+def _with_transformers(
     pair: Pair,
     name: str,
     sampling: dict[str, Any],
-    assisted: GenerationConfig | None = None,
+    assistant: GenerationConfig | None = None,
     **options: Any,
 ) -> Method:
-    """Decoding with transformers; with the draft as assistant, if that has a configuration."""
+    """Decoding with transformers.
+
+    Args:
+        assistant: configuration of the draft as an assistant; None to decode without a draft.
+        options: passed to `generate`.
+    """
 
     def run(prompt: list[int], new_tokens: int) -> Run:
         tokens = torch.tensor([prompt], device=pair.device)
-        clock, forwards = _Clock(), 0
+        clock, forward_passes = _Clock(), 0
 
         def count(*_: object) -> None:
-            nonlocal forwards
-            forwards += 1
+            nonlocal forward_passes
+            forward_passes += 1
 
         with ExitStack() as stack:
             model: Any = stack.enter_context(pair.target.native())
-            stack.enter_context(_generation(model, GenerationConfig()))
-            if assisted is not None:
+            stack.enter_context(_generation_config(model, GenerationConfig()))
+            drafting: dict[str, Any] = {}
+            if assistant is not None:
                 draft = stack.enter_context(pair.draft.native())
-                stack.enter_context(_generation(draft, assisted))
-                options["assistant_model"] = draft
+                stack.enter_context(_generation_config(draft, assistant))
+                drafting["assistant_model"] = draft
             hook = model.register_forward_pre_hook(count)
             stack.callback(hook.remove)
             output = model.generate(
@@ -199,21 +220,22 @@ def _by_library(
                 pad_token_id=0,
                 streamer=clock,
                 **sampling,
+                **drafting,
                 **options,
             )
         new = output[0, len(prompt) :].tolist()
         timed = len(new) - clock.counts[1]
-        return Run(new, forwards - 1, timed, clock.times[-1] - clock.times[1], timed)
+        return Run(new, forward_passes - 1, timed, clock.times[-1] - clock.times[1], timed)
 
     return Method(name, run)
 
 
 @contextmanager
-def _generation(model: Any, config: GenerationConfig) -> Iterator[None]:
-    """The configuration in place of the model's own: no penalties, no end-of-text token."""
-    kept = model.generation_config
+def _generation_config(model: Any, config: GenerationConfig) -> Iterator[None]:
+    """Replace the model's generation configuration, penalties and end-of-text tokens included."""
+    original = model.generation_config
     model.generation_config = config
     try:
         yield
     finally:
-        model.generation_config = kept
+        model.generation_config = original

@@ -1,14 +1,18 @@
 """How long work reports on itself: progress for a bar, and notes for the user.
 
-Knows the two kinds of callbacks. Knows nothing of what is measured or of how it is shown.
+Knows the callbacks. Knows nothing of what is measured or of how it is shown.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 Progress = Callable[[int, int], None]
 """Called with how much is done and how much there is to do in total, in the same unit."""
+
+ProgressBar = Callable[[str], AbstractContextManager[Progress]]
+"""Takes a label; gives a context manager that yields a `Progress`."""
 
 Note = Callable[[str], None]
 """Called with one line for the user."""
@@ -16,6 +20,12 @@ Note = Callable[[str], None]
 
 def no_progress(done: int, total: int) -> None:
     """Report no progress."""
+
+
+@contextmanager
+def no_progress_bar(label: str) -> Iterator[Progress]:
+    """Show no progress."""
+    yield no_progress
 
 
 def no_note(message: str) -> None:

@@ -42,7 +42,7 @@ class Document:
 
     Attributes:
         prompt: where decoding would start from; empty where the dataset has only texts.
-        text: what follows the prompt, or the whole text where there is no prompt.
+        text: what follows the prompt, or the whole text if the dataset has no prompts.
         is_whole: `text` is a whole text, without a prompt.
         messages: a conversation instead of a prompt, each message with its `role` and `content`;
             the last one is to be answered.

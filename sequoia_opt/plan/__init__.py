@@ -1,1 +1,1 @@
-"""Numbers in, tree out: trees, acceptance, latency and the solver. Never imports torch."""
+"""Numbers in, plan out: trees, acceptance, latencies and the solver. Never imports torch."""

@@ -33,8 +33,8 @@ class CappedTrees:
 
     Where rates fall with the rank, the internal nodes of a level are its most valuable ones:
     exchanging the subtrees of two nodes, the larger one to the more valuable node, never loses
-    tokens. So for any tree there is one of the same size and widths, and no fewer tokens, that
-    grows best-first with these widths as caps: only caps and size have to be searched.
+    tokens. So growing best-first, with the widths of any tree as caps, gives a tree of the same
+    size and widths with no fewer tokens: only caps and size have to be searched.
 
     Attributes:
         nodes_by_depth: the best nodes of each depth.

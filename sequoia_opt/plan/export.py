@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan.tree import TokenTree
 from sequoia_opt.plan.tree_formats import growmap, paths
-from sequoia_opt.plan.verifiers import DEFAULT_VERIFIER
+from sequoia_opt.plan.verifiers import DEFAULT_VERIFIER, DETERMINISTIC_VERIFIER
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,6 @@ class ExportFormat:
 _DRAFTS_TOP_K = "drafts the most likely tokens, not samples"
 _DRAFTS_GREEDILY = "drafts greedily by default"
 _UNKNOWN = "unknown"  # the name of a model in a tree that does not name it
-_TOPK = "topk"  # the verifier whose rates hold for deterministic drafts
 
 
 def is_chain(tree: TokenTree) -> bool:
@@ -314,11 +313,12 @@ def _acceptance_warning(tree: TokenTree, export_format: ExportFormat) -> str:
     """Why the plan's acceptance does not hold for the engine's drafts; empty if it does."""
     temperature = tree.metadata.get("temperature", 0)
     verifier = tree.metadata.get("verifier", DEFAULT_VERIFIER)
-    if not export_format.drafting or not temperature or verifier == _TOPK:
+    if not export_format.drafting or not temperature or verifier == DETERMINISTIC_VERIFIER:
         return ""
+    holds = DETERMINISTIC_VERIFIER
     return (
         f"above temperature 0 {export_format.engine} {export_format.drafting}: the acceptance "
         f"measured for verifier {verifier} does not hold there, nor does this plan; measure with "
-        f"`sequoia-opt profile --verifiers {_TOPK}` and `sequoia-opt estimate --verifier {_TOPK} "
+        f"`sequoia-opt profile --verifiers {holds}` and `sequoia-opt estimate --verifier {holds} "
         f"--temperature {temperature:g}`, and solve again"
     )

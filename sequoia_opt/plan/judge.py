@@ -67,6 +67,10 @@ class Candidate:
         """Share of the replicates in which it is faster than plain decoding; NaN without any."""
         return float((self.speedup[1:] > 1).mean()) if len(self.speedup) > 1 else float("nan")
 
+    def speedup_exceeded_with(self, probability: float) -> float:
+        """The speedup that it exceeds with a probability, by the replicates."""
+        return float(np.quantile(self.speedup, 1 - probability))
+
 
 def judge(
     named: Sequence[tuple[str, TokenTree]],
@@ -128,7 +132,8 @@ def choose(
     """The fastest candidate, and the one to use.
 
     Without a confidence, the one to use is the smallest that the data cannot tell from the
-    fastest; with it, the one whose speed-up exceeds the highest bound with that probability.
+    fastest. With one, it is the candidate of the highest lower bound, which its speed-up exceeds
+    with that probability.
     """
 
     def by_speed(candidate: Candidate) -> tuple[float, int]:
@@ -138,7 +143,7 @@ def choose(
     if confidence is not None:
         return fastest, min(
             candidates,
-            key=lambda c: (-float(np.quantile(c.speedup, 1 - confidence)), c.tree.size),
+            key=lambda c: (-c.speedup_exceeded_with(confidence), c.tree.size),
         )
     smaller = [
         candidate

@@ -55,9 +55,10 @@ class SolveOptions:
                 f"confidence: found {self.confidence:g}, expected more than 0, less than 1"
             )
         if isinstance(self.context, Mapping):
-            weights = self.context.values()
-            if not weights or not min(weights) > 0:
-                raise SequoiaError("context: found no weights, expected weights above 0")
+            lightest = min(self.context.values(), default=None)
+            if lightest is None or not lightest > 0:
+                found = "no weights" if lightest is None else f"a weight of {lightest:g}"
+                raise SequoiaError(f"context: found {found}, expected weights above 0")
 
     def contexts(self, profile: LatencyProfile, acceptance: Acceptance) -> Mapping[float, float]:
         """Weight of each context length to solve for.

@@ -125,8 +125,8 @@ class StepTimes:
                     f"{model.model}: measured for {first} to {table.shape[1] - 1} tokens per "
                     f"forward pass, not for {tokens}; profile with more --tokens"
                 )
-        forwards = self.target_ms[:, tree.size] + self.draft_ms[:, passes].sum(axis=1)
-        return np.asarray(forwards + self._overhead.at(tree.size, len(passes)))
+        forwards_ms = self.target_ms[:, tree.size] + self.draft_ms[:, passes].sum(axis=1)
+        return np.asarray(forwards_ms + self._overhead.at(tree.size, len(passes)))
 
     def steps_ms(self, sizes: IntArray, widths: IntArray) -> FloatArray:
         """Median t(T, L) of many trees, [...]; infinite where a forward pass was not measured.

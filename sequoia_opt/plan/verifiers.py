@@ -37,6 +37,9 @@ GREEDY = "greedy"
 
 DEFAULT_VERIFIER = "sequoia"
 
+DETERMINISTIC_VERIFIER = "topk"
+"""The verifier whose rates hold for engines that draft the most likely tokens."""
+
 VERIFIERS: dict[str, VerifierSpec] = {
     spec.name: spec
     for spec in (

@@ -109,7 +109,7 @@ def _is_same_file(first: Path, second: Path) -> bool:
 
 
 def _difference(path: Path, provenance: Provenance) -> str | None:
-    """Why the file at a path may not be replaced; None if it may, or there is none."""
+    """Why the file at a path may not be replaced; None if it may, or no file is there."""
     if is_stream(path) or not os.path.exists(path):
         return None
     kind = kind_of(path)

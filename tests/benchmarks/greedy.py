@@ -15,7 +15,7 @@ import typer
 from sequoia_opt import load_pair
 from sequoia_opt.api import load_dataset
 from sequoia_opt.engine.decoder import Decoder
-from sequoia_opt.measure.bench import divergence
+from sequoia_opt.measure.divergence import divergence
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.tree import AUTOREGRESSIVE, TokenTree
 from sequoia_opt.repository import paths

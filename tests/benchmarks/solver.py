@@ -120,7 +120,7 @@ def process_times(repeats: int = 15) -> None:
     commands = {
         "import numpy, typer, rich, yaml": ["-c", "import numpy, typer, rich, yaml"],
         "sequoia-opt solve": ["-m", "sequoia_opt", "solve"],
-        "sequoia-opt solve --all --check": ["-m", "sequoia_opt", "solve", "--all", "--check"],
+        "sequoia-opt solve-all --check": ["-m", "sequoia_opt", "solve-all", "--check"],
     }
     times: dict[str, list[float]] = {name: [] for name in commands}
     with TemporaryDirectory() as folder:

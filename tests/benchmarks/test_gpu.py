@@ -26,7 +26,7 @@ from record import Record
 from summary import Outcome, table
 from typer.testing import CliRunner
 
-from sequoia_opt.cli.app import app
+from sequoia_opt.cli.app import application
 from sequoia_opt.engine.torch import memory
 from sequoia_opt.plan.latency import LatencyProfile
 from sequoia_opt.plan.tree import TokenTree
@@ -204,7 +204,7 @@ def test_outcomes_are_counted(tmp_path: Path) -> None:
 def test_a_rehearsed_pair_gives_entries_that_are_checked(
     gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The files that `solve --all` would read and write, from a part run in this process."""
+    """The files that `solve-all` would read and write, from a part run in this process."""
     record = Record(tmp_path / "some.json", tmp_path / "entries")
     resident.measure(record, "cpu", "tiny-target", "tiny-draft", [128], tiny=True)
     profile, acceptance = sorted((tmp_path / "entries" / "profiles").rglob("*.yaml"))[::-1]
@@ -214,7 +214,7 @@ def test_a_rehearsed_pair_gives_entries_that_are_checked(
     assert LatencyProfile.load(profile).engine["random_weights"]
     assert TokenTree.load(tree).metadata["provenance"]["profile"]["file"] == profile.name
     monkeypatch.chdir(tmp_path / "entries")
-    checked = CliRunner().invoke(app, ["solve", "--all", "--check"])
+    checked = CliRunner().invoke(application(["solve-all"]), ["solve-all", "--check"])
     assert checked.exit_code == 0, checked.output
     assert record.values["speedup_over_generate"] > 0
     assert record.under_way == ""

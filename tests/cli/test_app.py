@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import yaml
 from command_line import SMALL, Outcome
 
 from sequoia_opt import __version__, demo
+from sequoia_opt.cli.app import COMMANDS
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.latency import LatencyProfile
@@ -30,7 +32,7 @@ def test_the_four_commands_in_a_row(
     named = "sequoia" if verifier == "greedy" else verifier
     done = run("profile", *models, *SMALL, "--verifiers", named)
     assert done.code == 0, done.err
-    assert "milliseconds of a forward" in done.out
+    assert "milliseconds per forward pass" in done.out
     (profile,) = Path("profiles").glob("*/small-target--small-draft--float32.yaml")
     assert str(profile) in done.err
     done = run(
@@ -211,7 +213,7 @@ def test_bad_input_gets_one_line(
         ["bench", "--methods", "plain,fast"],
         ["bench", "--methods", ","],
         ["bench", "--methods", "plain,tree", "--chain", "3"],
-        ["solve", "--sweep", "size"],
+        ["sweep", "size"],
     ],
 )
 def test_usage_errors_exit_with_2(run: Callable[..., Outcome], arguments: list[str]) -> None:
@@ -229,11 +231,12 @@ def test_debug_shows_where(run: Callable[..., Outcome]) -> None:
     assert done.err.rstrip().endswith("error: no.yaml: no such file")
 
 
-@pytest.mark.parametrize("command", ["profile", "estimate", "solve", "decode", "bench"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_has_an_example(run: Callable[..., Outcome], command: str) -> None:
     done = run(command, "--help")
     assert done.code == 0
     assert f"Example: sequoia-opt {command}" in done.out
+    assert "×" not in done.out
 
 
 def test_version_and_bare_call(run: Callable[..., Outcome]) -> None:
@@ -290,7 +293,21 @@ def test_interruption_leaves_the_old_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("words", [["--help"], ["--help", "solve"], []])
 def test_help_lists_every_command(run: Callable[..., Outcome], words: list[str]) -> None:
     shown = run(*words)
-    assert all(f" {name} " in shown.out for name in ("profile", "estimate", "solve", "decode"))
+    listed = re.findall(r"^│ ([a-z][a-z-]*) +\S", shown.out, re.MULTILINE)
+    assert listed == list(COMMANDS)
+
+
+def test_a_command_imports_no_other_commands_module() -> None:
+    code = """
+import sys
+from sequoia_opt.cli.app import application
+application(["solve", "--max-size", "4"])
+print([name for name in sys.modules if name.startswith("sequoia_opt.cli.")])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "sequoia_opt.cli.solve'" in done.stdout
+    for module in ("decode", "bench", "profile", "show", "solve_all"):
+        assert f"sequoia_opt.cli.{module}'" not in done.stdout
 
 
 def test_a_misspelt_command_is_guessed(run: Callable[..., Outcome]) -> None:

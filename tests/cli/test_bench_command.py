@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,18 +15,19 @@ from brute_force import random_profile
 from command_line import SMALL, Outcome
 
 from sequoia_opt import demo
+from sequoia_opt.measure.journal import Journal
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.acceptance import Acceptance
 
 
-def test_a_padded_vocabulary_goes_without_assisted_generation(
+def test_assisted_generation_is_left_out_for_a_padded_vocabulary(
     run: Callable[..., Outcome],
     models: list[str],
     dataset: Path,
     make_model: Callable[..., Path],
     tmp_path: Path,
 ) -> None:
-    """Transformers takes tables of two sizes for two tokenizers, and stops."""
+    """Transformers would take logits of two sizes for two tokenizers, and stop."""
     padded = tmp_path / "padded"
     shutil.copytree(make_model("qwen3", vocab_size=2176, spread=0.05), padded)
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -39,10 +41,10 @@ def test_a_padded_vocabulary_goes_without_assisted_generation(
     assert "assisted generation is left out: transformers takes the target's 2176" in done.err
 
 
-def test_bench_puts_methods_side_by_side(
+def test_bench_compares_all_methods(
     run: Callable[..., Outcome], models: list[str], dataset: Path
 ) -> None:
-    """Every method there is, at a temperature at which all of them differ."""
+    """At a temperature at which all of them differ."""
     rates = Acceptance(np.array([0.6, 0.2, 0.1]), temperature=0.7, verifier="sequoia")
     rates.save("rates.yaml")
     latencies = random_profile(np.random.default_rng(0), "monotone", 16)
@@ -69,10 +71,10 @@ def test_bench_puts_methods_side_by_side(
     ]
     assert document["prompts"] == 2
     assert document["hardware"]["device"] == "cpu"
-    assert "2 prompts are few" in done.err
+    assert "2 prompts are few, so intervals are wide" in done.err
 
 
-def test_bench_prints_what_can_be_compared_later(
+def test_bench_prints_csv_json_and_markdown(
     run: Callable[..., Outcome], models: list[str], dataset: Path
 ) -> None:
     shapes.k_ary(2, 2).save("k.json")
@@ -86,55 +88,13 @@ def test_bench_prints_what_can_be_compared_later(
     lines = run(*arguments, "md").out.splitlines()
     assert lines[1].startswith("| --- | ---: |")
     assert [line.count("|") for line in lines[:4]] == [8] * 4
+    assert lines[0].startswith("| method | tokens/step | tokens/s | ms/token | speedup (95%) |")
 
 
-def test_bench_compares_sizes_and_plot_draws_what_it_keeps(
-    run: Callable[..., Outcome], models: list[str], dataset: Path
+def test_models_without_weights_are_benchmarked(
+    run: Callable[..., Outcome], models: list[str]
 ) -> None:
-    Acceptance(np.array([0.6, 0.2, 0.1])).save("rates.yaml")
-    shapes.k_ary(2, 2).save("k.json")
-    arguments = ["bench", "k.json", *models, "--dataset", dataset, "--max-new-tokens", 8]
-    arguments += ["--repeats", 1, "--sizes", "3,6", "--acceptance", "rates.yaml"]
-    shown = run(*arguments, "-o", "kept/sizes.json", "--format", "md")
-    document = json.loads(Path("kept/sizes.json").read_text())
-    nodes = {result["name"]: result["nodes"] for result in document["results"]}
-    assert nodes["plain"] == 1
-    assert {name: n for name, n in nodes.items() if name.startswith("tree")} == {
-        "tree (3 nodes)": 3,
-        "tree (6 nodes)": 6,
-    }
-    assert "k sequences (5 nodes)" in nodes
-    assert "tree (6 nodes)" in shown.out
-    done = run("plot", "kept/sizes.json", "-o", "drawn", "--format", "png")
-    assert done.code == 0
-    assert Path("drawn/sizes.png").read_bytes().startswith(b"\x89PNG")
-    assert "takes neither --methods" in run(*arguments, "--methods", "plain").err
-    assert "expected a .json file" in run(*arguments, "-o", "kept.csv").err
-    assert "expected from 2 to" in run(*arguments[:-4], "--sizes", "1").err
-    assert "expected svg, png, pdf" in run("plot", "kept/sizes.json", "--format", "gif").err
-    assert "no such file" in run("plot", "missing.json").err
-
-
-def test_bench_calibrates(run: Callable[..., Outcome], models: list[str], dataset: Path) -> None:
-    shapes.k_ary(2, 2).save("k.json")
-    latencies = random_profile(np.random.default_rng(0), "monotone", 16)
-    latencies.overhead["sequoia"] = latencies.overhead["greedy"]
-    latencies.save("profile.yaml")
-    arguments = ["bench", "k.json", *models, "--profile", "profile.yaml", "--dataset", dataset]
-    arguments += ["--repeats", 1, "--max-new-tokens", 8, "--calibrate"]
-    document = json.loads(run(*arguments, "--json").out)
-    assert [part["temperature"] for part in document["calibration"]] == [0, 0.6]
-    assert document["prompts"] == 1  # of three documents two are estimated from
-    for part in document["calibration"]:
-        assert part["trees"][0]["name"] == "chosen"
-        assert len(part["trees"]) >= 5
-    shown = run(*arguments, "--temperature", 0, "--format", "md").out
-    assert "speed-up: off by" in shown
-    assert "takes neither --methods" in run(*arguments, "--methods", "plain").err
-
-
-def test_speed_without_weights(run: Callable[..., Outcome], models: list[str]) -> None:
-    """From two config.json alone to a race, marked as what it is everywhere."""
+    """From two config.json files alone, and marked so everywhere."""
     for folder in (Path(models[1]), Path(models[3])):
         for path in folder.iterdir():
             if path.name != "config.json":
@@ -154,13 +114,15 @@ def test_speed_without_weights(run: Callable[..., Outcome], models: list[str]) -
     done = run(*arguments)
     assert done.code == 0, done.err
     assert "acceptance SYNTHETIC from rates.yaml, random weights" in done.out.replace("\n", " ")
-    assert "tokens a step: predicted" in done.out
+    assert "tokens per step: predicted" in done.out
     document = json.loads(run(*arguments, "--json").out)
     assert document["results"][-1]["name"] == "solved tree (4 nodes), synthetic"
     assert document["synthetic_acceptance"] == "rates.yaml"
     assert document["random_weights"] is True
     assert document["dataset"] == "random tokens"
-    assert "at given rates expected" in run(*arguments, "--methods", "plain,assisted").err
+    assert (
+        "with simulated acceptance expected" in run(*arguments, "--methods", "plain,assisted").err
+    )
 
 
 def test_bench_leaves_out_prompts_that_do_not_fit(
@@ -180,7 +142,7 @@ def test_bench_leaves_out_prompts_that_do_not_fit(
     assert "no prompt is usable" in done.err
 
 
-def test_bench_sets_the_methods_beside_the_first(
+def test_the_first_method_is_the_baseline(
     run: Callable[..., Outcome], models: list[str], dataset: Path
 ) -> None:
     shapes.k_ary(2, 2).save("k.json")
@@ -193,11 +155,52 @@ def test_bench_sets_the_methods_beside_the_first(
     assert second["speedup"] == pytest.approx(ratio)
 
 
-def test_bench_wants_the_inputs_that_the_tree_was_solved_from(
-    run: Callable[..., Outcome], models: list[str]
-) -> None:
+def test_rivals_need_the_inputs_of_the_tree(run: Callable[..., Outcome], models: list[str]) -> None:
     shapes.k_ary(2, 2).save("k.json")
     assert "name it with --acceptance" in run("bench", "k.json", *models).err
     Acceptance(np.array([0.6, 0.2, 0.1])).save("rates.yaml")
     done = run("bench", "k.json", *models, "--acceptance", "rates.yaml")
     assert "name it with --profile" in done.err
+
+
+@pytest.mark.parametrize("option", ["--sizes", "--calibrate"])
+def test_bench_has_only_its_own_options(run: Callable[..., Outcome], option: str) -> None:
+    shown = run("bench", "--help").out
+    assert "--methods" in shown
+    assert option not in shown
+
+
+def test_resuming_needs_an_output(run: Callable[..., Outcome]) -> None:
+    for command in ("bench", "bench-sizes"):
+        done = run(command, "--resume")
+        assert done.code == 2
+        assert "--resume: needs -o, which names the results" in done.err
+
+
+def test_a_bench_that_was_cut_short_is_resumed(
+    run: Callable[..., Outcome],
+    models: list[str],
+    dataset: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two of three prompts are decoded before the time is up, and are not decoded again."""
+    shapes.k_ary(2, 2).save("k.json")
+    arguments = ["bench", "k.json", *models, "--dataset", dataset, "--methods", "plain,tree"]
+    arguments += ["--repeats", 1, "--max-new-tokens", 8, "-o", "r.json"]
+    time_is_up = Journal.time_is_up
+
+    def over_at_once(self: Journal, *world: Any) -> bool:
+        self._deadline = 0.0
+        return time_is_up(self, *world)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "time_is_up", over_at_once)
+        early = run(*arguments)
+    assert early.code == 0, early.err
+    assert "the time is up: 2 of 3 prompts decoded" in early.err
+    assert json.loads(Path("r.json").read_text())["prompts"] == 2
+    done = run(*arguments, "--resume")
+    assert done.code == 0, done.err
+    assert "2 parts already done" in done.err
+    assert json.loads(Path("r.json").read_text())["prompts"] == 3
+    assert not Path("r.json.partial").exists()

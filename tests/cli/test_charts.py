@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sequoia_opt.cli import charts
-from sequoia_opt.cli.console import bar
+from sequoia_opt.cli.output import bar
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.tree import TokenTree
@@ -44,8 +44,8 @@ def test_the_outline_draws_who_is_whose_child() -> None:
 def test_a_trees_worth_adds_up(capsys: pytest.CaptureFixture[str]) -> None:
     charts.tree(shapes.k_ary(2, 2), RATES, 40)
     shown = capsys.readouterr().out
-    assert f"together {RATES.expected_tokens(shapes.k_ary(2, 2)):.2f} tokens" in shown
-    shares = [float(line.split(" %")[0].split()[-1]) for line in shown.splitlines() if " %" in line]
+    assert f"the sum is {RATES.expected_tokens(shapes.k_ary(2, 2)):.2f} tokens" in shown
+    shares = [float(line.split("%")[0].split()[-1]) for line in shown.splitlines() if "%" in line]
     assert len(shares) == 7
     assert sum(shares) == pytest.approx(100, abs=0.4)
 
@@ -76,4 +76,4 @@ def test_few_rates_have_no_rest(capsys: pytest.CaptureFixture[str]) -> None:
     charts.acceptance(RATES)
     shown = capsys.readouterr().out
     assert "ranks 9" not in shown
-    assert "none of them: " in shown
+    assert "no rank accepted: " in shown

@@ -95,7 +95,7 @@ def test_models_of_one_name_have_files_of_their_own_and_are_not_mixed(
     sources = {LatencyProfile.load(path).target.extra["source"]: path for path in profiles}
     assert sorted(sources) == ["run1/checkpoint", "run2/checkpoint"]
     assert "~" not in sources["run1/checkpoint"].name
-    done = run("solve", "--all", "--json")
+    done = run("solve-all", "--json")
     assert done.code == 0, done.err
     trees = [TokenTree.load(path) for path in json.loads(done.out)["trees"]]
     assert len(trees) == 2  # not four
@@ -104,7 +104,7 @@ def test_models_of_one_name_have_files_of_their_own_and_are_not_mixed(
         target = provenance["profile"]["from"]["target"]["source"]
         rates = Acceptance.load(Path("profiles/acceptance") / provenance["acceptance"]["file"])
         assert rates.extra["sources"]["target"] == target
-    assert run("solve", "--all", "--check").code == 0
+    assert run("solve-all", "--check").code == 0
     # Measured again, each is renewed where it is.
     for options in runs:
         assert run("profile", *options, *SMALL).code == 0
@@ -150,7 +150,7 @@ def test_trees_of_other_options_are_set_apart(run: Callable[..., Outcome]) -> No
         (["bench", "t.json"], "t.json"),
         (["estimate", "--dataset", "d.jsonl"], "d.jsonl"),
         (["estimate", "--from-stats", "d.jsonl"], "d.jsonl"),
-        (["decode", "t.json", "--prompts", "d.jsonl"], "d.jsonl"),
+        (["complete", "d.jsonl", "t.json"], "d.jsonl"),
     ],
 )
 @pytest.mark.parametrize("force", [[], ["--force"]])
@@ -163,7 +163,7 @@ def test_an_input_is_not_written_over(
     write("c.txt", "[[0], [1]]")
     write("d.jsonl", '{"prompt": "x"}\n')
     before = Path(name).read_bytes()
-    done = run(*arguments, "-o", name, *(force if arguments[0] != "decode" else []))
+    done = run(*arguments, "-o", name, *(force if arguments[0] != "complete" else []))
     assert done.code == 1
     assert done.err == f"error: {name}: the command reads this file; name another one to write\n"
     assert Path(name).read_bytes() == before
@@ -253,14 +253,14 @@ def test_the_second_of_two_runs_into_one_file_is_refused(
 ) -> None:
     shapes.chain(2).save("t.json")
     documents("d.jsonl", "a", "b")
-    decode = ["decode", "t.json", *models, "--prompts", "d.jsonl", "-o", "done.jsonl", *FEW[:2]]
+    complete = ["complete", "d.jsonl", "t.json", *models, "-o", "done.jsonl", *FEW[:2]]
     with Lines(Path("done.jsonl"), '{"prompt": '):
-        done = run(*decode)
+        done = run(*complete)
     assert done.code == 1
     assert done.err == (
         "error: done.jsonl: another run is writing to it; wait for that one, or name another file\n"
     )
-    assert run(*decode).code == 0
+    assert run(*complete).code == 0
     assert len(Path("done.jsonl").read_text().splitlines()) == 2
     with Lines(Path("r.yaml.partial"), '{"journal": '):
         done = run("estimate", *models, "--dataset", "d.jsonl", "-o", "r.yaml", *FEW)
@@ -274,9 +274,9 @@ def test_completions_with_another_tree_are_not_continued(
     shapes.chain(2).save("t.json")
     shapes.chain(3).save("other.json")
     documents("d.jsonl", "a", "b")
-    decode = [*models, "--prompts", "d.jsonl", "-o", "done.jsonl", *FEW[:2]]
-    assert run("decode", "t.json", *decode).code == 0
-    assert "line 1: is of another tree" in run("decode", "other.json", *decode).err
+    common = [*models, "-o", "done.jsonl", *FEW[:2]]
+    assert run("complete", "d.jsonl", "t.json", *common).code == 0
+    assert "line 1: is of another tree" in run("complete", "d.jsonl", "other.json", *common).err
 
 
 def test_long_names_are_cut_and_stay_apart(run: Callable[..., Outcome]) -> None:

@@ -9,14 +9,14 @@ import pytest
 from command_line import Outcome
 
 
-def test_compare_drafts_ranks_those_that_fit(
+def test_drafts_that_fit_are_ranked(
     run: Callable[..., Outcome],
     models: list[str],
     dataset: Path,
     make_model: Callable[..., Path],
     tmp_path: Path,
 ) -> None:
-    """The target drafts for itself, at full cost; another guesses; a third does not fit."""
+    """The target is its own draft, at full cost; another one guesses; a third does not fit."""
     target, draft = models[1], models[3]
     misfit = tmp_path / "misfit"
     shutil.copytree(make_model("llama"), misfit)
@@ -27,10 +27,10 @@ def test_compare_drafts_ranks_those_that_fit(
     assert done.code == 0, done.err
     assert "left out: " in done.err
     assert "vocabular" in done.err
-    found = json.loads(done.out)["drafts"]
-    assert {each["draft"] for each in found} == {"small-target", "small-draft"}
-    assert found[0]["speedup"] >= found[1]["speedup"]
-    itself = next(each for each in found if each["draft"] == "small-target")
+    drafts_found = json.loads(done.out)["drafts"]
+    assert {entry["draft"] for entry in drafts_found} == {"small-target", "small-draft"}
+    assert drafts_found[0]["speedup"] >= drafts_found[1]["speedup"]
+    itself = next(entry for entry in drafts_found if entry["draft"] == "small-target")
     assert itself["acceptance"][0] == 1
     assert len(list(Path("trees").glob("*/*.json"))) == 2
     assert "expected two or more" in run(*arguments, "--draft", draft).err
@@ -43,7 +43,7 @@ def test_compare_drafts_ranks_those_that_fit(
 def test_several_processes_do_not_compare_drafts(
     run: Callable[..., Outcome], models: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Their profiles would have the names of one process's."""
+    """Their profiles would have the file names of a single process."""
     for name, value in {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     target, draft = models[1], models[3]

@@ -58,7 +58,7 @@ def test_a_file_of_something_else_is_left_alone(
 def test_more_completions_than_prompts_are_of_something_else(tmp_path: Path) -> None:
     path = tmp_path / "more.jsonl"
     fill(path, 4)
-    with pytest.raises(SequoiaError, match="has 4 completions of 1 prompts"):
+    with pytest.raises(SequoiaError, match="found 4 completions of 1 prompts"):
         Completions(path, PROMPTS[:1], SETTINGS)
 
 

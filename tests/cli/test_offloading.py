@@ -46,7 +46,11 @@ def test_profile_solve_and_decode_with_layers_on_disk(
         (["--offload", "disk", "--memory-budget", "1kB"], 1, "memory budget: found 1e-06 GB"),
         (["--memory-budget", "1GB"], 1, "nothing is offloaded"),
         (["--offload", "attic"], 1, "expected one of none, cpu, disk"),
-        (["--offload", "cpu", "--device", "cpu"], 1, "--offload disk reads them"),
+        (
+            ["--offload", "cpu", "--device", "cpu"],
+            1,
+            "--offload disk reads the weights as they are used",
+        ),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from sequoia_opt.cli import terminal
-from sequoia_opt.cli.console import _Console
+from sequoia_opt.cli.output import Console
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.acceptance import Acceptance
@@ -187,7 +187,7 @@ def test_control_characters_are_spelt_out() -> None:
 
 def test_names_are_no_markup() -> None:
     shown = io.StringIO()
-    _Console(file=shown, width=80).print("[bold]a[/] :smile: [/b]", ESCAPE)
+    Console(file=shown, width=80).print("[bold]a[/] :smile: [/b]", ESCAPE)
     assert "[bold]a[/] :smile: [/b] \\x1b[31mred" in shown.getvalue()
 
 

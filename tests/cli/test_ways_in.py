@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from command_line import Outcome, write
 
-from sequoia_opt.engine.decoder import Decoder, Stream
 from sequoia_opt.engine.pair import Pair
+from sequoia_opt.engine.session import Session
+from sequoia_opt.engine.stream import Stream
 from sequoia_opt.measure import estimator
 from sequoia_opt.plan import shapes
 
@@ -30,13 +31,13 @@ TEMPLATE = (
 def read(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """The prompts that are decoded, in their order; nothing is said about them."""
     prompts: list[list[int]] = []
-    start = Decoder.start
+    start = Session.start
 
-    def kept(self: Decoder, prompt: list[int], *rest: Any) -> Any:
+    def recorded(self: Session, prompt: list[int], *rest: Any) -> Any:
         prompts.append(list(prompt))
         return start(self, prompt, *rest)
 
-    monkeypatch.setattr(Decoder, "start", kept)
+    monkeypatch.setattr(Session, "start", recorded)
     return prompts
 
 
@@ -71,14 +72,14 @@ def test_a_text_has_the_same_tokens_whichever_way_it_comes_in(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shapes.chain(3).save("k.json")
-    common = ["decode", "k.json", *models, "--max-new-tokens", 3, "--ignore-eos"]
+    common = ["k.json", *models, "--max-new-tokens", 3, "--ignore-eos"]
     Path("p.txt").write_bytes(text.encode())
     Path("marked.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
-    assert run(*common, "--prompt", text).code == 0
+    assert run("decode", *common, "--prompt", text).code == 0
     for name in ("p.txt", "marked.txt"):
-        assert run(*common, "--prompt-file", name).code == 0
+        assert run("decode", *common, "--prompt-file", name).code == 0
         standard_input(monkeypatch, Path(name).read_bytes())
-        assert run(*common, "--prompt", "-").code == 0
+        assert run("decode", *common, "--prompt", "-").code == 0
     forms = [
         *({key: text} for key in ("prompt", "instruction", "question")),
         text,
@@ -92,9 +93,9 @@ def test_a_text_has_the_same_tokens_whichever_way_it_comes_in(
     write("d.json", json.dumps(forms, ensure_ascii=False, indent=1))
     Path("d.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
     for name in ("d.jsonl", "d.json", "d.jsonl.gz"):
-        done = run(*common, "--prompts", name, "-o", f"{name}.out.jsonl")
+        done = run("complete", name, *common, "-o", f"{name}.out.jsonl")
         assert done.code == 0, done.err
-    assert run(*common, "--prompts", "p.txt", "-o", "txt.jsonl").code == 0
+    assert run("complete", "p.txt", *common, "-o", "txt.jsonl").code == 0
     assert len(read) == 5 + 3 * len(forms) + 1
     assert all(prompt == tokens_of(models, text) for prompt in read)
 
@@ -129,11 +130,11 @@ def test_a_turn_has_the_same_tokens_whichever_way_it_comes_in(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     text = "  be é brief "
-    common = ["decode", "k.json", *chatting, "--max-new-tokens", 3, "--ignore-eos"]
-    chat = ["--chat", "--system", "Short.", "--template-option", "enable_thinking=false"]
+    common = ["k.json", *chatting, "--max-new-tokens", 3, "--ignore-eos"]
+    template = ["--system", "Short.", "--template-option", "enable_thinking=false"]
     standard_input(monkeypatch, f"{text}\r\n\n".encode())
-    assert run(*common, *chat).code == 0
-    assert run(*common, *chat, "--prompt", text).code == 0
+    assert run("chat", *common, *template).code == 0
+    assert run("decode", *common, *template, "--chat", "--prompt", text).code == 0
     wanted = tokens_of(chatting, f"<system>Short.</><user>{text}</><assistant><no>")
     user, system = {"role": "user", "content": text}, {"role": "system", "content": "Short."}
     forms = [
@@ -146,7 +147,7 @@ def test_a_turn_has_the_same_tokens_whichever_way_it_comes_in(
         {"text": text},
     ]
     path = write("d.jsonl", "".join(json.dumps(form) + "\n" for form in forms))
-    done = run(*common, *chat, "--prompts", path, "-o", "out.jsonl")
+    done = run("complete", path, *common, *template, "--chat", "-o", "out.jsonl")
     assert done.code == 0, done.err
     assert len(read) == 2 + len(forms)
     assert all(prompt == wanted for prompt in read)
@@ -167,7 +168,7 @@ def test_a_turn_has_the_same_tokens_whichever_way_it_comes_in(
         ["bench", "k.json", "--methods", "plain,tree", "--repeats", 1],
     ):
         asked.clear()
-        options = [*chatting, "--dataset", path, "--max-new-tokens", 3, *chat]
+        options = [*chatting, "--dataset", path, "--max-new-tokens", 3, "--chat", *template]
         done = run(*command, *options)
         assert done.code == 0, done.err
         assert asked.count(wanted) == len(forms)
@@ -180,9 +181,7 @@ def test_a_conversation_takes_the_template_by_itself(
 ) -> None:
     forms = [{"messages": [{"role": "user", "content": "a"}]}, {"prompt": "a"}]
     path = write("d.jsonl", "".join(json.dumps(form) + "\n" for form in forms))
-    done = run(
-        "decode", "k.json", *chatting, "--max-new-tokens", 3, "--prompts", path, "-o", "o.jsonl"
-    )
+    done = run("complete", path, "k.json", *chatting, "--max-new-tokens", 3, "-o", "o.jsonl")
     assert done.code == 0, done.err
     wanted = [tokens_of(chatting, text) for text in ("<user>a</><assistant>", "a")]
     assert read == wanted
@@ -197,14 +196,14 @@ def test_a_switch_that_the_template_does_not_have_is_refused(
     done = run(*common, "enable_thinking")
     assert (done.code, "as enable_thinking=false" in done.err) == (2, True)
     done = run("decode", "k.json", *chatting, "--prompt", "a", "--template-option", "a=b")
-    assert (done.code, "goes with --chat or --prompts" in done.err) == (2, True)
+    assert (done.code, "goes with --chat" in done.err) == (2, True)
 
 
 def test_a_turn_that_is_not_utf_8_is_named(
     run: Callable[..., Outcome], chatting: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     standard_input(monkeypatch, b"one\n\xff\xfe\nthree\n")
-    done = run("decode", "k.json", *chatting, "--chat", "--max-new-tokens", 3, "--json")
+    done = run("chat", "k.json", *chatting, "--max-new-tokens", 3, "--json")
     assert done.code == 1
     assert [turn["user"] for turn in json.loads(done.out)["turns"]] == ["one"]
     assert "error: standard input: line 2: is not UTF-8" in done.err
@@ -215,8 +214,8 @@ def test_a_closed_standard_input_is_named(
     run: Callable[..., Outcome], chatting: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.stdin", None)
-    for options in (["--chat"], ["--prompt", "-"]):
-        done = run("decode", "k.json", *chatting, *options)
+    for command in (["chat", "k.json"], ["decode", "k.json", "--prompt", "-"]):
+        done = run(*command, *chatting)
         assert (done.code, done.err.count("\n")) == (1, 1)
         assert "error: standard input: is closed; give the text with --prompt-file" in done.err
 

@@ -105,7 +105,7 @@ def test_greedy_tokens_are_those_of_the_penalties_definition(
     decoder = Decoder(pair, tree, rules=options)
     assert decoder.generate(PROMPT, 40, ignore_eos=True).tokens == expected
     assert Decoder(pair, tree).generate(PROMPT, 40, ignore_eos=True).tokens != expected
-    decoder._step = RecordedStep(decoder._step, lambda work, device: work)  # type: ignore[arg-type]
+    decoder.step = RecordedStep(decoder.step, lambda work, device: work)  # type: ignore[arg-type]
     assert decoder.generate(PROMPT, 40, ignore_eos=True).tokens == expected
 
 
@@ -163,7 +163,7 @@ def test_recorded_steps_process_logits_too(make_pair: Callable[..., Any]) -> Non
     pair, tree = make_pair(), shapes.k_ary(2, 2)
     expected = Decoder(pair, tree, rules=OPTIONS).generate(PROMPT, 30, ignore_eos=True).tokens
     decoder = Decoder(pair, tree, rules=OPTIONS)
-    decoder._step = RecordedStep(decoder._step, lambda work, device: work)  # type: ignore[arg-type]
+    decoder.step = RecordedStep(decoder.step, lambda work, device: work)  # type: ignore[arg-type]
     assert decoder.generate(PROMPT, 30, ignore_eos=True).tokens == expected
 
 

@@ -15,8 +15,11 @@ from sequoia_opt import cli
 from sequoia_opt.plan import shapes
 from sequoia_opt.repository import paths
 
-PLANNING = ["solve", "show", "export", "import", "plot"]
-RUNNING = ["report", "estimate", "decode", "bench", "profile"]
+PLANNING = ["solve", "solve-all", "sweep", "show", "export", "import", "plot"]
+RUNNING = [
+    "report", "estimate", "decode", "complete", "chat", "bench", "bench-sizes", "calibrate",
+    "compare-drafts", "profile",
+]  # fmt: skip
 FLAGS = [
     "--json", "--compare", "--scaling", "--check", "--all", "--help", "--debug", "--version",
     "--compile", "--calibrate", "--chat", "--resume", "--random-weights", "--nonsense",

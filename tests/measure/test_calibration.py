@@ -9,9 +9,15 @@ import pytest
 from brute_force import random_profile
 
 from sequoia_opt.measure import calibration
-from sequoia_opt.measure.bench import Raced
-from sequoia_opt.measure.calibration import Compared, calibrate, trees_around
+from sequoia_opt.measure.calibration import (
+    CalibrationPart,
+    CheckedTree,
+    Comparison,
+    calibrate,
+    trees_around,
+)
 from sequoia_opt.measure.methods import Method, Run
+from sequoia_opt.measure.race import Race
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.latency import LatencyProfile
@@ -29,7 +35,7 @@ def test_trees_from_two_nodes_to_twice_the_chosen_size(size: int) -> None:
     assert next(iter(found.values())) == chosen
     assert len(set(found.values())) == len(found) >= 8
     sizes = {tree.size for tree in found.values()}
-    assert {2, 2 * max(size, calibration.LEAST)} <= sizes
+    assert {2, 2 * max(size, calibration.SMALLEST_MIDDLE)} <= sizes
     depths = {tree.depth for tree in found.values() if tree.size == max(sizes)}
     assert len(depths) > 1  # shallow and deep
     assert max(tree.size for tree in trees_around(chosen, RATES, max(size, 6)).values()) <= max(
@@ -37,8 +43,29 @@ def test_trees_from_two_nodes_to_twice_the_chosen_size(size: int) -> None:
     )
 
 
-def test_errors_are_shares_of_what_was_measured() -> None:
-    assert Compared(predicted=3.3, measured=3.0).error == pytest.approx(0.1)
+def test_errors_are_shares_of_the_measured_number() -> None:
+    assert Comparison(predicted=3.3, measured=3.0).error == pytest.approx(0.1)
+
+
+def checked(name: str, predicted: float, speed: float) -> CheckedTree:
+    """A tree of which everything is measured to be 1, but for its speed over the chosen one's."""
+    same = Comparison(predicted, 1.0)
+    ratio = Comparison(1.0, speed)
+    return CheckedTree(name, shapes.chain(3), same, same, same, same, same, same, ratio)
+
+
+def test_the_errors_of_a_part_are_its_median_and_its_largest() -> None:
+    trees = [checked("chosen", 1.1, 1.0), checked("a", 0.6, 0.9), checked("b", 1.2, 0.8)]
+    part = CalibrationPart(Sampling(), trees)
+    assert part.errors("speedup") == pytest.approx((0.2, 0.4))
+    assert part.chose_fastest
+    assert part.fastest.name == "chosen"
+
+
+def test_a_faster_tree_than_the_chosen_one_is_found() -> None:
+    part = CalibrationPart(Sampling(), [checked("chosen", 1, 1.0), checked("a", 1, 1.2)])
+    assert not part.chose_fastest
+    assert part.fastest.name == "a"
 
 
 def test_predictions_are_the_solvers_and_times_are_in_plain_steps(
@@ -47,12 +74,12 @@ def test_predictions_are_the_solvers_and_times_are_in_plain_steps(
     """A race in which a step takes twice a plain one and yields three tokens."""
     raced: list[str] = []
 
-    def race(methods: list[Method], *_: object) -> Raced:
+    def race(methods: list[Method], *_: object) -> Race:
         raced.extend(method.name for method in methods)
         texts = [20, 40]  # plain steps; a tree's yield as many tokens in two thirds of the time
         plain = [Run([], steps, steps, 0.01 * steps, steps) for steps in texts]
         other = [Run([], n // 4, 3 * n // 4, 0.02 * (n // 4), 3 * n // 4) for n in texts]
-        return Raced(methods, [*[other] * (len(methods) - 1), plain])
+        return Race(methods, [*[other] * (len(methods) - 1), plain])
 
     class Interleaved:
         """On a machine on which the target takes twice as long as the profile on file says."""
@@ -94,9 +121,10 @@ def test_predictions_are_the_solvers_and_times_are_in_plain_steps(
         assert each.step_ms.measured == pytest.approx(20)
         assert each.speedup.measured == pytest.approx(1.5)
         assert each.speedup.low == each.speedup.high == pytest.approx(1.5)
-        assert each.beside_chosen.measured == pytest.approx(1)
-        assert each.beside_chosen.predicted == pytest.approx(
+        assert each.over_chosen.measured == pytest.approx(1)
+        assert each.over_chosen.predicted == pytest.approx(
             each.speedup.predicted / found[0].speedup.predicted
         )
         assert each.document()["step"]["measured"] == pytest.approx(2)
+        assert each.document()["beside_chosen"] == pytest.approx([1, 1, 1])
     assert AUTOREGRESSIVE not in [each.tree for each in found[1:]]

@@ -79,19 +79,6 @@ def test_half_of_a_whole_text_serves_as_its_prompt(pair: Any) -> None:
     assert prompt_and_text(pair, document) == ([], whole)
 
 
-def test_labels_tell_templates_apart() -> None:
-    templates = [
-        Template(),
-        Template(True),
-        Template(True, "a"),
-        Template(True, "b"),
-        Template(True, None, {"enable_thinking": False}),
-        Template(True, None, {"enable_thinking": True}),
-    ]
-    assert Template().label == ""
-    assert len({template.label for template in templates}) == len(templates)
-
-
 def test_the_end_of_a_long_prompt_keeps_the_beginning_of_text(pair: Any) -> None:
     told: list[str] = []
     pair.target, target = _Wide(pair.target), pair.target

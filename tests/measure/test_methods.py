@@ -27,16 +27,18 @@ def test_every_method_decodes_the_targets_greedy_tokens(
     make: Callable[..., methods.Method], prompt: list[int], make_pair: Callable[..., Any]
 ) -> None:
     pair = make_pair()
-    wanted = methods.with_tree(pair, "plain", shapes.chain(1)).run(prompt, 24)
-    found = make(pair).run(prompt, 24)
-    assert found.tokens == wanted.tokens
-    assert found.seconds > 0
-    # No step yields less than a token, and what the prompt's forward yields is not timed.
-    assert 1 <= found.steps <= found.timed <= 23
-    assert found.verified >= found.timed
+    plain = methods.with_tree(pair, "plain", shapes.chain(1)).run(prompt, 24)
+    run = make(pair).run(prompt, 24)
+    assert run.tokens == plain.tokens
+    assert run.seconds > 0
+    # Every step yields a token or more, and the token that prefill yields is not timed.
+    assert 1 <= run.steps <= run.timed <= 23
+    assert run.verified >= run.timed
 
 
-def test_only_speculation_yields_more_than_a_token_a_step(make_pair: Callable[..., Any]) -> None:
+def test_only_speculation_yields_more_than_one_token_per_step(
+    make_pair: Callable[..., Any],
+) -> None:
     pair = make_pair()
     plain = methods.with_generate(pair).run(PROMPTS[0], 24)
     assert plain.steps == plain.timed == 23
@@ -56,7 +58,7 @@ def test_the_models_are_left_as_they_were(make_pair: Callable[..., Any]) -> None
 
 
 @pytest.mark.parametrize("way", [methods.with_generate, methods.with_assistant])
-def test_sampling_by_the_library_runs(
+def test_transformers_methods_sample(
     way: Callable[..., methods.Method], make_pair: Callable[..., Any]
 ) -> None:
     run = way(make_pair(), temperature=0.8, top_p=0.9).run([4, 5], 6)
@@ -74,4 +76,11 @@ def test_the_best_number_of_guesses_is_the_fastest(
         )
 
     monkeypatch.setattr(methods, "with_assistant", of)
-    assert methods.best_guesses(make_pair(), PROMPTS, 10) == 5
+    reports: list[tuple[int, int]] = []
+
+    def progress(done: int, total: int) -> None:
+        reports.append((done, total))
+
+    assert methods.best_guesses(make_pair(), PROMPTS, 10, progress) == 5
+    count = len(methods.ASSISTED_GUESSES)
+    assert reports == [(number, count) for number in range(1, count + 1)]

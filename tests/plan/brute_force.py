@@ -67,12 +67,12 @@ def fastest(
     for node in range(1, max_size):
         values[:, node] = values[rows, parents[:, node]] * rates[ranks[:, node] - 1]
     tokens = (values * present).sum(axis=1)
-    forwards = [
+    target_ms, draft_ms = (
         np.insert(model.at(np.arange(1, max_size + 1), 0), 0, 0.0)
         for model in (profile.target, profile.draft)
-    ]
+    )
     sizes, overhead = present.sum(axis=1).astype(int), profile.overhead["greedy"]
-    time = forwards[0][sizes] + forwards[1][widths].sum(axis=1) + overhead.constant_ms
+    time = target_ms[sizes] + draft_ms[widths].sum(axis=1) + overhead.constant_ms
     speeds = tokens / (time + overhead.drafting_ms * (sizes > 1))
     best = int(speeds.argmax())
     return trees[best], float(speeds[best])

@@ -10,7 +10,6 @@ import yaml
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.import_settings import read
-from sequoia_opt.plan.settings_text import settings
 from sequoia_opt.plan.tree import TokenTree
 
 PATHS = [[0], [0, 0], [1], [0, 1], [2], [0, 0, 0], [1, 0]]
@@ -205,19 +204,3 @@ def test_notes_say_what_ends_a_chain_early(text: str, words: str) -> None:
 def test_refuses_other_texts(text: str, complaint: str) -> None:
     with pytest.raises(SequoiaError, match=r"file: .*" + complaint):
         read(text, "file")
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("--a-b 1 --c=x --on -d", {"a_b": 1, "c": "x", "on": True, "d": True}),
-        ('{"a": null, "b": {"c": [1, 2.5]}, "d": "e f"}', {"b": {}, "c": {}, "d": "e f"}),
-        ("x.y.z = 3\nw = f(u=[[1]])", {"z": 3, "w": "f", "u": [[1]]}),
-        ("a:\n  - - 1\n  - - 2\n    - 3\nb: true", {"a": [[1], [2, 3]], "b": True}),
-        ("url: http://host:80/p # c: 4", {"url": "http://host:80/p"}),
-        ("if a == 3: pass", {}),
-    ],
-)
-def test_the_settings_in_a_text(text: str, expected: dict[str, object]) -> None:
-    values = {s.name: s.value for s in settings(text) if s.value is not None}
-    assert {name: values.get(name) for name in expected} == expected

@@ -21,8 +21,8 @@ from sequoia_opt.plan.solve_options import SolveOptions
         ({"max_width": 0}, "max_width: found 0, expected at least 1"),
         ({"shape": "star"}, "shape: found 'star', expected tree, chain, k-sequences, k-ary"),
         ({"confidence": 0.0}, "confidence: found 0, expected more than 0, less than 1"),
-        ({"context": {}}, "context: found no weights"),
-        ({"context": {100.0: 1.0, 200.0: 0.0}}, "expected weights above 0"),
+        ({"context": {}}, "context: found no weights, expected weights above 0"),
+        ({"context": {100.0: 1.0, 200.0: 0.0}}, "context: found a weight of 0, expected"),
     ],
 )
 def test_refuses_options_out_of_range(options: dict[str, Any], complaint: str) -> None:

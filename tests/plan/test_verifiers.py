@@ -12,12 +12,6 @@ from sequoia_opt.plan.verifiers import (
 )
 
 
-def test_the_engine_has_the_same_verifiers() -> None:
-    from sequoia_opt.engine import verify
-
-    assert tuple(VERIFIERS) == tuple(verify.VERIFIERS)
-
-
 def test_every_verifier_is_planned_as_one_that_has_rates() -> None:
     assert DEFAULT_VERIFIER in VERIFIERS
     for spec in VERIFIERS.values():

@@ -88,7 +88,7 @@ def test_a_tree_of_one_node_has_a_page() -> None:
     assert "plain decoding. No tree is predicted to be faster" in page(shapes.chain(1), plan)
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to look at the page with")
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 @pytest.mark.parametrize("width", [390, 1200])
 def test_a_browser_draws_every_chart(report: Path, tmp_path: Path, width: int) -> None:
     assert CHROMIUM is not None
@@ -128,7 +128,7 @@ def test_a_browser_draws_every_chart(report: Path, tmp_path: Path, width: int) -
     assert max(widths) <= max(width, 500)
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to look at the page with")
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 def test_in_dark_mode_text_is_light_and_values_show_on_hover(report: Path, tmp_path: Path) -> None:
     assert CHROMIUM is not None
     drawn = "document.body.dataset.drawn = charts.length;"

@@ -13,7 +13,8 @@ from sequoia_opt import demo
 from sequoia_opt.api import load_dataset, load_pair
 from sequoia_opt.engine.pair import Pair
 from sequoia_opt.measure import methods, profiler
-from sequoia_opt.measure.bench import Raced, divergence, race
+from sequoia_opt.measure.divergence import divergence
+from sequoia_opt.measure.race import Race, race
 from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.plan import Plan
 from sequoia_opt.plan.sampling import Sampling
@@ -54,7 +55,8 @@ def measure(record: Record, device: str, tiny: bool) -> None:
             sampling = Sampling(temperature, acceptance.top_p, VERIFIER)
             raced = race(ways(pair, plan, chain, sampling), prompts, new_tokens, repeats=1)
             results = {
-                result.name: [result.tokens_per_second, result.speedup] for result in raced.beside()
+                result.name: [result.tokens_per_second, result.speedup]
+                for result in raced.results()
             }
             record.note(
                 **{
@@ -94,7 +96,7 @@ def ways(pair: Pair, plan: Plan, chain: Plan, sampling: Sampling) -> list[method
     ]
 
 
-def equality(pair: Pair, prompts: Sequence[list[int]], raced: Raced) -> dict[str, float]:
+def equality(pair: Pair, prompts: Sequence[list[int]], raced: Race) -> dict[str, float]:
     """How many greedy texts of the tree are plain decoding's, and how close the target's two best
     logits are where others part: within rounding, or something is wrong."""
     plain, tree = ([run.tokens for run in runs] for runs in raced.runs[:2])

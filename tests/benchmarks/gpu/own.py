@@ -21,7 +21,7 @@ def measure(record: Record, device: str, target: str, draft: str, dataset: str |
             options = ["--dataset", dataset] if dataset else []
             run(record, "estimate", *pair, *options, "--temperature", temperature)
     with record.stage("solve"):
-        run(record, "solve", "--all")
+        run(record, "solve-all")
 
 
 def run(record: Record, *arguments: str) -> None:

@@ -19,7 +19,7 @@ from sequoia_opt.plan.plan import Plan
 from sequoia_opt.plan.solve_options import ANY_TREE
 from sequoia_opt.repository import paths, tree_provenance
 
-# Of `solve --all`, which is to find these trees in their places.
+# Of `solve-all`, which is to find these trees in their places.
 DEFAULTS = {"batch": 1, "shape": ANY_TREE}
 
 

@@ -14,7 +14,7 @@ from sequoia_opt.api import load_pair
 from sequoia_opt.engine.pair import Pair
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure import methods, profiler
-from sequoia_opt.measure.bench import race
+from sequoia_opt.measure.race import race
 from sequoia_opt.plan.solver import solve
 from sequoia_opt.plan.tree import AUTOREGRESSIVE
 
@@ -59,7 +59,7 @@ def measure(
             for name, tree in (("plain", AUTOREGRESSIVE), ("tree", plan.tree))
         ]
         raced = race(ways, random_prompts(pair, prompts), new_tokens, repeats=1)
-        plain, tree = raced.beside()
+        plain, tree = raced.results()
         record.note(
             plain_ms=plain.ms_per_token,
             bandwidth_share=weights_read(pair.target) / plain.ms_per_token / 1e6 / copied,

@@ -21,8 +21,8 @@ from sequoia_opt.engine.torch.layer_stream import host_memory
 from sequoia_opt.engine.torch.memory import free_bytes
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure import profiler
-from sequoia_opt.measure.bench import divergence
 from sequoia_opt.measure.disturbance import DisturbanceMonitor
+from sequoia_opt.measure.divergence import divergence
 from sequoia_opt.measure.hardware import hardware, software
 from sequoia_opt.plan.tree import AUTOREGRESSIVE, TokenTree
 from sequoia_opt.plan.verifiers import VERIFIERS

@@ -9,7 +9,7 @@ import torch
 from small_models import small_config
 from transformers import AutoModelForCausalLM
 
-from sequoia_opt.engine import pair
+from sequoia_opt.api import load_pair
 from sequoia_opt.engine.torch import loading, memory
 from sequoia_opt.engine.torch.attention import buffer_bytes
 from sequoia_opt.engine.torch.memory import free_bytes, weight_bytes
@@ -50,7 +50,7 @@ def test_models_that_do_not_fit_are_not_loaded(
         loading, "_load_model", lambda *_: pytest.fail("loaded although it does not fit")
     )
     with pytest.raises(SequoiaError, match=r"the weights of .* GB of cpu memory are free; use"):
-        pair.load_pair(make_model("llama"), make_model("llama", 1), "cpu")
+        load_pair(make_model("llama"), make_model("llama", 1), "cpu")
 
 
 def test_buffers_that_do_not_fit_are_not_allocated(

@@ -12,8 +12,6 @@ from pathlib import Path
 import pytest
 from command_line import Outcome
 
-from sequoia_opt.cli.app import _kept
-
 
 def test_traversal_is_not_estimated(run: Callable[..., Outcome]) -> None:
     done = run("estimate", "--temperature", 0.6, "--verifier", "traversal")
@@ -21,22 +19,53 @@ def test_traversal_is_not_estimated(run: Callable[..., Outcome]) -> None:
     assert "estimate with sequoia" in done.err
 
 
-@pytest.mark.parametrize("option", [["profile", "--verifiers"], ["estimate", "--verifier"]])
-def test_an_unknown_verifier(run: Callable[..., Outcome], option: list[str]) -> None:
-    done = run(*option, "best")
+def test_an_unknown_verifier_is_refused(run: Callable[..., Outcome]) -> None:
+    done = run("estimate", "--verifier", "best")
     assert done.code == 1
     assert "verifier: found 'best', expected sequoia or specinfer or topk" in done.err
 
 
-def test_several_ways_to_sample_in_one_pass(
+def test_help_lists_the_verifiers_with_rates(run: Callable[..., Outcome]) -> None:
+    shown = " ".join(run("estimate", "--help").out.replace("│", " ").split())
+    assert "Choose from sequoia, specinfer, topk." in shown
+
+
+def test_one_file_for_several_statistics_is_refused(run: Callable[..., Outcome]) -> None:
+    tree = {"parents": [-1, 0], "ranks": [0, 1], "ended": {"0": 1, "1": 2}, "context": 8.0}
+    lines = [
+        {
+            "format": "sequoia-opt/stats",
+            "version": 1,
+            "target": "t",
+            "draft": "d",
+            "temperature": temperature,
+            "top_p": 1.0,
+            "verifier": verifier,
+            **tree,
+        }
+        for temperature, verifier in ((0.0, "greedy"), (0.6, "sequoia"))
+    ]
+    Path("s.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    refused = run("estimate", "--from-stats", "s.jsonl", "-o", "one.yaml")
+    assert refused.code == 2
+    assert "names one file, but the texts were decoded in 2 ways" in refused.err
+    done = run("estimate", "--from-stats", "s.jsonl", "--json")
+    assert done.code == 0, done.err
+    estimates = json.loads(done.out)["estimates"]
+    assert [rates["verifier"] for rates in estimates] == ["greedy", "sequoia"]
+    assert [rates["sources"] for rates in estimates] == 2 * [{"dataset": "s.jsonl"}]
+    assert len(list(Path("profiles/acceptance").iterdir())) == 2
+
+
+def test_one_pass_serves_several_temperatures_and_verifiers(
     run: Callable[..., Outcome], models: list[str], dataset: Path
 ) -> None:
     options = ["--dataset", dataset, "--teacher-forced", "--max-new-tokens", 8]
     options += ["--temperature", "0,0.6", "--verifier", "sequoia,topk", "--depths", 3]
     done = run("estimate", *models, *options, "--json")
     assert done.code == 0, done.err
-    found = json.loads(done.out)["estimates"]
-    names = [(each["verifier"], each["temperature"]) for each in found]
+    estimates = json.loads(done.out)["estimates"]
+    names = [(rates["verifier"], rates["temperature"]) for rates in estimates]
     assert names == [("greedy", 0), ("sequoia", 0.6), ("topk", 0.6)]
     assert done.err.count("wrote ") == len(list(Path("profiles/acceptance").iterdir())) == 3
     refused = run("estimate", *models, *options, "-o", "one.yaml")
@@ -45,10 +74,10 @@ def test_several_ways_to_sample_in_one_pass(
     assert "found '0;1', expected numbers" in run("estimate", "--temperature", "0;1").err
 
 
-def test_what_was_killed_is_taken_up_and_gives_the_same_file(
+def test_a_killed_run_is_resumed_and_gives_the_same_file(
     run: Callable[..., Outcome], models: list[str], dataset: Path
 ) -> None:
-    """By SIGKILL, as soon as something has been kept."""
+    """By SIGKILL, as soon as one part is finished."""
     options = [*models, "--dataset", str(dataset), "--batch", "1", "--temperature", "0.7"]
     options += ["--max-new-tokens", "200", "--dtype", "float64"]
     assert run("estimate", *options, "-o", "whole.yaml").code == 0
@@ -75,25 +104,9 @@ def test_what_was_killed_is_taken_up_and_gives_the_same_file(
     assert Path("killed.yaml").read_bytes() == Path("whole.yaml").read_bytes()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "kept"),
-    [
-        (["profile"], "continue with --resume"),
-        (["bench", "--limit", "2"], ""),
-        (["bench", "--output=r.json"], "continue with --resume"),
-        (["decode", "t.json", "--prompts", "p.jsonl"], "the same command goes on"),
-        (["decode", "--prompt", "x"], ""),
-        (["compare-drafts"], ""),
-    ],
-)
-def test_what_an_interrupted_command_keeps(arguments: list[str], kept: str) -> None:
-    said = _kept(arguments)
-    assert kept in said
-    assert bool(said) == bool(kept)
-
-
-def test_statistics_take_no_dataset(run: Callable[..., Outcome]) -> None:
+@pytest.mark.parametrize("option", [["--chat"], ["--dataset", "d.jsonl"], ["--min-p", 0.1]])
+def test_statistics_take_no_dataset(run: Callable[..., Outcome], option: list[object]) -> None:
     Path("s.jsonl").write_text("")
-    done = run("estimate", "--from-stats", "s.jsonl", "--chat")
+    done = run("estimate", "--from-stats", "s.jsonl", *option)
     assert done.code == 2
-    assert "--chat" in done.err
+    assert f"{option[0]}: does nothing with --from-stats" in done.err

@@ -1,0 +1,147 @@
+"""What `bench`, `bench-sizes` and `decode --compare` print: methods side by side. No torch.
+
+Knows results. Knows nothing of how they were measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from rich.box import SIMPLE
+from rich.table import Table
+
+from sequoia_opt.cli.csv_output import flat, print_csv
+from sequoia_opt.cli.output import out, show
+
+if TYPE_CHECKING:
+    from sequoia_opt.measure.race import Result
+    from sequoia_opt.plan.tree import TokenTree
+
+
+def race_table(results: Sequence[Result], title: str, greedy: bool) -> None:
+    """Print methods side by side.
+
+    Args:
+        greedy: whether texts can be compared; sampled ones differ anyway.
+    """
+    table = Table(
+        title=title, title_justify="left", box=SIMPLE, collapse_padding=True, pad_edge=False
+    )
+    table.add_column("method", overflow="fold")  # a name that is cut says nothing
+    for column in _columns(results, greedy):
+        table.add_column(column, justify="right", no_wrap=True)
+    for result in results:
+        table.add_row(result.name, *_cells(result, greedy))
+    show(table)
+
+
+def race_markdown(results: Sequence[Result], title: str, greedy: bool) -> None:
+    """Print methods side by side as Markdown, see `race_table`."""
+    columns = ["method", *map(in_one_line, _columns(results, greedy))]
+    rows = [[result.name, *_cells(result, greedy)] for result in results]
+    out.print("\n".join([*markdown_lines(columns, rows), "", title]), soft_wrap=True)
+
+
+def markdown_lines(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table whose first column has names and whose others have numbers."""
+    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def race_csv(results: Sequence[Result], settings: Mapping[str, object]) -> None:
+    """Print methods as CSV, each row with all settings, so that rows of several runs can be
+    joined."""
+    print_csv([{**asdict(result), **flat(settings)} for result in results])
+
+
+def in_one_line(heading: str) -> str:
+    """A column's heading, which has two lines so that a table fits into 80 characters, in one."""
+    return heading.replace("\n/", "/").replace("\n", " ")
+
+
+def _columns(results: Sequence[Result], greedy: bool) -> list[str]:
+    ratio = "speedup (95%)" if results[0].name == "plain" else "vs first (95%)"
+    same_text = ["same\ntext"] if greedy else []
+    return ["tokens\n/step", "tokens\n/s", "ms\n/token", ratio, *same_text, "repeated"]
+
+
+def _cells(result: Result, greedy: bool) -> list[str]:
+    same_text = [f"{100 * result.agreement:.0f}%"] if greedy else []
+    return [
+        f"{result.tokens_per_step:.2f}",
+        f"{result.tokens_per_second:.1f}",
+        f"{result.ms_per_token:.2f}",
+        f"{result.speedup:.2f}x" + interval_text(result.speedup_low, result.speedup_high),
+        *same_text,
+        f"{100 * result.repeated:.0f}%",
+    ]
+
+
+def interval_text(low: float | None, high: float | None) -> str:
+    """An interval in brackets, after a space; empty if there is none."""
+    return "" if low is None or high is None else f" ({low:.2f}–{high:.2f})"
+
+
+def settings_line(settings: Mapping[str, Any]) -> str:
+    """One line that says what was run, how and where."""
+    hardware, software = settings["hardware"], settings["software"]
+    work = [
+        f"{settings['dataset']}: {settings['prompts']} prompts",
+        f"{settings['max_new_tokens']} new tokens each",
+        *_sampling_words(settings),
+    ]
+    if settings["repeats"] > 1:
+        work.append(f"{settings['repeats']} repetitions")
+    engine = [f"{settings['target']} with {settings['draft']}", settings["dtype"]]
+    engine += [
+        word for word, key in (("compiled", "compile"), ("graphs", "graphs")) if settings[key]
+    ]
+    if "synthetic_acceptance" in settings:
+        engine.append(f"acceptance SYNTHETIC from {settings['synthetic_acceptance']}")
+    if settings.get("random_weights"):
+        engine.append("random weights")
+    if "offload" in settings:
+        engine.append(f"layers from {settings['offload']}")
+    if "world_size" in settings:
+        engine.append(f"{settings['world_size']} processes")
+    machine = [hardware["name"]]
+    if "threads" in hardware:
+        machine.append(f"{hardware['threads']} threads")
+    versions = [f"{package} {software[package]}" for package in ("torch", "transformers")]
+    return "; ".join(", ".join(part) for part in (work, engine, machine, versions))
+
+
+def _sampling_words(settings: Mapping[str, Any]) -> list[str]:
+    words = [f"temperature {settings['temperature']:g}"]
+    if settings["temperature"] == 0:
+        return words
+    if settings["top_p"] < 1:
+        words.append(f"top-p {settings['top_p']:g}")
+    if settings.get("top_k"):
+        words.append(f"top-k {settings['top_k']}")
+    if settings.get("min_p"):
+        words.append(f"min-p {settings['min_p']:g}")
+    return [*words, settings["verifier"]]
+
+
+def prediction_lines(result: Result, tree: TokenTree, times: bool) -> None:
+    """Print the tree's predictions beside what was measured.
+
+    Args:
+        times: whether the predicted speedup is for this machine and engine.
+    """
+    tokens = tree.predicted_tokens
+    if tokens is not None:
+        measured = result.tokens_per_step
+        out.print(
+            f"tokens per step: predicted {tokens:.2f}, measured {measured:.2f} "
+            f"({100 * (measured / tokens - 1):+.1f}%)"
+        )
+    if times and "predicted" in tree.metadata:
+        speedup = tree.metadata["predicted"]["speedup"]
+        out.print(
+            f"speedup: predicted {speedup:.2f}x, measured {result.speedup:.2f}x "
+            f"({100 * (result.speedup / speedup - 1):+.1f}%)"
+        )

@@ -1,0 +1,146 @@
+"""The command `calibrate`: predicted beside measured speed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sequoia_opt.cli.app import app
+from sequoia_opt.cli.bench_options import (
+    DatasetOptions,
+    EngineOptions,
+    Format,
+    Limit,
+    NewTokens,
+    OutputOptions,
+    PrintFormat,
+    Repeats,
+    ResultsFile,
+    SamplingOptions,
+    solved_tree,
+)
+from sequoia_opt.cli.options import (
+    Chat,
+    DatasetOption,
+    Device,
+    Draft,
+    Dtype,
+    Force,
+    Graphs,
+    Json,
+    System,
+    Target,
+    TemplateOption,
+    print_json,
+)
+from sequoia_opt.cli.tree_defaults import (
+    Tree,
+    TreeCompile,
+    TreeMemoryBudget,
+    TreeMinP,
+    TreeOffload,
+    TreeTopK,
+    TreeTopP,
+    TreeVerifier,
+)
+
+if TYPE_CHECKING:
+    from sequoia_opt.measure.calibration import Calibration
+
+TEMPERATURES = (0.0, 0.6)
+
+
+@app.command(epilog="Example: sequoia-opt calibrate tree.json --limit 40 -o calibration.json")
+def calibrate(
+    tree: Tree = None,
+    dataset: DatasetOption = None,
+    chat: Chat = False,
+    system: System = None,
+    template_option: TemplateOption = None,
+    target: Target = None,
+    draft: Draft = None,
+    profile: Annotated[
+        Path | None,
+        typer.Option(help="Latency profile to predict from.", show_default="the tree's"),
+    ] = None,
+    limit: Limit = 64,
+    max_new_tokens: NewTokens = 128,
+    repeats: Repeats = 1,
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            help="Sampling temperature; 0 for greedy.",
+            show_default=" and ".join(f"{value:g}" for value in TEMPERATURES),
+        ),
+    ] = None,
+    top_p: TreeTopP = None,
+    top_k: TreeTopK = None,
+    min_p: TreeMinP = None,
+    verifier: TreeVerifier = None,
+    output: ResultsFile = None,
+    form: PrintFormat = Format.table,
+    compile: TreeCompile = None,
+    graphs: Graphs = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    offload: TreeOffload = None,
+    memory_budget: TreeMemoryBudget = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Compare predicted with measured speed for many tree sizes.
+
+    Acceptance is estimated from one half of the dataset's documents. The other
+    half is decoded with the tree that is best by that estimate, and with others
+    from 2 nodes to twice its size.
+    """
+    outputs = OutputOptions(output, form, as_json, force)
+    outputs.check(dataset, [tree, profile])
+    engine = EngineOptions(target, draft, device, dtype, compile, graphs, offload, memory_budget)
+    solved = solved_tree(tree, engine, SamplingOptions(temperature, top_p, top_k, min_p, verifier))
+    from sequoia_opt.cli.output import note, progress
+    from sequoia_opt.measure.calibration import CalibrationSpec, run_calibration
+    from sequoia_opt.plan.latency import LatencyProfile
+    from sequoia_opt.repository import paths
+
+    data = DatasetOptions(dataset, chat, system, template_option)
+    spec = CalibrationSpec(
+        tree=solved.tree,
+        tree_file=solved.file,
+        sampling=solved.sampling,
+        limit=limit,
+        max_new_tokens=max_new_tokens,
+        repeats=repeats,
+        template=data.template,
+        memory_budget=engine.budget(solved.tree),
+        profile=LatencyProfile.load(profile or paths.input_of(solved.tree, "profile")),
+        temperatures=TEMPERATURES if temperature is None else (temperature,),
+    )
+    spec.check()
+    name, documents = data.load()
+    pair = engine.load(solved.tree)
+    found = run_calibration(spec, pair, name, documents, progress, note)
+    outputs.save(found.document())
+    _print(found, outputs.printed)
+
+
+def _print(found: Calibration, form: Format) -> None:
+    """Print a calibration."""
+    from sequoia_opt.cli import calibration_tables
+    from sequoia_opt.cli.bench_tables import settings_line
+
+    if form is Format.json:
+        print_json(found.document())
+    elif form is Format.csv:
+        calibration_tables.calibration_csv(found)
+    else:
+        show = (
+            calibration_tables.calibration_markdown
+            if form is Format.md
+            else calibration_tables.calibration_table
+        )
+        for part in found.parts:
+            show(part, settings_line(found.settings | asdict(part.sampling)))

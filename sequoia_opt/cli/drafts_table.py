@@ -1,0 +1,57 @@
+"""What `compare-drafts` prints: drafts by predicted speed. No torch.
+
+Knows the plans. Knows nothing of how drafts were measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE
+from rich.table import Table
+
+from sequoia_opt.cli.bench_tables import interval_text
+from sequoia_opt.cli.output import out, show
+
+if TYPE_CHECKING:
+    from sequoia_opt.measure.compare_drafts import DraftResult
+
+
+def drafts_table(results: Sequence[DraftResult]) -> None:
+    """Print drafts in the given order."""
+    table = Table(
+        title=f"drafts for {results[0].profile.target.model}",
+        title_justify="left",
+        box=SIMPLE,
+        collapse_padding=True,
+        pad_edge=False,
+    )
+    table.add_column("draft", overflow="fold")
+    for column in (
+        "para-\nmeters", "rank 1\naccepted", "cost", "nodes", "depth", "tokens\n/step",
+        "speedup (95%)",
+    ):  # fmt: skip
+        table.add_column(column, justify="right", no_wrap=True)
+    for result in results:
+        choice = result.choice
+        table.add_row(
+            result.draft,
+            f"{result.parameters / 1e6:,.1f}M",
+            f"{result.acceptance.rates[0]:.2f}",
+            f"{100 * result.relative_cost:.0f}%",
+            str(choice.tree.size),
+            str(choice.tree.depth),
+            f"{choice.tokens[0]:.2f}",
+            f"{choice.speedup[0]:.2f}x{interval_text(*result.speedup_interval)}",
+        )
+    show(table)
+    out.print("cost: time of the draft's forward pass over the target's")
+
+
+def fastest_line(first: DraftResult, second: DraftResult, probability: float) -> None:
+    """Print how sure it is that the first draft is faster than the second."""
+    out.print(
+        f"{first.draft} is predicted to be the fastest: ahead of {second.draft} in "
+        f"{100 * probability:.0f}% of resamplings"
+    )

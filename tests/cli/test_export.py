@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from command_line import Outcome
+
+from sequoia_opt import demo
+from sequoia_opt.plan import shapes
+from sequoia_opt.plan.export import FORMATS
+from sequoia_opt.plan.tree import TokenTree
+
+
+def test_export_speaks_json(run: Callable[..., Outcome]) -> None:
+    shapes.chain(4).save("t.json")
+    document = json.loads(run("export", "t.json", "--to", "llama.cpp", "--json").out)
+    assert " --spec-draft-n-max 3 " in document["text"]
+
+
+def test_a_failed_export_leaves_the_old_file(
+    run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes.k_ary(2, 2).save("t.json")
+    assert run("export", "t.json", "--to", "sequoia", "-o", "g.pt").code == 0
+    old = Path("g.pt").read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    failed = run("export", "t.json", "--to", "sequoia", "-o", "g.pt")
+    assert (failed.code, "No space left" in failed.err) == (1, True)
+    assert Path("g.pt").read_bytes() == old
+
+
+def test_a_plan_that_does_not_hold_there_is_warned_of(run: Callable[..., Outcome]) -> None:
+    metadata = {"temperature": 0.6, "verifier": "sequoia", "draft": "d", "draft_path": "/m/d"}
+    TokenTree([-1, 0], [0, 1], metadata).save("warm.json")
+    exported = run("export", "warm.json", "--to", "vllm")
+    assert exported.code == 0
+    assert '"model": "/m/d"' in exported.out
+    assert "note: above temperature 0 vLLM drafts greedily" in exported.err
+    assert "--verifier topk" in exported.err
+    assert (
+        '"model": "x.gguf"' in run("export", "warm.json", "--to", "vllm", "--draft", "x.gguf").out
+    )
+
+
+def test_the_bundled_draft_is_exported_by_its_folder(run: Callable[..., Outcome]) -> None:
+    TokenTree([-1, 0], [0, 1], {"draft": demo.DRAFT_NAME}).save("t.json")
+    assert str(demo.FOLDER / "draft") in run("export", "t.json", "--to", "sglang").out
+
+
+def test_help_names_every_format(run: Callable[..., Outcome]) -> None:
+    words = run("export", "--help").out.replace("│", " ").split()
+    names = {word.strip(",;") for word in words}
+    assert set(FORMATS) <= names
