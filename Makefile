@@ -14,8 +14,8 @@ DATA ?=
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	touch $@
 
-# Profile, sample, solve and decode on the bundled pair, on this machine: with a program, into a
-# folder.
+# Profile, estimate, solve and decode with the bundled pair on this machine. Arguments: the folder of
+# the programs, and the folder to write into.
 define demonstration
 	$(1)/sequoia-opt profile --contexts 128,512 --tokens 1,2,3,4,6,8,12,16,24,32 --repeats 5 -o $(2)/profile.yaml
 	$(1)/sequoia-opt estimate -o $(2)/acceptance.yaml
@@ -26,7 +26,7 @@ endef
 demo: .venv/installed
 	$(call demonstration,$(BIN),$(DEMO))
 
-# Build the wheel, install it into an environment of its own, and run the demonstration from there.
+# Build the wheel, install it into an empty environment, and run the demonstration from there.
 wheel: .venv/installed
 	rm -rf $(WHEEL)
 	$(BIN)/python -m build --quiet --wheel --outdir $(WHEEL)
@@ -38,16 +38,16 @@ wheel: .venv/installed
 test: .venv/installed
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-# The tests that need an NVIDIA GPU; without one they are skipped, and say so.
+# Run the tests that need an NVIDIA GPU; without one they are skipped, and say so.
 test-gpu: .venv/installed
 	$(BIN)/python -m pytest -m gpu -rs
 
-# What a machine with an NVIDIA GPU makes of the program, in nine minutes: GPU tests, a 7B, an 8B
-# and an offloaded 13B shape, the bundled pair. OUT gets a log for each part, a table, and an
-# archive of profiles, plans and results that is unpacked here to commit them.
+# Measure a machine with an NVIDIA GPU, in nine minutes: the GPU tests, a 7B, an 8B and an offloaded
+# 13B shape, and the bundled pair. OUT gets a log for each part, a table, and an archive of profiles,
+# plans and results; unpack it here to commit them.
 #     make gpu                               sets up .venv first
-#     PYTHON=python3 make gpu OUT=results    takes that python as it is, with its torch
-#     make gpu DEVICE=cpu SHAPES=tiny        rehearses it where there is no GPU
+#     PYTHON=python3 make gpu OUT=results    uses that Python and its torch as they are
+#     make gpu DEVICE=cpu SHAPES=tiny        rehearses it without a GPU
 #     make gpu ONLY=own TARGET=big DRAFT=small DATASET=prompts.jsonl MINUTES=60
 DEVICE ?= cuda
 SHAPES ?= full
@@ -59,7 +59,7 @@ gpu: $(if $(filter environment command,$(origin PYTHON)),,.venv/installed)
 	  $(if $(MINUTES),--minutes $(MINUTES)) $(if $(TARGET),--target $(TARGET)) \
 	  $(if $(DRAFT),--draft $(DRAFT)) $(if $(DATASET),--dataset $(DATASET))
 
-# Ten times as many broken files and command lines as `make test` tries.
+# Try ten times as many broken files and command lines as `make test`.
 fuzz: .venv/installed
 	FUZZ=10 $(BIN)/python -m pytest -n 2 tests/fuzz
 
@@ -68,39 +68,40 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The README's tables, greedy, compiled, with this machine's committed tree: methods side by side,
-# and the tree against the best chain on more prompts.
+# Greedy decoding, compiled, with this machine's committed tree: all methods, and the tree against the
+# best chain on more prompts.
 bench: .venv/installed
 	$(BIN)/sequoia-opt bench --compile --limit 16 --repeats 1 --format md
 	$(BIN)/sequoia-opt bench --compile --methods chain,tree --limit 32 --repeats 1 --format md
 
-# What benchmarks/ keeps: every method at five temperatures, trees by size, verifiers, predictions.
+# Measure what benchmarks/ has: every method at five temperatures, trees by size, verifiers, predictions.
 results: .venv/installed
 	PATH=$(BIN):$$PATH bash benchmarks/run.sh $(DATA)
 
-# The solver's tables: how its time grows, how often it finds the fastest tree of all.
+# Print the solver's tables: how its time grows, and how often it finds the fastest tree.
 bench-solver: .venv/installed
 	$(BIN)/python tests/benchmarks/solver.py
 
-# Where a step's time goes, for each verifier, and what it costs by context, beside its
-# prediction; and greedy decoding with trees against plain decoding, in float64, on every prompt
-# of DATA.
+# Measure where a step's time goes, for each verifier, and what a step costs by context length beside
+# its prediction; with DATA also compare greedy decoding with plain decoding, in float64, on every
+# prompt.
 bench-step: .venv/installed
 	$(BIN)/python tests/benchmarks/step.py
 	$(BIN)/python tests/benchmarks/step.py --compile
 	$(BIN)/python tests/benchmarks/contexts.py --compile
 	$(if $(DATA),$(BIN)/python tests/benchmarks/greedy.py $(DATA))
 
-# A target of a few GB whose layers are read from disk: rates, memory, steps, beside accelerate's.
+# Decode with a target of a few GB whose layers are read from disk: rates, memory and steps, beside
+# accelerate's.
 bench-offload: .venv/installed
 	$(BIN)/python tests/benchmarks/offload.py
 
-# What teacher-forced estimation costs beside the models' own forwards.
+# Measure what teacher-forced estimation costs beside the models' own forward passes.
 bench-estimator: .venv/installed
 	$(BIN)/python tests/benchmarks/estimator.py
 
-# Measure this machine anew and solve the bundled pair's trees: what CI does for each kind of
-# GPU. DATA=prompts.jsonl takes another dataset than the bundled one.
+# Profile this machine and solve the bundled pair's trees, as CI does for each kind of GPU.
+# DATA=prompts.jsonl uses that dataset instead of the bundled one.
 trees: .venv/installed
 	$(BIN)/sequoia-opt profile
 	for temperature in 0 0.3 0.6 1 1.2; do \
