@@ -152,7 +152,7 @@ def _settings(decoding: Decoding, template: Template, seed: int) -> dict[str, An
         "seed": seed,
         "tree": decoding.tree.fingerprint,
         **decoding.limits,
-        **decoding.rules.document(),
+        **decoding.logits_options.document(),
         **template.document(),
     }
 

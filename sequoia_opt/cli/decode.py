@@ -117,7 +117,7 @@ def _generate(decoding: Decoding, tokens: list[int], quiet: bool) -> Generation:
 
 def _predictions(decoding: Decoding) -> Comparable:
     """Which of the tree's predictions apply to what is decoded here."""
-    if decoding.rules.change_anything:  # the tree's rates are of texts without them
+    if decoding.logits_options.change_anything:  # the tree's rates are of texts without them
         return Comparable(tokens=False, times=False)
     return comparable(decoding.tree, decoding.pair, decoding.sampling)
 
@@ -136,4 +136,6 @@ def _document(decoding: Decoding, generation: Generation) -> dict[str, Any]:
         "tree": str(decoding.tree_path),
         **asdict(decoding.sampling),
     }
-    return document | (decoding.rules.document() if decoding.rules.change_anything else {})
+    return document | (
+        decoding.logits_options.document() if decoding.logits_options.change_anything else {}
+    )

@@ -62,13 +62,15 @@ def compare_with_plain(
     from sequoia_opt.measure.race import race
     from sequoia_opt.plan.tree import AUTOREGRESSIVE
 
-    pair, rules = decoding.pair, decoding.rules
+    pair, logits_options = decoding.pair, decoding.logits_options
     sampling = asdict(decoding.sampling)
     shapes = {"plain": AUTOREGRESSIVE}
     if decoding.tree.size > 1:  # a tree of one node is plain decoding
         shapes["tree"] = decoding.tree
     contestants = [
-        methods.with_tree(pair, name, shape, **sampling, seed=options.seed, rules=rules)
+        methods.with_tree(
+            pair, name, shape, **sampling, seed=options.seed, logits_options=logits_options
+        )
         for name, shape in shapes.items()
     ]
     new_tokens = options.max_new_tokens
@@ -79,12 +81,14 @@ def compare_with_plain(
     if is_greedy:
         greedy_texts = [run.tokens for run in raced.runs[-1]]
     else:  # transformers can be compared with greedy tokens only
-        greedy = methods.with_tree(pair, "greedy", decoding.tree, temperature=0.0, rules=rules)
+        greedy = methods.with_tree(
+            pair, "greedy", decoding.tree, temperature=0.0, logits_options=logits_options
+        )
         greedy_texts = [greedy.run(prompts[0], new_tokens).tokens]
     from_library = [
         (index, divergence)
         for index, (prompt, text) in enumerate(zip(prompts, greedy_texts, strict=False))
-        if (divergence := library_divergence(pair, prompt, text, rules)) is not None
+        if (divergence := library_divergence(pair, prompt, text, logits_options)) is not None
     ]
     from_plain: list[tuple[int, Divergence]] | None = [] if is_greedy else None
     if is_greedy and results[-1].agreement < 1:
@@ -101,7 +105,7 @@ def _divergences(
     differing = []
     for index, prompt in enumerate(prompts):
         plain, with_tree = (method.run(prompt, new_tokens).tokens for method in contestants)
-        difference = divergence(decoding.pair, prompt, plain, with_tree, decoding.rules)
+        difference = divergence(decoding.pair, prompt, plain, with_tree, decoding.logits_options)
         if difference is not None:
             differing.append((index, difference))
     return differing

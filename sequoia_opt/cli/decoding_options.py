@@ -144,7 +144,7 @@ class Decoding:
 
     Attributes:
         tree_path: the file that the tree is from.
-        rules: the options' and the target's own.
+        logits_options: the options' and the target's own.
         limits: the keyword arguments of `Decoder.stream`: when a text ends.
         keep_statistics: adds a generation after a prompt of so many tokens to the statistics.
     """
@@ -153,7 +153,7 @@ class Decoding:
     tree: TokenTree
     pair: Pair
     sampling: Sampling
-    rules: LogitsOptions
+    logits_options: LogitsOptions
     decoder: Decoder
     limits: dict[str, Any]
     keep_statistics: KeepStatistics
@@ -177,7 +177,7 @@ def prepare(
         typer.BadParameter: options that exclude each other.
         SequoiaError: a file or a model cannot be used.
     """
-    from sequoia_opt.cli.generation_config import merged_rules, note_generation_config
+    from sequoia_opt.cli.generation_config import merged_logits_options, note_generation_config
     from sequoia_opt.cli.output import note
     from sequoia_opt.plan.tree import TokenTree
 
@@ -193,8 +193,8 @@ def prepare(
     from sequoia_opt.measure.encoding import check_template
 
     check_seed(options.seed)
-    rules = _rules(options)
-    if rules.change_anything and (compare or options.stats is not None):
+    logits_options = _logits_options(options)
+    if logits_options.change_anything and (compare or options.stats is not None):
         raise typer.BadParameter(
             f"{UNCHANGED_MODELS}: drop --repetition-penalty, --presence-penalty, "
             "--frequency-penalty and --logit-bias",
@@ -214,23 +214,27 @@ def prepare(
     if template.for_all or template.options or documents:
         check_template(pair, documents, template, note)
     config = own_settings(pair) if options.generation_config else OwnSettings()
-    rules = merged_rules(rules, config, options.repetition_penalty is not None)
-    if options.stats is not None and rules.change_anything:
+    logits_options = merged_logits_options(
+        logits_options, config, options.repetition_penalty is not None
+    )
+    if options.stats is not None and logits_options.change_anything:
         raise typer.BadParameter(
             f"{UNCHANGED_MODELS}, and generation_config.json of {pair.target_name} has penalties; "
             "add --no-generation-config",
             param_hint="--stats",
         )
     stops = list(config.stop if options.stop is None else options.stop)
-    note_generation_config(pair, config, rules, sampling, stops)
-    decoder = Decoder(pair, tree, **asdict(sampling), seed=options.seed, rules=rules)
+    note_generation_config(pair, config, logits_options, sampling, stops)
+    decoder = Decoder(
+        pair, tree, **asdict(sampling), seed=options.seed, logits_options=logits_options
+    )
     limits = {
         "max_new_tokens": options.max_new_tokens,
         "ignore_eos": options.ignore_eos,
         "stop": stops,
     }
     keep = _statistics_keeper(options.stats, pair, tree, sampling)
-    return Decoding(path, tree, pair, sampling, rules, decoder, limits, keep)
+    return Decoding(path, tree, pair, sampling, logits_options, decoder, limits, keep)
 
 
 def check_stats(options: DecodingOptions, inputs: Sequence[Path | None]) -> None:
@@ -246,8 +250,8 @@ def check_stats(options: DecodingOptions, inputs: Sequence[Path | None]) -> None
         decode_stats.check(options.stats)
 
 
-def _rules(options: DecodingOptions) -> LogitsOptions:
-    """The rules that the options set."""
+def _logits_options(options: DecodingOptions) -> LogitsOptions:
+    """The logits options that the options set."""
     from sequoia_opt.engine.logits_processors import LogitsOptions
 
     penalty = options.repetition_penalty

@@ -133,12 +133,12 @@ def estimate(
     writer.check(len(samplings), [*map(Path, sources.values())])
     from sequoia_opt.api import load_dataset
     from sequoia_opt.cli.output import note
-    from sequoia_opt.engine.decoder import check_sampling
     from sequoia_opt.measure.encoding import check_template
     from sequoia_opt.measure.estimator import EstimateOptions
+    from sequoia_opt.plan.verifiers import check_verifier
 
     for sampling in samplings:
-        check_sampling(**asdict(sampling))
+        check_verifier(sampling.verifier)
     options = EstimateOptions(
         width=width,
         depths=depths,

@@ -17,42 +17,46 @@ if TYPE_CHECKING:
     from sequoia_opt.engine.pair import Pair
 
 
-def merged_rules(
-    rules: LogitsOptions, config: OwnSettings, has_repetition_penalty: bool
+def merged_logits_options(
+    logits_options: LogitsOptions, config: OwnSettings, has_repetition_penalty: bool
 ) -> LogitsOptions:
-    """The rules from the options, with those of the target where the options say nothing.
+    """The logits options from the command line; where they say nothing, the target's own.
 
     Args:
-        rules: from the options.
+        logits_options: from the options.
         config: the target's settings.
         has_repetition_penalty: whether an option sets the repetition penalty.
     """
-    chosen = rules if has_repetition_penalty else config.logits
+    chosen = logits_options if has_repetition_penalty else config.logits
     return replace(
         config.logits,
         repetition_penalty=chosen.repetition_penalty,
-        bias={**config.logits.bias, **rules.bias},
-        frequency_penalty=rules.frequency_penalty,
-        presence_penalty=rules.presence_penalty,
-        banned=config.logits.banned.difference(rules.bias),
-        banned_first=config.logits.banned_first.difference(rules.bias),
+        bias={**config.logits.bias, **logits_options.bias},
+        frequency_penalty=logits_options.frequency_penalty,
+        presence_penalty=logits_options.presence_penalty,
+        banned=config.logits.banned.difference(logits_options.bias),
+        banned_first=config.logits.banned_first.difference(logits_options.bias),
     )
 
 
 def note_generation_config(
-    pair: Pair, config: OwnSettings, rules: LogitsOptions, sampling: Sampling, stops: Sequence[str]
+    pair: Pair,
+    config: OwnSettings,
+    logits_options: LogitsOptions,
+    sampling: Sampling,
+    stops: Sequence[str],
 ) -> None:
     """Say on standard error what of the target's generation_config.json is applied, and what not.
 
     Args:
         config: the target's settings.
-        rules: the rules that are applied.
+        logits_options: the logits options that are applied.
         stops: the strings that end a text.
     """
     from sequoia_opt.cli.output import note
 
     where = f"generation_config.json of {pair.target_name}"
-    applied = _applied_rules(config, rules)
+    applied = _applied_settings(config, logits_options)
     if config.stop and list(config.stop) == list(stops):
         applied.append(f"stop strings {', '.join(map(repr, stops))}")
     if applied:
@@ -76,16 +80,16 @@ def note_generation_config(
         note(f"{where}: not applied: {settings}: {reason}; for these settings add {options}")
 
 
-def _applied_rules(config: OwnSettings, rules: LogitsOptions) -> list[str]:
-    """The target's own rules that are applied, in words."""
+def _applied_settings(config: OwnSettings, logits_options: LogitsOptions) -> list[str]:
+    """The target's own settings that are applied, in words."""
     penalty = config.logits.repetition_penalty
     applied = []
-    if penalty != 1 and penalty == rules.repetition_penalty:
+    if penalty != 1 and penalty == logits_options.repetition_penalty:
         applied.append(f"repetition_penalty {penalty:g}")
     for tokens, words in (
         (config.logits.bias, "with a bias"),
-        (rules.banned, "suppressed"),
-        (rules.banned_first, "suppressed as the first token"),
+        (logits_options.banned, "suppressed"),
+        (logits_options.banned_first, "suppressed as the first token"),
     ):
         if tokens:
             applied.append(f"{len(tokens)} token{'s' if len(tokens) > 1 else ''} {words}")

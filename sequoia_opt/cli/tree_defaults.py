@@ -6,7 +6,7 @@ Knows a tree's metadata and the options that override it. Knows nothing of decod
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,7 +24,13 @@ from sequoia_opt.cli.options import (
 )
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan.sampling import Sampling
-from sequoia_opt.plan.verifiers import DEFAULT_VERIFIER, GREEDY, VERIFIERS, verifier_at
+from sequoia_opt.plan.verifiers import (
+    DEFAULT_VERIFIER,
+    GREEDY,
+    VERIFIERS,
+    check_verifier,
+    verifier_at,
+)
 
 if TYPE_CHECKING:
     from sequoia_opt.engine.pair import Pair
@@ -112,7 +118,6 @@ def sampling_of(
             acceptance rates differ.
     """
     from sequoia_opt.cli.output import note
-    from sequoia_opt.engine.decoder import check_sampling
 
     solved = tree.metadata
     solved_verifier = solved.get("verifier", GREEDY)
@@ -123,7 +128,7 @@ def sampling_of(
         top_k=int(solved.get("top_k", 0) if top_k is None else top_k),
         min_p=float(solved.get("min_p", 0.0) if min_p is None else min_p),
     )
-    check_sampling(**asdict(sampling))
+    check_verifier(sampling.verifier)
     if sampling.temperature == 0:  # the most likely token is in every cut
         for option, value, neutral in (
             ("--top-p", top_p, 1),

@@ -26,7 +26,7 @@ from sequoia_opt.plan.tree import AUTOREGRESSIVE, TokenTree
 from sequoia_opt.plan.verifiers import check_verifier
 from sequoia_opt.types import FloatArray
 
-__all__ = ["Decoder", "Generation", "Session", "Stream", "check_sampling", "check_seed"]
+__all__ = ["Decoder", "Generation", "Session", "Stream", "check_seed"]
 
 LARGEST_SEED = 2**63 - 1
 
@@ -40,8 +40,8 @@ class Decoder:
         top_p: in (0, 1].
         seed: seeds all sampling; a whole number of at most 63 bits.
         verifier: for temperatures above 0.
-        rules: a bias of the target's logits, penalties, banned tokens; those that the target came
-            with are `own_settings(pair).logits`.
+        logits_options: a bias of the target's logits, penalties, banned tokens; the target's own
+            are `own_settings(pair).logits`.
         rates: [depth + 1, ranks], acceptance rates to simulate, whatever the models say: for speed
             alone, the text means nothing.
         top_k: how many of the most likely tokens may be drawn; 0 for all.
@@ -60,11 +60,11 @@ class Decoder:
         seed: int = 0,
         verifier: str = "sequoia",
         rates: FloatArray | None = None,
-        rules: LogitsOptions | None = None,
+        logits_options: LogitsOptions | None = None,
         top_k: int = 0,
         min_p: float = 0.0,
     ) -> None:
-        check_sampling(temperature, top_p, verifier, top_k, min_p)
+        check_verifier(Sampling(temperature, top_p, verifier, top_k, min_p).verifier)
         widest = int(tree.child_counts.max(initial=0))
         if widest > pair.target.vocabulary:
             raise SequoiaError(
@@ -75,12 +75,14 @@ class Decoder:
         self.verifier = make_verifier(verifier, temperature, top_p, top_k, min_p)
         if rates is not None:
             self.verifier = Synthetic(self.verifier, rates).to(pair.device)
-        rules = rules or LogitsOptions()
-        rules.check(pair.target.vocabulary)
-        self._rules = (
-            rules.processor(pair.device, pair.target.vocabulary) if rules.change_anything else None
+        logits_options = logits_options or LogitsOptions()
+        logits_options.check(pair.target.vocabulary)
+        self._processor = (
+            logits_options.processor(pair.device, pair.target.vocabulary)
+            if logits_options.change_anything
+            else None
         )
-        step = Step(pair.target, pair.drafter, tree, self.verifier, pair.world, self._rules)
+        step = Step(pair.target, pair.drafter, tree, self.verifier, pair.world, self._processor)
         self.step = pair.machine.prepared(step)
         self.read_back = pair.machine.read_back(tree.depth + TOLD)
         self._root = TreeIndex(AUTOREGRESSIVE, pair.device)
@@ -163,9 +165,9 @@ class Decoder:
         device, vocabulary = self.pair.device, self.pair.target.vocabulary
         count = self.verifier.uniform_count(self._root, vocabulary)
         seen = None
-        if self._rules is not None:
-            seen = self._rules.seen(text)
-            logits = self._rules.apply(logits, seen, first=True)
+        if self._processor is not None:
+            seen = self._processor.seen(text)
+            logits = self._processor.apply(logits, seen, first=True)
         verdict = self.verifier.verify(
             self._root,
             text[-1:],
@@ -175,9 +177,9 @@ class Decoder:
         )
         first = self.pair.world.agree(verdict.next)
         state = first_state(text, first)
-        if self._rules is not None and seen is not None:
+        if self._processor is not None and seen is not None:
             state = replace(
-                state, seen=seen.index_fill(0, first, True), counts=self._rules.counts(first)
+                state, seen=seen.index_fill(0, first, True), counts=self._processor.counts(first)
             )
         return int(first), state
 
@@ -186,14 +188,3 @@ def check_seed(seed: int) -> None:
     """Refuse a seed that no generator takes."""
     if not -LARGEST_SEED <= seed <= LARGEST_SEED:
         raise SequoiaError(f"seed: found {seed}, expected a whole number of at most 63 bits")
-
-
-def check_sampling(
-    temperature: float,
-    top_p: float,
-    verifier: str = "sequoia",
-    top_k: int = 0,
-    min_p: float = 0.0,
-) -> None:
-    """Refuse sampling options that are out of range."""
-    check_verifier(Sampling(temperature, top_p, verifier, top_k, min_p).verifier)

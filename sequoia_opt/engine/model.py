@@ -8,7 +8,7 @@ another engine is another folder. Knows nothing of drafting or verifying.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -193,10 +193,6 @@ class Model(Protocol):
         Raises:
             SequoiaError: they do not.
         """
-        ...
-
-    def native(self) -> AbstractContextManager[Any]:
-        """The model as the library that it comes from runs it, to compare with."""
         ...
 
 

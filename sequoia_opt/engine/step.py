@@ -38,20 +38,20 @@ class Step:
         tree: TokenTree,
         verifier: Verifier,
         world: World = ALONE,
-        rules: LogitsProcessor | None = None,
+        processor: LogitsProcessor | None = None,
     ) -> None:
         """Prepare a step.
 
         Args:
             world: the processes that the target is spread over.
-            rules: what is done to logits before tokens are chosen.
+            processor: what is done to logits before tokens are chosen.
         """
-        self.tree, self.verifier, self.rules = tree, verifier, rules
+        self.tree, self.verifier, self.processor = tree, verifier, processor
         self.device, self.vocabulary = target.device, target.vocabulary
         self._world = world
         self.index = TreeIndex(tree, self.device)
         self._target_pass = target.tree_pass(tree)
-        self._drafter = drafter.on(tree, self.index, verifier, rules) if tree.size > 1 else None
+        self._drafter = drafter.on(tree, self.index, verifier, processor) if tree.size > 1 else None
         self._places = torch.arange(tree.depth + 1, device=self.device)
         self._outcomes = _Outcomes.of(tree, self.device)
         self.uniform_count = verifier.uniform_count(self.index, self.vocabulary)
@@ -75,8 +75,8 @@ class Step:
         tokens, draft_logits = self._draft(caches, state, bound, uniforms)
         tokens = self._world.agree(tokens)
         target_logits = self._target_pass.score(caches.target, tokens, state.length, bound)
-        if self.rules is not None and state.seen is not None:
-            target_logits = self.rules.apply_to_tree(
+        if self.processor is not None and state.seen is not None:
+            target_logits = self.processor.apply_to_tree(
                 target_logits, state.seen, tokens, self.index.ancestors, state.counts
             )
         verdict = self.verifier.verify(self.index, tokens, target_logits, draft_logits, uniforms)

@@ -15,8 +15,8 @@ import numpy as np
 import psutil
 import torch
 
+from sequoia_opt.engine.cpu import processors
 from sequoia_opt.engine.distributed import ALONE, World
-from sequoia_opt.engine.torch.cpu import processors
 
 # What is still too little to report.
 MAX_CPU_SHARE = 0.1  # share of the CPU time that others may take

@@ -13,6 +13,7 @@ from torch import Tensor
 from sequoia_opt.engine.logits_processors import LogitsOptions
 from sequoia_opt.engine.model import reserved
 from sequoia_opt.engine.pair import Pair
+from sequoia_opt.engine.torch.library import text_logits
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ def divergence(
     prompt: list[int],
     first: list[int],
     second: list[int],
-    rules: LogitsOptions | None = None,
+    logits_options: LogitsOptions | None = None,
 ) -> Divergence | None:
     """Find where two greedy decodings of a prompt part.
 
@@ -42,7 +43,7 @@ def divergence(
     part where the target's two best logits are closer than that rounding.
 
     Args:
-        rules: logits processors that both decodings used.
+        logits_options: logits processors that both decodings used.
 
     Returns:
         The first differing token and the gap between the target's two best logits there; None if
@@ -54,8 +55,8 @@ def divergence(
     tokens = torch.tensor([[*prompt, *first[: differing[0]]]], device=pair.device)
     with reserved(pair.target, tokens.shape[1]) as cache:
         logits = pair.target.prefill(cache, tokens)[:1].double()
-    if rules is not None and rules.change_anything:
-        prepared = rules.processor(pair.device, pair.target.vocabulary)
+    if logits_options is not None and logits_options.change_anything:
+        prepared = logits_options.processor(pair.device, pair.target.vocabulary)
         new = tokens[0, len(prompt) :]
         logits = prepared.apply(
             logits, prepared.seen(tokens[0]), prepared.counts(new), len(new) == 0
@@ -66,7 +67,7 @@ def divergence(
 
 @torch.inference_mode()
 def library_divergence(
-    pair: Pair, prompt: list[int], tokens: list[int], rules: LogitsOptions | None = None
+    pair: Pair, prompt: list[int], tokens: list[int], logits_options: LogitsOptions | None = None
 ) -> Divergence | None:
     """Find where transformers' own forward pass prefers another token than a greedy decoding has.
 
@@ -75,18 +76,15 @@ def library_divergence(
 
     Args:
         tokens: the new tokens of the greedy decoding.
-        rules: logits processors that the decoding used.
+        logits_options: logits processors that the decoding used.
 
     Returns:
         The first such token and how far transformers' best logit is above the decoded token's;
         None if there is no such token.
     """
-    text = torch.tensor([[*prompt, *tokens[:-1]]], device=pair.device)
-    with pair.target.native() as model:
-        logits = model(input_ids=text, use_cache=False, logits_to_keep=len(tokens)).logits[0]
-    logits = logits[-len(tokens) :].double()
-    if rules is not None and rules.change_anything:
-        logits = _processed(logits, rules, prompt, tokens)
+    logits = text_logits(pair, [*prompt, *tokens[:-1]], keep=len(tokens))
+    if logits_options is not None and logits_options.change_anything:
+        logits = _processed(logits, logits_options, prompt, tokens)
     decoded = torch.tensor(tokens, device=pair.device)
     gaps = logits.amax(dim=-1) - logits.gather(1, decoded[:, None])[:, 0]
     differing = gaps.gt(0).nonzero()
@@ -97,11 +95,11 @@ def library_divergence(
 
 
 def _processed(
-    logits: Tensor, rules: LogitsOptions, prompt: list[int], tokens: list[int]
+    logits: Tensor, logits_options: LogitsOptions, prompt: list[int], tokens: list[int]
 ) -> Tensor:
     """Apply the logits processors to the logits [tokens, vocabulary] before each new token."""
     device = logits.device
-    prepared = rules.processor(device, logits.shape[1])
+    prepared = logits_options.processor(device, logits.shape[1])
     rows = []
     for index, row in enumerate(logits.split(1)):
         new = torch.tensor(tokens[:index], dtype=torch.long, device=device)

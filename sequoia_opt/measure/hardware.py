@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from sequoia_opt import __version__
-from sequoia_opt.engine.torch.cpu import cpu_name
+from sequoia_opt.engine.cpu import cpu_name
 
 VERSION_NUMBER = re.compile(r"\b(\d+\.\d+[.\d]*)")
 

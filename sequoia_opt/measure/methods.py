@@ -6,18 +6,13 @@ the same way. Knows nothing of how methods are compared.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from transformers import GenerationConfig
-from transformers.generation.streamers import BaseStreamer
-
 from sequoia_opt.engine.decoder import Decoder
 from sequoia_opt.engine.pair import Pair
+from sequoia_opt.engine.torch import library
 from sequoia_opt.measure.progress import Progress, no_progress
 from sequoia_opt.plan.tree import TokenTree
 
@@ -102,7 +97,8 @@ def with_prompt_lookup(
 ) -> Method:
     """transformers' prompt lookup: guesses what followed the last tokens earlier in the text."""
     sampling = _sampling_options(temperature, top_p, top_k, min_p)
-    return _with_transformers(pair, name, sampling, prompt_lookup_num_tokens=LOOKUP_GUESSES)
+    options = {**sampling, "prompt_lookup_num_tokens": LOOKUP_GUESSES}
+    return _with_transformers(pair, name, options)
 
 
 def with_assistant(
@@ -128,7 +124,7 @@ def with_assistant(
             assistant_confidence_threshold=0.0,
         )
     sampling = _sampling_options(temperature, top_p, top_k, min_p)
-    return _with_transformers(pair, name, sampling, GenerationConfig(**assistant_options))
+    return _with_transformers(pair, name, sampling, assistant_options)
 
 
 def best_guesses(
@@ -153,21 +149,6 @@ def best_guesses(
     return best
 
 
-class _Clock(BaseStreamer):
-    """Records when tokens came, and how many each time; the first ones are the prompt's."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-        self.counts: list[int] = []
-
-    def put(self, value: torch.Tensor) -> None:
-        self.times.append(time.perf_counter())
-        self.counts.append(value.numel())
-
-    def end(self) -> None:
-        pass
-
-
 def _sampling_options(temperature: float, top_p: float, top_k: int, min_p: float) -> dict[str, Any]:
     """The options of transformers' `generate` for this sampling."""
     if temperature == 0:
@@ -184,58 +165,13 @@ def _sampling_options(temperature: float, top_p: float, top_k: int, min_p: float
 def _with_transformers(
     pair: Pair,
     name: str,
-    sampling: dict[str, Any],
-    assistant: GenerationConfig | None = None,
-    **options: Any,
+    options: dict[str, Any],
+    assistant_options: dict[str, Any] | None = None,
 ) -> Method:
-    """Decoding with transformers.
-
-    Args:
-        assistant: configuration of the draft as an assistant; None to decode without a draft.
-        options: passed to `generate`.
-    """
+    """Decoding with transformers; see `library.generate` for the options."""
 
     def run(prompt: list[int], new_tokens: int) -> Run:
-        tokens = torch.tensor([prompt], device=pair.device)
-        clock, forward_passes = _Clock(), 0
-
-        def count(*_: object) -> None:
-            nonlocal forward_passes
-            forward_passes += 1
-
-        with ExitStack() as stack:
-            model: Any = stack.enter_context(pair.target.native())
-            stack.enter_context(_generation_config(model, GenerationConfig()))
-            drafting: dict[str, Any] = {}
-            if assistant is not None:
-                draft = stack.enter_context(pair.draft.native())
-                stack.enter_context(_generation_config(draft, assistant))
-                drafting["assistant_model"] = draft
-            hook = model.register_forward_pre_hook(count)
-            stack.callback(hook.remove)
-            output = model.generate(
-                tokens,
-                attention_mask=torch.ones_like(tokens),
-                max_new_tokens=new_tokens,
-                pad_token_id=0,
-                streamer=clock,
-                **sampling,
-                **drafting,
-                **options,
-            )
-        new = output[0, len(prompt) :].tolist()
-        timed = len(new) - clock.counts[1]
-        return Run(new, forward_passes - 1, timed, clock.times[-1] - clock.times[1], timed)
+        decoded = library.generate(pair, prompt, new_tokens, options, assistant_options)
+        return Run(decoded.tokens, decoded.steps, decoded.timed, decoded.seconds, decoded.timed)
 
     return Method(name, run)
-
-
-@contextmanager
-def _generation_config(model: Any, config: GenerationConfig) -> Iterator[None]:
-    """Replace the model's generation configuration, penalties and end-of-text tokens included."""
-    original = model.generation_config
-    model.generation_config = config
-    try:
-        yield
-    finally:
-        model.generation_config = original

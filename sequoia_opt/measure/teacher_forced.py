@@ -11,11 +11,11 @@ from itertools import groupby
 import torch
 
 from sequoia_opt.engine.pair import Pair
-from sequoia_opt.engine.torch.runner import PREFILL_CHUNK
 from sequoia_opt.measure.pair_reader import PairLogits, PairReader
 from sequoia_opt.measure.sample_texts import SampleText
 from sequoia_opt.measure.trials import Sampler, outcomes, positions_to_try
 
+MAX_CHUNK = 512  # tokens of a text in one forward pass
 LOGITS_BUDGET = 2**24
 """Logits of one model held at once: 64 MB in float32."""
 
@@ -39,7 +39,7 @@ def sample_teacher_forced(
     rows = [text.prompt + text.text for text in texts]
     longest = max(map(len, rows))
     tokens = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=pair.device)
-    chunk = max(1, min(PREFILL_CHUNK, LOGITS_BUDGET // (len(texts) * pair.target.vocabulary)))
+    chunk = max(1, min(MAX_CHUNK, LOGITS_BUDGET // (len(texts) * pair.target.vocabulary)))
     with PairReader(pair, batch=len(texts), capacity=longest) as reader:
         for start, logits in reader.read(tokens, chunk):
             positions = _sampled_positions(texts, start, logits.target.shape[1])

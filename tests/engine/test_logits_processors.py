@@ -102,7 +102,7 @@ def test_greedy_tokens_are_those_of_the_penalties_definition(
             repetition_penalty=options.repetition_penalty, sequence_bias=bias,
             logits_processor=[Counting(options, len(PROMPT))],
         )[0, len(PROMPT) :].tolist()  # fmt: skip
-    decoder = Decoder(pair, tree, rules=options)
+    decoder = Decoder(pair, tree, logits_options=options)
     assert decoder.generate(PROMPT, 40, ignore_eos=True).tokens == expected
     assert Decoder(pair, tree).generate(PROMPT, 40, ignore_eos=True).tokens != expected
     decoder.step = RecordedStep(decoder.step, lambda work, device: work)  # type: ignore[arg-type]
@@ -120,7 +120,8 @@ def test_suppressed_tokens_are_never_chosen(make_pair: Callable[..., Any], tree:
             suppress_tokens=sorted(options.banned), begin_suppress_tokens=plain[:1],
         )[0, len(PROMPT) :].tolist()  # fmt: skip
     assert (
-        Decoder(pair, tree, rules=options).generate(PROMPT, 30, ignore_eos=True).tokens == expected
+        Decoder(pair, tree, logits_options=options).generate(PROMPT, 30, ignore_eos=True).tokens
+        == expected
     )
     assert expected[0] != plain[0]
 
@@ -137,7 +138,9 @@ def test_greedy_tokens_are_the_librarys(
             torch.tensor([PROMPT]), max_new_tokens=40, do_sample=False, eos_token_id=None,
             repetition_penalty=options.repetition_penalty, sequence_bias=bias,
         )[0, len(PROMPT) :].tolist()  # fmt: skip
-    tokens = Decoder(pair, tree, rules=options).generate(PROMPT, 40, ignore_eos=True).tokens
+    tokens = (
+        Decoder(pair, tree, logits_options=options).generate(PROMPT, 40, ignore_eos=True).tokens
+    )
     assert tokens == expected
     assert tokens != Decoder(pair, tree).generate(PROMPT, 40, ignore_eos=True).tokens
 
@@ -147,7 +150,7 @@ def test_sampled_tokens_follow_the_processed_target(make_pair: Callable[..., Any
     pair, options = make_pair(), LogitsOptions(3.0, {9: 3.0})
     counts = []
     for tree, seed in ((shapes.chain(1), 1), (shapes.k_ary(2, 1), 2)):
-        decoder = Decoder(pair, tree, 1.5, seed=seed, rules=options)
+        decoder = Decoder(pair, tree, 1.5, seed=seed, logits_options=options)
         texts = [tuple(decoder.generate(PROMPT, 2, ignore_eos=True).tokens) for _ in range(1500)]
         counts.append(torch.bincount(torch.tensor([second for _, second in texts]), minlength=61))
     both = torch.stack(counts).double()
@@ -161,8 +164,10 @@ def test_sampled_tokens_follow_the_processed_target(make_pair: Callable[..., Any
 
 def test_recorded_steps_process_logits_too(make_pair: Callable[..., Any]) -> None:
     pair, tree = make_pair(), shapes.k_ary(2, 2)
-    expected = Decoder(pair, tree, rules=OPTIONS).generate(PROMPT, 30, ignore_eos=True).tokens
-    decoder = Decoder(pair, tree, rules=OPTIONS)
+    expected = (
+        Decoder(pair, tree, logits_options=OPTIONS).generate(PROMPT, 30, ignore_eos=True).tokens
+    )
+    decoder = Decoder(pair, tree, logits_options=OPTIONS)
     decoder.step = RecordedStep(decoder.step, lambda work, device: work)  # type: ignore[arg-type]
     assert decoder.generate(PROMPT, 30, ignore_eos=True).tokens == expected
 
@@ -184,7 +189,7 @@ def test_options_out_of_range_are_refused(
     make_pair: Callable[..., Any], options: LogitsOptions, complaint: str
 ) -> None:
     with pytest.raises(SequoiaError, match=complaint):
-        Decoder(make_pair(), rules=options)
+        Decoder(make_pair(), logits_options=options)
 
 
 @pytest.mark.parametrize(

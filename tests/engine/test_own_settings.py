@@ -57,7 +57,7 @@ def test_greedy_tokens_are_those_of_generate(
     expected = library.generate(torch.tensor([PROMPT]), do_sample=False, max_new_tokens=40)
     logits = own_settings(pair).logits
     for tree in (shapes.chain(1), shapes.k_ary(2, 3)):
-        generation = Decoder(pair, tree, rules=logits).generate(PROMPT, 40)
+        generation = Decoder(pair, tree, logits_options=logits).generate(PROMPT, 40)
         assert generation.tokens == expected[0, len(PROMPT) :].tolist()
     changes_logits = "eos_token_id" not in settings
     assert logits.change_anything == changes_logits
@@ -123,7 +123,7 @@ def test_tokens_outside_the_vocabulary_are_ignored_as_the_library_does(
     assert own_settings(pair).logits == LogitsOptions(banned=frozenset([43]))
     library = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
     expected = library.generate(torch.tensor([PROMPT]), max_new_tokens=12, do_sample=False)
-    decoder = Decoder(pair, shapes.k_ary(2, 3), rules=own_settings(pair).logits)
+    decoder = Decoder(pair, shapes.k_ary(2, 3), logits_options=own_settings(pair).logits)
     assert decoder.generate(PROMPT, 12).tokens == expected[0, len(PROMPT) :].tolist()
 
 

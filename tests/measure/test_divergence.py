@@ -38,10 +38,12 @@ def test_logits_processors_are_applied_to_transformers_logits(
     make_pair: Callable[..., Any],
 ) -> None:
     pair, prompt = make_pair(), [5, 6, 7]
-    rules = LogitsOptions(1.5, {3: 2.0}, 0.5, 0.25, frozenset([9]), frozenset([11]))
+    logits_options = LogitsOptions(1.5, {3: 2.0}, 0.5, 0.25, frozenset([9]), frozenset([11]))
     tree = shapes.k_ary(2, 3)
-    tokens = methods.with_tree(pair, "tree", tree, rules=rules).run(prompt, 30).tokens
-    assert library_divergence(pair, prompt, tokens, rules) is None
+    tokens = (
+        methods.with_tree(pair, "tree", tree, logits_options=logits_options).run(prompt, 30).tokens
+    )
+    assert library_divergence(pair, prompt, tokens, logits_options) is None
     assert library_divergence(pair, prompt, tokens) is not None
 
 

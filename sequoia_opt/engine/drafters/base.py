@@ -115,7 +115,11 @@ class Drafter(Protocol):
         ...
 
     def on(
-        self, tree: TokenTree, index: TreeIndex, verifier: Verifier, rules: LogitsProcessor | None
+        self,
+        tree: TokenTree,
+        index: TreeIndex,
+        verifier: Verifier,
+        processor: LogitsProcessor | None,
     ) -> TreeDrafter:
         """The drafter, prepared for a tree, a verifier and what is done to logits."""
         ...

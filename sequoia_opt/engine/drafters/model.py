@@ -60,10 +60,14 @@ class ModelDrafter:
             yield start, self._fitted(logits)
 
     def on(
-        self, tree: TokenTree, index: TreeIndex, verifier: Verifier, rules: LogitsProcessor | None
+        self,
+        tree: TokenTree,
+        index: TreeIndex,
+        verifier: Verifier,
+        processor: LogitsProcessor | None,
     ) -> ModelTreeDrafter:
         """See `Drafter`."""
-        return ModelTreeDrafter(self, tree, index, verifier, rules)
+        return ModelTreeDrafter(self, tree, index, verifier, processor)
 
     def pass_widths(self, tree: TokenTree) -> tuple[int, ...]:
         """See `Drafter`."""
@@ -89,10 +93,10 @@ class ModelTreeDrafter:
         tree: TokenTree,
         index: TreeIndex,
         verifier: Verifier,
-        rules: LogitsProcessor | None,
+        processor: LogitsProcessor | None,
     ) -> None:
         self._drafter, self._index, self._verifier = drafter, index, verifier
-        self._rules = rules
+        self._processor = processor
         device = drafter.model.device
         self._levels = [_Level.of(tree, nodes, device) for nodes in tree.internal_levels]
         self._widths = [level.nodes for level in self._levels]
@@ -114,9 +118,9 @@ class ModelTreeDrafter:
             level_logits = self._drafter._fitted(
                 self._passes.run(cache, level_pass, self._drafter._known(inputs))
             )
-            if self._rules is not None and state.seen is not None:
+            if self._processor is not None and state.seen is not None:
                 # As good a guess as any, and nearer to what the target's logits will be.
-                level_logits = self._rules.apply(level_logits, state.seen, state.counts)
+                level_logits = self._processor.apply(level_logits, state.seen, state.counts)
             guesses = self._verifier.draft(level_logits, level.ranks, noise)
             children = guesses.take(level.children)
             tokens.append(children)

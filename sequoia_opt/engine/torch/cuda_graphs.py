@@ -202,9 +202,9 @@ class RecordedStep:
         length, recent = (
             torch.zeros(count, dtype=torch.long, device=self._device) for count in (1, 2)
         )
-        if step.rules is None:
+        if step.processor is None:
             return State(length, recent)
-        return State(length, recent, step.rules.seen(recent), step.rules.counts(recent))
+        return State(length, recent, step.processor.seen(recent), step.processor.counts(recent))
 
 
 class _Recording:

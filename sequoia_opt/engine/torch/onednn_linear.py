@@ -17,7 +17,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
-from sequoia_opt.engine.torch.cpu import is_intel
+from sequoia_opt.engine.cpu import is_intel
 
 # oneDNN chooses the layout for about this number of rows; it serves all other numbers too.
 TYPICAL_ROWS = 8

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sequoia_opt.engine.cpu import leave_one_processor_free
 from sequoia_opt.engine.torch.agreement import (
     CHECKED_TOKENS,
     LibraryLogits,
@@ -31,7 +32,6 @@ from sequoia_opt.engine.torch.attention import (
     places,
 )
 from sequoia_opt.engine.torch.compile import Forward, compiled, compiled_by_layer, vary_sizes
-from sequoia_opt.engine.torch.cpu import leave_one_processor_free
 from sequoia_opt.engine.torch.hidden_states import HiddenStates
 from sequoia_opt.engine.torch.layer_stream import LayerStream
 from sequoia_opt.engine.torch.layer_weights import decoder_layers

@@ -318,7 +318,7 @@ def test_steps_leave_a_processor_free_for_the_reader(
     make_model: Callable[..., Path], steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Prompts, which compute for longer than the reading takes, do not; nor does the draft."""
-    monkeypatch.setattr("sequoia_opt.engine.torch.cpu.processors", lambda: [0, 1])
+    monkeypatch.setattr("sequoia_opt.engine.cpu.processors", lambda: [0, 1])
     torch.set_num_threads(2)
     try:
         pair = offloaded(make_model)

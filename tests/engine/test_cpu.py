@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sequoia_opt.engine.torch import cpu
-from sequoia_opt.engine.torch.cpu import leave_one_processor_free, processors
+from sequoia_opt.engine import cpu
+from sequoia_opt.engine.cpu import leave_one_processor_free, processors
 
 INTEL = """\
 processor\t: 0
