@@ -16,9 +16,8 @@ from sequoia_opt.cli.bench_options import (
     Limit,
     NewTokens,
     OutputOptions,
-    PrintFormat,
     Repeats,
-    ResultsFile,
+    ResumeOptions,
     SamplingOptions,
     SolvedTree,
     SyntheticAcceptance,
@@ -28,35 +27,9 @@ from sequoia_opt.cli.bench_options import (
     solved_tree,
     synthetic_of,
 )
-from sequoia_opt.cli.options import (
-    Chat,
-    DatasetOption,
-    Device,
-    Draft,
-    Dtype,
-    Force,
-    Graphs,
-    Json,
-    MaxSeconds,
-    RandomWeights,
-    Resume,
-    System,
-    Target,
-    TemplateOption,
-    names,
-)
-from sequoia_opt.cli.tree_defaults import (
-    Tree,
-    TreeCompile,
-    TreeMemoryBudget,
-    TreeMinP,
-    TreeOffload,
-    TreeTemperature,
-    TreeTopK,
-    TreeTopP,
-    TreeVerifier,
-    comparable,
-)
+from sequoia_opt.cli.option_groups import with_option_groups
+from sequoia_opt.cli.options import RandomWeights, names
+from sequoia_opt.cli.tree_defaults import Tree, comparable
 from sequoia_opt.measure.method_names import METHODS, PLANNED, SYNTHETIC
 
 if TYPE_CHECKING:
@@ -66,14 +39,11 @@ if TYPE_CHECKING:
 
 
 @app.command(epilog="Example: sequoia-opt bench tree.json --dataset prompts.jsonl --limit 16")
+@with_option_groups
 def bench(
     tree: Tree = None,
-    dataset: DatasetOption = None,
-    chat: Chat = False,
-    system: System = None,
-    template_option: TemplateOption = None,
-    target: Target = None,
-    draft: Draft = None,
+    *,
+    data: DatasetOptions,
     methods: Annotated[
         str | None,
         typer.Option(
@@ -101,25 +71,12 @@ def bench(
     limit: Limit = 8,
     max_new_tokens: NewTokens = 128,
     repeats: Repeats = 3,
-    temperature: TreeTemperature = None,
-    top_p: TreeTopP = None,
-    top_k: TreeTopK = None,
-    min_p: TreeMinP = None,
-    verifier: TreeVerifier = None,
+    sampling: SamplingOptions,
     synthetic: SyntheticAcceptance = None,
     random_weights: RandomWeights = False,
-    output: ResultsFile = None,
-    form: PrintFormat = Format.table,
-    compile: TreeCompile = None,
-    graphs: Graphs = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    offload: TreeOffload = None,
-    memory_budget: TreeMemoryBudget = None,
-    resume: Resume = False,
-    max_seconds: MaxSeconds = None,
-    force: Force = False,
-    as_json: Json = False,
+    engine: EngineOptions,
+    resuming: ResumeOptions,
+    outputs: OutputOptions,
 ) -> None:
     """Compare decoding methods side by side, on the same prompts.
 
@@ -127,21 +84,17 @@ def bench(
     rivals: the best chain, the best k sequences, and large trees that ignore
     latency.
     """
-    outputs = OutputOptions(output, form, as_json, force, resume, max_seconds)
-    outputs.check(dataset, [tree, profile, acceptance, synthetic])
+    resuming.check(outputs.output)
+    outputs.check(data.dataset, [tree, profile, acceptance, synthetic])
     check_random_weights(random_weights, synthetic)
     asked = None if methods is None else names(methods)
     _check_methods(asked, methods, chain, bool(profile or acceptance), synthetic is not None)
-    engine = EngineOptions(
-        target, draft, device, dtype, compile, graphs, offload, memory_budget, random_weights
-    )
-    solved = solved_tree(tree, engine, SamplingOptions(temperature, top_p, top_k, min_p, verifier))
+    solved = solved_tree(tree, engine, sampling)
     chosen = _methods(asked, solved, synthetic is not None)
     rivals = _rivals(solved.tree, chosen, chain, profile, acceptance or synthetic)
     from sequoia_opt.cli.output import note
     from sequoia_opt.measure.bench import BenchSpec, prepare
 
-    data = DatasetOptions(dataset, chat, system, template_option)
     spec = BenchSpec(
         tree=solved.tree,
         tree_file=solved.file,
@@ -156,8 +109,8 @@ def bench(
         synthetic=synthetic_of(synthetic),
     )
     name, documents = data.load()
-    pair = engine.load(solved.tree)
-    results = decode_and_save(prepare(spec, pair, name, documents, note), outputs)
+    pair = engine.load(solved.tree, random_weights)
+    results = decode_and_save(prepare(spec, pair, name, documents, note), outputs, resuming)
     print_results(results, outputs.printed, solved.sampling.temperature == 0 and not synthetic)
     if outputs.printed in (Format.table, Format.md):
         _print_prediction(spec, pair, results)

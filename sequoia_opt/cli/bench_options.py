@@ -15,6 +15,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sequoia_opt.cli.options import (
+    Chat,
+    DatasetOption,
+    Device,
+    Draft,
+    Dtype,
+    Force,
+    Graphs,
+    Json,
+    MaxSeconds,
+    Resume,
+    System,
+    Target,
+    TemplateOption,
     check_output,
     journal,
     load,
@@ -23,6 +36,14 @@ from sequoia_opt.cli.options import (
     template_of,
 )
 from sequoia_opt.cli.tree_defaults import (
+    TreeCompile,
+    TreeMemoryBudget,
+    TreeMinP,
+    TreeOffload,
+    TreeTemperature,
+    TreeTopK,
+    TreeTopP,
+    TreeVerifier,
     check_world,
     compiled_roles,
     models_of,
@@ -75,21 +96,20 @@ SyntheticAcceptance = Annotated[
 class EngineOptions:
     """The models to run, and how; None for the tree's or the machine's default."""
 
-    target: str | None
-    draft: str | None
-    device: str | None
-    dtype: str | None
-    compile: bool | None
-    graphs: bool | None
-    offload: str | None
-    memory_budget: str | None
-    random_weights: bool = False
+    target: Target = None
+    draft: Draft = None
+    compile: TreeCompile = None
+    graphs: Graphs = None
+    device: Device = None
+    dtype: Dtype = None
+    offload: TreeOffload = None
+    memory_budget: TreeMemoryBudget = None
 
     def budget(self, tree: TokenTree) -> int | None:
         """Bytes that an offloaded target may take on the device; None for the default."""
         return offload_of(tree, self.offload, self.memory_budget)[1]
 
-    def load(self, tree: TokenTree) -> Pair:
+    def load(self, tree: TokenTree, random_weights: bool = False) -> Pair:
         """Load the pair that the tree is for, and compile what its profile had compiled."""
         place, budget = offload_of(tree, self.offload, self.memory_budget)
         pair = load(
@@ -98,7 +118,7 @@ class EngineOptions:
             self.dtype,
             compiled_roles(tree, self.compile),
             self.graphs,
-            self.random_weights,
+            random_weights,
             place,
             budget,
         )
@@ -110,21 +130,21 @@ class EngineOptions:
 class SamplingOptions:
     """How tokens are chosen; None for the tree's setting."""
 
-    temperature: float | None
-    top_p: float | None
-    top_k: int | None
-    min_p: float | None
-    verifier: str | None
+    temperature: TreeTemperature = None
+    top_p: TreeTopP = None
+    top_k: TreeTopK = None
+    min_p: TreeMinP = None
+    verifier: TreeVerifier = None
 
 
 @dataclass(frozen=True)
 class DatasetOptions:
     """The dataset to take prompts from, and how they are put to the models."""
 
-    dataset: str | None
-    chat: bool
-    system: str | None
-    template_option: list[str] | None
+    dataset: DatasetOption = None
+    chat: Chat = False
+    system: System = None
+    template_option: TemplateOption = None
 
     @property
     def template(self) -> Template:
@@ -143,12 +163,10 @@ class DatasetOptions:
 class OutputOptions:
     """Where results go."""
 
-    output: Path | None
-    format: Format
-    as_json: bool
-    force: bool
-    resume: bool = False
-    max_seconds: float | None = None
+    output: ResultsFile = None
+    format: PrintFormat = Format.table
+    force: Force = False
+    as_json: Json = False
 
     @property
     def printed(self) -> Format:
@@ -168,10 +186,6 @@ class OutputOptions:
             raise typer.BadParameter(
                 f"found {self.output}, expected a .json file", param_hint="--output"
             )
-        if self.resume and self.output is None:
-            raise typer.BadParameter(
-                "needs -o, which names the results of the run to resume", param_hint="--resume"
-            )
         sources = map(Path, sources_of(dataset=dataset).values())
         check_output(self.output, bench_results.FORMAT, [*inputs, *sources], self.force)
 
@@ -184,6 +198,21 @@ class OutputOptions:
         if self.output is not None:
             write_document(self.output, {"format": FORMAT, "version": VERSION, **plain(document)})
             written(self.output)
+
+
+@dataclass(frozen=True)
+class ResumeOptions:
+    """Whether a run continues another one, and how long it may take."""
+
+    resume: Resume = False
+    max_seconds: MaxSeconds = None
+
+    def check(self, output: Path | None) -> None:
+        """Refuse to resume a run whose results are not named."""
+        if self.resume and output is None:
+            raise typer.BadParameter(
+                "needs -o, which names the results of the run to resume", param_hint="--resume"
+            )
 
 
 @dataclass(frozen=True)
@@ -234,19 +263,21 @@ def synthetic_of(file: Path | None) -> Synthetic | None:
     return None if file is None else Synthetic(Acceptance.load(file), file)
 
 
-def decode_and_save(prepared: PreparedBench, outputs: OutputOptions) -> BenchResults:
+def decode_and_save(
+    prepared: PreparedBench, outputs: OutputOptions, resuming: ResumeOptions
+) -> BenchResults:
     """Run a benchmark, keeping finished parts beside the output, and write its results."""
     from sequoia_opt.cli.output import note, progress
     from sequoia_opt.measure.journal import Journal
 
     if outputs.output is None:
-        opened = Journal(max_seconds=outputs.max_seconds)
+        opened = Journal(max_seconds=resuming.max_seconds)
     else:
         opened = journal(
             outputs.output,
             prepared.identity(),
-            outputs.resume,
-            outputs.max_seconds,
+            resuming.resume,
+            resuming.max_seconds,
             outputs.force,
         )
     with closing(opened):

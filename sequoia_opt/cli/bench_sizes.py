@@ -11,13 +11,11 @@ from sequoia_opt.cli.app import app
 from sequoia_opt.cli.bench_options import (
     DatasetOptions,
     EngineOptions,
-    Format,
     Limit,
     NewTokens,
     OutputOptions,
-    PrintFormat,
     Repeats,
-    ResultsFile,
+    ResumeOptions,
     SamplingOptions,
     SyntheticAcceptance,
     check_random_weights,
@@ -26,34 +24,9 @@ from sequoia_opt.cli.bench_options import (
     solved_tree,
     synthetic_of,
 )
-from sequoia_opt.cli.options import (
-    Chat,
-    DatasetOption,
-    Device,
-    Draft,
-    Dtype,
-    Force,
-    Graphs,
-    Json,
-    MaxSeconds,
-    RandomWeights,
-    Resume,
-    System,
-    Target,
-    TemplateOption,
-    integers,
-)
-from sequoia_opt.cli.tree_defaults import (
-    Tree,
-    TreeCompile,
-    TreeMemoryBudget,
-    TreeMinP,
-    TreeOffload,
-    TreeTemperature,
-    TreeTopK,
-    TreeTopP,
-    TreeVerifier,
-)
+from sequoia_opt.cli.option_groups import with_option_groups
+from sequoia_opt.cli.options import RandomWeights, integers
+from sequoia_opt.cli.tree_defaults import Tree
 
 LARGEST = 1024  # nodes
 
@@ -62,14 +35,11 @@ LARGEST = 1024  # nodes
     name="bench-sizes",
     epilog="Example: sequoia-opt bench-sizes tree.json --sizes 8,32,128 -o sizes.json",
 )
+@with_option_groups
 def bench_sizes(
     tree: Tree = None,
-    dataset: DatasetOption = None,
-    chat: Chat = False,
-    system: System = None,
-    template_option: TemplateOption = None,
-    target: Target = None,
-    draft: Draft = None,
+    *,
+    data: DatasetOptions,
     sizes: Annotated[
         str, typer.Option(help="Numbers of nodes, at most, of the trees to compare.")
     ] = "8,32,128",
@@ -80,25 +50,12 @@ def bench_sizes(
     limit: Limit = 8,
     max_new_tokens: NewTokens = 128,
     repeats: Repeats = 3,
-    temperature: TreeTemperature = None,
-    top_p: TreeTopP = None,
-    top_k: TreeTopK = None,
-    min_p: TreeMinP = None,
-    verifier: TreeVerifier = None,
+    sampling: SamplingOptions,
     synthetic: SyntheticAcceptance = None,
     random_weights: RandomWeights = False,
-    output: ResultsFile = None,
-    form: PrintFormat = Format.table,
-    compile: TreeCompile = None,
-    graphs: Graphs = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    offload: TreeOffload = None,
-    memory_budget: TreeMemoryBudget = None,
-    resume: Resume = False,
-    max_seconds: MaxSeconds = None,
-    force: Force = False,
-    as_json: Json = False,
+    engine: EngineOptions,
+    resuming: ResumeOptions,
+    outputs: OutputOptions,
 ) -> None:
     """Compare trees with chains and other shapes of the same size.
 
@@ -111,13 +68,10 @@ def bench_sizes(
         raise typer.BadParameter(
             f"found {sizes!r}, expected from 2 to {LARGEST} nodes", param_hint="--sizes"
         )
-    outputs = OutputOptions(output, form, as_json, force, resume, max_seconds)
-    outputs.check(dataset, [tree, acceptance, synthetic])
+    resuming.check(outputs.output)
+    outputs.check(data.dataset, [tree, acceptance, synthetic])
     check_random_weights(random_weights, synthetic)
-    engine = EngineOptions(
-        target, draft, device, dtype, compile, graphs, offload, memory_budget, random_weights
-    )
-    solved = solved_tree(tree, engine, SamplingOptions(temperature, top_p, top_k, min_p, verifier))
+    solved = solved_tree(tree, engine, sampling)
     from sequoia_opt.cli.output import note
     from sequoia_opt.measure.bench import prepare
     from sequoia_opt.measure.bench_sizes import SizesSpec
@@ -125,7 +79,6 @@ def bench_sizes(
     from sequoia_opt.repository import paths
 
     rates = acceptance or synthetic or paths.input_of(solved.tree, "acceptance")
-    data = DatasetOptions(dataset, chat, system, template_option)
     spec = SizesSpec(
         tree=solved.tree,
         tree_file=solved.file,
@@ -140,6 +93,6 @@ def bench_sizes(
         synthetic=synthetic_of(synthetic),
     ).bench_spec()
     name, documents = data.load()
-    pair = engine.load(solved.tree)
-    results = decode_and_save(prepare(spec, pair, name, documents, note), outputs)
+    pair = engine.load(solved.tree, random_weights)
+    results = decode_and_save(prepare(spec, pair, name, documents, note), outputs, resuming)
     print_results(results, outputs.printed, solved.sampling.temperature == 0 and not synthetic)

@@ -16,32 +16,15 @@ from sequoia_opt.cli.bench_options import (
     Limit,
     NewTokens,
     OutputOptions,
-    PrintFormat,
     Repeats,
-    ResultsFile,
     SamplingOptions,
     solved_tree,
 )
-from sequoia_opt.cli.options import (
-    Chat,
-    DatasetOption,
-    Device,
-    Draft,
-    Dtype,
-    Force,
-    Graphs,
-    Json,
-    System,
-    Target,
-    TemplateOption,
-    print_json,
-)
+from sequoia_opt.cli.option_groups import with_option_groups
+from sequoia_opt.cli.options import SAMPLING, print_json
 from sequoia_opt.cli.tree_defaults import (
     Tree,
-    TreeCompile,
-    TreeMemoryBudget,
     TreeMinP,
-    TreeOffload,
     TreeTopK,
     TreeTopP,
     TreeVerifier,
@@ -54,14 +37,11 @@ TEMPERATURES = (0.0, 0.6)
 
 
 @app.command(epilog="Example: sequoia-opt calibrate tree.json --limit 40 -o calibration.json")
+@with_option_groups
 def calibrate(
     tree: Tree = None,
-    dataset: DatasetOption = None,
-    chat: Chat = False,
-    system: System = None,
-    template_option: TemplateOption = None,
-    target: Target = None,
-    draft: Draft = None,
+    *,
+    data: DatasetOptions,
     profile: Annotated[
         Path | None,
         typer.Option(help="Latency profile to predict from.", show_default="the tree's"),
@@ -74,22 +54,15 @@ def calibrate(
         typer.Option(
             help="Sampling temperature; 0 for greedy.",
             show_default=" and ".join(f"{value:g}" for value in TEMPERATURES),
+            rich_help_panel=SAMPLING,
         ),
     ] = None,
     top_p: TreeTopP = None,
     top_k: TreeTopK = None,
     min_p: TreeMinP = None,
     verifier: TreeVerifier = None,
-    output: ResultsFile = None,
-    form: PrintFormat = Format.table,
-    compile: TreeCompile = None,
-    graphs: Graphs = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    offload: TreeOffload = None,
-    memory_budget: TreeMemoryBudget = None,
-    force: Force = False,
-    as_json: Json = False,
+    engine: EngineOptions,
+    outputs: OutputOptions,
 ) -> None:
     """Compare predicted with measured speed for many tree sizes.
 
@@ -97,16 +70,13 @@ def calibrate(
     half is decoded with the tree that is best by that estimate, and with others
     from 2 nodes to twice its size.
     """
-    outputs = OutputOptions(output, form, as_json, force)
-    outputs.check(dataset, [tree, profile])
-    engine = EngineOptions(target, draft, device, dtype, compile, graphs, offload, memory_budget)
+    outputs.check(data.dataset, [tree, profile])
     solved = solved_tree(tree, engine, SamplingOptions(temperature, top_p, top_k, min_p, verifier))
     from sequoia_opt.cli.output import note, progress
     from sequoia_opt.measure.calibration import CalibrationSpec, run_calibration
     from sequoia_opt.plan.latency import LatencyProfile
     from sequoia_opt.repository import paths
 
-    data = DatasetOptions(dataset, chat, system, template_option)
     spec = CalibrationSpec(
         tree=solved.tree,
         tree_file=solved.file,

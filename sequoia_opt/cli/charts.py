@@ -49,7 +49,9 @@ def tree(drawn: TokenTree, acceptance: Acceptance | None, limit: int) -> None:
         rest = (
             "" if values is None else f", {values.sum() - values[shown].sum():.3f} tokens per step"
         )
-        out.print(f"{drawn.size - len(shown)} less probable nodes are not shown{rest}")
+        hidden = drawn.size - len(shown)
+        nodes = "1 less probable node is" if hidden == 1 else f"{hidden} less probable nodes are"
+        out.print(f"{nodes} not shown{rest}")
 
 
 def _tree_table(drawn: TokenTree, values: FloatArray | None, shown: Sequence[int]) -> Table:
@@ -59,7 +61,7 @@ def _tree_table(drawn: TokenTree, values: FloatArray | None, shown: Sequence[int
     if values is not None:
         for column in ("reached", "share"):
             table.add_column(column, justify="right")
-        table.add_column("")
+        table.add_column("", no_wrap=True, overflow="crop")
     for node, line in outline(drawn, shown):
         cells = [line if len(line) <= WIDEST else f"… {line[2 - WIDEST :]}"]
         if values is not None:
@@ -79,7 +81,7 @@ def _prediction(drawn: TokenTree) -> list[str]:
     line = f"predicted: {tokens:.2f} tokens per step, {predicted['step_ms']:.2f} ms per step"
     line += f", {predicted['speedup']:.2f}x plain decoding"
     if {"speedup_low", "speedup_high"} <= set(predicted):
-        line += f" ({predicted['speedup_low']:.2f} – {predicted['speedup_high']:.2f})"
+        line += f" ({predicted['speedup_low']:.2f}–{predicted['speedup_high']:.2f})"
     name = drawn.metadata.get("hardware", {}).get("name")
     return [line, f"on {name}"] if name else [line]
 
@@ -142,7 +144,7 @@ def _curve_table(role: str, curve: Curve) -> Table:
         table.add_row(
             str(count),
             f"{median:.3g}",
-            f"{low:.3g} – {high:.3g}",
+            f"{low:.3g}–{high:.3g}",
             f"{median / single_ms:.2f}",
             bar(float(median) / longest_ms, BAR),
         )

@@ -76,4 +76,4 @@ def library_divergences(differing: Sequence[tuple[int, Divergence]], prompts: in
 
 
 def _prompts(count: int) -> str:
-    return "1 prompt" if count == 1 else f"{count} prompts"
+    return "1 prompt" if count == 1 else f"all {count} prompts"

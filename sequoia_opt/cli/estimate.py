@@ -117,10 +117,7 @@ def estimate(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Sample how often the target accepts the draft's guesses.
-
-    Acceptance is a rate for each rank: the draft's 1st, 2nd, 3rd, … guess.
-    """
+    """Sample how often the target accepts the draft's guesses."""
     writer = _Writer(output, force)
     if from_stats:
         _refuse_with_stats(dataset, chat, system, template_option, top_k, min_p)

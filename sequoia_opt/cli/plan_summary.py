@@ -48,7 +48,7 @@ def _verdict(plan: Plan) -> list[str]:
     levels = " ".join(str(len(level)) for level in choice.tree.levels)
     return [
         f"{title}: {choice.tree.size} nodes, {choice.tree.depth} deep: {choice.tokens[0]:.2f} "
-        f"tokens per step ({low:.2f} – {high:.2f}), {_speedup(choice)}",
+        f"tokens per step ({low:.2f}–{high:.2f}), {_speedup(choice)}",
         f"nodes at each depth: {levels}; E*(n, D) by {plan.method}",
         *_why_not_the_fastest(plan),
     ]
@@ -71,7 +71,7 @@ def _why_not_the_fastest(plan: Plan) -> list[str]:
 def _speedup(candidate: Candidate) -> str:
     low, high = interval(candidate.speedup)
     return (
-        f"{candidate.speedup[0]:.2f}x plain decoding ({low:.2f} – {high:.2f}; "
+        f"{candidate.speedup[0]:.2f}x plain decoding ({low:.2f}–{high:.2f}; "
         f"faster in {100 * candidate.pays:.0f}% of resamplings)"
     )
 

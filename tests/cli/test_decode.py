@@ -153,9 +153,10 @@ def test_compiling_follows_the_profile_that_a_tree_was_solved_for(
 
         return forward
 
-    monkeypatch.setattr("sequoia_opt.engine.torch.runner.compiled", eager)
+    monkeypatch.setattr("sequoia_opt.engine.torch.compile.compiled", eager)
     monkeypatch.setattr(
-        "sequoia_opt.measure.profiler._compile_gains", lambda *_: {"target": 1.4, "draft": 0.8}
+        "sequoia_opt.measure.profiler._Profiling._compile_gains",
+        lambda *_: {"target": 1.4, "draft": 0.8},
     )
     done = run("profile", *models, *SMALL, "--compile")
     assert done.code == 0, done.err

@@ -54,7 +54,7 @@ def test_transformers_finds_an_error_that_plain_decoding_shares(
     pair, prompt = make_pair(), list(range(2, 30))
     narrow = [replace(layer, window=3) for layer in pair.target.layers]
     monkeypatch.setattr(pair.target, "layers", narrow)
-    monkeypatch.setattr(pair.target, "_idle", None)
+    monkeypatch.setattr(pair.target._pool, "idle", None)
     monkeypatch.setattr(pair.target, "_chunks", {})
     plain, tree = (
         methods.with_tree(pair, "any", shape).run(prompt, 10).tokens

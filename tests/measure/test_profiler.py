@@ -16,7 +16,7 @@ from sequoia_opt.api import load_pair
 from sequoia_opt.engine.decoder import Decoder
 from sequoia_opt.engine.distributed import ALONE, World
 from sequoia_opt.engine.pair import Pair
-from sequoia_opt.engine.torch import memory, runner
+from sequoia_opt.engine.torch import cache_pool, memory
 from sequoia_opt.engine.torch.attention import Attend
 from sequoia_opt.engine.torch.runner import LOGIT_COPIES
 from sequoia_opt.errors import SequoiaError
@@ -147,13 +147,7 @@ def test_stops_at_what_fits_into_memory(
     pair, notes = make_pair(dtype="float32"), []
     each = pair.target.vocabulary * (4 + 4 * LOGIT_COPIES)
     monkeypatch.setattr(memory, "free_bytes", lambda device: 10 * each)
-    check_fits = runner.check_fits
-
-    def check_logits(count: int, device: torch.device, what: str, advice: str) -> None:
-        if what.startswith("logits"):
-            check_fits(count, device, what, advice)
-
-    monkeypatch.setattr(runner, "check_fits", check_logits)
+    monkeypatch.setattr(cache_pool, "check_fits", lambda *_: None)
     options = ProfileOptions(
         tokens=[1, 2, 4, 8, 16], contexts=[16], batches=[1, 4, 16], repeats=5, warm_up=0
     )
@@ -262,7 +256,7 @@ def test_a_model_that_compiling_makes_slower_runs_eagerly(
 
         return forward
 
-    monkeypatch.setattr("sequoia_opt.engine.torch.runner.compiled", graphs)
+    monkeypatch.setattr("sequoia_opt.engine.torch.compile.compiled", graphs)
     pair.compile()
     assert pair.compiled == ["target", "draft"]
     found = profile(pair, ProfileOptions(tokens=[1, 2, 8], contexts=[16], repeats=5, warm_up=0))

@@ -11,13 +11,20 @@ The number of slots that are read, and the cache's capacity, may vary. Knows not
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sequoia_opt.engine.torch.agreement import difference
 from sequoia_opt.engine.torch.attention import OPAQUE_ATTENTION, Attend, KVCache, Masks
 from sequoia_opt.engine.torch.hidden_states import HiddenStates
+from sequoia_opt.engine.torch.layer_weights import decoder_layers
+from sequoia_opt.errors import SequoiaError
+
+if TYPE_CHECKING:
+    from sequoia_opt.engine.torch.runner import Runner
 
 # A layer is compiled for each kind of layer, number of tokens and batch in a process;
 # past torch's own limit of 8 it would quietly stop compiling.
@@ -162,3 +169,52 @@ def vary_sizes(
         vary(mask, [2, 3] if tokens.shape[1] > 1 else 3)
     for store in (*cache.keys, *cache.values):
         vary(store, [0, 2] if cache.batch > 1 else 2)
+
+
+def compiled_for_device(
+    model: Any,
+    last_position: int,
+    whole: bool,
+    hidden_layers: tuple[int, ...] = (),
+    hidden_states: HiddenStates | None = None,
+) -> Forward:
+    """The model's forward pass, compiled as one graph or layer by layer; see `compiled`."""
+    if whole:
+        return compiled(model, last_position, hidden_layers, hidden_states)
+    layers = list(decoder_layers(model)[1])
+    return compiled_by_layer(model, layers, last_position, hidden_layers, hidden_states)
+
+
+def compile_and_check(
+    runner: Runner, forward: Forward, cache: KVCache, count: int, length: int
+) -> None:
+    """Compile a model's forward pass over `count` tokens, and compare its logits with eager ones.
+
+    Args:
+        forward: as `compiled_for_device` returns it.
+        cache: holds `length` tokens of a text.
+
+    Raises:
+        SequoiaError: it cannot be compiled, or computes something else.
+    """
+    place = torch.tensor([length], device=runner.device)
+    order = list(range(count))
+    table = runner.mask_table(np.tri(count, dtype=np.bool_), order, order)
+    tokens = torch.arange(count, device=runner.device)
+    [masks] = table.masks(runner.places(cache, place, length + count))
+    inputs = tokens.repeat(cache.batch, 1)
+    arguments = (inputs, (place + tokens)[None], place + tokens, masks)
+    expected, _ = runner.eager(cache, *arguments, keep=0)
+    vary_sizes(*arguments, cache)
+    try:
+        logits, _ = forward(*arguments, cache)
+    except Exception as error:  # the compiler's own, of many kinds
+        # After an empty line it says how to debug the compiler.
+        reason = " ".join(str(error).partition("\n\n")[0].split())[:200]
+        raise SequoiaError(
+            f"{runner.name}: cannot be compiled ({reason}); use --no-compile"
+        ) from None
+    if off := difference(logits[0, -1].double(), expected[0, -1].double(), runner.dtype):
+        raise SequoiaError(
+            f"{runner.name}: gives other logits when compiled ({off}); use --no-compile"
+        )

@@ -19,7 +19,6 @@ from sequoia_opt.engine.torch.agreement import (
     CHECKED_TOKENS,
     LibraryLogits,
     check_agreement,
-    difference,
 )
 from sequoia_opt.engine.torch.attention import (
     OPAQUE_ATTENTION,
@@ -28,22 +27,23 @@ from sequoia_opt.engine.torch.attention import (
     KVCache,
     Masks,
     MaskTable,
-    buffer_bytes,
     places,
 )
-from sequoia_opt.engine.torch.compile import Forward, compiled, compiled_by_layer, vary_sizes
+from sequoia_opt.engine.torch.cache_pool import CachePool
+from sequoia_opt.engine.torch.compile import Forward, compile_and_check, compiled_for_device
 from sequoia_opt.engine.torch.hidden_states import HiddenStates
 from sequoia_opt.engine.torch.layer_stream import LayerStream
 from sequoia_opt.engine.torch.layer_weights import decoder_layers
 from sequoia_opt.engine.torch.memory import check_fits
 from sequoia_opt.engine.torch.onednn_linear import pack, unpack
 from sequoia_opt.engine.torch.support import (
+    activation_dtype,
     check_layer_types,
     fix_rope,
     probe,
     usable_positions,
 )
-from sequoia_opt.engine.torch.tree_passes import TorchLevelPasses, TorchTreePass
+from sequoia_opt.engine.torch.tree_passes import TorchLevelPasses, TorchTreePass, chain_pass
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan.tree import TokenTree
 
@@ -79,7 +79,7 @@ class Runner:
         self.positions, self.ends = usable_positions(config)
         fix_rope(model)
         parameter = next(model.parameters())
-        self.device, self.dtype = parameter.device, _activation_dtype(model)
+        self.device, self.dtype = parameter.device, activation_dtype(model)
         self._native: str = config._attn_implementation
         check_layer_types(self.model, name)
         library = LibraryLogits(self.model, name, self.positions, self.vocabulary)
@@ -88,7 +88,7 @@ class Runner:
         library.compute_last()
         self._attention = TREE_ATTENTION
         self.model.set_attn_implementation(self._attention)  # type: ignore[operator]
-        self._idle: KVCache | None = None
+        self._pool = CachePool(self.layers, self.dtype, self.device, name)
         self._slots = torch.arange(0, device=self.device)
         self._chunks: dict[int, MaskTable] = {}
         self.compiled = False
@@ -138,35 +138,10 @@ class Runner:
             text = torch.arange(length, device=self.device)[None] % self.vocabulary
             self.extend(cache, text.expand(batch, -1), 0)
             for count in (1, 2):
-                self._compile_for(cache, count, length)
+                compile_and_check(self, self._compiled_forward(()), cache, count, length)
         finally:
             self.release(cache)
         self.compiled = True
-
-    def _compile_for(self, cache: KVCache, count: int, length: int) -> None:
-        """Compile the forward pass over `count` tokens, and compare its logits with eager ones."""
-        graphs = self._compiled_forward(())
-        place = torch.tensor([length], device=self.device)
-        order = list(range(count))
-        table = self.mask_table(np.tri(count, dtype=np.bool_), order, order)
-        tokens = torch.arange(count, device=self.device)
-        [masks] = table.masks(self.places(cache, place, length + count))
-        inputs = tokens.repeat(cache.batch, 1)
-        arguments = (inputs, (place + tokens)[None], place + tokens, masks)
-        expected, _ = self._eager(cache, *arguments, keep=0)
-        vary_sizes(*arguments, cache)
-        try:
-            logits, _ = graphs(*arguments, cache)
-        except Exception as error:  # the compiler's own, of many kinds
-            # After an empty line it says how to debug the compiler.
-            reason = " ".join(str(error).partition("\n\n")[0].split())[:200]
-            raise SequoiaError(
-                f"{self.name}: cannot be compiled ({reason}); use --no-compile"
-            ) from None
-        if off := difference(logits[0, -1].double(), expected[0, -1].double(), self.dtype):
-            raise SequoiaError(
-                f"{self.name}: gives other logits when compiled ({off}); use --no-compile"
-            )
 
     @property
     def device_compiles_whole(self) -> bool:
@@ -176,16 +151,15 @@ class Runner:
     def _compiled_forward(self, hidden_layers: tuple[int, ...]) -> Forward:
         """The forward pass, compiled as suits the device, for these layers' hidden states."""
         if hidden_layers not in self._graphs:
-            last_position = self.positions - 1
-            if self.device_compiles_whole:
-                forward = compiled(self.model, last_position, hidden_layers, self._hidden_states)
-            else:
+            if not self.device_compiles_whole:
                 self._attention = OPAQUE_ATTENTION
-                layers = list(decoder_layers(self.model)[1])
-                forward = compiled_by_layer(
-                    self.model, layers, last_position, hidden_layers, self._hidden_states
-                )
-            self._graphs[hidden_layers] = forward
+            self._graphs[hidden_layers] = compiled_for_device(
+                self.model,
+                self.positions - 1,
+                self.device_compiles_whole,
+                hidden_layers,
+                self._hidden_states,
+            )
         return self._graphs[hidden_layers]
 
     @contextmanager
@@ -205,23 +179,14 @@ class Runner:
         Raises:
             SequoiaError: it does not fit into the memory that is left.
         """
-        cache, self._idle = self._idle, None
-        if cache is None or cache.batch != batch or cache.capacity < capacity:
-            cache = None  # its memory is free before the new one takes some
-            check_fits(
-                buffer_bytes(self.layers, batch, capacity, self.dtype),
-                self.device,
-                f"caches of {self.name} for {batch} x {capacity} tokens",
-                "shorten the prompt, ask for fewer new tokens, or run fewer sequences together",
-            )
-            cache = KVCache(self.layers, batch, capacity, self.dtype, self.device)
+        cache = self._pool.reserve(capacity, batch)
         if len(self._slots) < cache.capacity:
             self._slots = torch.arange(cache.capacity, device=self.device)
         return cache
 
     def release(self, cache: KVCache) -> None:
-        """Give a cache back. One is kept for the next caller: the last one."""
-        self._idle = cache
+        """Give a cache back, for the next caller that needs one."""
+        self._pool.release(cache)
 
     def mask_table(
         self,
@@ -231,9 +196,8 @@ class Runner:
         forwards: list[int] | None = None,
     ) -> MaskTable:
         """A mask table for this model; see MaskTable."""
-        return MaskTable(
-            attends, query_depths, depths, self.layers, self.dtype, self.device, forwards
-        )
+        model = self.layers, self.dtype, self.device
+        return MaskTable(attends, query_depths, depths, *model, forwards)
 
     def places(self, cache: KVCache, length: Tensor, used: int) -> Tensor:
         """Columns in a mask table of the first slots, `used` at least, for a tree at `length`."""
@@ -275,7 +239,7 @@ class Runner:
         Returns:
             Logits [batch, keep or tokens, vocabulary].
         """
-        return self.forward_with_hidden(cache, tokens, positions, slots, masks, keep, ())[0]
+        return self._forward(cache, tokens, positions, slots, masks, keep, ())[0]
 
     def forward_with_hidden(
         self,
@@ -298,13 +262,11 @@ class Runner:
             Logits [batch, keep or tokens, vocabulary]; for each of `layers`, hidden states
             [batch, tokens, hidden size].
         """
-        hidden_layers = tuple(layers)
-        if not hidden_layers:
-            return self._forward(cache, tokens, positions, slots, masks, keep, ())
+        chosen = tuple(layers)
         if self._hidden_states is None:
             self._hidden_states = HiddenStates(list(decoder_layers(self.model)[1]))
-        with self._hidden_states.collect(hidden_layers):
-            return self._forward(cache, tokens, positions, slots, masks, keep, hidden_layers)
+        with self._hidden_states.collect(chosen):
+            return self._forward(cache, tokens, positions, slots, masks, keep, chosen)
 
     def _forward(
         self,
@@ -322,12 +284,12 @@ class Runner:
             # are read.
             reading = self.stream is not None and self.stream.reads
             with leave_one_processor_free() if reading else nullcontext():
-                return self._eager(cache, tokens, positions, slots, masks, keep, hidden_layers)
+                return self.eager(cache, tokens, positions, slots, masks, keep, hidden_layers)
         graphs = self._graphs.get(hidden_layers) or self._compiled_forward(hidden_layers)
         logits, hidden = graphs(tokens, positions, slots, masks, cache)
         return logits[:, -keep:], hidden
 
-    def _eager(
+    def eager(
         self,
         cache: KVCache,
         tokens: Tensor,
@@ -377,12 +339,7 @@ class Runner:
     def prefill(
         self, cache: KVCache, tokens: Tensor, pad: Tensor | None = None, held: int = 0
     ) -> Tensor:
-        """Put prompts [batch, count] into a cache; logits [batch, vocabulary] after them.
-
-        Args:
-            pad: see `read`.
-            held: tokens before these that the cache holds already.
-        """
+        """Put prompts [batch, count] into a cache; logits [batch, vocabulary] after them."""
         *_, (_, logits) = self.read(cache, tokens, pad, held=held)
         return logits[:, -1]
 
@@ -408,24 +365,13 @@ class Runner:
                 window: mask.masked_fill(padded[:, None, None], torch.finfo(mask.dtype).min)
                 for window, mask in masks.items()
             }
-        return self._eager(cache, tokens, positions, slots, masks, keep)[0]
+        return self.eager(cache, tokens, positions, slots, masks, keep)[0]
 
     def pass_to_time(
         self, cache: KVCache, context: int, count: int, bound: int
     ) -> Callable[[], object]:
         """See `Model`."""
-        order = list(range(count))
-        table = self.mask_table(np.tri(count, dtype=np.bool_), order, order)
-        length = torch.tensor([context], device=self.device)
-        offsets = torch.arange(count, device=self.device)
-        tokens = torch.zeros(cache.batch, count, dtype=torch.long, device=self.device)
-
-        def run() -> object:
-            [masks] = table.masks(self.places(cache, length, bound + count))
-            slots = length + offsets
-            return self.forward(cache, tokens, slots[None], slots, masks, 0)
-
-        return run
+        return chain_pass(self, cache, context, count, bound)
 
     def check_logits_fit(self, count: int, batch: int) -> None:
         """See `Model`."""
@@ -449,9 +395,3 @@ class Runner:
                 self._chunks.clear()
             self._chunks[count] = table
         return table
-
-
-def _activation_dtype(model: torch.nn.Module) -> torch.dtype:
-    """The dtype of keys and values: that of the floating weights (quantised ones are not)."""
-    dtype = getattr(model, "dtype", None)
-    return dtype if isinstance(dtype, torch.dtype) else next(model.parameters()).dtype

@@ -338,3 +338,9 @@ def architecture_of(model: Any, name: str) -> str:
 def reason(error: Exception) -> str:
     """The shortened message of another library's error, or its type if it has no message."""
     return one_line(error)[:160] or type(error).__name__
+
+
+def activation_dtype(model: torch.nn.Module) -> torch.dtype:
+    """The dtype of keys and values: that of the floating weights (quantised ones are not)."""
+    dtype = getattr(model, "dtype", None)
+    return dtype if isinstance(dtype, torch.dtype) else next(model.parameters()).dtype

@@ -6,6 +6,7 @@ and the mask lets each see its ancestors. Knows nothing of drafting or verifying
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -110,6 +111,24 @@ class TorchLevelPasses:
     def accept(self, cache: KVCache, length: Tensor, last: Tensor) -> None:
         """See `LevelPasses`."""
         self._paths.move(cache, length, last)
+
+
+def chain_pass(
+    runner: Runner, cache: KVCache, context: int, count: int, bound: int
+) -> Callable[[], object]:
+    """A forward pass over `count` tokens in a row, to be repeated; see `Model.pass_to_time`."""
+    order = list(range(count))
+    table = runner.mask_table(np.tri(count, dtype=np.bool_), order, order)
+    length = torch.tensor([context], device=runner.device)
+    offsets = torch.arange(count, device=runner.device)
+    tokens = torch.zeros(cache.batch, count, dtype=torch.long, device=runner.device)
+
+    def run() -> object:
+        [masks] = table.masks(runner.places(cache, length, bound + count))
+        slots = length + offsets
+        return runner.forward(cache, tokens, slots[None], slots, masks, 0)
+
+    return run
 
 
 class _Paths:

@@ -85,7 +85,7 @@ def test_recorded_steps_take_the_same_graphs(
     for length, new in ((40, 30), (3, 240), (200, 56)):
         prompt = [3 + i % 50 for i in range(length)]
         for runner in (pair.target, pair.draft):
-            runner._idle = None
+            runner._pool.idle = None
         with torch.compiler.set_stance("fail_on_recompile"):
             found = decoder.generate(prompt, new, ignore_eos=True).tokens
         assert found == Decoder(pairs["eager"], tree).generate(prompt, new, ignore_eos=True).tokens
@@ -130,7 +130,7 @@ def test_a_graph_that_computes_something_else_is_refused(
     def wrong(*_: Any) -> Any:
         return lambda tokens, *_: (torch.ones(1, tokens.shape[1], 61), ())
 
-    monkeypatch.setattr("sequoia_opt.engine.torch.runner.compiled", wrong)
+    monkeypatch.setattr("sequoia_opt.engine.torch.compile.compiled", wrong)
     with pytest.raises(SequoiaError, match=r"other logits when compiled.*--no-compile"):
         pair.compile()
     assert pair.compiled == []
@@ -147,7 +147,7 @@ def test_without_a_compiler_one_line_says_so(
 
         return forward
 
-    monkeypatch.setattr("sequoia_opt.engine.torch.runner.compiled", broken)
+    monkeypatch.setattr("sequoia_opt.engine.torch.compile.compiled", broken)
     with pytest.raises(SequoiaError, match=r"cannot be compiled \(no C\+\+ compiler\)"):
         pair.compile(["draft"])
 

@@ -73,7 +73,7 @@ def test_a_graph_reads_no_more_than_there_is(make_pair: Callable[..., Any]) -> N
     expected = decoder.generate(PROMPT, 60, ignore_eos=True).tokens
     caches = []
     for runner in (pair.target, pair.draft):
-        runner._idle = None  # so that these have no more slots than are asked for
+        runner._pool.idle = None  # so that these have no more slots than are asked for
         caches.append(runner.reserve(len(PROMPT) + 60 + TREE.size))
     with torch.inference_mode():
         tokens = torch.tensor([PROMPT])
@@ -131,7 +131,7 @@ def test_graphs_come_and_go(cuda_pair: Callable[..., Any]) -> None:
         decoder = Decoder(pair, TREE)
         first = decoder.generate(prompt, 30, ignore_eos=True).tokens
         for runner in (pair.target, pair.draft):
-            runner._idle = None
+            runner._pool.idle = None
         assert decoder.generate(prompt, 30, ignore_eos=True).tokens == first
         del decoder
 
