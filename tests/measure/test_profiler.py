@@ -111,7 +111,7 @@ def test_a_profile_taken_between_other_work(
 
 
 def test_default_points_are_dense_then_four_an_octave() -> None:
-    pair = SimpleNamespace(device=torch.device("cpu"), offload="none")
+    pair = SimpleNamespace(machine=SimpleNamespace(queues=False), offload="none")
     sizes = default_tokens(cast("Pair", pair))
     assert sizes[:10] == [1, 2, 3, 4, 5, 6, 7, 8, 10, 12]
     assert sizes[-1] == 64
@@ -273,8 +273,10 @@ def test_when_the_time_is_up_fewer_rounds_count(make_pair: Callable[..., Any]) -
     found = profile(
         make_pair(dtype="float32"), options, note=said.append, journal=Journal(max_seconds=0.0)
     )
-    thin = "batch 1: 1 of 20 rounds; the time was up, and these times are thin"
-    assert said == [thin, "batch 4: left out; the time was up"]
+    thin = (
+        "batch 1: 1 of 20 rounds; the time limit was reached, so these times are not to be trusted"
+    )
+    assert said == [thin, "batch 4: left out; the time limit was reached"]
     assert thin in found.disturbed
     assert thin in found.doubts()[0]
     for model in (found.target, found.draft):
