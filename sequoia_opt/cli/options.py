@@ -202,7 +202,7 @@ def load(
         if role == "target" and pair.world.size > 1:
             note("the target is not compiled, because several processes share it")
             continue
-        if getattr(pair, role).stream is not None:
+        if pair.models[role].streamed_layers:
             note(f"the {role} is not compiled, because its layers are streamed")
             continue
         with waiting(f"compiling the {role}'s forward passes"):

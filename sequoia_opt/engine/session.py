@@ -38,6 +38,7 @@ class Session:
     Attributes:
         last_node: the node that the last step accepted last.
         length: committed tokens in the target's cache.
+        texts: how many texts have begun.
     """
 
     def __init__(self, decoder: Decoder, seed: int, conversing: bool = False) -> None:
@@ -54,7 +55,7 @@ class Session:
         self._state: State | None = None
         self._text: list[int] = []  # tokens that are committed, the root included
         self._held: list[int] = []  # tokens that both caches hold
-        self.length, self.last_node = 0, 0
+        self.length, self.last_node, self.texts = 0, 0, 0
 
     def __enter__(self) -> Session:
         return self
@@ -124,6 +125,8 @@ class Session:
             SequoiaError: the caches do not fit into memory, or the logits are not numbers.
         """
         decoder, pair = self._decoder, self._decoder.pair
+        self._state = None
+        self.texts += 1
         self.reserve(len(prompt) + max_new_tokens)
         held = _common_length(self._held, prompt[:-1]) if self._conversing else 0
         self._held = []
@@ -145,8 +148,13 @@ class Session:
 
     @torch.inference_mode()
     def advance(self) -> list[int]:
-        """Run one step; the tokens that it commits."""
-        assert self._state is not None
+        """Run one step; the tokens that it commits.
+
+        Raises:
+            SequoiaError: no text has begun, or the session was closed since.
+        """
+        if self._state is None:
+            raise SequoiaError("session: found no text to continue; start one")
         tokens, self._state = self.step_from(self._state, self.length)
         self.length += len(tokens)
         self._text += tokens

@@ -93,11 +93,15 @@ class Stream:
         self._decoder, self._session = decoder, session
         self._prompt, self._limit = prompt, max_new_tokens
         self._end = frozenset() if ignore_eos else pair.end_tokens
+        self._has_begun = False
         self._text: NewText | None = None
         if pair.tokenizer is not None or stop:
             self._text = NewText(pair.detokenizer, prompt, stop)
 
     def __iter__(self) -> Iterator[list[int]]:
+        if self._has_begun:
+            raise SequoiaError("stream: found a second iteration, expected one; make a new stream")
+        self._has_begun = True
         if self._session is not None:
             yield from self._steps(self._session)
             return
@@ -116,11 +120,17 @@ class Stream:
         started = time.perf_counter()
         new = [session.start(self._prompt, self._limit)]
         generation.prefill_seconds = time.perf_counter() - started
+        number = session.texts
         while True:
             kept, is_over = self._take(new)
             yield kept
             if is_over:
                 break
+            if session.texts != number:
+                raise SequoiaError(
+                    "another text has begun in this session; finish one before the next, or open "
+                    "a second session"
+                )
             started, recorded = time.perf_counter(), decoder.recording_seconds
             new = session.advance()
             recording = decoder.recording_seconds - recorded

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sequoia_opt.engine.decoder import Decoder
+from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.tree import TokenTree
 
@@ -122,3 +123,39 @@ def test_a_conversation_outgrows_its_caches(make_pair: Callable[..., Any]) -> No
     new = session.generate(text, 12, ignore_eos=True).tokens
     assert session.caches.target.capacity > before
     assert new == Decoder(pair, tree).generate(text, 12, ignore_eos=True).tokens
+
+
+def test_a_session_has_one_text_at_a_time(make_pair: Callable[..., Any]) -> None:
+    decoder = Decoder(make_pair(), TREE)
+    expected = decoder.generate(SECOND, 20, ignore_eos=True).tokens
+    session = decoder.session()
+    first = iter(session.stream(FIRST, 20, ignore_eos=True))
+    next(first)
+    stream = session.stream(SECOND, 20, ignore_eos=True)
+    second = iter(stream)
+    next(second)
+    with pytest.raises(SequoiaError, match="another text has begun in this session; finish one"):
+        next(first)
+    for _ in second:
+        pass
+    assert stream.generation.tokens == expected
+
+
+def test_a_closed_session_has_no_text_to_continue(make_pair: Callable[..., Any]) -> None:
+    decoder = Decoder(make_pair(), TREE)
+    session = decoder.session()
+    steps = iter(session.stream(FIRST, 20, ignore_eos=True))
+    next(steps)
+    session.close()
+    with pytest.raises(SequoiaError, match="session: found no text to continue"):
+        next(steps)
+    again = session.generate(FIRST, 20, ignore_eos=True)
+    assert again.tokens == decoder.generate(FIRST, 20, ignore_eos=True).tokens
+
+
+def test_a_stream_is_iterated_over_once(make_pair: Callable[..., Any]) -> None:
+    stream = Decoder(make_pair(), TREE).stream(FIRST, 20, ignore_eos=True)
+    for _ in stream:
+        break
+    with pytest.raises(SequoiaError, match="stream: found a second iteration, expected one"):
+        stream.finish()

@@ -72,7 +72,6 @@ def test_a_step_never_touches_the_host(verifier: str, make_model: Callable[..., 
     for runner in (pair.target, pair.draft):
         runner.model.to(META)
         runner.device = META
-        runner._slots = runner._slots.to(META)
         runner._chunks.clear()
     step = step_of(pair, verifier)
     uniforms = torch.empty(step.uniform_count, device=META)

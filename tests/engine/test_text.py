@@ -125,7 +125,7 @@ def after_tokens(stream: Any, tokens: list[int]) -> Any:
     """The stream after the model has emitted these tokens."""
     for token in tokens:
         stream._take([token])
-    stream.generation.text = stream._text.text(stream._said())
+    stream.generation.text = stream._text.text(stream._shown_tokens())
     return stream
 
 

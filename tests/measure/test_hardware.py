@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 import sequoia_opt
+from sequoia_opt.engine import cpu
 from sequoia_opt.measure import hardware
 
 KERNEL = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.159.04  Release Build\nGCC"
@@ -53,7 +55,15 @@ def test_versions_are_known_without_an_installation(monkeypatch: pytest.MonkeyPa
     assert versions["transformers"] == "unknown"
 
 
-def test_a_machine_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def fresh_cpuinfo() -> Iterator[None]:
+    """What the system says about its processors is read again, before the test and after it."""
+    cpu._cpuinfo.cache_clear()
+    yield
+    cpu._cpuinfo.cache_clear()
+
+
+def test_a_machine_is_described(monkeypatch: pytest.MonkeyPatch, fresh_cpuinfo: None) -> None:
     monkeypatch.setattr(
         Path, "read_text", lambda path: "model name\t: Intel(R) Xeon(R) CPU @ 2.1GHz\n"
     )

@@ -67,6 +67,7 @@ class KVCache:
         keys, values: of each layer.
         windows: each layer's sliding window, or None.
         takes_arguments: whether all layers get the keyword arguments of their model's forward pass.
+        slots: [capacity], the slots' numbers, which recorded forward passes read as well.
     """
 
     def __init__(
@@ -86,6 +87,8 @@ class KVCache:
         for index, layer in enumerate(layers):
             by_shape.setdefault((layer.kv_heads, layer.key_dim), []).append((self.keys, index))
             by_shape.setdefault((layer.kv_heads, layer.value_dim), []).append((self.values, index))
+        with torch.inference_mode():
+            self.slots = torch.arange(capacity, device=device)
         self._stores = []
         for (heads, dim), members in by_shape.items():
             # Zeros, since a masked slot that is not yet written must still be finite. Always

@@ -150,8 +150,8 @@ def recorded(work: Work, device: torch.device) -> Callable[[], object]:
 class RecordedStep:
     """A step that is recorded, once for each cache and bucket of lengths, and replayed.
 
-    Called as the step itself. The state that it returns stands in tensors that the next call
-    overwrites.
+    Called as the step itself. The state that it returns stands in tensors that the next call with
+    the same caches overwrites.
 
     Attributes:
         recording_seconds: time spent on recording so far; it is no part of decoding.
@@ -165,7 +165,6 @@ class RecordedStep:
         # Always inference tensors: compiled forward passes tell them from others.
         with torch.inference_mode():
             self._uniforms = torch.zeros(step.uniform_count, device=self._device)
-            self._before, self._after = (self._blank(step) for _ in range(2))
             count = step.tree.depth + TOLD
             self._emitted = torch.zeros(count, dtype=torch.long, device=self._device)
         self._recordings: weakref.WeakKeyDictionary[KVCache, _Recording] = (
@@ -179,23 +178,29 @@ class RecordedStep:
         target: KVCache = caches.target
         recording = self._recordings.get(target)
         if recording is None or not recording.reads(caches.draft):
-            recording = self._recordings[target] = _Recording(caches.draft)
-        _copy(state, self._before)
+            recording = self._recordings[target] = self._blank_recording(caches.draft)
+        before, after = recording.before, recording.after
+        _copy(state, before)
         self._uniforms.copy_(uniforms)
         bucket = min(bucketed(bound), target.capacity - self.step.tree.size)
         if bucket not in recording.replays:
             started = time.perf_counter()
             recording.replays[bucket] = self._record(
-                lambda: self._work(caches, bucket), self._device
+                lambda: self._work(caches, before, after, bucket), self._device
             )
             self.recording_seconds += time.perf_counter() - started
         recording.replays[bucket]()
-        return self._emitted, self._after
+        return self._emitted, after
 
-    def _work(self, caches: Caches, bound: int) -> None:
-        emitted, state = self.step(caches, self._before, bound, self._uniforms)
+    def _work(self, caches: Caches, before: State, after: State, bound: int) -> None:
+        emitted, state = self.step(caches, before, bound, self._uniforms)
         self._emitted.copy_(emitted)
-        _copy(state, self._after)
+        _copy(state, after)
+
+    def _blank_recording(self, draft: KVCache | None) -> _Recording:
+        """A recording without replays, with memory for its text's states."""
+        with torch.inference_mode():
+            return _Recording(draft, self._blank(self.step), self._blank(self.step))
 
     def _blank(self, step: Step) -> State:
         """Memory for a state."""
@@ -208,10 +213,16 @@ class RecordedStep:
 
 
 class _Recording:
-    """The replays of a step on a pair of caches, by bucket."""
+    """The replays of a step on a pair of caches.
 
-    def __init__(self, draft: KVCache | None) -> None:
+    Attributes:
+        before, after: the state that the replays read, and the one that they write.
+        replays: by bucket.
+    """
+
+    def __init__(self, draft: KVCache | None, before: State, after: State) -> None:
         self._draft = None if draft is None else weakref.ref(draft)
+        self.before, self.after = before, after
         self.replays: dict[int, Callable[[], object]] = {}
 
     def reads(self, draft: KVCache | None) -> bool:

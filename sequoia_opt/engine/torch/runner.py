@@ -89,7 +89,6 @@ class Runner:
         self._attention = TREE_ATTENTION
         self.model.set_attn_implementation(self._attention)  # type: ignore[operator]
         self._pool = CachePool(self.layers, self.dtype, self.device, name)
-        self._slots = torch.arange(0, device=self.device)
         self._chunks: dict[int, MaskTable] = {}
         self.compiled = False
         self._graphs: dict[tuple[int, ...], Forward] = {}
@@ -179,10 +178,7 @@ class Runner:
         Raises:
             SequoiaError: it does not fit into the memory that is left.
         """
-        cache = self._pool.reserve(capacity, batch)
-        if len(self._slots) < cache.capacity:
-            self._slots = torch.arange(cache.capacity, device=self.device)
-        return cache
+        return self._pool.reserve(capacity, batch)
 
     def release(self, cache: KVCache) -> None:
         """Give a cache back, for the next caller that needs one."""
@@ -207,7 +203,7 @@ class Runner:
         """The slots that a forward pass reads if it needs the first `used`."""
         if self.device.type == "cuda":
             used = min(used + -used % ALIGNED_SLOTS, cache.capacity)
-        return self._slots[:used]
+        return cache.slots[:used]
 
     def tree_pass(self, tree: TokenTree) -> TorchTreePass:
         """See `Model`."""
@@ -353,7 +349,7 @@ class Runner:
         """
         count = tokens.shape[1]
         used = length + count
-        slots = self._slots[length:used]
+        slots = cache.slots[length:used]
         [masks] = self._causal(count).masks(
             self.places(cache, torch.tensor([length], device=self.device), used)
         )

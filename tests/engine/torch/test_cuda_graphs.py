@@ -15,6 +15,7 @@ from recorder import recorded
 
 from sequoia_opt.api import load_pair
 from sequoia_opt.engine.decoder import Decoder
+from sequoia_opt.engine.logits_processors import LogitsOptions
 from sequoia_opt.engine.torch import cuda_graphs
 from sequoia_opt.engine.torch.cuda_graphs import BUCKET, RecordedStep
 from sequoia_opt.engine.torch.layer_stream import host_memory
@@ -63,6 +64,23 @@ def test_a_graph_for_each_bucket_and_for_each_buffer(make_pair: Callable[..., An
         runner.release(runner.reserve(8 * BUCKET))
     assert found.generate(prompt, 40, ignore_eos=True).tokens == expected
     assert recorder.recorded == 4
+
+
+@pytest.mark.parametrize("options", [None, LogitsOptions(1.3, presence_penalty=0.5)])
+@pytest.mark.parametrize("tree", [AUTOREGRESSIVE, TREE], ids=["plain", "tree"])
+def test_sessions_of_a_recorded_decoder_take_turns(
+    tree: TokenTree, options: LogitsOptions | None, make_pair: Callable[..., Any]
+) -> None:
+    """A step of one text leaves the other's state alone."""
+    prompts = PROMPT, PROMPT[20:4:-1]
+    decoder = Decoder(make_pair(), tree, logits_options=options)
+    alone = [decoder.generate(prompt, 40, ignore_eos=True).tokens for prompt in prompts]
+    recorded(decoder)
+    streams = [decoder.stream(prompt, 40, ignore_eos=True) for prompt in prompts]
+    running = [iter(stream) for stream in streams]
+    while running:
+        running = [steps for steps in running if next(steps, None) is not None]
+    assert [stream.generation.tokens for stream in streams] == alone
 
 
 def test_a_graph_reads_no_more_than_there_is(make_pair: Callable[..., Any]) -> None:

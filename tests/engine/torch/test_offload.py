@@ -368,7 +368,7 @@ def test_a_long_prompt_takes_little_memory(make_model: Callable[..., Path]) -> N
     ("options", "complaint"),
     [
         ({"offload": "tape"}, "found 'tape', expected one of none, cpu, disk"),
-        ({"offload": "cpu"}, "--offload disk reads them as they are used"),
+        ({"offload": "cpu"}, "--offload disk reads the weights as they are used"),
         ({"memory_budget": 10**9}, "nothing is offloaded; add --offload"),
         ({"offload": "disk", "memory_budget": 100}, "found 1e-07 GB, expected at least"),
         ({"offload": "disk", "random_weights": True}, "random weights are not on disk"),

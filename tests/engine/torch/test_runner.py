@@ -102,3 +102,13 @@ def test_released_caches_are_reused_if_they_are_large_enough(
     assert larger.capacity == 101
     runner.release(larger)
     assert runner.reserve(10, batch=2).batch == 2
+
+
+def test_a_larger_cache_leaves_what_others_read(make_pair: Callable[..., Any]) -> None:
+    """A recorded forward pass reads the slots' numbers where they were when it was recorded."""
+    runner = make_pair().target
+    cache = runner.reserve(64)
+    slots = runner._read_slots(cache, 16)
+    larger = runner.reserve(4096)
+    assert larger is not cache
+    assert runner._read_slots(cache, 16).data_ptr() == slots.data_ptr()
