@@ -69,7 +69,7 @@ def fastest(of: list[dict], name: str) -> dict:
 
 
 def agrees(cell: str, result: dict) -> bool:
-    """Whether a cell has the result's speed-up and, if it names one, its interval."""
+    """Whether a cell has the result's speedup and, if it names one, its interval."""
     match = RATIO.search(cell)
     assert match, cell
     fields = ("speedup", "speedup_low", "speedup_high")

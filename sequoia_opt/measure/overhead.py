@@ -127,7 +127,7 @@ def fit_overhead(rows: Sequence[tuple[TokenTree, float, float]]) -> Overhead:
     """Fit the overhead by least squares, relative to each step's time.
 
     Its parts are a constant, a cost per token, a cost per level, and one for drafting at all; none
-    is negative. Every speed-up is measured against plain decoding, so the fit passes through the
+    is negative. Every speedup is measured against plain decoding, so the fit passes through the
     one-node tree, and the other parts share out what larger trees add to it.
 
     Args:

@@ -28,7 +28,7 @@ TIMED_MS = 40  # milliseconds that a turn's timed runs fill
 MAX_RUNS = 16  # of either kind in a turn
 RUNS_PER_QUEUED_SAMPLE = 2  # one behind the other; the second is timed
 LONG_MS = 100  # work that takes longer is run once: what ran before it hardly matters
-PLAIN_TURNS = 3  # turns per round of plain decoding, which every speed-up is relative to
+PLAIN_TURNS = 3  # turns per round of plain decoding, which every speedup is relative to
 MIN_ROUNDS = 5  # for a median and its interval to be trusted
 
 
@@ -276,7 +276,7 @@ def without_drift(times: Sequence[Sequence[float]]) -> list[list[float]]:
     """Times divided by the pace of their rounds.
 
     A shared machine's speed wanders by tens of percent over a minute. Within a round it affects
-    all work alike, and speed-ups are ratios: what remains is the spread of each piece by itself.
+    all work alike, and speedups are ratios: what remains is the spread of each piece by itself.
 
     Args:
         times: [pieces of work, rounds], in any unit.

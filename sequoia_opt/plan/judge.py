@@ -132,7 +132,7 @@ def choose(
     """The fastest candidate, and the one to use.
 
     Without a confidence, the one to use is the smallest that the data cannot tell from the
-    fastest. With one, it is the candidate of the highest lower bound, which its speed-up exceeds
+    fastest. With one, it is the candidate of the highest lower bound, which its speedup exceeds
     with that probability.
     """
 

@@ -65,7 +65,7 @@ def solve(
         batch: sequences that are decoded together; the profile must have measured it.
         shape: "tree" for any shape, else one of `shapes.NAMES`: what an engine can run.
         max_width: most children of a node.
-        confidence: maximise the speed-up that is exceeded with this probability, in (0, 1),
+        confidence: maximise the speedup that is exceeded with this probability, in (0, 1),
             instead of the predicted one.
         given: trees to price beside the answer, by name; none of them is chosen.
         replicates: how many times documents and timings are resampled.
