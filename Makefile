@@ -1,5 +1,4 @@
-# Two commands for a newcomer: `make demo` shows the program at work, `make test` proves it.
-# Both set up what they need in .venv.
+# Start with `make demo`, which runs the program, and `make test`. Both install it into .venv first.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -14,8 +13,8 @@ DATA ?=
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	touch $@
 
-# Profile, estimate, solve and decode with the bundled pair on this machine. Arguments: the folder of
-# the programs, and the folder to write into.
+# Profile, estimate, solve and decode with the bundled pair on this machine.
+# Arguments: the folder with the sequoia-opt program, and the folder to write into.
 define demonstration
 	$(1)/sequoia-opt profile --contexts 128,512 --tokens 1,2,3,4,6,8,12,16,24,32 --repeats 5 -o $(2)/profile.yaml
 	$(1)/sequoia-opt estimate -o $(2)/acceptance.yaml
@@ -26,7 +25,7 @@ endef
 demo: .venv/installed
 	$(call demonstration,$(BIN),$(DEMO))
 
-# Build the wheel, install it into an empty environment, and run the demonstration from there.
+# Build the wheel, install it into a new environment, and run the demonstration from there.
 wheel: .venv/installed
 	rm -rf $(WHEEL)
 	$(BIN)/python -m build --quiet --wheel --outdir $(WHEEL)
@@ -38,16 +37,16 @@ wheel: .venv/installed
 test: .venv/installed
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-# Run the tests that need an NVIDIA GPU; without one they are skipped, and say so.
+# Run the tests that need an NVIDIA GPU; without one, list them as skipped.
 test-gpu: .venv/installed
 	$(BIN)/python -m pytest -m gpu -rs
 
-# Measure a machine with an NVIDIA GPU, in nine minutes: the GPU tests, a 7B, an 8B and an offloaded
+# Measure a machine with an NVIDIA GPU in nine minutes: the GPU tests, a 7B, an 8B and an offloaded
 # 13B shape, and the bundled pair. OUT gets a log for each part, a table, and an archive of profiles,
 # plans and results; unpack it here to commit them.
 #     make gpu                               sets up .venv first
-#     PYTHON=python3 make gpu OUT=results    uses that Python and its torch as they are
-#     make gpu DEVICE=cpu SHAPES=tiny        rehearses it without a GPU
+#     PYTHON=python3 make gpu OUT=results    uses that Python and its installed torch
+#     make gpu DEVICE=cpu SHAPES=tiny        rehearses without a GPU
 #     make gpu ONLY=own TARGET=big DRAFT=small DATASET=prompts.jsonl MINUTES=60
 DEVICE ?= cuda
 SHAPES ?= full
@@ -68,35 +67,36 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Greedy decoding, compiled, with this machine's committed tree: all methods, and the tree against the
-# best chain on more prompts.
+# Benchmark greedy decoding, compiled, with this machine's committed tree: all methods, then the tree
+# against the best chain on more prompts.
 bench: .venv/installed
 	$(BIN)/sequoia-opt bench --compile --limit 16 --repeats 1 --format md
 	$(BIN)/sequoia-opt bench --compile --methods chain,tree --limit 32 --repeats 1 --format md
 
-# Measure what benchmarks/ has: every method at five temperatures, trees by size, verifiers, predictions.
+# Measure the results in benchmarks/: every method at five temperatures, trees by size, verifiers, and
+# the calibration of the predictions.
 results: .venv/installed
 	PATH=$(BIN):$$PATH bash benchmarks/run.sh $(DATA)
 
-# Print the solver's tables: how its time grows, and how often it finds the fastest tree.
+# Print the solver's time by size, and how often it finds the fastest tree.
 bench-solver: .venv/installed
 	$(BIN)/python tests/benchmarks/solver.py
 
-# Measure where a step's time goes, for each verifier, and what a step costs by context length beside
-# its prediction; with DATA also compare greedy decoding with plain decoding, in float64, on every
-# prompt.
+# Print the time of each part of a step by verifier, and the measured and predicted step time by
+# context length. With DATA, also compare the trees' greedy tokens with plain decoding's on every
+# prompt, in float64.
 bench-step: .venv/installed
 	$(BIN)/python tests/benchmarks/step.py
 	$(BIN)/python tests/benchmarks/step.py --compile
 	$(BIN)/python tests/benchmarks/contexts.py --compile
 	$(if $(DATA),$(BIN)/python tests/benchmarks/greedy.py $(DATA))
 
-# Decode with a target of a few GB whose layers are read from disk: rates, memory and steps, beside
-# accelerate's.
+# Decode with a target of a few GB whose layers are read from disk: print streaming rate, memory and
+# step times, also of accelerate's offloading.
 bench-offload: .venv/installed
 	$(BIN)/python tests/benchmarks/offload.py
 
-# Measure what teacher-forced estimation costs beside the models' own forward passes.
+# Compare the time of teacher-forced estimation with that of the models' forward passes.
 bench-estimator: .venv/installed
 	$(BIN)/python tests/benchmarks/estimator.py
 
@@ -109,7 +109,7 @@ trees: .venv/installed
 	done
 	$(BIN)/sequoia-opt solve-all
 
-# Fails where a tree in the repository is not what its profile and acceptance give.
+# Fail if a tree in the repository differs from the one that its profile and acceptance give.
 check-trees: .venv/installed
 	$(BIN)/sequoia-opt solve-all --check
 

@@ -31,14 +31,14 @@ def load_pair(
     """Load a target and a draft model by hub id or local folder; by default the bundled pair.
 
     Args:
-        device: "cpu", "cuda", "cuda:1", …; by default CUDA where there is one.
+        device: "cpu", "cuda", "cuda:1", …; by default CUDA if it is available.
         dtype: float64, float32, bfloat16 or float16; by default bfloat16 on CUDA, else float32.
         graphs: whether to record steps as CUDA graphs; by default on CUDA.
         random_weights: make up the weights from config.json alone: the models are as fast.
         offload: where layers of the target stay that do not fit the device: "cpu" for host
             memory, or "disk".
         memory_budget: bytes that an offloaded target may take on the device, with the cache of a
-            short text but without the buffers of two layers; by default most of what is free.
+            short text but without the buffers of two layers; by default most of the free memory.
         spread: under torchrun, spread the target over the processes; else each has all of it.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Small models made on the spot, shared by the tests."""
+"""Test settings, and fixtures that make small models."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import torch
 from hypothesis import settings
 from small_models import small_config
 
-if not torch.cuda.is_available():  # kernels are interpreted, by what triton reads on import
+if not torch.cuda.is_available():  # have triton interpret kernels; it reads this on import
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-# The same cases each time, so that a commit that passed passes again; `make fuzz` looks for new.
+# The same cases in every run, so that a commit that passed passes again; `make fuzz` tries others.
 settings.register_profile("suite", deadline=None, print_blob=True, derandomize=True)
 settings.register_profile("search", deadline=None, print_blob=True)
 settings.load_profile("search" if "FUZZ" in os.environ else "suite")
@@ -25,13 +25,13 @@ settings.load_profile("search" if "FUZZ" in os.environ else "suite")
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
-    """Tiny matrices gain nothing from more threads, and tests run side by side."""
+    """Tiny matrices gain nothing from more threads, and tests run in parallel."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _short_runs() -> None:
-    """Times are not looked at: each is taken of as few runs as can be."""
+    """Measure with as few runs as possible, since tests ignore the times."""
     from sequoia_opt.measure import profiler, timing
 
     timing.RUN_IN_MS = timing.TIMED_MS = profiler.MAX_MULTIPLE = 1
@@ -39,8 +39,8 @@ def _short_runs() -> None:
 
 @pytest.fixture(scope="session")
 def make_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Saves a random model and returns its folder; the same arguments give the same folder."""
-    made: dict[str, Path] = {}
+    """Saves a random model and returns its folder; equal arguments share a folder."""
+    folders: dict[str, Path] = {}
 
     def make(
         architecture: str = "llama", seed: int = 0, spread: float = 0.3, **changes: Any
@@ -48,29 +48,29 @@ def make_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         from transformers import AutoModelForCausalLM
 
         key = repr((architecture, seed, spread, sorted(changes.items())))
-        if key not in made:
+        if key not in folders:
             torch.manual_seed(seed)
             config = small_config(architecture, initializer_range=spread, **changes)
             model = AutoModelForCausalLM.from_config(config)
-            made[key] = tmp_path_factory.mktemp(architecture)
-            model.save_pretrained(made[key])
-        return made[key]
+            folders[key] = tmp_path_factory.mktemp(architecture)
+            model.save_pretrained(folders[key])
+        return folders[key]
 
     return make
 
 
 @pytest.fixture(scope="session")
 def make_pair(make_model: Callable[..., Path]) -> Callable[..., Any]:
-    """Loads a pair of random models; the draft is the target with noise, so some guesses fit."""
+    """Loads a pair of random models; the draft is a noisy target, so some guesses are accepted."""
     from sequoia_opt.api import load_pair
 
-    made: dict[str, Any] = {}
+    pairs: dict[str, Any] = {}
 
     def make(
         target: str = "llama", draft: str = "llama", dtype: str = "float64", **changes: Any
     ) -> Any:
         key = repr((target, draft, dtype, sorted(changes.items())))
-        if key not in made:
+        if key not in pairs:
             pair = load_pair(make_model(target, 0, **changes), make_model(draft, 1), "cpu", dtype)
             if target == draft and not changes:
                 torch.manual_seed(2)
@@ -81,7 +81,7 @@ def make_pair(make_model: Callable[..., Path]) -> Callable[..., Any]:
                     for name, value in pair.target.model.state_dict().items()
                 }
                 pair.draft.model.load_state_dict(state)
-            made[key] = pair
-        return made[key]
+            pairs[key] = pair
+        return pairs[key]
 
     return make

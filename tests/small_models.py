@@ -1,4 +1,4 @@
-"""Configs of models of a few thousand parameters."""
+"""Models of a few thousand parameters for the tests."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ VOCABULARY = 61
 
 
 def small_config(architecture: str, **changes: Any) -> Any:
-    """A config of a few thousand parameters."""
+    """The configuration of a model with a few thousand parameters."""
     from transformers import AutoConfig
 
     sizes = dict(
@@ -23,18 +23,20 @@ def small_config(architecture: str, **changes: Any) -> Any:
         eos_token_id=1,
         pad_token_id=0,
     )
-    special: dict[str, dict[str, Any]] = {
+    by_architecture: dict[str, dict[str, Any]] = {
         "gpt2": dict(n_embd=32, n_layer=3, n_head=4, n_positions=256),
         "opt": dict(ffn_dim=48, word_embed_proj_dim=32),
         "gemma2": dict(head_dim=8, sliding_window=8, query_pre_attn_scalar=8),
         "mistral": dict(sliding_window=8),
         "qwen3": dict(head_dim=16),
     }
-    return AutoConfig.for_model(architecture, **(sizes | special.get(architecture, {}) | changes))
+    return AutoConfig.for_model(
+        architecture, **(sizes | by_architecture.get(architecture, {}) | changes)
+    )
 
 
 def pair_of(target: Any, draft: Any) -> Any:
-    """A pair of two runners, without a tokenizer or files."""
+    """A pair made of two runners, without tokenizer or files."""
     from sequoia_opt.engine.drafters import ModelDrafter
     from sequoia_opt.engine.pair import Pair
     from sequoia_opt.engine.torch.machine import TorchMachine

@@ -1,7 +1,8 @@
-"""Tokenizers of the kinds that write a text's beginning each in a way of its own."""
+"""Small tokenizers, of kinds that treat the beginning of a text differently."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
@@ -12,25 +13,25 @@ from sequoia_opt import demo
 
 SPECIAL = ["<unk>", "<s>", "</s>"]
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
-# Single characters, and words as Llama 2's tokenizer has them.
+# Single characters, and words in the form of Llama 2's tokenizer.
 PIECES = [*"▁abcdefghijklmnopqrstuvwxyz():\n!", "▁▁", "▁▁▁▁", "ab", "▁ab", "▁▁▁▁ab"]
 
 
 def llama_2_like(ends: bool = False) -> Any:
-    """A tokenizer that writes a beginning with a space, which its decoder strips again.
+    """A tokenizer that prepends a space to each text; its decoder removes the space.
 
     Args:
-        ends: it puts </s> behind every text.
+        ends: append </s> to every text.
     """
-    vocabulary = {piece: place for place, piece in enumerate([*SPECIAL, *BYTES, *PIECES])}
+    vocabulary = {piece: index for index, piece in enumerate([*SPECIAL, *BYTES, *PIECES])}
     merges = [("▁", "▁"), ("▁▁", "▁▁"), ("a", "b"), ("▁", "ab"), ("▁▁▁▁", "ab")]
-    built = Tokenizer(
+    tokenizer = Tokenizer(
         models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True)
     )
-    built.normalizer = normalizers.Sequence(
+    tokenizer.normalizer = normalizers.Sequence(
         [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
     )
-    built.decoder = decoders.Sequence(
+    tokenizer.decoder = decoders.Sequence(
         [
             decoders.Replace("▁", " "),
             decoders.ByteFallback(),
@@ -38,17 +39,17 @@ def llama_2_like(ends: bool = False) -> Any:
             decoders.Strip(" ", 1, 0),
         ]
     )
-    built.add_special_tokens([AddedToken(name, normalized=False) for name in SPECIAL])
-    built.post_processor = TemplateProcessing(
+    tokenizer.add_special_tokens([AddedToken(name, normalized=False) for name in SPECIAL])
+    tokenizer.post_processor = TemplateProcessing(
         single="<s> $A </s>" if ends else "<s> $A", special_tokens=[("<s>", 1), ("</s>", 2)]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=built, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
     )
 
 
 def byte_level() -> Any:
-    """The bundled tokenizer, with names for turns of a conversation."""
+    """The bundled tokenizer, with special tokens for the turns of a conversation."""
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_file=str(demo.FOLDER / "target" / "tokenizer.json")
     )
@@ -57,9 +58,16 @@ def byte_level() -> Any:
 
 
 def metaspaced() -> Any:
-    """Words that begin with a space, which only the first of a text loses."""
+    """A tokenizer of words with a leading space, which only the first word of a text loses."""
     words = [f"▁{word}" for word in ("one", "two", "three")]
-    built = Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}))
-    built.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
-    built.decoder = decoders.Metaspace(prepend_scheme="first")
-    return PreTrainedTokenizerFast(tokenizer_object=built)
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def save_word_tokenizer(folder: Path, words: list[str]) -> None:
+    """Save a tokenizer whose tokens are the words into a model's folder."""
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token=words[0]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=words[0]).save_pretrained(folder)

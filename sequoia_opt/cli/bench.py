@@ -195,7 +195,7 @@ def _rivals(
 
 
 def _print_prediction(spec: BenchSpec, pair: Pair, results: BenchResults) -> None:
-    """Print what was predicted of the solved tree, if that is for what was run."""
+    """Print the solved tree's predictions if they apply to the settings of the run."""
     from sequoia_opt.cli.bench_tables import prediction_lines
     from sequoia_opt.measure.bench import predictions_hold
 

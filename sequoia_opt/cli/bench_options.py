@@ -1,6 +1,6 @@
 """What `bench`, `bench-sizes` and `calibrate` share: their options, and what they do with them.
 
-Knows options, files and how to load models. Knows nothing of what is measured.
+Knows options, files and how to load models. Knows nothing of the measurements.
 """
 
 from __future__ import annotations

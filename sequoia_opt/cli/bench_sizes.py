@@ -1,4 +1,4 @@
-"""The command `bench-sizes`: trees beside chains and other shapes, size by size."""
+"""The command `bench-sizes`: trees against chains and other shapes, size by size."""
 
 from __future__ import annotations
 

@@ -80,12 +80,12 @@ def _cells(result: Result, greedy: bool) -> list[str]:
 
 
 def interval_text(low: float | None, high: float | None) -> str:
-    """An interval in brackets, after a space; empty if there is none."""
+    """An interval in brackets, after a space; empty without an interval."""
     return "" if low is None or high is None else f" ({low:.2f}–{high:.2f})"
 
 
 def settings_line(settings: Mapping[str, Any]) -> str:
-    """One line that says what was run, how and where."""
+    """One line with the pair, the settings and the machine of the run."""
     hardware, software = settings["hardware"], settings["software"]
     work = [
         f"{settings['dataset']}: {settings['prompts']} prompts",
@@ -127,7 +127,7 @@ def _sampling_words(settings: Mapping[str, Any]) -> list[str]:
 
 
 def prediction_lines(result: Result, tree: TokenTree, times: bool) -> None:
-    """Print the tree's predictions beside what was measured.
+    """Print the tree's predictions and measurements.
 
     Args:
         times: whether the predicted speedup is for this machine and engine.

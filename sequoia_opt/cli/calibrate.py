@@ -1,4 +1,4 @@
-"""The command `calibrate`: predicted beside measured speed."""
+"""The command `calibrate`: predicted against measured speed."""
 
 from __future__ import annotations
 
@@ -92,25 +92,25 @@ def calibrate(
     spec.check()
     name, documents = data.load()
     pair = engine.load(solved.tree)
-    found = run_calibration(spec, pair, name, documents, progress, note)
-    outputs.save(found.document())
-    _print(found, outputs.printed)
+    calibration = run_calibration(spec, pair, name, documents, progress, note)
+    outputs.save(calibration.document())
+    _print(calibration, outputs.printed)
 
 
-def _print(found: Calibration, form: Format) -> None:
+def _print(calibration: Calibration, form: Format) -> None:
     """Print a calibration."""
     from sequoia_opt.cli import calibration_tables
     from sequoia_opt.cli.bench_tables import settings_line
 
     if form is Format.json:
-        print_json(found.document())
+        print_json(calibration.document())
     elif form is Format.csv:
-        calibration_tables.calibration_csv(found)
+        calibration_tables.calibration_csv(calibration)
     else:
         show = (
             calibration_tables.calibration_markdown
             if form is Format.md
             else calibration_tables.calibration_table
         )
-        for part in found.parts:
-            show(part, settings_line(found.settings | asdict(part.sampling)))
+        for part in calibration.parts:
+            show(part, settings_line(calibration.settings | asdict(part.sampling)))

@@ -1,4 +1,4 @@
-"""What `calibrate` prints: predictions beside measurements, tree by tree. No torch.
+"""The tables of `calibrate`: predictions and measurements, tree by tree. No torch.
 
 Knows the comparisons. Knows nothing of how they were measured.
 """
@@ -70,12 +70,12 @@ def calibration_markdown(part: CalibrationPart, title: str) -> None:
     _conclusions(part)
 
 
-def calibration_csv(found: Calibration) -> None:
+def calibration_csv(calibration: Calibration) -> None:
     """Print a row for each tree of each sampling, with all settings."""
     print_csv(
         [
-            {**flat(checked.document()), **flat({**found.settings, **asdict(part.sampling)})}
-            for part in found.parts
+            {**flat(checked.document()), **flat({**calibration.settings, **asdict(part.sampling)})}
+            for part in calibration.parts
             for checked in part.trees
         ]
     )

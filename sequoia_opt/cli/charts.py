@@ -1,6 +1,6 @@
 """What `show` draws in a terminal: trees, latency curves and acceptance rates.
 
-Knows documents as they are loaded. Knows nothing of files, and loads no torch.
+Knows loaded documents. Knows nothing of files, and loads no torch.
 """
 
 from __future__ import annotations

@@ -116,7 +116,7 @@ def _generate(decoding: Decoding, tokens: list[int], quiet: bool) -> Generation:
 
 
 def _predictions(decoding: Decoding) -> Comparable:
-    """Which of the tree's predictions apply to what is decoded here."""
+    """The predictions of the tree that apply to this decoding."""
     if decoding.logits_options.change_anything:  # the tree's rates are of texts without them
         return Comparable(tokens=False, times=False)
     return comparable(decoding.tree, decoding.pair, decoding.sampling)

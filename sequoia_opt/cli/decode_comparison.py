@@ -1,6 +1,6 @@
-"""What `decode --compare` does: plain decoding beside the tree's, timed and checked.
+"""`decode --compare`: decodes with and without the tree, and compares times and tokens.
 
-Knows how both are run and what is printed of them. Knows nothing of options or files.
+Knows how both are run and printed. Knows nothing of options or files.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def _documents(differing: Sequence[tuple[int, Divergence]]) -> list[dict[str, An
 def print_comparison(
     comparison: Comparison, decoding: Decoding, new_tokens: int, predicts: Comparable
 ) -> None:
-    """Print a comparison: a table, the predictions beside it, and the divergences.
+    """Print a comparison: a table, the predictions, and the divergences.
 
     Args:
         predicts: which of the tree's predictions apply.

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 KeepStatistics = Callable[[int, "Generation"], None]
 # Panels of --help.
 TEXT, LOGITS, GENERATION_CONFIG = "Text", "Logits", "The target's generation_config.json"
-UNCHANGED_MODELS = "is for the models as they are"
+UNPROCESSED = "needs unprocessed logits"
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ def prepare(
     logits_options = _logits_options(options)
     if logits_options.change_anything and (compare or options.stats is not None):
         raise typer.BadParameter(
-            f"{UNCHANGED_MODELS}: drop --repetition-penalty, --presence-penalty, "
+            f"{UNPROCESSED}: drop --repetition-penalty, --presence-penalty, "
             "--frequency-penalty and --logit-bias",
             param_hint="--compare" if compare else "--stats",
         )
@@ -219,7 +219,7 @@ def prepare(
     )
     if options.stats is not None and logits_options.change_anything:
         raise typer.BadParameter(
-            f"{UNCHANGED_MODELS}, and generation_config.json of {pair.target_name} has penalties; "
+            f"{UNPROCESSED}, and generation_config.json of {pair.target_name} has penalties; "
             "add --no-generation-config",
             param_hint="--stats",
         )

@@ -277,7 +277,7 @@ class _Run:
     def _journal(
         self, writer: _Writer, content: str, resume: bool, max_seconds: float | None
     ) -> Journal:
-        """What keeps finished parts beside the first file to write.
+        """The journal that keeps finished parts, next to the first file to write.
 
         Args:
             content: fingerprint of the documents.
@@ -286,8 +286,8 @@ class _Run:
         from sequoia_opt.repository.outputs import settled
         from sequoia_opt.repository.provenance import Provenance
 
-        beside = writer.output
-        if beside is None:
+        output = writer.output
+        if output is None:
             options = self.options
             planned = Provenance(
                 acceptance.FORMAT,
@@ -296,7 +296,7 @@ class _Run:
             )
             # All of them now, so that none turns out to be unwritable after the sampling.
             files = [settled(path, planned, writer.force) for path in self.paths]
-            beside = files[0]
+            output = files[0]
         if self.pair.peers.size > 1:  # each of several processes would have to keep its own
             if resume:
                 raise typer.BadParameter("needs a single process", param_hint="--resume")
@@ -308,7 +308,7 @@ class _Run:
             "dtype": self.pair.dtype,
             "documents": content,
         }
-        return journal(beside, about, resume, max_seconds, writer.force)
+        return journal(output, about, resume, max_seconds, writer.force)
 
 
 def _samplings(

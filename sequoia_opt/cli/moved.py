@@ -23,7 +23,7 @@ class Moved:
         now: the new command.
         becomes_argument: the option's value becomes the new command's first argument.
         stays: the new command has the option too.
-        unless: options beside which the option means something else, which has not moved.
+        unless: options with which the option has another meaning, which has not moved.
     """
 
     command: str

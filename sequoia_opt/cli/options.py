@@ -111,7 +111,7 @@ MemoryBudget = Annotated[
     typer.Option(
         "--memory-budget",
         help=MEMORY_BUDGET_HELP,
-        show_default="most of what is free",
+        show_default="most of the free memory",
         rich_help_panel=MODELS,
     ),
 ]
@@ -125,7 +125,7 @@ Force = Annotated[
 ]
 MaxSeconds = Annotated[
     float | None,
-    typer.Option(min=1, help="Start nothing new after this time, and write what was measured."),
+    typer.Option(min=1, help="Start nothing new after this time, and write the results so far."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, nothing else.")]
 Temperature = Annotated[
@@ -303,7 +303,7 @@ def journal(
 ) -> Journal:
     """The journal that keeps a measurement's finished parts until its output is written.
 
-    It lies beside the output as `<output>.partial`.
+    It is next to the output, named `<output>.partial`.
 
     Args:
         about: settings that an interrupted run must share to be resumed.

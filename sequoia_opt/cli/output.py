@@ -1,6 +1,6 @@
 """What every command prints with: two consoles, progress, notes, tables and bars.
 
-Knows terminals and pipes. Knows nothing of what is printed, and loads no torch.
+Knows terminals and pipes. Knows nothing of the output's content, and loads no torch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PIPE_WIDTH = 1000  # characters in a table's line where no terminal limits it
 
 
 class Console(rich_console.Console):
-    """Prints names and texts from files as they are: no markup, no control characters."""
+    """Prints names and texts from files literally: no markup, control characters spelt out."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(highlight=False, markup=False, emoji=False, **options)

@@ -109,7 +109,7 @@ def _candidate_row(label: str, candidate: Candidate) -> list[str]:
 
 
 def budgets_table(plans: Mapping[int, Plan]) -> None:
-    """Print, for each budget of nodes, the fastest tree beside the shapes that other tools use."""
+    """Print, for each budget of nodes, the fastest tree and the shapes that other tools use."""
     table = Table(title="speedup (tokens per step), by largest number of nodes")
     table.title_justify = "left"
     rivals = [c.name for plan in plans.values() for c in (*plan.baselines, *plan.given)]

@@ -119,7 +119,7 @@ def profile(
     sources = sources_of(target, draft)
     journal_beside = output or _usual_path(pair)
     if output is None:
-        # Finished parts are kept beside the file whose name says what is to be measured.
+        # Finished parts are kept next to the file that is named after the measurement.
         planned = Provenance(latency.FORMAT, origins_of(pair, sources), asked=asked)
         journal_beside = settled(journal_beside, planned, force)
     left = None if max_seconds is None else max(0.0, max_seconds - (monotonic() - started))

@@ -89,7 +89,7 @@ TreeMemoryBudget = Annotated[
     typer.Option(
         "--memory-budget",
         help=MEMORY_BUDGET_HELP,
-        show_default=f"{AS_SOLVED}, else most of what is free",
+        show_default=f"{AS_SOLVED}, else most of the free memory",
         rich_help_panel=MODELS,
     ),
 ]

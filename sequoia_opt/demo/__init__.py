@@ -1,6 +1,6 @@
 """The bundled pair: two small models, a dataset and prompts, and the names they go by.
 
-See README.md beside this file for what they are.
+README.md in this folder describes them.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ def advice_for(dtype: torch.dtype) -> str:
 
 
 def usable_device(device: str | None) -> torch.device:
-    """The device of that name; by default CUDA where there is one.
+    """The device of that name; by default CUDA if it is available.
 
     Raises:
         SequoiaError: it cannot be used.

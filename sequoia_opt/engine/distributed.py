@@ -28,7 +28,7 @@ MEETING = (
     "RANK",
     "MASTER_ADDR",
     "MASTER_PORT",
-)  # set by torchrun, beside LOCAL_RANK and WORLD_SIZE
+)  # set by torchrun, like LOCAL_RANK and WORLD_SIZE
 
 
 @dataclass(frozen=True)

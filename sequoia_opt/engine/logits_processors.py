@@ -48,7 +48,7 @@ class LogitsOptions:
         """Refuse values out of range.
 
         Raises:
-            SequoiaError: names the option, what was found and what was expected.
+            SequoiaError: an option is out of range; names it, the found and the expected value.
         """
         if not 1 / LARGEST_PENALTY <= self.repetition_penalty <= LARGEST_PENALTY:
             raise SequoiaError(

@@ -84,7 +84,7 @@ class Model(Protocol):
         parameters: how many it has.
         vocabulary: number of logits.
         positions: the most tokens that it can take.
-        ends: why no more, where this is not the configuration's own limit.
+        ends: the reason for a limit below the configuration's, or "".
         device: where it runs.
         dtype: of its keys, values and logits.
         compiled: whether its forward passes in a step are compiled.

@@ -124,5 +124,5 @@ def draw_with_replacement(weights: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def at_least_float32(logits: Tensor) -> Tensor:
-    """Half-precision logits as float32; others as they are."""
+    """Half-precision logits as float32; others unchanged."""
     return logits if logits.dtype == torch.float64 else logits.float()

@@ -44,7 +44,7 @@ class Step:
 
         Args:
             world: the processes that the target is spread over.
-            processor: what is done to logits before tokens are chosen.
+            processor: processes logits before tokens are chosen.
         """
         self.tree, self.verifier, self.processor = tree, verifier, processor
         self.device, self.vocabulary = target.device, target.vocabulary

@@ -122,8 +122,8 @@ class Stream:
         generation.prefill_seconds = time.perf_counter() - started
         number = session.texts
         while True:
-            kept, is_over = self._take(new)
-            yield kept
+            emitted, is_over = self._take(new)
+            yield emitted
             if is_over:
                 break
             if session.texts != number:
@@ -146,25 +146,25 @@ class Stream:
         """Add a step's tokens to the generation.
 
         Returns:
-            Those of the tokens that count, and whether the generation is over.
+            The tokens that the generation emits, and whether it is over.
         """
         generation = self.generation
-        kept = new[: self._limit - len(generation.tokens)]
-        is_over = len(generation.tokens) + len(kept) == self._limit
-        for index, token in enumerate(kept):
+        emitted = new[: self._limit - len(generation.tokens)]
+        is_over = len(generation.tokens) + len(emitted) == self._limit
+        for index, token in enumerate(emitted):
             if token in self._end:
-                kept, is_over = kept[: index + 1], True
+                emitted, is_over = emitted[: index + 1], True
                 generation.stopped = "end"
                 break
         before = len(generation.tokens)
-        generation.tokens += kept
+        generation.tokens += emitted
         if self._text is not None:
             end = self._text.stop_place(generation.tokens, before)
             if end is not None:
                 generation.tokens[end:] = []
-                kept, is_over = generation.tokens[before:], True
+                emitted, is_over = generation.tokens[before:], True
                 generation.stopped = "stop"
-        return kept, is_over
+        return emitted, is_over
 
     def text(self) -> str:
         """The text so far that later tokens cannot change: it begins the generation's.

@@ -1,4 +1,4 @@
-"""The benchmark: a solved tree beside plain decoding, transformers' methods and other trees.
+"""The benchmark: a solved tree against plain decoding, transformers' methods and other trees.
 
 `BenchSpec` says what to compare, `prepare` turns it into methods and prompts for a loaded pair,
 and `PreparedBench.run` decodes. Knows methods and trees. Knows nothing of files to write or of
@@ -82,7 +82,7 @@ class BenchResults:
 
     Attributes:
         results: one for each method, the baseline first.
-        settings: what was run, where, and with which trees.
+        settings: the pair, options, machine and trees of the run.
         labels: the results' names by the names of the methods.
         sizes: node counts that the trees were made for, if they were.
     """
@@ -265,7 +265,7 @@ def default_methods(tree: TokenTree, sampling: Sampling, synthetic: bool = False
 
 
 def distinct_methods(names: Sequence[str], tree: TokenTree) -> list[str]:
-    """Leave out a one-node tree beside plain decoding, which is the same method."""
+    """Leave out a one-node tree if plain decoding, the same method, is compared too."""
     if tree.size > 1 or "plain" not in names:
         return list(names)
     return [name for name in names if name not in ("tree", *REVERIFIED)]

@@ -1,4 +1,4 @@
-"""The benchmark of shapes: at each size, the tree of most tokens beside chains and other trees.
+"""The benchmark of shapes: at each size, the tree of most tokens against chains and other trees.
 
 Knows the trees; `bench` decodes with them. Knows nothing of how results are shown.
 """

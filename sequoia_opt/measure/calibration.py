@@ -1,4 +1,4 @@
-"""Predictions beside measurements, on prompts that the acceptance estimate has not seen.
+"""Compares predictions with measurements, on prompts that the acceptance estimate has not seen.
 
 Half of a dataset's documents give the acceptance; the other half are decoded with small and large,
 shallow and deep trees. Times are compared in plain steps of the same race, and predicted from a
@@ -101,7 +101,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class CheckedTree:
-    """A tree's predictions beside its measurements.
+    """A tree's predictions and measurements.
 
     Attributes:
         tokens: tokens per step.
@@ -176,7 +176,7 @@ class Calibration:
     """What a calibration found.
 
     Attributes:
-        settings: what was run, and where.
+        settings: the pair, options and machine of the run.
     """
 
     parts: list[CalibrationPart]
@@ -314,7 +314,7 @@ def _checked(
     plain: Result,
     over_chosen: Result,
 ) -> CheckedTree:
-    """A tree's predictions beside its result.
+    """A tree's predictions and its result.
 
     Args:
         filed: predicted from the profile on file.
@@ -347,7 +347,7 @@ def _step(candidate: Candidate, result: Result, plain: Result) -> Comparison:
 
 
 def _speedup(predicted: float, result: Result) -> Comparison:
-    """A predicted ratio of speeds beside the measured one."""
+    """A predicted and a measured ratio of speeds."""
     return Comparison(predicted, result.speedup, result.speedup_low, result.speedup_high)
 
 

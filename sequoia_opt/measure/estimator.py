@@ -126,7 +126,7 @@ def estimate(
         template=options.template,
         note=note,
     )
-    width = min(options.width, pair.target.vocabulary, pair.draft.vocabulary)
+    width = min(options.width, pair.drafter.width)
     samplers = [
         Sampler.empty(sampling, len(texts), options.depths, width) for sampling in samplings
     ]
@@ -139,7 +139,7 @@ def estimate(
 
 
 def _check(samplings: Sequence[Sampling], options: EstimateOptions) -> None:
-    """Check what is asked for.
+    """Check the options.
 
     Raises:
         SequoiaError: an option is out of range, or a verifier has no acceptance by rank.
@@ -180,7 +180,7 @@ def _sample_share(
     note: Note,
     journal: Journal,
 ) -> list[int]:
-    """Sample this process's share of the batches, as far as there is time.
+    """Sample this process's share of the batches until the time is up.
 
     Returns:
         The numbers of the texts that were sampled.

@@ -6,7 +6,7 @@ timing.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 
 from sequoia_opt.engine.distributed import World
 from sequoia_opt.engine.model import Caches, Model
-from sequoia_opt.engine.pair import Pair
+from sequoia_opt.engine.pair import ROLES, Pair
 from sequoia_opt.errors import SequoiaError, one_line
 from sequoia_opt.measure.timing import PLAIN_TURNS, Timed
 
@@ -46,17 +46,24 @@ class Filled:
 
     def release(self, pair: Pair) -> None:
         """Give the caches back."""
-        for role, model in pair.models.items():
-            model.release(self.caches[role])
+        for role, cache in self.caches.items():
+            pair.models[role].release(cache)
 
 
-def fill(pair: Pair, context: int, most_tokens: int, batch: int = 1) -> Filled:
+def fill(
+    pair: Pair, context: int, most_tokens: int, batch: int = 1, roles: Collection[str] = ROLES
+) -> Filled:
     """Reserve caches for `context` tokens of each text and `most_tokens` more, and fill them with
-    random tokens."""
+    random tokens.
+
+    Args:
+        roles: the models whose caches to fill.
+    """
     filled = Filled(batch, [most_tokens], {})
     for role, model in pair.models.items():
-        filled.caches[role] = _reserve(pair, model, context, most_tokens, batch)
-        _fill(model, filled.caches[role], context)
+        if role in roles:
+            filled.caches[role] = _reserve(pair, model, context, most_tokens, batch)
+            _fill(model, filled.caches[role], context)
     return filled
 
 

@@ -1,7 +1,7 @@
 """Records the finished parts of a long measurement, and says when its time is up.
 
 Each part is on the disk before the next begins, so that a killed run can be resumed where it
-stopped. Knows nothing of what is measured.
+stopped. Knows nothing of the measurements.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class Journal:
         """
         if self._lines is None:
             return
-        if not self._has_header:  # not sooner: older parts stay until there is a new one
+        if not self._has_header:  # not sooner: older parts stay until the first new one
             self._lines.clear()
             self._lines.add({"journal": HEADER, "value": self._about})
             self._has_header = True

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from sequoia_opt.engine.pair import Pair
@@ -49,6 +50,7 @@ class PairReader:
         self._target.release(self._target_cache)
         self._drafter.release(self._draft_cache)
 
+    @torch.inference_mode()
     def prefill(self, tokens: Tensor, padding: Tensor) -> PairLogits:
         """Read the prompts; logits [batch, vocabulary] after their last tokens.
 
@@ -61,6 +63,7 @@ class PairReader:
             self._drafter.prefill(self._draft_cache, tokens, padding),
         )
 
+    @torch.inference_mode()
     def extend(self, tokens: Tensor, length: int, padding: Tensor) -> PairLogits:
         """Append one token to each text; logits [batch, vocabulary] after it.
 
@@ -74,6 +77,7 @@ class PairReader:
         draft = self._drafter.extend(self._draft_cache, new, length, padding)
         return PairLogits(at_least_float32(target)[:, 0], draft[:, 0])
 
+    @torch.inference_mode()
     def read(self, tokens: Tensor, chunk: int) -> Iterator[tuple[int, PairLogits]]:
         """Read whole texts in chunks.
 

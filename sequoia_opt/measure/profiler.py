@@ -213,7 +213,7 @@ class _Profiling:
         """Eager time over compiled time of each compiled model's forward passes, by role."""
         pair, gains = self.pair, {}
         for role in pair.compiled:
-            filled = fill(pair, self.context, max(COMPILED_TOKENS))
+            filled = fill(pair, self.context, max(COMPILED_TOKENS), roles=[role])
             eager, compiled = (
                 [
                     forward_to_time(pair, filled, role, self.context, count, is_compiled)

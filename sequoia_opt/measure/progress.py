@@ -1,6 +1,6 @@
 """How long work reports on itself: progress for a bar, and notes for the user.
 
-Knows the callbacks. Knows nothing of what is measured or of how it is shown.
+Knows the callbacks. Knows nothing of measurements or of terminals.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 Progress = Callable[[int, int], None]
-"""Called with how much is done and how much there is to do in total, in the same unit."""
+"""Called with the amount of work done and the total, in the same unit."""
 
 ProgressBar = Callable[[str], AbstractContextManager[Progress]]
 """Takes a label; gives a context manager that yields a `Progress`."""

@@ -26,7 +26,7 @@ ROUNDING = 1e-9  # relative difference of two speeds that comes from rounding
 
 @dataclass(frozen=True)
 class Candidate:
-    """A tree and what is predicted of it.
+    """A tree and its predictions.
 
     Attributes:
         name: its name in tables.

@@ -67,7 +67,7 @@ def solve(
         max_width: most children of a node.
         confidence: maximise the speedup that is exceeded with this probability, in (0, 1),
             instead of the predicted one.
-        given: trees to price beside the answer, by name; none of them is chosen.
+        given: trees to predict besides the answer, by name; none of them is chosen.
         replicates: how many times documents and timings are resampled.
 
     Raises:

@@ -1,4 +1,4 @@
 """A plan as an HTML page, and the results of `bench` as figures.
 
-Knows what is shown and how. Knows nothing of how anything was measured or solved.
+Knows the page's contents and layout. Knows nothing of measuring or solving.
 """

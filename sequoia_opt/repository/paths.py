@@ -16,7 +16,7 @@ from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.tree import TokenTree
 from sequoia_opt.repository.outputs import distinction_in, undistinguished
 
-ACCEPTANCE = "acceptance"  # folder beside those of the hardware
+ACCEPTANCE = "acceptance"  # folder next to those of the hardware
 # Parts of a profile's name. "+" sorts before "-": of files of the same age, the last by name, and
 # so the default, is one without compiled forward passes.
 COMPILED = "+compiled"

@@ -1,10 +1,10 @@
-"""What a step costs by context, measured and predicted: `python tests/benchmarks/contexts.py`.
+"""Measured and predicted step time by context length: `python tests/benchmarks/contexts.py`.
 
-Profiles a pair for the overhead, then times whole steps with other trees in turn with the
-forwards that they are made of. Prints both, how much of a step is no forward, and on CUDA how
-fast plain decoding reads the target's weights beside what the memory gives. The pair is the
-bundled one or, with `--shape 7b`, a random one of the size that people serve; latency does not
-depend on the weights.
+Profiles a pair to get the overhead, then times whole steps of a few trees, interleaved with the
+forward passes of those steps. Prints the measured and the predicted time, the prediction error and
+the overhead's share of a step. On CUDA it also prints how fast plain decoding reads the target's
+weights, as a share of the memory bandwidth. The pair is the bundled one or, with `--shape 7b`, a
+7B-shaped pair with random weights, since latency does not depend on their values.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from sequoia_opt.plan.tree import AUTOREGRESSIVE
 TREES = {
     "plain": AUTOREGRESSIVE,
     "chain, 6": shapes.chain(6),
-    "4 × 5": shapes.k_sequences(4, 5),
+    "4 x 5": shapes.k_sequences(4, 5),
     "binary, 5 deep": shapes.k_ary(2, 5),
 }
 TEMPERATURES = (0.0, 0.6)
 
 
 def random_pair() -> Pair:
-    """A 7B-shaped pair of Llama models with random weights, in bfloat16."""
+    """A 7B-shaped Llama target and a 68M-shaped draft with random weights, in bfloat16."""
     with TemporaryDirectory() as folder:
         folders = write_configs(Path(folder), "llama-2-7b", "llama-68m")
         return load_pair(*folders, dtype="bfloat16", random_weights=True)
@@ -51,7 +51,7 @@ def random_pair() -> Pair:
 
 @torch.inference_mode()
 def print_steps(pair: Pair, profile: LatencyProfile, context: int, repeats: int) -> None:
-    """A row for each tree: whole steps, timed in turn with the forwards that they are made of."""
+    """Time whole steps, interleaved with their forward passes; print a row for each tree."""
     sizes = sorted({n for tree in TREES.values() for n in (tree.size, *draft_passes(tree))})
     filled = replace(fill(pair, context, sizes[-1]), tokens=sizes)
     forwards = forwards_to_time(pair, filled, [context])
@@ -63,38 +63,40 @@ def print_steps(pair: Pair, profile: LatencyProfile, context: int, repeats: int)
         for name, tree in TREES.items()
     }
     Rounds(pair.machine, repeats, warm_up=1).run([*forwards.values(), *steps.values()])
-    took = {point: float(np.median(timed.times)) for point, timed in forwards.items()}
+    forward_ms = {point: float(np.median(timed.times)) for point, timed in forwards.items()}
     for (temperature, name), timed in steps.items():
         tree = TREES[name]
-        measured = float(np.median(timed.times))
-        parts = took["target", 1, context, tree.size]
-        parts += sum(took["draft", 1, context, width] for width in draft_passes(tree))
+        measured_ms = float(np.median(timed.times))
+        forwards_ms = forward_ms["target", 1, context, tree.size]
+        forwards_ms += sum(forward_ms["draft", 1, context, width] for width in draft_passes(tree))
         overhead = profile.overhead_for("greedy" if temperature == 0 else "sequoia")
-        predicted = parts + overhead.at(tree.size, len(draft_passes(tree)))
+        predicted_ms = forwards_ms + overhead.at(tree.size, len(draft_passes(tree)))
         print(
-            f"| {context} | {temperature:g} | {name} | {measured:.2f} | {predicted:.2f} | "
-            f"{100 * (predicted / measured - 1):+.1f} % | {100 * (1 - parts / measured):.1f} % |"
+            f"| {context} | {temperature:g} | {name} | {measured_ms:.2f} | {predicted_ms:.2f} | "
+            f"{predicted_ms / measured_ms - 1:+.1%} | {1 - forwards_ms / measured_ms:.1%} |"
         )
 
 
 def print_bandwidth(pair: Pair, profile: LatencyProfile) -> None:
-    """How fast a plain step reads the target's weights, beside a copy of memory to memory."""
-    weights, memory = weights_read(pair.target), memory_rate(pair.device)
+    """Print how fast plain decoding reads the target's weights, against the bandwidth of a copy."""
+    weights, copy_rate = weights_read(pair.target), memory_rate(pair.device)
     context = profile.target.curves[0].context
-    reading = weights / StepTimes(profile, "greedy", {context: 1}).plain_ms[0] / 1e6
+    read_rate = weights / StepTimes(profile, "greedy", {context: 1}).plain_ms[0] / 1e6
     print(
-        f"plain decoding reads {weights / 1e9:.2f} GB of weights a token at {reading:.0f} GB/s, "
-        f"{100 * reading / memory:.0f} % of the {memory:.0f} GB/s that a copy reaches"
+        f"plain decoding reads {weights / 1e9:.2f} GB of weights per token at {read_rate:.0f} GB/s,"
+        f" {read_rate / copy_rate:.0%} of the {copy_rate:.0f} GB/s of a copy within memory"
     )
 
 
 def main(
-    shape: Annotated[str, typer.Option(help="bundled or 7b.")] = "bundled",
-    contexts: Annotated[str, typer.Option(help="Cached tokens.")] = "128,1024,4096",
-    repeats: Annotated[int, typer.Option(help="Steps of each kind.")] = 15,
-    compiled: Annotated[bool, typer.Option("--compile", help="Compile the forwards.")] = False,
+    shape: Annotated[str, typer.Option(help="Pair to measure: bundled or 7b.")] = "bundled",
+    contexts: Annotated[str, typer.Option(help="Context lengths.")] = "128,1024,4096",
+    repeats: Annotated[int, typer.Option(help="Steps to time of each tree.")] = 15,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the forward passes.")
+    ] = False,
 ) -> None:
-    """Print the tables."""
+    """Print measured and predicted step times by context length."""
     pair = load_pair() if shape == "bundled" else random_pair()
     if compiled:
         pair.compile()
@@ -102,7 +104,10 @@ def main(
     sizes = [1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64]
     options = profiler.ProfileOptions(tokens=sizes, contexts=lengths, repeats=repeats)
     profile = profiler.profile(pair, options)
-    print("| cached | temperature | tree | measured, ms | predicted, ms | off by | no forward |")
+    print(
+        "| context | temperature | tree | measured, ms | predicted, ms | prediction error "
+        "| overhead |"
+    )
     print("| ---: | ---: | --- | ---: | ---: | ---: | ---: |")
     for context in lengths:
         print_steps(pair, profile, context, repeats)

@@ -1,8 +1,8 @@
-"""What teacher-forced estimation costs: `python tests/benchmarks/estimator.py`.
+"""The cost of teacher-forced estimation: `python tests/benchmarks/estimator.py`.
 
-Beside the two models' own batched forwards over the same tokens, in turn with them; for one way
-to sample, and for several from one pass. Then what a tree's yield is by one vector of rates, by
-rates for each depth, and by replay.
+Times the estimate, for one sampling setting and for several in one pass, interleaved with the two
+models' batched forward passes over the same tokens. Then prints the expected tokens per step of a
+few trees by one vector of rates, by rates for each depth, and by replay.
 """
 
 from __future__ import annotations
@@ -16,23 +16,27 @@ import numpy as np
 import torch
 import typer
 
-from sequoia_opt import load_pair
+from sequoia_opt.api import load_dataset, load_pair
 from sequoia_opt.engine.model import reserved
 from sequoia_opt.engine.pair import Pair
-from sequoia_opt.measure.dataset import load_dataset
 from sequoia_opt.measure.estimator import EstimateOptions, estimate
 from sequoia_opt.measure.sample_texts import prepare_texts
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.sampling import Sampling
 from sequoia_opt.plan.tree import TokenTree
 
-WAYS = {
+FORWARDS = "forward passes alone"
+SETTINGS = {
     "greedy": [Sampling()],
     "sequoia at 0.6": [Sampling(0.6)],
     "greedy, sequoia at 0.6 and 1": [Sampling(), Sampling(0.6), Sampling(1.0)],
     "greedy, three temperatures, two verifiers": [
         Sampling(),
-        *(Sampling(warm, 1.0, name) for warm in (0.3, 0.6, 1.0) for name in ("sequoia", "topk")),
+        *(
+            Sampling(temperature, 1.0, verifier)
+            for temperature in (0.3, 0.6, 1.0)
+            for verifier in ("sequoia", "topk")
+        ),
     ],
 }
 TREES: dict[str, TokenTree] = {
@@ -44,7 +48,7 @@ TREES: dict[str, TokenTree] = {
 
 @torch.inference_mode()
 def forwards(pair: Pair, batches: list[list[list[int]]]) -> None:
-    """Both models over the same texts, in the same batches and chunks."""
+    """Run both models over the texts, in the estimator's batches and chunks."""
     for rows in batches:
         longest = max(map(len, rows))
         tokens = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
@@ -55,12 +59,12 @@ def forwards(pair: Pair, batches: list[list[list[int]]]) -> None:
 
 
 def main(
-    repeats: Annotated[int, typer.Option(help="Rounds; medians count.")] = 5,
-    new_tokens: Annotated[int, typer.Option(help="Tokens of each document.")] = 256,
+    repeats: Annotated[int, typer.Option(help="Timed rounds; medians are printed.")] = 5,
+    new_tokens: Annotated[int, typer.Option(help="Tokens to take from each document.")] = 256,
 ) -> None:
-    """Print both tables."""
+    """Print the times of the estimates and the trees' expected tokens per step."""
     pair = load_pair()
-    name, documents = load_dataset(None)
+    name, documents = load_dataset()
     options = EstimateOptions(max_new_tokens=new_tokens, teacher_forced=True, depths=8)
     prepared = prepare_texts(
         pair,
@@ -72,30 +76,31 @@ def main(
     texts = sorted(prepared, key=lambda text: len(text.prompt))
     rows = [text.prompt + text.text for text in texts]
     batches = [rows[i : i + options.batch] for i in range(0, len(rows), options.batch)]
-    runs: dict[str, Callable[[], object]] = {"forwards alone": lambda: forwards(pair, batches)}
-    for label, ways in WAYS.items():
-        runs[label] = partial(estimate, pair, documents, name, ways, options)
+    runs: dict[str, Callable[[], object]] = {FORWARDS: lambda: forwards(pair, batches)}
+    for label, settings in SETTINGS.items():
+        runs[label] = partial(estimate, pair, documents, name, settings, options)
     times: dict[str, list[float]] = {label: [] for label in runs}
-    for number in range(repeats + 1):
+    for round_index in range(repeats + 1):
         for label, run in runs.items():
             started = time.perf_counter()
             run()
-            if number:
+            if round_index > 0:  # the first round warms up
                 times[label].append(time.perf_counter() - started)
     print(f"{sum(map(len, rows))} tokens of {len(rows)} documents\n")
     print("| teacher-forced | seconds | ratio |\n| --- | ---: | ---: |")
-    alone = float(np.median(times["forwards alone"]))
-    for label, found in times.items():
-        print(f"| {label} | {np.median(found):.2f} | {np.median(found) / alone:.2f} |")
+    forwards_seconds = float(np.median(times[FORWARDS]))
+    for label, samples in times.items():
+        seconds = float(np.median(samples))
+        print(f"| {label} | {seconds:.2f} | {seconds / forwards_seconds:.2f} |")
 
     (measured,) = estimate(pair, documents, name, [Sampling()], options)
     by_depth, measured.by_depth = measured.by_depth, None
-    print("\n| tokens a step | one vector | by depth | replayed |\n| --- | ---: | ---: | ---: |")
+    print("\n| tokens per step | one vector | by depth | replayed |\n| --- | ---: | ---: | ---: |")
     for label, tree in TREES.items():
-        one = measured.expected_tokens(tree)
+        by_one_vector = measured.expected_tokens(tree)
         measured.by_depth = by_depth
         print(
-            f"| {label} | {one:.3f} | {measured.expected_tokens(tree):.3f} "
+            f"| {label} | {by_one_vector:.3f} | {measured.expected_tokens(tree):.3f} "
             f"| {measured.replayed_tokens(tree):.3f} |"
         )
         measured.by_depth = None

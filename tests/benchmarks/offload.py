@@ -1,10 +1,10 @@
-"""What a target costs whose layers are brought in: `python tests/benchmarks/offload.py`.
+"""Speed and memory of decoding with an offloaded target: `python tests/benchmarks/offload.py`.
 
-Makes a pair of random weights on the spot and decodes with it, each way in a process of its own:
-how fast layers come, from disk or from host memory, beside what the disk or the bus gives alone;
-how much memory they take, also after a long prompt; what a forward takes by its tokens, the tree
-that pays and its speed at published rates of acceptance; the same with the target in memory, and
-accelerate's offloading of it.
+Makes a pair with random weights and decodes with it in three processes: offloaded by this program,
+with all weights in memory, and offloaded by accelerate. Prints how fast layers are streamed from
+the disk or from host memory, against the bandwidth of the disk or the bus; how much memory they
+take, also after a long prompt; the time of a forward pass by token count; and the fastest tree
+with its speed at published acceptance rates.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ DRAFT: dict[str, Any] = dict(
     hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4
 )
 VOCABULARY, POSITIONS, CONTEXT = 2048, 4096, 128
-BUDGET = 0.15  # of the weights
+BUDGET = 0.15  # share of the target's weights that may stay on the device
 SIZES = [1, 2, 4, 8, 16, 32, 64, 128]
 STEPS, ROUNDS = 4, 3
 OURS, RESIDENT, ACCELERATE = "this program", "in memory", "accelerate"
@@ -49,14 +49,14 @@ OURS, RESIDENT, ACCELERATE = "this program", "in memory", "accelerate"
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured.
+    """The options of a measurement.
 
     Attributes:
-        folder: of the models.
+        folder: the folder that holds both models.
         device: "cpu" or "cuda".
         offload: where the target's layers are: "disk" or "cpu".
-        prompt: tokens of the prompt after which memory is looked at.
-        dtype: of the weights, as torch names it.
+        prompt: number of tokens of the prompt after which memory is measured.
+        dtype: torch's name for the weights' data type.
     """
 
     folder: Path
@@ -75,17 +75,17 @@ class Setting:
 
     @property
     def weights(self) -> int:
-        """Bytes of the target's."""
+        """The bytes of the target's weights."""
         return sum(path.stat().st_size for path in self.target.glob("*.safetensors"))
 
     @property
     def budget(self) -> int:
-        """Bytes that the target may take on the device."""
+        """The bytes that the target's weights may take on the device."""
         return int(BUDGET * self.weights)
 
 
 def make(folder: Path, config: Any, dtype: torch.dtype) -> None:
-    """Save a model of random weights, a file for each layer."""
+    """Save a model with random weights, one file for each layer."""
     from transformers import AutoModelForCausalLM
 
     folder.mkdir()
@@ -96,8 +96,8 @@ def make(folder: Path, config: Any, dtype: torch.dtype) -> None:
     for name, tensor in model.state_dict().items():
         part = name.split(".")[2] if ".layers." in name else "rest"
         files.setdefault(f"{part}.safetensors", {})[name] = tensor
-    places = {name: file for file, tensors in files.items() for name in tensors}
-    index = {"metadata": {}, "weight_map": places}
+    weight_map = {name: file for file, tensors in files.items() for name in tensors}
+    index = {"metadata": {}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     noise = torch.randn(2**20).to(dtype) * 0.02
     for file, tensors in files.items():
@@ -109,17 +109,28 @@ def make(folder: Path, config: Any, dtype: torch.dtype) -> None:
     os.sync()
 
 
-def taken(device: str, peak: bool = False) -> int:
-    """Bytes of the device's memory that the process has, or has had since `forget`."""
+def memory_in_use(device: str) -> int:
+    """The bytes of the device's memory that this process uses."""
     if device == "cuda":
-        return torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()
-    wanted = "VmHWM:" if peak else "VmRSS:"
+        return torch.cuda.memory_allocated()
+    return _process_status("VmRSS")
+
+
+def peak_memory(device: str) -> int:
+    """The most bytes of the device's memory that this process used since `reset_peak_memory`."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return _process_status("VmHWM")
+
+
+def _process_status(field: str) -> int:
+    """A size in bytes from this process's status file."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(wanted))
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
-def forget(device: str) -> None:
-    """Begin to look for the peak anew."""
+def reset_peak_memory(device: str) -> None:
+    """Start a new record of the peak memory."""
     if device == "cuda":
         torch.cuda.init()
         torch.cuda.reset_peak_memory_stats()
@@ -127,21 +138,21 @@ def forget(device: str) -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def alone_rate(setting: Setting, stream: LayerStream) -> float:
-    """GB/s that what the layers come over gives when nothing else is done."""
-    stream._worker.submit(int).result()  # what was on its way has come
+def idle_bandwidth(setting: Setting, stream: LayerStream) -> float:
+    """The bandwidth of the disk or the bus in GB/s while nothing else uses it."""
+    stream._worker.submit(int).result()  # wait for the layers that are being fetched
     if setting.offload == "disk":
         return disk_rate(setting.target)
     return bus_rate(len(stream.buffers[0].memory))
 
 
 def run_ours(setting: Setting) -> dict[str, Any]:
-    """Decode with this program."""
+    """Measure this program's offloading."""
     device, draft, dtype = setting.device, setting.draft, setting.dtype
     empty = load_pair(draft, draft, device, dtype)
     Decoder(empty, shapes.chain(4)).generate(text(CONTEXT), 8, ignore_eos=True)
-    before = taken(device)
-    forget(device)
+    before = memory_in_use(device)
+    reset_peak_memory(device)
     pair = load_pair(
         setting.target, draft, device, dtype,
         offload=setting.offload, memory_budget=setting.budget,
@@ -149,23 +160,23 @@ def run_ours(setting: Setting) -> dict[str, Any]:
     stream = pair.target.stream
     assert stream is not None
     decoder = Decoder(pair)
-    long = decoder.generate(text(setting.prompt), 2, ignore_eos=True)
-    grown = taken(device, peak=True) - before
-    with reserved(pair.target, 1) as cache:  # the one that the text has just given back
+    long_text = decoder.generate(text(setting.prompt), 2, ignore_eos=True)
+    grown = peak_memory(device) - before
+    with reserved(pair.target, 1) as cache:  # the cache that `generate` has just released
         caches = sum(t.nbytes for t in (*cache.keys, *cache.values))
-    rates, steps = [alone_rate(setting, stream)], []
+    bandwidths, times = [idle_bandwidth(setting, stream)], []
     for _ in range(ROUNDS):
-        steps.append(seconds_a_token(decoder))
-        rates.append(alone_rate(setting, stream))
-    seconds = float(np.median(steps))
+        times.append(seconds_per_token(decoder))
+        bandwidths.append(idle_bandwidth(setting, stream))
+    seconds = float(np.median(times))
     return {
-        "seconds a token": seconds,
-        "seconds of the prompt": long.prefill_seconds,
+        "seconds_per_token": seconds,
+        "prefill_seconds": long_text.prefill_seconds,
         "moved": stream.moved_bytes,
         "streamed": len(stream.streamed),
-        # Over all of the time: it says too whether what is computed hides behind it.
-        "coming": stream.moved_bytes / seconds / 1e9,
-        "alone": float(np.median(rates)),
+        # Per second of the whole pass, so it is lower if streaming does not hide the computation.
+        "stream_rate": stream.moved_bytes / seconds / 1e9,
+        "idle_bandwidth": float(np.median(bandwidths)),
         "grown": grown,
         "caches": caches,
         "allowed": setting.budget + stream.buffer_bytes,
@@ -174,50 +185,50 @@ def run_ours(setting: Setting) -> dict[str, Any]:
 
 
 def run_resident(setting: Setting) -> dict[str, Any]:
-    """The same with all weights on the device; nothing where they do not fit."""
+    """Measure with all weights on the device; returns nothing if they do not fit."""
     try:
         pair = load_pair(setting.target, setting.draft, setting.device, setting.dtype)
     except SequoiaError as error:
-        print(f"not {RESIDENT}: {error}", file=sys.stderr)
+        print(f"left out, {RESIDENT}: {error}", file=sys.stderr)
         return {}
     return best_tree(pair)
 
 
 def text(length: int) -> list[int]:
-    """A prompt."""
-    return [place % VOCABULARY for place in range(length)]
+    """The token ids of a prompt."""
+    return [position % VOCABULARY for position in range(length)]
 
 
-def seconds_a_token(decoder: Decoder) -> float:
-    """Decode a few steps."""
-    found = decoder.generate(text(CONTEXT), STEPS * (decoder.tree.depth + 1), True)
-    return found.seconds / found.verified
+def seconds_per_token(decoder: Decoder) -> float:
+    """The seconds per token of a few steps."""
+    generation = decoder.generate(text(CONTEXT), STEPS * (decoder.tree.depth + 1), True)
+    return generation.seconds / generation.verified
 
 
 def best_tree(pair: Pair) -> dict[str, Any]:
-    """Profile the pair, solve for the published rates, and decode with the tree and without."""
+    """Profile the pair, solve for the published rates, and decode plainly and with the tree."""
     options = profiler.ProfileOptions(SIZES, [CONTEXT], repeats=5, warm_up=0)
     measured = profiler.profile(pair, options)
     published = Acceptance(published_rates())
     plan = solve(measured, published, max_size=SIZES[-1])
     tree = plan.tree
-    guessing = Decoder(pair, tree, rates=published.table(1 + tree.depth))
+    with_tree = Decoder(pair, tree, rates=published.table(1 + tree.depth))
     plain = Decoder(pair)
-    times = [(seconds_a_token(plain), seconds_a_token(guessing)) for _ in range(ROUNDS)]
+    times = [(seconds_per_token(plain), seconds_per_token(with_tree)) for _ in range(ROUNDS)]
     [curve] = measured.target.curves
     return {
         "forwards": dict(zip(SIZES, curve.median_ms.tolist(), strict=True)),
         "size": tree.size,
         "depth": tree.depth,
         "predicted": float(plan.choice.speedup[0]),
-        "speedup": float(np.median([before / after for before, after in times])),
-        "plain": float(np.median([before for before, _ in times])),
-        "tree": float(np.median([after for _, after in times])),
+        "speedup": float(np.median([plain_s / tree_s for plain_s, tree_s in times])),
+        "plain": float(np.median([plain_s for plain_s, _ in times])),
+        "tree": float(np.median([tree_s for _, tree_s in times])),
     }
 
 
 def run_accelerate(setting: Setting) -> dict[str, Any]:
-    """Decode with transformers and accelerate, as much of the model on the device."""
+    """Measure accelerate's offloading, with the same share of the model on the device."""
     from accelerate import infer_auto_device_map
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -225,37 +236,43 @@ def run_accelerate(setting: Setting) -> dict[str, Any]:
     with torch.device("meta"):
         shell: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
     first: int | str = 0 if setting.device == "cuda" else "cpu"
-    kept = infer_auto_device_map(
+    device_map = infer_auto_device_map(
         shell,
         {first: setting.budget, setting.offload: 10**15},
         no_split_module_classes=shell._no_split_modules,
     )
-    before = taken(setting.device)
-    forget(setting.device)
+    before = memory_in_use(setting.device)
+    reset_peak_memory(setting.device)
     with tempfile.TemporaryDirectory() as folder:
         model: Any = AutoModelForCausalLM.from_pretrained(
-            setting.target, dtype=dtype, device_map=kept, offload_folder=folder
+            setting.target, dtype=dtype, device_map=device_map, offload_folder=folder
         )
         tokens = torch.tensor([text(CONTEXT)], device=setting.device)
-        # Whether they come from the disk or, once read, from the system's memory.
-        ways = [("seconds a token", setting.offload == "disk")]
-        ways += [("from the page cache", False)] * (setting.offload == "disk")
-        found: dict[str, Any] = {}
-        for name, anew in ways:
-            times: list[float] = []
-            hook = model.register_forward_pre_hook(forgetting(setting.target)) if anew else None
-            note = model.register_forward_hook(lambda *_: times.append(now(setting.device)))
-            options: Any = dict(max_new_tokens=STEPS, do_sample=False, pad_token_id=0)
-            model.generate(tokens, attention_mask=torch.ones_like(tokens), **options)
-            found[name] = float(np.median(np.diff(times)))
-            note.remove()
-            if hook is not None:
-                hook.remove()
-    return found | {"grown": taken(setting.device, peak=True) - before}
+        results: dict[str, Any] = {}
+        if setting.offload == "disk":
+            drop_cache = model.register_forward_pre_hook(page_cache_dropper(setting.target))
+            results["seconds_per_token"] = library_seconds_per_token(model, tokens, setting.device)
+            drop_cache.remove()
+            results["seconds_per_token_from_page_cache"] = library_seconds_per_token(
+                model, tokens, setting.device
+            )
+        else:
+            results["seconds_per_token"] = library_seconds_per_token(model, tokens, setting.device)
+    return results | {"grown": peak_memory(setting.device) - before}
 
 
-def forgetting(folder: Path) -> Any:
-    """A hook that has the system forget what it has read of a model's files."""
+def library_seconds_per_token(model: Any, tokens: torch.Tensor, device: str) -> float:
+    """The median seconds per token of transformers' `generate` after the prompt [1, length]."""
+    times: list[float] = []
+    hook = model.register_forward_hook(lambda *_: times.append(now(device)))
+    options: Any = dict(max_new_tokens=STEPS, do_sample=False, pad_token_id=0)
+    model.generate(tokens, attention_mask=torch.ones_like(tokens), **options)
+    hook.remove()
+    return float(np.median(np.diff(times)))
+
+
+def page_cache_dropper(folder: Path) -> Any:
+    """A forward hook that drops a model's files from the system's page cache."""
     files = list(folder.glob("*.safetensors"))
 
     def hook(*_: object) -> None:
@@ -267,36 +284,41 @@ def forgetting(folder: Path) -> Any:
 
 
 def now(device: str) -> float:
-    """The time when all work is done."""
+    """The time in seconds, after the device has finished its queued work."""
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
-WAYS = {OURS: run_ours, RESIDENT: run_resident, ACCELERATE: run_accelerate}
+METHODS = {OURS: run_ours, RESIDENT: run_resident, ACCELERATE: run_accelerate}
 
 
 def main(
-    layers: Annotated[int, typer.Option(help="Of the target.")] = 24,
-    hidden: Annotated[int, typer.Option(help="Its width.")] = 2048,
+    layers: Annotated[int, typer.Option(help="Layers of the target.")] = 24,
+    hidden: Annotated[int, typer.Option(help="Hidden size of the target.")] = 2048,
     groups: Annotated[int, typer.Option(help="Query heads for each key-value head.")] = 1,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    offload: Annotated[str, typer.Option(help="disk; on cuda cpu too, host memory.")] = "disk",
+    device: Annotated[str, typer.Option(help="Device: cpu or cuda.")] = "cpu",
+    offload: Annotated[
+        str, typer.Option(help="Place for the target's layers: disk or, with cuda, cpu.")
+    ] = "disk",
     prompt: Annotated[
-        int, typer.Option(min=1, max=POSITIONS - 2, help="Tokens, for the memory.")
+        int,
+        typer.Option(
+            min=1, max=POSITIONS - 2, help="Tokens of the prompt after which memory is measured."
+        ),
     ] = CONTEXT,
     dtype: Annotated[
-        str, typer.Option(help="Of the weights: float32 where the processor computes no bfloat16.")
+        str, typer.Option(help="Data type; use float32 on a CPU without bfloat16 instructions.")
     ] = "bfloat16",
     folder: Annotated[
-        Path | None, typer.Option(help="Where to make the models.", show_default="temporary")
+        Path | None, typer.Option(help="Make the models here.", show_default="temporary")
     ] = None,
-    way: Annotated[str | None, typer.Option(hidden=True)] = None,
+    method: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Print what was measured."""
-    if way is not None:  # the process for one of them
+    """Print speed and memory of decoding with an offloaded target."""
+    if method is not None:  # this process measures one method
         assert folder is not None
-        print(json.dumps(WAYS[way](Setting(folder, device, offload, prompt, dtype))))
+        print(json.dumps(METHODS[method](Setting(folder, device, offload, prompt, dtype))))
         return
     from transformers import LlamaConfig
 
@@ -310,54 +332,58 @@ def main(
             num_attention_heads=hidden // 64,
             num_key_value_heads=hidden // 64 // groups,
         )
-        kind = getattr(torch, dtype)
-        make(setting.target, LlamaConfig(**shape, **common), kind)
-        make(setting.draft, LlamaConfig(**DRAFT, **common), kind)
+        torch_dtype = getattr(torch, dtype)
+        make(setting.target, LlamaConfig(**shape, **common), torch_dtype)
+        make(setting.draft, LlamaConfig(**DRAFT, **common), torch_dtype)
         print(f"a target of {setting.weights / 1e9:.2f} GB, {BUDGET:.0%} of it on the {device}")
-        found = {}
-        for each in WAYS:
+        results = {}
+        for name in METHODS:
             options = [f"--{key}={value}" for key, value in asdict(setting).items()]
-            command = [sys.executable, __file__, *options, "--way", each]
+            command = [sys.executable, __file__, *options, "--method", name]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            found[each] = json.loads(done.stdout.splitlines()[-1])
-    report(setting, found[OURS], found[RESIDENT], found[ACCELERATE])
+            results[name] = json.loads(done.stdout.splitlines()[-1])
+    report(setting, results[OURS], results[RESIDENT], results[ACCELERATE])
 
 
 def report(
-    setting: Setting, ours: dict[str, Any], whole: dict[str, Any], other: dict[str, Any]
+    setting: Setting,
+    ours: dict[str, Any],
+    resident: dict[str, Any],
+    accelerate: dict[str, Any],
 ) -> None:
-    """Print all ways' numbers."""
+    """Print the results of all methods."""
     source = "the disk" if setting.offload == "disk" else "pinned memory"
     print(
-        f"{ours['streamed']} layers are streamed, {ours['moved'] / 1e9:.2f} GB a forward, at "
-        f"{ours['coming']:.2f} GB/s; {source} alone gives {ours['alone']:.2f}, of which that is "
-        f"{ours['coming'] / ours['alone']:.0%}"
+        f"{ours['streamed']} layers are streamed, {ours['moved'] / 1e9:.2f} GB per forward pass, "
+        f"at {ours['stream_rate']:.2f} GB/s: {ours['stream_rate'] / ours['idle_bandwidth']:.0%} of "
+        f"the {ours['idle_bandwidth']:.2f} GB/s of {source}"
     )
-    counted = ours["grown"] - ours["caches"]
-    holds = "holds" if counted <= ours["allowed"] else "does NOT hold"
+    grown_without_cache = ours["grown"] - ours["caches"]
+    verdict = "within" if grown_without_cache <= ours["allowed"] else "EXCEEDS"
     print(
-        f"memory grew by {counted / 1e9:.3f} GB with a prompt of {setting.prompt} tokens (read in "
-        f"{ours['seconds of the prompt']:.1f} s), keys and values of {ours['caches'] / 1e9:.3f} "
-        f"apart; budget and two layers are {ours['allowed'] / 1e9:.3f}: the bound {holds}; with "
-        f"accelerate, of {CONTEXT} tokens, by {other['grown'] / 1e9:.3f}"
+        f"memory grew by {grown_without_cache / 1e9:.3f} GB and a KV cache of "
+        f"{ours['caches'] / 1e9:.3f} GB after a prompt of {setting.prompt} tokens (prefill "
+        f"{ours['prefill_seconds']:.1f} s); {verdict} the bound of {ours['allowed'] / 1e9:.3f} GB, "
+        f"which is the budget and two layers; accelerate's grew by {accelerate['grown'] / 1e9:.3f} "
+        f"GB after {CONTEXT} tokens"
     )
-    cached = other.get("from the page cache")
+    cached = accelerate.get("seconds_per_token_from_page_cache")
     print(
-        f"plain decoding: {ours['seconds a token']:.3f} s a token, accelerate "
-        f"{other['seconds a token']:.3f}"
-        + (f" (from the page cache {cached:.3f})" if cached is not None else "")
+        f"plain decoding: {ours['seconds_per_token']:.3f} s/token, with accelerate "
+        f"{accelerate['seconds_per_token']:.3f}"
+        + (f" ({cached:.3f} from the page cache)" if cached is not None else "")
     )
-    ways = [(f"from {source}", ours), *([(RESIDENT, whole)] if whole else [])]
-    for name, found in ways:
+    results = [(f"from {source}", ours), *([(RESIDENT, resident)] if resident else [])]
+    for name, result in results:
         print(
-            f"{name}: at published rates a tree of {found['size']} nodes, {found['depth']} deep, "
-            f"predicted {found['predicted']:.2f} times plain decoding, measured "
-            f"{found['speedup']:.2f} ({found['tree']:.3f} s a token, plain {found['plain']:.3f})"
+            f"{name}: at published rates, a tree of {result['size']} nodes and depth "
+            f"{result['depth']}, predicted {result['predicted']:.2f}x over plain decoding, measured"
+            f" {result['speedup']:.2f}x ({result['tree']:.3f} s/token, plain {result['plain']:.3f})"
         )
-    print("| milliseconds of a forward, by tokens | " + " | ".join(ours["forwards"]) + " |")
+    print("| forward pass in ms, by tokens | " + " | ".join(ours["forwards"]) + " |")
     print("| --- |" + " ---: |" * len(ours["forwards"]))
-    for name, found in ways:
-        print(f"| {name} | " + " | ".join(f"{ms:.1f}" for ms in found["forwards"].values()) + " |")
+    for name, result in results:
+        print(f"| {name} | " + " | ".join(f"{ms:.1f}" for ms in result["forwards"].values()) + " |")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Models of random weights in the shapes that people run, and the acceptance that was published.
+"""Models with random weights in the shapes that people run, and published acceptance rates.
 
-Latency depends on a model's shape alone, so a machine without a hub can be measured with these.
+Latency depends only on a model's shape, so these measure a machine that cannot download models.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ from transformers import LlamaConfig, PreTrainedConfig
 from sequoia_opt.plan.acceptance import Acceptance
 
 PUBLISHED = Path(__file__).parents[1] / "plan" / "sequoia_reference_table.json"
-CONTEXT = 192  # cached tokens: a prompt of 128 and half of a text that follows
+CONTEXT = 192  # mean context length: a prompt of 128 tokens and half of the text that follows
 LLAMA_2 = dict(vocab_size=32000, max_position_embeddings=4096)
 LLAMA_3 = dict(
     vocab_size=128256, max_position_embeddings=8192, num_key_value_heads=8, rope_theta=500000.0
 )
 TINY = dict(vocab_size=512, max_position_embeddings=1024, num_attention_heads=4)
-# Targets have 2 to 8 times the layers of their drafts, as the large ones do.
 SHAPES: dict[str, dict[str, Any]] = {
     "llama-2-7b": LLAMA_2 | dict(
         hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32
@@ -45,14 +44,14 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def config_of(shape: str) -> PreTrainedConfig:
-    """The configuration of a model of that shape."""
+    """The configuration of a model with the shape."""
     config = LlamaConfig(**SHAPES[shape])
     config.architectures = ["LlamaForCausalLM"]
     return config
 
 
 def write_configs(folder: Path, *shapes: str) -> list[Path]:
-    """A folder for each shape, named after it, that holds its configuration and no weights."""
+    """Make a folder for each shape, named after it, with a configuration and no weights."""
     folders = [folder / shape for shape in shapes]
     for path in folders:
         config_of(path.name).save_pretrained(path)
@@ -60,13 +59,13 @@ def write_configs(folder: Path, *shapes: str) -> list[Path]:
 
 
 def published_rates() -> np.ndarray:
-    """How often each rank is accepted, as the Sequoia research code publishes it: [ranks]."""
+    """The acceptance rates [ranks] that the Sequoia research code publishes."""
     rates = np.array(json.loads(PUBLISHED.read_text())["acceptance"])
     return rates[: np.searchsorted(rates.cumsum(), 1 + 1e-6)]
 
 
 def published_acceptance(target: str, draft: str) -> Acceptance:
-    """The published rates for a pair, greedy."""
+    """The published rates as a greedy acceptance of the pair."""
     return Acceptance(
         published_rates(), target=target, draft=draft, dataset="published", context=CONTEXT
     )

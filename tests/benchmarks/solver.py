@@ -1,9 +1,9 @@
-"""How fast and how good the solver is: `python tests/benchmarks/solver.py`.
+"""Speed and quality of the solver: `python tests/benchmarks/solver.py`.
 
-Prints six tables: the time of E*(n, D) by size, depth and width; that of a whole answer, for
-rates that were measured and for any; that of the command from start to end; how often the tree
-found is the fastest of all trees of up to 9 nodes on random machines; how far it is from the best
-that long annealing finds at 16 to 32 nodes.
+Prints six tables: the time to compute E*(n, D) by size, depth and width; the time of `solve` with
+replicates and traces; the time of `solve` for rates of several forms; the time of the command as a
+process; how often the solved tree is the fastest of all trees of up to 9 nodes on random machines;
+and how its speed compares with the best tree that long simulated annealing finds at 16 to 32 nodes.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ JOBS = [  # nodes, depth, ranks
 
 
 def timed(work: Callable[[], object], repeats: int) -> float:
-    """Milliseconds, the median of a few runs."""
+    """The median milliseconds of a few runs of `work`."""
     times = []
     for _ in range(repeats):
         started = time.perf_counter()
@@ -57,23 +57,26 @@ def timed(work: Callable[[], object], repeats: int) -> float:
 
 
 def surface_times() -> None:
-    """E*(n, D) for every size and depth up to the job's."""
-    print("| nodes | depth | ranks | best-first, ms | program, ms | program, MB |")
+    """Print the time to compute E*(n, D) for every size and depth up to the job's."""
+    print("| nodes | depth | ranks | best-first, ms | dynamic program, ms | its memory, MB |")
     print("| ---: | ---: | ---: | ---: | ---: | ---: |")
     for size, depth, ranks in JOBS:
         rates = 0.6 / np.arange(1, ranks + 1) ** 1.7
         table = np.tile(rates / max(1.0, rates.sum()), (depth, 1))
-        quick = timed(lambda t=table, n=size: BestFirst(t, n), 9)
-        exact = timed(lambda t=table, n=size: DynamicProgram(t, n), 3)
+        best_first_ms = timed(lambda t=table, n=size: BestFirst(t, n), 9)
+        program_ms = timed(lambda t=table, n=size: DynamicProgram(t, n), 3)
         tracemalloc.start()
         DynamicProgram(table, size)
         megabytes = tracemalloc.get_traced_memory()[1] / 1e6
         tracemalloc.stop()
-        print(f"| {size} | {depth} | {ranks} | {quick:.1f} | {exact:.0f} | {megabytes:.0f} |")
+        print(
+            f"| {size} | {depth} | {ranks} | {best_first_ms:.1f} | {program_ms:.0f} "
+            f"| {megabytes:.0f} |"
+        )
 
 
-def answer_times() -> None:
-    """`solve` with 200 replicates and the traces of 50 documents, by size and machine."""
+def solve_times() -> None:
+    """Print the time of `solve` with 200 replicates and the traces of 50 documents."""
     print("| nodes | rates | target flat to 64 tokens, ms | rising from 4, ms |")
     print("| ---: | --- | ---: | ---: |")
     generator = np.random.default_rng(4)
@@ -91,12 +94,15 @@ def answer_times() -> None:
             print(f"| {size} | {name} | {times[0]:.0f} | {times[1]:.0f} |")
 
 
-def fleet_times(cases: int = 24) -> None:
-    """Whole answers on one core for random machines: rates that fall, that come as they like, and
-    that peak at some rank, as a draft that shuns the target's first choice gives them."""
+def times_by_rates(cases: int = 24) -> None:
+    """Print the time of `solve` on one core for random machines and several forms of rates.
+
+    Falling rates, rates in random order, and rates with a peak at some rank, as from a draft that
+    seldom guesses the target's first choice first.
+    """
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cores)})
-    print("| nodes | rates | trees a second | slowest, ms |")
+    print("| nodes | rates | trees per second | slowest, ms |")
     print("| ---: | --- | ---: | ---: |")
     for size in (32, 64, 128):
         for name in ("falling", "random", "peaked"):
@@ -105,8 +111,8 @@ def fleet_times(cases: int = 24) -> None:
                 profile = random_profile(generator, KINDS[case % len(KINDS)], size)
                 rates = random_rates(generator, 32, name == "falling")
                 if name == "peaked":
-                    away = np.arange(32) - generator.integers(1, 8)
-                    rates = np.exp(-0.5 * (away / generator.uniform(1, 4)) ** 2)
+                    distance = np.arange(32) - generator.integers(1, 8)
+                    rates = np.exp(-0.5 * (distance / generator.uniform(1, 4)) ** 2)
                     rates *= 0.95 / rates.sum()
                 times.append(timed(lambda p=profile, r=rates: solve(p, Acceptance(r)), 1))
             print(f"| {size} | {name} | {1000 / np.mean(times):.0f} | {max(times):.0f} |")
@@ -114,9 +120,9 @@ def fleet_times(cases: int = 24) -> None:
 
 
 def process_times(repeats: int = 15) -> None:
-    """`sequoia-opt solve` as a process, interleaved with the imports that it cannot do without."""
+    """Print the time of `sequoia-opt solve` as a process, and of the imports that it needs."""
     environment = dict(os.environ)
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # what is installed is compiled
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package has its bytecode
     commands = {
         "import numpy, typer, rich, yaml": ["-c", "import numpy, typer, rich, yaml"],
         "sequoia-opt solve": ["-m", "sequoia_opt", "solve"],
@@ -124,26 +130,27 @@ def process_times(repeats: int = 15) -> None:
     }
     times: dict[str, list[float]] = {name: [] for name in commands}
     with TemporaryDirectory() as folder:
-        here = Path(__file__).parents[2]
+        repository = Path(__file__).parents[2]
         for part in ("profiles", "trees"):
-            shutil.copytree(here / part, Path(folder) / part)
-        environment["PYTHONPATH"] = str(here)
+            shutil.copytree(repository / part, Path(folder) / part)
+        environment["PYTHONPATH"] = str(repository)
         for repeat in range(repeats + 1):
             for name, arguments in commands.items():
                 started = time.perf_counter()
                 command = [sys.executable, *arguments]
                 subprocess.run(command, cwd=folder, env=environment, capture_output=True)
-                if repeat:
+                if repeat > 0:  # the first run of each warms up
                     times[name].append(1000 * (time.perf_counter() - started))
     print("| process | ms | ratio |")
     print("| --- | ---: | ---: |")
-    bare = np.median(next(iter(times.values())))
-    for name, own in times.items():
-        print(f"| {name} | {np.median(own):.0f} | {np.median(own) / bare:.2f} |")
+    imports_ms = np.median(next(iter(times.values())))
+    for name, samples in times.items():
+        median_ms = np.median(samples)
+        print(f"| {name} | {median_ms:.0f} | {median_ms / imports_ms:.2f} |")
 
 
 def machine(flat: int, largest: int) -> LatencyProfile:
-    """A target whose forward costs the same up to `flat` tokens, and a draft like it."""
+    """A profile whose forward passes take constant time up to `flat` tokens, then rise."""
     tokens = [2**i for i in range(largest.bit_length())]
     counts = np.array(tokens, dtype=float)
 
@@ -156,36 +163,36 @@ def machine(flat: int, largest: int) -> LatencyProfile:
 
 
 def against_brute_force(cases: int, seed: int = 2) -> None:
-    """Every tree of up to 9 nodes and 4 ranks."""
-    print("| rates | latencies | optimum found | worst | of the E*(n, D) alone | worst |")
+    """Compare the solved tree's speed with the fastest of all trees of up to 9 nodes, 4 ranks."""
+    print("| rates | latencies | optimum found | worst | optimum among E*(n, D) trees | worst |")
     print("| --- | --- | ---: | ---: | ---: | ---: |")
     generator = np.random.default_rng(seed)
     for falling in (True, False):
         for kind in KINDS:
-            found, family = [], []
+            solved_shares, best_tokens_shares = [], []
             for _ in range(cases):
                 acceptance = Acceptance(random_rates(generator, 4, falling))
                 profile = random_profile(generator, kind, 9)
                 best = fastest(acceptance, profile, 9)[1]
                 plan = solve(profile, acceptance)
-                found.append(speed(plan.fastest.tree, acceptance, profile) / best)
-                family.append(np.nanmax(plan.speed) / 1000 / best)
+                solved_shares.append(speed(plan.fastest.tree, acceptance, profile) / best)
+                best_tokens_shares.append(np.nanmax(plan.speed) / 1000 / best)
             row = ["falling" if falling else "any", kind]
-            for shares in (np.array(found), np.array(family)):
-                row += [f"{100 * (shares > 1 - 1e-9).mean():.1f} %", f"{100 * shares.min():.2f} %"]
+            for shares in (np.array(solved_shares), np.array(best_tokens_shares)):
+                row += [f"{(shares > 1 - 1e-9).mean():.1%}", f"{shares.min():.2%}"]
             print("| " + " | ".join(row) + " |")
 
 
 def anneal(
     acceptance: Acceptance, profile: LatencyProfile, size: int, moves: int, seed: int
 ) -> float:
-    """The best speed that moving leaves of a tree of `size` nodes at random comes across."""
+    """The best speed that annealing finds by moving the leaves of a tree of `size` nodes."""
     generator = np.random.default_rng(seed)
     rates = [*acceptance.rates, 0.0]
     drafts = [0.0, *profile.draft.at(list(range(1, size + 1)), 0)]
     overhead = profile.overhead["greedy"]
     fixed = float(profile.target.at([size], 0)[0]) + overhead.constant_ms + overhead.drafting_ms
-    # A chain to start from: parent, depth, value and number of children of each node.
+    # Start from a chain: the parent, depth, value and number of children of each node.
     parent, depth = list(range(-1, size - 1)), list(range(size))
     value, children = [1.0], [1] * (size - 1) + [0]
     for _ in range(size - 1):
@@ -235,8 +242,8 @@ def anneal(
 
 
 def against_annealing(cases: int, moves: int, seed: int = 3) -> None:
-    """Trees of a given size, 8 ranks."""
-    print("| nodes | rates | latencies | never worse than | better than annealing |")
+    """Compare the solved tree's speed with annealing's best, for trees of one size and 8 ranks."""
+    print("| nodes | rates | latencies | worst | better than annealing |")
     print("| ---: | --- | --- | ---: | ---: |")
     generator = np.random.default_rng(seed)
     for size, falling in product((16, 24, 32), (True, False)):
@@ -246,24 +253,25 @@ def against_annealing(cases: int, moves: int, seed: int = 3) -> None:
                 acceptance = Acceptance(random_rates(generator, 8, falling))
                 profile = random_profile(generator, kind, size)
                 tree = solve(profile, acceptance, size=size).fastest.tree
-                found = max(anneal(acceptance, profile, size, moves, 9 * case + i) for i in (0, 1))
-                shares.append(speed(tree, acceptance, profile) / found)
+                annealed = max(
+                    anneal(acceptance, profile, size, moves, 9 * case + i) for i in (0, 1)
+                )
+                shares.append(speed(tree, acceptance, profile) / annealed)
             better = np.mean(np.array(shares) > 1 + 1e-9)
             rates = "falling" if falling else "any"
-            worst = f"{100 * min(shares):.2f} %"
-            print(f"| {size} | {rates} | {kind} | {worst} | {100 * better:.0f} % |")
+            print(f"| {size} | {rates} | {kind} | {min(shares):.2%} | {better:.0%} |")
 
 
 def main(
-    cases: Annotated[int, typer.Option(help="Random machines of each kind.")] = 300,
-    moves: Annotated[int, typer.Option(help="Moves of each annealing.")] = 60000,
+    cases: Annotated[int, typer.Option(help="Number of random machines of each kind.")] = 300,
+    moves: Annotated[int, typer.Option(help="Number of moves in each annealing.")] = 60000,
 ) -> None:
     """Print the solver's tables."""
     surface_times()
     print()
-    answer_times()
+    solve_times()
     print()
-    fleet_times()
+    times_by_rates()
     print()
     process_times()
     print()

@@ -208,8 +208,8 @@ def test_a_prompt_comes_from_a_file_or_from_standard_input(
         (["--system", "Be brief."], "goes with --chat"),
         (["-o", "b.jsonl"], "No such option: -o"),
         (["--logit-bias", "a=b"], "as 42=-5"),
-        (["--logit-bias", "4=1", "--compare"], "the models as they are"),
-        (["--repetition-penalty", "2", "--stats", "s"], "the models as they are"),
+        (["--logit-bias", "4=1", "--compare"], "needs unprocessed logits"),
+        (["--repetition-penalty", "2", "--stats", "s"], "needs unprocessed logits"),
     ],
 )
 def test_options_that_make_no_sense_are_usage_errors(

@@ -13,7 +13,7 @@ from sequoia_opt.engine.torch.cuda_graphs import RecordedStep, Work
 
 
 class Recorder:
-    """Stands for CUDA graphs: does the work as recording does, then again at each replay."""
+    """Stands in for CUDA graphs: runs the work's warm-ups, then the work itself at each replay."""
 
     def __init__(self) -> None:
         self.recorded = 0
@@ -26,7 +26,7 @@ class Recorder:
 
 
 def recorded(decoder: Decoder) -> Recorder:
-    """Have a decoder's steps recorded by a stand-in."""
+    """Have a decoder's steps recorded by a stand-in, which is returned."""
     assert isinstance(decoder.step, Step)
     recorder = Recorder()
     decoder.step = RecordedStep(decoder.step, recorder)

@@ -35,56 +35,58 @@ def prompt_of(length: int, seed: int = 0) -> list[int]:
 
 
 def greedy_by_transformers(folder: Any, prompt: list[int], count: int) -> list[int]:
-    """The library's own full forward for every token, its own attention, nothing cached."""
+    """Greedy tokens of transformers: a forward pass over the whole text for each, uncached."""
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float64, attn_implementation="eager"
     )
     tokens = torch.tensor([prompt])
     with torch.no_grad():
         for _ in range(count):
-            following = model(tokens, use_cache=False).logits[:, -1].argmax(-1, keepdim=True)
-            tokens = torch.cat([tokens, following], dim=1)
+            next_token = model(tokens, use_cache=False).logits[:, -1].argmax(-1, keepdim=True)
+            tokens = torch.cat([tokens, next_token], dim=1)
     return tokens[0, len(prompt) :].tolist()
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_greedy_is_transformers_own_for_every_tree(
+def test_greedy_tokens_of_every_tree_are_those_of_transformers(
     architecture: str, make_pair: Callable[..., Any], make_model: Callable[..., Any]
 ) -> None:
     pair = make_pair(architecture, architecture)
     prompt = prompt_of(13)
-    wanted = greedy_by_transformers(make_model(architecture), prompt, 40)
-    speculated = 0.0
+    expected = greedy_by_transformers(make_model(architecture), prompt, 40)
+    most_tokens_per_step = 0.0
     for tree in TREES.values():
         generation = Decoder(pair, tree).generate(prompt, 40, ignore_eos=True)
-        assert generation.tokens == wanted
-        speculated = max(speculated, generation.tokens_per_step)
-    assert speculated > 1.1  # some guess was right, so accepted paths were moved
+        assert generation.tokens == expected
+        most_tokens_per_step = max(most_tokens_per_step, generation.tokens_per_step)
+    assert most_tokens_per_step > 1.1  # some guesses were accepted, so paths were moved
 
 
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma2"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("tree", ["k-ary", "sequences", "uneven"])
-def test_the_draft_has_read_what_was_kept(
+def test_the_drafts_cache_is_that_of_the_accepted_text(
     tree: str, temperature: float, architecture: str, make_pair: Callable[..., Any]
 ) -> None:
-    """Its buffers hold what a fresh reading of the text puts there: what it guesses from a wrong
-    slot, position or mask would never show in the text, which is the target's whatever it guesses.
+    """It equals the cache of a prefill of the text.
+
+    The text itself cannot show a wrong slot, position or mask of the draft, since it follows the
+    target whatever the draft guesses.
     """
     pair, prompt = make_pair(architecture, architecture), prompt_of(13)
     session = Decoder(pair, TREES[tree], temperature).session()
     generation = session.generate(prompt, 60, ignore_eos=True)
     assert generation.tokens_per_step > 1
-    # The last token is read by the next step, and so may be the one before it, if it was a leaf's.
+    # The next step reads the last token, and the one before it if that was a leaf of the tree.
     text = [*prompt, *generation.tokens][:-2]
 
     def stored(cache: KVCache) -> list[torch.Tensor]:
-        return [lane[:, :, : len(text)] for lane in (*cache.keys, *cache.values)]
+        return [tensor[:, :, : len(text)] for tensor in (*cache.keys, *cache.values)]
 
-    fresh = pair.draft.reserve(len(text))
+    prefilled = pair.draft.reserve(len(text))
     with torch.inference_mode():
-        pair.draft.prefill(fresh, torch.tensor([text]))
-    torch.testing.assert_close(stored(session.caches.draft), stored(fresh), rtol=0, atol=1e-5)
+        pair.draft.prefill(prefilled, torch.tensor([text]))
+    torch.testing.assert_close(stored(session.caches.draft), stored(prefilled), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("target", "draft"), [("qwen3", "gpt_neox"), ("gpt2", "mistral")])
@@ -92,15 +94,15 @@ def test_target_and_draft_of_different_architectures(
     target: str, draft: str, make_pair: Callable[..., Any], make_model: Callable[..., Any]
 ) -> None:
     pair = make_pair(target, draft)
-    wanted = greedy_by_transformers(make_model(target), prompt_of(9), 24)
+    expected = greedy_by_transformers(make_model(target), prompt_of(9), 24)
     for tree in TREES.values():
-        assert Decoder(pair, tree).generate(prompt_of(9), 24, ignore_eos=True).tokens == wanted
+        assert Decoder(pair, tree).generate(prompt_of(9), 24, ignore_eos=True).tokens == expected
 
 
-def test_a_draft_with_another_rounding_of_the_vocabulary(
+def test_a_draft_whose_embedding_table_has_another_size(
     make_model: Callable[..., Any], tmp_path: Any
 ) -> None:
-    """Embedding tables of one tokenizer are rounded up differently; tokens stay the target's."""
+    """Models with the same tokenizer pad their tables differently; tokens stay the target's."""
 
     for vocabulary in (VOCABULARY - 11, VOCABULARY + 3):
         runners = [
@@ -112,7 +114,8 @@ def test_a_draft_with_another_rounding_of_the_vocabulary(
         for temperature in (0.0, 1.0):
             tokens = Decoder(pair, TREES["k-ary"], temperature).generate(prompt_of(7), 24).tokens
             assert len(tokens) == 24
-            assert temperature or tokens == plain
+            if temperature == 0:
+                assert tokens == plain
 
 
 @pytest.mark.parametrize("length", [1, 2, PREFILL_CHUNK - 1, PREFILL_CHUNK, PREFILL_CHUNK + 7])
@@ -121,10 +124,10 @@ def test_prompts_of_any_length(length: int, make_pair: Callable[..., Any]) -> No
     prompt = prompt_of(length)
     with torch.inference_mode():
         cache = pair.target.reserve(2048)
-        whole = pair.target.prefill(cache, torch.tensor([prompt]))
+        expected = pair.target.prefill(cache, torch.tensor([prompt]))
         for start in range(0, length, 100):
-            part = pair.target.extend(cache, torch.tensor([prompt[start : start + 100]]), start)
-    assert torch.allclose(whole[0], part[0, -1], atol=1e-10)
+            logits = pair.target.extend(cache, torch.tensor([prompt[start : start + 100]]), start)
+    assert torch.allclose(expected[0], logits[0, -1], atol=1e-10)
     plain, tree = (
         Decoder(pair, t).generate(prompt, 16, ignore_eos=True).tokens
         for t in (TREES["plain"], TREES["uneven"])
@@ -139,16 +142,15 @@ def test_sampled_text_is_distributed_as_plain_sampling(
     """Chi-square of three sampled tokens, plain against each tree, at a fixed seed."""
     pair = make_pair()
     prompt, runs = prompt_of(6), 500
-    counts = {}
+    texts = {}
     for name in ("plain", "k-ary", "uneven"):
         decoder = Decoder(pair, TREES[name], 0.7, top_p=0.95, seed=3, verifier=verifier)
-        texts = [tuple(decoder.generate(prompt, 3, ignore_eos=True).tokens) for _ in range(runs)]
-        counts[name] = texts
-    for place in range(3):
+        texts[name] = [decoder.generate(prompt, 3, ignore_eos=True).tokens for _ in range(runs)]
+    for position in range(3):
         for name in ("k-ary", "uneven"):
             table = [
-                [sum(text[place] == token for text in counts[which]) for token in range(VOCABULARY)]
-                for which in ("plain", name)
+                [sum(text[position] == token for text in sample) for token in range(VOCABULARY)]
+                for sample in (texts["plain"], texts[name])
             ]
             common = [(a, b) for a, b in zip(*table, strict=True) if a + b >= 20]
             rare = [
@@ -182,16 +184,16 @@ def test_the_end_token_ends_the_text(make_pair: Callable[..., Any]) -> None:
     pair = make_pair()
     endless = Decoder(pair, TREES["chain"]).generate(prompt_of(13), 40, ignore_eos=True).tokens
     end = endless[25]
-    kept, pair.end_tokens = pair.end_tokens, frozenset([end])
+    end_tokens, pair.end_tokens = pair.end_tokens, frozenset([end])
     try:
         generation = Decoder(pair, TREES["sequences"]).generate(prompt_of(13), 40)
     finally:
-        pair.end_tokens = kept
+        pair.end_tokens = end_tokens
     assert generation.tokens == endless[: endless.index(end) + 1]
     assert generation.stopped == "end"
 
 
-def test_streams_what_it_generates(make_pair: Callable[..., Any]) -> None:
+def test_a_stream_yields_the_generated_tokens(make_pair: Callable[..., Any]) -> None:
     decoder = Decoder(make_pair(), TREES["uneven"])
     stream = decoder.stream(torch.tensor([prompt_of(9)]), 21, ignore_eos=True)
     pieces = list(stream)
@@ -250,16 +252,16 @@ def test_the_last_positions_can_be_used(
 ) -> None:
     """Near the end, nodes beyond the model's last position must not disturb the others."""
     pair = make_pair(architecture, architecture)
-    if graphs:  # what would be compiled, as it is
+    if graphs:  # the path of compiled forward passes, without compiling
         monkeypatch.setattr(torch, "compile", lambda function, **_: function)
         for runner in (pair.target, pair.draft):
             forward = compiled(runner.model, runner.positions - 1)
             monkeypatch.setattr(runner, "_graphs", {(): forward})
             monkeypatch.setattr(runner, "compiled", True)
     prompt = prompt_of(256 - 12)
-    wanted = greedy_by_transformers(make_model(architecture), prompt, 12)
+    expected = greedy_by_transformers(make_model(architecture), prompt, 12)
     for tree in TREES.values():
-        assert Decoder(pair, tree).generate(prompt, 12, ignore_eos=True).tokens == wanted
+        assert Decoder(pair, tree).generate(prompt, 12, ignore_eos=True).tokens == expected
 
 
 @pytest.mark.parametrize("verifier", VERIFIERS)
@@ -276,30 +278,30 @@ def test_kernels_may_return_another_layout(
 ) -> None:
     """CUDA's memory-efficient attention returns [batch, tokens, heads, dim], transposed."""
     pair = make_pair()
-    wanted = Decoder(pair, TREES["k-ary"]).generate(prompt_of(5), 8, ignore_eos=True).tokens
-    plain = torch.nn.functional.scaled_dot_product_attention
+    expected = Decoder(pair, TREES["k-ary"]).generate(prompt_of(5), 8, ignore_eos=True).tokens
+    attention = torch.nn.functional.scaled_dot_product_attention
 
     def transposed(*arguments: Any, **options: Any) -> torch.Tensor:
-        return plain(*arguments, **options).transpose(1, 2).contiguous().transpose(1, 2)
+        return attention(*arguments, **options).transpose(1, 2).contiguous().transpose(1, 2)
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", transposed)
-    found = Decoder(pair, TREES["k-ary"]).generate(prompt_of(5), 8, ignore_eos=True).tokens
-    assert found == wanted
+    tokens = Decoder(pair, TREES["k-ary"]).generate(prompt_of(5), 8, ignore_eos=True).tokens
+    assert tokens == expected
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_where_steps_end_says_what_they_yielded(
+def test_the_last_nodes_of_steps_account_for_all_tokens(
     make_pair: Callable[..., Any], temperature: float
 ) -> None:
     tree = shapes.k_ary(2, 3)
-    found = Decoder(make_pair(), tree, temperature).generate([5, 6, 7], 40, ignore_eos=True)
-    assert sum(found.ended.values()) == found.steps
-    yielded = sum((int(tree.depths[node]) + 1) * n for node, n in found.ended.items())
-    assert yielded == found.verified
-    assert len(found.ended) > 1
+    generation = Decoder(make_pair(), tree, temperature).generate([5, 6, 7], 40, ignore_eos=True)
+    assert sum(generation.ended.values()) == generation.steps
+    tokens = sum((int(tree.depths[node]) + 1) * count for node, count in generation.ended.items())
+    assert tokens == generation.verified
+    assert len(generation.ended) > 1
 
 
-def test_reseeded_it_draws_the_same_again(make_pair: Callable[..., Any]) -> None:
+def test_a_reseeded_decoder_repeats_its_text(make_pair: Callable[..., Any]) -> None:
     decoder = Decoder(make_pair(), shapes.chain(3), 0.9, seed=4)
     first, second = (decoder.generate([5, 6, 7], 20, ignore_eos=True).tokens for _ in range(2))
     decoder.reseed(4)
@@ -307,14 +309,15 @@ def test_reseeded_it_draws_the_same_again(make_pair: Callable[..., Any]) -> None
 
 
 @pytest.mark.parametrize("stop", ["日本語日本語", "🙂🙂🙂", "。。。。。。"])
-def test_stop_strings_of_several_bytes_a_character_end_the_text(stop: str) -> None:
+def test_stop_strings_of_multi_byte_characters_end_the_text(stop: str) -> None:
     """Each of their characters takes two to four tokens."""
     pair = load_pair()
-    wanted = pair.encode(stop, beginning=False)
-    said = [*pair.encode("x = 1", beginning=False), *wanted, *pair.encode("y", beginning=False)]
+    tokens = [
+        token for part in ("x = 1", stop, "y") for token in pair.encode(part, beginning=False)
+    ]
     stream = Decoder(pair).stream([1], 128, ignore_eos=True, stop=[stop])
-    for start in range(0, len(said), 3):
-        _, is_over = stream._take(said[start : start + 3])
+    for start in range(0, len(tokens), 3):
+        _, is_over = stream._take(tokens[start : start + 3])
         if is_over:
             break
     assert stream.generation.stopped == "stop"

@@ -18,7 +18,7 @@ FIRST, SECOND = list(range(3, 20)), list(range(30, 24, -1))
 
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
 def test_sessions_of_one_pair_take_turns(temperature: float, make_pair: Callable[..., Any]) -> None:
-    """Step by step in turn, each text is the one that it is when it is decoded alone."""
+    """Texts decoded in turn, a step each, are the same as when decoded alone."""
     pair = make_pair()
     decoders = [Decoder(pair, tree, temperature, seed=5) for tree in (TREE, shapes.chain(3))]
     alone = [
@@ -37,7 +37,7 @@ def test_sessions_of_one_pair_take_turns(temperature: float, make_pair: Callable
     assert [stream.generation.tokens for stream in streams] == alone
 
 
-def test_a_text_that_is_left_unfinished_disturbs_no_other(make_pair: Callable[..., Any]) -> None:
+def test_an_unfinished_text_does_not_change_others(make_pair: Callable[..., Any]) -> None:
     pair = make_pair()
     decoder = Decoder(pair, TREE)
     expected = decoder.generate(SECOND, 30, ignore_eos=True).tokens
@@ -48,8 +48,8 @@ def test_a_text_that_is_left_unfinished_disturbs_no_other(make_pair: Callable[..
     assert decoder.generate(SECOND, 30, ignore_eos=True).tokens == expected
 
 
-def test_random_numbers_are_a_session_s_own(make_pair: Callable[..., Any]) -> None:
-    """What one session draws does not depend on how far another has come."""
+def test_each_session_has_a_random_generator(make_pair: Callable[..., Any]) -> None:
+    """The draws of one session do not depend on how much another has decoded."""
     texts = []
     for before in (1, 9):
         decoder = Decoder(make_pair(), TREE, 1.0, seed=3)
@@ -60,7 +60,7 @@ def test_random_numbers_are_a_session_s_own(make_pair: Callable[..., Any]) -> No
 
 
 def test_sessions_share_caches_one_after_another(make_pair: Callable[..., Any]) -> None:
-    """A closed session's caches, and a dropped one's, serve the next; open ones are apart."""
+    """A session reuses the caches of one that was closed or deleted, never of an open one."""
     pair = make_pair()
     decoder = Decoder(pair, TREE)
     session = decoder.session()
@@ -71,10 +71,10 @@ def test_sessions_share_caches_one_after_another(make_pair: Callable[..., Any]) 
     assert other.caches.target is not caches.target
     assert other.caches.draft is not caches.draft
     session.close()
-    following = decoder.session()
-    following.reserve(50)
-    assert following.caches == caches
-    del following
+    second = decoder.session()
+    second.reserve(50)
+    assert second.caches == caches
+    del second
     gc.collect()
     last = decoder.session()
     last.reserve(50)
@@ -82,37 +82,37 @@ def test_sessions_share_caches_one_after_another(make_pair: Callable[..., Any]) 
 
 
 @pytest.mark.parametrize("tree", [shapes.chain(1), shapes.chain(4), shapes.k_ary(2, 3)])
-def test_a_conversation_is_read_on_from_where_it_was(
+def test_a_conversation_continues_from_its_cache(
     make_pair: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tree: TokenTree
 ) -> None:
-    """The same tokens as read from the beginning, but only the new part of a text is read."""
+    """The tokens are those of a new session, but only the new part of the text is read."""
     pair = make_pair()
     session = Decoder(pair, tree).session()
-    read: list[int] = []
+    read_lengths: list[int] = []
     extend = pair.target.extend
 
-    def watched(cache: object, tokens: torch.Tensor, *others: Any) -> torch.Tensor:
-        read.append(tokens.shape[1])
+    def recording(cache: object, tokens: torch.Tensor, *others: Any) -> torch.Tensor:
+        read_lengths.append(tokens.shape[1])
         logits: torch.Tensor = extend(cache, tokens, *others)
         return logits
 
     text = list(range(5, 25))
     session.generate(text[:9], 15, ignore_eos=True)
-    for turn, asked in enumerate(([], [3, 4, 5], [9], [])):
-        text = text + asked if turn < 3 else [*text[:30], 8, 9]
-        # Other texts of the pair change nothing.
+    for turn, addition in enumerate(([], [3, 4, 5], [9], [])):
+        text = text + addition if turn < 3 else [*text[:30], 8, 9]
+        # Decoding in another session of the pair changes nothing.
         expected = Decoder(pair, tree).generate(text, 15, ignore_eos=True).tokens
-        read.clear()
-        monkeypatch.setattr(pair.target, "extend", watched)
+        read_lengths.clear()
+        monkeypatch.setattr(pair.target, "extend", recording)
         new = session.generate(text, 15, ignore_eos=True).tokens
         monkeypatch.setattr(pair.target, "extend", extend)
         assert new == expected
-        assert 0 < sum(read) < len(text)
+        assert 0 < sum(read_lengths) < len(text)
         text += new
 
 
 def test_a_conversation_outgrows_its_caches(make_pair: Callable[..., Any]) -> None:
-    """It goes on in larger ones, which are filled from the beginning."""
+    """It continues in larger ones, after a prefill of the whole text."""
     pair = make_pair(max_position_embeddings=8192)
     tree = shapes.k_ary(2, 2)
     session = Decoder(pair, tree).session()

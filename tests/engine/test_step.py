@@ -20,16 +20,16 @@ from sequoia_opt.plan.verifiers import VERIFIERS
 TREE = TokenTree([-1, 0, 0, 0, 1, 1, 2, 4], [0, 1, 2, 3, 1, 2, 1, 1])
 LENGTH = 9
 META = torch.device("meta")
-VERIFYING = ["greedy", *VERIFIERS]
+ALL_VERIFIERS = ["greedy", *VERIFIERS]
 
 
 def step_of(pair: Any, verifier: str) -> Step:
-    warm = make_verifier(verifier, 0.8, 0.9) if verifier != "greedy" else Greedy()
-    return Step(pair.target, pair.drafter, TREE, warm)
+    chosen = Greedy() if verifier == "greedy" else make_verifier(verifier, 0.8, 0.9)
+    return Step(pair.target, pair.drafter, TREE, chosen)
 
 
-def filled(pair: Any) -> tuple[Caches, State]:
-    """Caches into which a text, always the same, has been read; and its state."""
+def prefilled(pair: Any) -> tuple[Caches, State]:
+    """New caches after a prefill of a fixed text, and the state of that text."""
     tokens = torch.arange(3, 3 + LENGTH, device=pair.target.device)[None]
     caches = []
     for runner in (pair.target, pair.draft):
@@ -38,35 +38,35 @@ def filled(pair: Any) -> tuple[Caches, State]:
     return Caches(*caches), State(torch.tensor([LENGTH], device=pair.target.device), tokens[0, -2:])
 
 
-@pytest.mark.parametrize("verifier", VERIFYING)
+@pytest.mark.parametrize("verifier", ALL_VERIFIERS)
 def test_a_step_is_one_graph(verifier: str, make_pair: Callable[..., Any]) -> None:
-    """It compiles without a break, and gives what it gives eagerly."""
+    """It compiles without a graph break and returns the eager step's results."""
     pair = make_pair(dtype="float64")
     step = step_of(pair, verifier)
     uniforms = torch.rand(step.uniform_count, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
-        wanted, state = step(*filled(pair), LENGTH, uniforms)
+        expected, expected_state = step(*prefilled(pair), LENGTH, uniforms)
         compiled = torch.compile(step, fullgraph=True, backend="eager")
-        found, after = compiled(*filled(pair), LENGTH, uniforms)
-    assert found.tolist() == wanted.tolist()
-    assert after.length.tolist() == state.length.tolist()
-    assert after.recent.tolist() == state.recent.tolist()
+        emitted, state = compiled(*prefilled(pair), LENGTH, uniforms)
+    assert emitted.tolist() == expected.tolist()
+    assert state.length.tolist() == expected_state.length.tolist()
+    assert state.recent.tolist() == expected_state.recent.tolist()
 
 
-class OnMeta(TorchDispatchMode):
-    """Refuses any operation that touches a tensor elsewhere, or reads a value."""
+class OnlyMeta(TorchDispatchMode):
+    """Refuses an operation that takes or returns a tensor on another device, or reads a value."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> object:
-        found = func(*args, **(kwargs or {}))
-        for value in tree_leaves((args, kwargs, found)):
+        result = func(*args, **(kwargs or {}))
+        for value in tree_leaves((args, kwargs, result)):
             if isinstance(value, Tensor) and value.device != META:
                 raise AssertionError(f"{func} touches the host")
-        return found
+        return result
 
 
-@pytest.mark.parametrize("verifier", VERIFYING)
+@pytest.mark.parametrize("verifier", ALL_VERIFIERS)
 def test_a_step_never_touches_the_host(verifier: str, make_model: Callable[..., Any]) -> None:
     pair = load_pair(make_model("llama", 0), make_model("llama", 1), "cpu", "float32")
     for runner in (pair.target, pair.draft):
@@ -76,17 +76,17 @@ def test_a_step_never_touches_the_host(verifier: str, make_model: Callable[..., 
     step = step_of(pair, verifier)
     uniforms = torch.empty(step.uniform_count, device=META)
     with torch.inference_mode():
-        caches, state = filled(pair)
-        with OnMeta():
+        caches, state = prefilled(pair)
+        with OnlyMeta():
             emitted, after = step(caches, state, LENGTH, uniforms)
     assert emitted.shape == (TREE.depth + 3,)
     assert after.recent.shape == (2,)
 
 
 def test_the_mode_notices_a_host_copy() -> None:
-    with OnMeta(), pytest.raises(AssertionError, match="touches the host"):
+    with OnlyMeta(), pytest.raises(AssertionError, match="touches the host"):
         torch.tensor([1.0])
-    with OnMeta(), pytest.raises(NotImplementedError, match="Cannot copy out of meta"):
+    with OnlyMeta(), pytest.raises(NotImplementedError, match="Cannot copy out of meta"):
         torch.empty(2, device=META).cpu()
-    with OnMeta(), pytest.raises(RuntimeError, match="item"):
+    with OnlyMeta(), pytest.raises(RuntimeError, match="item"):
         torch.empty(1, device=META).item()

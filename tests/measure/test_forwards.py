@@ -13,10 +13,10 @@ from sequoia_opt.measure import forwards
 
 
 @torch.inference_mode()
-def test_processes_go_on_only_together(
+def test_processes_stop_together_when_one_lacks_memory(
     make_pair: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The other one has no room for four tokens: this one must not begin a forward of them."""
+    """The other has no room for four tokens, so this one must not start that forward pass."""
     others = iter(["", "", "", "no room there"])  # buffers, then 1, 2 and 4 tokens
 
     class Two(World):

@@ -20,21 +20,21 @@ def test_overhead_fit_finds_its_parts(few: bool) -> None:
         )
         for tree in trees
     ]
-    found = fit_overhead(rows)
-    assert found.constant_ms == pytest.approx(0.4)
-    assert found.per_token_ms == pytest.approx(0.01)
-    assert found.per_level_ms == pytest.approx(0.05)
-    assert found.drafting_ms == pytest.approx(0.7)
-    for tree, wanted, _ in rows:
-        assert found.at(tree.size, len(draft_passes(tree))) == pytest.approx(wanted)
+    overhead = fit_overhead(rows)
+    assert overhead.constant_ms == pytest.approx(0.4)
+    assert overhead.per_token_ms == pytest.approx(0.01)
+    assert overhead.per_level_ms == pytest.approx(0.05)
+    assert overhead.drafting_ms == pytest.approx(0.7)
+    for tree, overhead_ms, _ in rows:
+        assert overhead.at(tree.size, len(draft_passes(tree))) == pytest.approx(overhead_ms)
 
 
 def test_overhead_fit_passes_through_plain_decoding() -> None:
     generator = np.random.default_rng(0)
     rows = [(tree, 0.5 + generator.normal(0, 0.2), 10.0) for tree in overhead_trees(64)]
-    found = fit_overhead(rows)
-    assert found.at(1, 0) == pytest.approx(rows[0][1])
-    assert found.per_token_ms >= 0
-    assert found.per_level_ms >= 0
+    overhead = fit_overhead(rows)
+    assert overhead.at(1, 0) == pytest.approx(rows[0][1])
+    assert overhead.per_token_ms >= 0
+    assert overhead.per_level_ms >= 0
     assert fit_overhead([(shapes.chain(1), 0.3, 5.0)]).at(1, 0) == pytest.approx(0.3)
     assert fit_overhead([(shapes.chain(1), -4.7, 1.0)]).at(1, 0) == 0

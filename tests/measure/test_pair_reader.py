@@ -71,3 +71,16 @@ def test_logits_are_float32_over_the_targets_vocabulary(make_model: Callable[...
     assert logits.target.dtype == logits.draft.dtype == torch.float32
     assert logits.draft.shape == logits.target.shape
     assert torch.isneginf(logits.draft[:, -3:]).all()
+
+
+def test_it_reads_outside_of_inference_mode_too(make_pair: Callable[..., Any]) -> None:
+    """And whole texts give the logits that they give token by token."""
+    pair, tokens = make_pair(), torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
+    padding = torch.tensor([0, 0])
+    with PairReader(pair, batch=2, capacity=8) as reader:
+        _, whole = next(reader.read(tokens, chunk=4))
+    with PairReader(pair, batch=2, capacity=8) as reader:
+        reader.prefill(tokens[:, :3], padding)
+        stepwise = reader.extend(tokens[:, 3], 3, padding)
+    for logits, last in zip(whole, stepwise, strict=True):
+        torch.testing.assert_close(logits[:, -1], last)

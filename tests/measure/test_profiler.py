@@ -39,30 +39,30 @@ from sequoia_opt.plan.solver import solve
 
 
 def test_measures_every_point(make_pair: Callable[..., Any]) -> None:
-    seen: list[tuple[int, int]] = []
-    found = profile(
+    progress: list[tuple[int, int]] = []
+    measured = profile(
         make_pair(dtype="float32"),
         ProfileOptions(tokens=[8, 1, 2, 4], contexts=[64, 16], repeats=5, warm_up=1),
-        lambda done, total: seen.append((done, total)),
+        lambda done, total: progress.append((done, total)),
     )
-    for model in (found.target, found.draft):
+    for model in (measured.target, measured.draft):
         assert [c.context for c in model.curves] == [16, 64]
         for curve in model.curves:
             assert curve.tokens == [1, 2, 4, 8]
             assert (curve.low_ms <= curve.median_ms).all()
             assert (curve.median_ms <= curve.high_ms).all()
             assert (curve.low_ms > 0).all()
-    assert set(found.overhead) == {"greedy", "sequoia", "sequoia-top-p"}
-    assert found.engine["dtype"] == "float32"
-    assert found.hardware["device"] == "cpu"
-    assert found.hardware["name"]
-    [turns] = {total for _, total in seen}
-    assert [done for done, _ in dict.fromkeys(seen)] == list(range(turns + 1))
-    # What was measured can be solved with.
-    assert solve(found, Acceptance(np.array([0.6, 0.2])), max_size=8).choice.tree.size >= 1
+    assert set(measured.overhead) == {"greedy", "sequoia", "sequoia-top-p"}
+    assert measured.engine["dtype"] == "float32"
+    assert measured.hardware["device"] == "cpu"
+    assert measured.hardware["name"]
+    [turns] = {total for _, total in progress}
+    assert [done for done, _ in dict.fromkeys(progress)] == list(range(turns + 1))
+    # `solve` accepts the profile.
+    assert solve(measured, Acceptance(np.array([0.6, 0.2])), max_size=8).choice.tree.size >= 1
 
 
-def test_greedy_decoding_alone(make_pair: Callable[..., Any]) -> None:
+def test_without_verifiers_only_greedy_overhead_is_measured(make_pair: Callable[..., Any]) -> None:
     options = ProfileOptions(tokens=[1, 2, 4, 8], contexts=[16], verifiers=[], repeats=5)
     measured = profile(make_pair(), options)
     assert set(measured.overhead) == {"greedy"}
@@ -70,53 +70,53 @@ def test_greedy_decoding_alone(make_pair: Callable[..., Any]) -> None:
 
 def test_measures_batches(make_pair: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profiler, "MAX_MULTIPLE", 1)
-    seen: list[tuple[int, int]] = []
+    progress: list[tuple[int, int]] = []
     options = ProfileOptions(
         tokens=[1, 2, 8, 32], contexts=[16], batches=[4, 16], repeats=5, warm_up=1
     )
-    found = profile(make_pair(dtype="float32"), options, lambda *counts: seen.append(counts))
-    for model in (found.target, found.draft):
+    measured = profile(make_pair(dtype="float32"), options, lambda *counts: progress.append(counts))
+    for model in (measured.target, measured.draft):
         assert [(c.batch, c.tokens) for c in model.curves] == [
             (1, [1, 2, 8, 32]), (4, [1, 2, 8, 32]), (16, [1, 2, 8])
         ]  # fmt: skip
-    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
-    assert seen[-1] == (300, 300)
-    plan = solve(found, Acceptance(np.array([0.6, 0.2])), batch=16)
+    assert [done for done, _ in progress] == sorted(done for done, _ in progress)
+    assert progress[-1] == (300, 300)
+    plan = solve(measured, Acceptance(np.array([0.6, 0.2])), batch=16)
     assert plan.choice.tree.size <= 8
     assert plan.tree.metadata["batch"] == 16
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.6])
-def test_a_profile_taken_between_other_work(
+def test_a_profile_interleaved_with_decoding(
     make_pair: Callable[..., Any], temperature: float
 ) -> None:
-    """It has the points that were asked for, and leaves what decodes in between alone."""
+    """It has the requested points, and does not change the text that is decoded in between."""
     pair = make_pair()
     tree = shapes.k_ary(2, 2)
     decoder = Decoder(pair, tree)
-    wanted = decoder.generate([3, 4, 5], 12, ignore_eos=True).tokens
-    like = profile(pair, ProfileOptions(tokens=[1, 2], contexts=[16], repeats=5, warm_up=0))
+    expected = decoder.generate([3, 4, 5], 12, ignore_eos=True).tokens
+    earlier = profile(pair, ProfileOptions(tokens=[1, 2], contexts=[16], repeats=5, warm_up=0))
     sampling = Sampling(temperature, 1.0, "specinfer")
-    beside = Interleaved(pair, [7, 1, 3], 20, sampling)
+    interleaved = Interleaved(pair, [7, 1, 3], 20, sampling)
     for _ in range(5):
-        beside.round()
-        assert decoder.generate([3, 4, 5], 12, ignore_eos=True).tokens == wanted
-    found = beside.profile(like)
-    assert [curve.context for curve in found.target.curves] == [20]
-    assert found.draft.curves[0].tokens == [1, 3, 7]
-    assert list(found.overhead) == ["specinfer" if temperature else "greedy"]
-    assert found.engine == like.engine
+        interleaved.round()
+        assert decoder.generate([3, 4, 5], 12, ignore_eos=True).tokens == expected
+    measured = interleaved.profile(earlier)
+    assert [curve.context for curve in measured.target.curves] == [20]
+    assert measured.draft.curves[0].tokens == [1, 3, 7]
+    assert list(measured.overhead) == ["specinfer" if temperature else "greedy"]
+    assert measured.engine == earlier.engine
     rates = Acceptance(np.array([0.7, 0.2]), temperature=temperature, verifier="specinfer")
-    assert solve(found, rates, context=20).tree.size <= 7
+    assert solve(measured, rates, context=20).tree.size <= 7
 
 
-def test_default_points_are_dense_then_four_an_octave() -> None:
+def test_default_token_counts_are_dense_then_four_per_octave() -> None:
     pair = SimpleNamespace(machine=SimpleNamespace(queues=False), offload="none")
     sizes = default_tokens(cast("Pair", pair))
     assert sizes[:10] == [1, 2, 3, 4, 5, 6, 7, 8, 10, 12]
     assert sizes[-1] == 64
     assert max(b / a for a, b in pairwise(sizes[8:])) <= 1.25
-    pair.offload = "disk"  # fewer, since each takes long, and larger
+    pair.offload = "disk"  # fewer, since each pass takes long, and up to larger counts
     sizes = default_tokens(cast("Pair", pair))
     assert sizes[:8] == [1, 2, 3, 4, 6, 8, 12, 16]
     assert sizes[-1] == 256
@@ -133,26 +133,26 @@ def test_default_points_are_dense_then_four_an_octave() -> None:
         (ProfileOptions(contexts=[256]), "only 256 positions"),
     ],
 )
-def test_refuses_what_cannot_be_measured(
+def test_options_out_of_range(
     options: ProfileOptions, complaint: str, make_pair: Callable[..., Any]
 ) -> None:
     with pytest.raises(SequoiaError, match=complaint):
         profile(make_pair(), options)
 
 
-def test_stops_at_what_fits_into_memory(
+def test_measures_only_token_counts_that_fit_into_memory(
     make_pair: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """There is room for the logits of ten tokens: eight of one sequence, twice four, no 16."""
+    """Memory holds the logits of ten tokens: of a sequence's 8, of four sequences' 2, never 16."""
     pair, notes = make_pair(dtype="float32"), []
-    each = pair.target.vocabulary * (4 + 4 * LOGIT_COPIES)
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 10 * each)
+    bytes_per_token = pair.target.vocabulary * (4 + 4 * LOGIT_COPIES)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 10 * bytes_per_token)
     monkeypatch.setattr(cache_pool, "check_fits", lambda *_: None)
     options = ProfileOptions(
         tokens=[1, 2, 4, 8, 16], contexts=[16], batches=[1, 4, 16], repeats=5, warm_up=0
     )
-    found = profile(pair, options, note=notes.append)
-    for model in (found.target, found.draft):
+    measured = profile(pair, options, note=notes.append)
+    for model in (measured.target, measured.draft):
         assert [(c.batch, c.tokens) for c in model.curves] == [(1, [1, 2, 4, 8]), (4, [1, 2])]
     assert [note.partition(",")[0] for note in notes] == [
         "batch 1: measured to 8 tokens", "batch 4: measured to 2 tokens", "batch 16: left out"
@@ -168,23 +168,25 @@ def test_stops_where_the_device_runs_out_of_memory(
     pair, notes = make_pair(dtype="float32"), []
     forward = pair.target.forward
 
-    def of_few(cache: Any, tokens: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
+    def forward_of_few(
+        cache: Any, tokens: torch.Tensor, *arguments: Any, **options: Any
+    ) -> torch.Tensor:
         if tokens.shape[1] > 4:
             raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB.")
         return forward(cache, tokens, *arguments, **options)
 
-    monkeypatch.setattr(pair.target, "forward", of_few)
+    monkeypatch.setattr(pair.target, "forward", forward_of_few)
     options = ProfileOptions(tokens=[1, 2, 4, 8], contexts=[16], repeats=5, warm_up=0)
-    found = profile(pair, options, note=notes.append)
-    assert found.target.largest() == found.draft.largest() == 4
+    measured = profile(pair, options, note=notes.append)
+    assert measured.target.largest() == measured.draft.largest() == 4
     assert notes == [
         "batch 1: measured to 4 tokens, more do not fit into memory (CUDA out of memory. Tried "
         "to allocate 2 GiB.)"
     ]
 
 
-def test_what_streams_is_timed_behind_itself(make_model: Callable[..., Path]) -> None:
-    """Behind something else its first layers are there already."""
+def test_streamed_passes_are_timed_after_one_of_their_kind(make_model: Callable[..., Path]) -> None:
+    """After other work the first layers would already be loaded."""
     times = [150.0, 200.0]
 
     class Clock(Timed):
@@ -204,85 +206,84 @@ def test_what_streams_is_timed_behind_itself(make_model: Callable[..., Path]) ->
     steps = steps_to_time(pair, filled, 16, [Sampling(0.0, 1.0, "sequoia")])
     assert all(step.streams and step.turns == 1 for _, _, step in steps)
     assert len(steps) == len(overhead_trees(64, few=True))
-    found = profiler._streaming(pair)
-    assert found == {"memory_budget": 7, "streamed_layers": 2, "moved_bytes": 5}
+    assert profiler._streaming(pair) == {"memory_budget": 7, "streamed_layers": 2, "moved_bytes": 5}
 
 
-def test_the_machine_is_watched_from_when_it_works(
+def test_the_machine_is_monitored_once_it_works(
     make_pair: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An idle GPU's clock says nothing."""
-    said: list[str] = []
+    """The clock of an idle GPU is not the one that it computes with."""
+    events: list[str] = []
     fill_what_fits = profiler.fill_what_fits
 
-    class Told:
+    class Monitor:
         def __init__(self, device: torch.device, world: World) -> None:
-            said.append("watched")
+            events.append("monitored")
 
         def notes(self) -> list[str]:
             return ["it was loud"]
 
-    def filling(*arguments: Any) -> Any:
-        said.append("worked")
+    def recorded_fill(*arguments: Any) -> Any:
+        events.append("worked")
         return fill_what_fits(*arguments)
 
-    monkeypatch.setattr(profiler, "DisturbanceMonitor", Told)
-    monkeypatch.setattr(profiler, "fill_what_fits", filling)
-    found = profile(
+    monkeypatch.setattr(profiler, "DisturbanceMonitor", Monitor)
+    monkeypatch.setattr(profiler, "fill_what_fits", recorded_fill)
+    measured = profile(
         make_pair(dtype="float32"), ProfileOptions(tokens=[1], contexts=[16], repeats=5)
     )
-    assert said == ["worked", "watched"]
-    assert found.disturbed.endswith("it was loud")
+    assert events == ["worked", "monitored"]
+    assert measured.disturbed.endswith("it was loud")
 
 
 def test_a_model_that_compiling_makes_slower_runs_eagerly(
     make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The draft's graphs stand for slow ones, the target's for ones that take no time."""
+    """The draft's graphs are replaced by slow ones, the target's by ones that take no time."""
     pair = load_pair(make_model("llama", 0), make_model("llama", 1), "cpu", "float32")
 
     def graphs(model: Any, last_position: int, *_: Any) -> Callable[..., Any]:
-        kept: dict[int, torch.Tensor] = {}
+        logits: dict[int, torch.Tensor] = {}  # by number of tokens
 
         def forward(tokens: Any, positions: Any, slots: Any, masks: Any, cache: Any) -> Any:
             if model is pair.draft.model:
                 time.sleep(0.02)
-            elif tokens.shape[1] in kept:
-                return kept[tokens.shape[1]], ()
-            kept[tokens.shape[1]] = model(
+            elif tokens.shape[1] in logits:
+                return logits[tokens.shape[1]], ()
+            logits[tokens.shape[1]] = model(
                 input_ids=tokens, position_ids=positions, tree=Attend(cache, slots, masks)
             ).logits
-            return kept[tokens.shape[1]], ()
+            return logits[tokens.shape[1]], ()
 
         return forward
 
     monkeypatch.setattr("sequoia_opt.engine.torch.compile.compiled", graphs)
     pair.compile()
     assert pair.compiled == ["target", "draft"]
-    found = profile(pair, ProfileOptions(tokens=[1, 2, 8], contexts=[16], repeats=5, warm_up=0))
-    assert found.engine["compile"] == pair.compiled == ["target"]
-    assert found.engine["compile_gain"]["target"] > 1 > found.engine["compile_gain"]["draft"]
+    measured = profile(pair, ProfileOptions(tokens=[1, 2, 8], contexts=[16], repeats=5, warm_up=0))
+    assert measured.engine["compile"] == pair.compiled == ["target"]
+    assert measured.engine["compile_gain"]["target"] > 1 > measured.engine["compile_gain"]["draft"]
 
 
-def test_when_the_time_is_up_fewer_rounds_count(make_pair: Callable[..., Any]) -> None:
-    """One time of each size that a curve needs, which the profile says itself."""
-    said: list[str] = []
+def test_when_the_time_is_up_fewer_rounds_are_measured(make_pair: Callable[..., Any]) -> None:
+    """One time for each token count that a curve needs, and a warning in the profile."""
+    notes: list[str] = []
     options = ProfileOptions(
         tokens=[1, 2, 3, 4, 6, 7], contexts=[16, 32], batches=[1, 4], repeats=20, warm_up=1
     )
-    found = profile(
-        make_pair(dtype="float32"), options, note=said.append, journal=Journal(max_seconds=0.0)
+    measured = profile(
+        make_pair(dtype="float32"), options, note=notes.append, journal=Journal(max_seconds=0.0)
     )
     thin = (
         "batch 1: 1 of 20 rounds; the time limit was reached, so these times are not to be trusted"
     )
-    assert said == [thin, "batch 4: left out; the time limit was reached"]
-    assert thin in found.disturbed
-    assert thin in found.doubts()[0]
-    for model in (found.target, found.draft):
+    assert notes == [thin, "batch 4: left out; the time limit was reached"]
+    assert thin in measured.disturbed
+    assert thin in measured.doubts()[0]
+    for model in (measured.target, measured.draft):
         assert [(c.batch, c.tokens) for c in model.curves] == [(1, [1, 2, 4, 7])] * 2
-    assert (found.target.curves[0].median_ms > 0).all()
-    assert solve(found, Acceptance(np.array([0.6, 0.2]))).tree.size <= 7
+    assert (measured.target.curves[0].median_ms > 0).all()
+    assert solve(measured, Acceptance(np.array([0.6, 0.2]))).tree.size <= 7
 
 
 @pytest.mark.parametrize(
@@ -290,33 +291,31 @@ def test_when_the_time_is_up_fewer_rounds_count(make_pair: Callable[..., Any]) -
     [(2048, [128, 512, 1024]), (1088, [128, 512, 1024]), (1024, [128, 512, 960]), (256, [128, 192]),
      (128, [64]), (32, [1])],
 )  # fmt: skip
-def test_default_contexts_are_those_that_the_models_have(
-    positions: int, contexts: list[int]
-) -> None:
-    """With room for the largest forward behind them, and said where they are cut."""
-    said: list[str] = []
+def test_default_contexts_fit_the_models_positions(positions: int, contexts: list[int]) -> None:
+    """They leave room for the largest forward pass; a note says if they are shortened."""
+    notes: list[str] = []
     pair = SimpleNamespace(positions=positions)
-    assert default_contexts(cast("Pair", pair), 64, said.append) == contexts
-    assert bool(said) == (positions < 1088)
-    assert not said or f"the models have {positions} positions" in said[0]
+    assert default_contexts(cast("Pair", pair), 64, notes.append) == contexts
+    assert bool(notes) == (positions < 1088)
+    assert not notes or f"the models have {positions} positions" in notes[0]
 
 
 def test_a_short_model_is_profiled_without_options(make_pair: Callable[..., Any]) -> None:
-    pair, said = make_pair(dtype="float32"), []
+    pair, notes = make_pair(dtype="float32"), []
     options = ProfileOptions(tokens=[1, 2], repeats=5, warm_up=0)
-    found = profile(pair, options, note=said.append, journal=Journal(max_seconds=0.0))
-    assert [curve.context for curve in found.target.curves] == [128, 254]
-    assert "contexts: 128, 254; the models have 256 positions" in said[0]
+    measured = profile(pair, options, note=notes.append, journal=Journal(max_seconds=0.0))
+    assert [curve.context for curve in measured.target.curves] == [128, 254]
+    assert "contexts: 128, 254; the models have 256 positions" in notes[0]
 
 
-def test_a_profile_says_where_its_models_are(make_pair: Callable[..., Any]) -> None:
-    """For exports, to which a folder's last name is no use; a bundled model has none."""
+def test_a_profile_has_the_paths_of_its_models(make_pair: Callable[..., Any]) -> None:
+    """Exports need the whole path of a folder; bundled models and hub ids have none."""
     options = ProfileOptions(tokens=[1, 2], contexts=[16], repeats=5, warm_up=0)
     pair = make_pair(dtype="float32")
-    found = profile(pair, options, journal=Journal(max_seconds=0.0))
+    measured = profile(pair, options, journal=Journal(max_seconds=0.0))
     path = str(Path(pair.draft.name).resolve())
-    assert found.draft.extra == {"path": path}
-    plan = solve(found, Acceptance(np.array([0.6, 0.2])), size=2)
+    assert measured.draft.extra == {"path": path}
+    plan = solve(measured, Acceptance(np.array([0.6, 0.2])), size=2)
     assert plan.tree.metadata["draft_path"] == path
     assert profiler._path("demo-draft", demo.resolve("demo-draft")) == {}
     assert profiler._path("JackFram/llama-68m", "JackFram/llama-68m") == {}

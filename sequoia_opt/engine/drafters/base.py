@@ -4,7 +4,8 @@ A draft model is one kind; a lookup in the text, or a head on the target, are ot
 says what it costs by the forward passes that it makes in a step. Knows nothing of verifying.
 
 To add one: a file beside this with a class that has these methods, and its forward passes in
-`plan/draft_passes.py`. Step, decoder, estimator and profiler need no change.
+`plan/draft_passes.py`. Step, decoder and estimator need no change; a profile of a drafter without
+a model has no times of a draft.
 """
 
 from __future__ import annotations
@@ -121,7 +122,7 @@ class Drafter(Protocol):
         verifier: Verifier,
         processor: LogitsProcessor | None,
     ) -> TreeDrafter:
-        """The drafter, prepared for a tree, a verifier and what is done to logits."""
+        """The drafter, prepared for a tree, a verifier and a logits processor."""
         ...
 
     def pass_widths(self, tree: TokenTree) -> tuple[int, ...]:

@@ -140,7 +140,7 @@ def advice_for(dtype: torch.dtype) -> str:
 def check_agreement(runner: Runner, library: LibraryLogits) -> None:
     """Refuse an architecture whose logits on a tree differ from transformers' own.
 
-    The text is run in two parts, the second as a tree that has a wrong token beside each right
+    The text is run in two parts, the second as a tree that has a wrong token next to each right
     one. This shows positions that a model counts in its own way, and attention that depends on
     the slot of a token and not on its mask, or that needs a feature unknown to this program.
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 class HiddenStates:
-    """Hooks on a model's decoder layers that keep what was asked for.
+    """Hooks on a model's decoder layers that keep the requested hidden states.
 
     Attributes:
         states: [batch, tokens, hidden size] by index: 0 for the embeddings, i for the output of

@@ -36,7 +36,7 @@ def named_weights(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and the buffers that are saved with them; tied ones under each of their names.
 
     Raises:
-        SequoiaError: quantised weights of a kind whose bytes cannot be moved as they are.
+        SequoiaError: quantised weights of a kind that cannot be moved as bytes.
     """
     weights: dict[str, Tensor] = dict(module.state_dict(keep_vars=True))
     for name, tensor in weights.items():

@@ -160,7 +160,9 @@ def _check_fit(
     first, second = tokenizers["target"], tokenizers["draft"]
     if first is not None and second is not None:
         special = set(first.added_tokens_decoder) | set(second.added_tokens_decoder)
-        texts = [{i: text for text, i in each.get_vocab().items()} for each in (first, second)]
+        texts = [
+            {i: text for text, i in tokenizer.get_vocab().items()} for tokenizer in (first, second)
+        ]
         differing = sorted(i for i, text in texts[0].items() if texts[1].get(i, text) != text)
         ordinary = [i for i in differing if i not in special]
         common = len(texts[0].keys() & texts[1].keys())

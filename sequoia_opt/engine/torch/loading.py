@@ -287,7 +287,7 @@ def _experts(config: Any) -> int:
 def _load_model(source: str, dtype: torch.dtype, split: bool = False) -> torch.nn.Module:
     """A model in host memory; if `split`, a part of it on each process's device."""
     options: dict[str, Any] = {"distributed_config": DistributedConfig(tp_plan="auto")}
-    weight_files(source)  # its errors say what is wrong in the user's words
+    weight_files(source)  # raises errors that the user can act on
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,

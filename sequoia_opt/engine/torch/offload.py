@@ -35,7 +35,7 @@ from sequoia_opt.errors import SequoiaError
 
 PLACES = ("none", "cpu", "disk")
 FREE_SHARE = 0.8  # of the free memory, if no budget is given
-CACHED_TOKENS = 512  # tokens whose keys and values a budget holds beside the weights
+CACHED_TOKENS = 512  # tokens whose keys and values a budget holds besides the weights
 # Tokens of a prompt in one forward pass, each of which loads all layers: as many as a share of the
 # budget holds. The least number needs less memory than the keys and values above.
 LEAST_CHUNK, LARGEST_CHUNK, CHUNK_SHARE = 256, 2048, 0.02
@@ -46,7 +46,7 @@ class Offload:
     """How to offload a model.
 
     Attributes:
-        place: where layers stay that do not fit: "cpu" (host memory) or "disk".
+        place: where layers stay that exceed the budget: "cpu" (host memory) or "disk".
         budget: bytes that the model may take on the device with the KV cache of a short text, but
             without the two layer buffers; by default most of the free memory.
     """

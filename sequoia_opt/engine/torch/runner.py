@@ -97,7 +97,7 @@ class Runner:
         check_agreement(self, library)
 
     def _pack(self) -> None:
-        """Lay the weights out for this machine, unless each forward pass reads them anew."""
+        """Lay the weights out for this machine, unless each forward pass reads them again."""
         if self.stream is None:
             pack(self.model)
 
@@ -225,7 +225,7 @@ class Runner:
         """The forward pass of a step.
 
         Args:
-            cache: what is read, and written to.
+            cache: the cache to read from and write to.
             tokens: [batch, tokens].
             positions: [batch or 1, tokens]; past the model's last they are cut to it.
             slots: [tokens], where keys and values go, the same for every text.

@@ -154,7 +154,7 @@ class Probe:
         """The sliding window of a mask that transformers built; None if it shows all tokens before.
 
         Raises:
-            SequoiaError: it is a mask of another kind, or there is none.
+            SequoiaError: the mask is missing or of another kind.
         """
         if mask is None:
             raise SequoiaError("its layers get no mask that could be checked")

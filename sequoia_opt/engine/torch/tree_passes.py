@@ -154,10 +154,10 @@ class _Paths:
         sources = []
         for node in range(tree.size):
             path = np.flatnonzero(tree.ancestor_mask[node])[1:].tolist()
-            moved = [slot.get(v, own) for v, own in zip(path, destinations, strict=False)]
+            moved = [slot.get(v, end) for v, end in zip(path, destinations, strict=False)]
             sources.append(moved + destinations[len(path) :])
         return cls(indices(sources, device), indices(destinations, device))
 
     def move(self, cache: KVCache, length: Tensor, last: Tensor) -> None:
-        """Move the path to the node `last` [1] to where the text goes on."""
+        """Move the path to the node `last` [1] to the end of the text."""
         cache.move(length + self.sources.index_select(0, last)[0], length + self.destinations)

@@ -10,8 +10,8 @@ To add a verifier:
    readers follow that list.
 2. Write its class in this package, following `base.Verifier`, and add it to `VERIFIER_CLASSES`
    below. A test asserts that the two lists have the same names.
-3. Add its step-by-step definition to `METHODS` in `tests/engine/verify/test_verify.py`. The tests
-   there enumerate every draft, decision and next token on small vocabularies, and prove that the
+3. Add its step-by-step definition to `METHODS` in `tests/engine/verify/enumeration.py`. The tests
+   with it enumerate every draft, decision and next token on small vocabularies, and prove that the
    output distribution is the target's to 1e-9.
 """
 

@@ -1,9 +1,9 @@
-"""What a GPU makes of this program, in nine minutes: `make gpu`.
+"""Measures this program on a GPU in nine minutes: `make gpu`.
 
-Runs the parts one after another, in order of worth, each as a process with a time limit and a log
-of its own, so that one part's failure leaves the others. The output folder then holds a log for
-each part, a table, and `entries.tar.gz`: profiles, plans and results, to be unpacked in the
-repository's root and committed.
+Runs the parts one after another, the most important first. Each is a separate process with a time
+limit and a log, so that a part that fails does not stop the others. The output folder then holds
+a log for each part, a table, and `entries.tar.gz`: profiles, plans and results, to be unpacked in
+the repository's root and committed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Annotated
 import psutil
 import torch
 import typer
-from parts import FULL, LIMIT_MINUTES, OWN, PARTS, TINY, Asked, Part, own_part
+from parts import FULL, LIMIT_MINUTES, OWN, PARTS, TINY, Options, Part, own_part
 from processes import run_in_time
 from record import Record
 from summary import Outcome, table
@@ -39,78 +39,78 @@ TABLE, ENTRIES, RESULTS = "table.md", "entries.tar.gz", "gpu.json"
 def main(
     device: Annotated[str, typer.Option(help="Device: cuda, cuda:1, or cpu to rehearse.")] = "cuda",
     shapes: Annotated[str, typer.Option(help=f"Sizes of models: {FULL} or {TINY}.")] = FULL,
-    output: Annotated[Path, typer.Option("-o", help="Folder for what is measured.")] = Path(
-        "build/gpu"
-    ),
+    output: Annotated[Path, typer.Option("-o", help="Folder for the results.")] = Path("build/gpu"),
     only: Annotated[
         str | None, typer.Option(help="Run only these parts: tests,7b.", show_default="all")
     ] = None,
-    minutes: Annotated[float, typer.Option(help="End the measurement then.")] = LIMIT_MINUTES,
-    target: Annotated[str | None, typer.Option(help="Measure a target of your own.")] = None,
-    draft: Annotated[str | None, typer.Option(help="Its draft.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="Estimate acceptance on this.")] = None,
-    part: Annotated[str | None, typer.Option(hidden=True)] = None,
+    minutes: Annotated[float, typer.Option(help="Stop after this time.")] = LIMIT_MINUTES,
+    target: Annotated[str | None, typer.Option(help="Also measure this target.")] = None,
+    draft: Annotated[str | None, typer.Option(help="Draft of --target.")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Estimate acceptance of --target on this dataset.")
+    ] = None,
+    part_name: Annotated[str | None, typer.Option("--part", hidden=True)] = None,
     scratch: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Measure what a GPU makes of this program."""
-    asked = Asked(device, shapes, *(absolute(name) for name in (target, draft, dataset)))
+    """Measure this program on a GPU."""
+    options = Options(device, shapes, *(absolute(name) for name in (target, draft, dataset)))
     if shapes not in (FULL, TINY):
         stop(f"shapes: found {shapes!r}, expected {FULL} or {TINY}", 2)
     if (target is None) != (draft is None):
-        stop("a pair of your own takes both --target and --draft", 2)
-    available = {each.name: each for each in [*PARTS, own_part(minutes)]}
-    if part is not None and scratch is not None:
-        run_part(available[part], asked, scratch)
+        stop("found only one of --target and --draft, expected both; name the other too", 2)
+    available = {part.name: part for part in [*PARTS, own_part(minutes)]}
+    if part_name is not None and scratch is not None:
+        run_part(available[part_name], options, scratch)
         return
-    names = only.split(",") if only else [each.name for each in PARTS]
+    names = only.split(",") if only else [part.name for part in PARTS]
     if only is None and target is not None:
         names.append(OWN)
     if unknown := [name for name in names if name not in available]:
         stop(f"only: found {unknown[0]!r}, expected some of {', '.join(available)}", 2)
     if OWN in names and target is None:
-        stop("the part `own` takes --target and --draft", 2)
+        stop("only: found own without a pair; name it with --target and --draft", 2)
     check_device(device)
     check_folder(output)
-    # A run that is ended ends its part too, which would hold the GPU.
+    # When this run is terminated it ends its part, which would otherwise keep the GPU busy.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    measure_all([available[name] for name in names], asked, output, 60 * minutes)
+    measure_all([available[name] for name in names], options, output, 60 * minutes)
 
 
-def measure_all(parts: list[Part], asked: Asked, output: Path, seconds: float) -> None:
+def measure_all(parts: list[Part], options: Options, output: Path, seconds: float) -> None:
     """Run the parts one after another; the output folder is complete after each of them."""
-    # Importing torch has taken a part of the time already, on a bare machine up to a minute.
+    # Count from the start of the process: importing torch takes up to a minute on a new machine.
     began = time.monotonic() - (time.time() - psutil.Process().create_time())
-    if not asked.tiny:
+    if not options.tiny:
         for part in parts:
             print(f"{part.name}: expected {part.expected} s, at most {part.limit} s")
     outcomes: dict[str, Outcome] = {}
     with TemporaryDirectory() as scratch:
         for part in parts:
             left = seconds - (time.monotonic() - began)
-            outcomes[part.name] = run_in_time(part, asked, output, Path(scratch), left)
+            outcomes[part.name] = run_in_time(part, options, output, Path(scratch), left)
             print(f"{part.name}: {outcomes[part.name].state}", flush=True)
-            keep(outcomes, asked, output, Path(scratch))
+            write_results(outcomes, options, output, Path(scratch))
     print(f"\n{(output / TABLE).read_text()}")
     print(f"{time.monotonic() - began:.0f} s; logs, table and {ENTRIES} are in {output}")
     if not all(outcome.is_done for outcome in outcomes.values()):
         raise typer.Exit(1)
 
 
-def run_part(part: Part, asked: Asked, scratch: Path) -> None:
+def run_part(part: Part, options: Options, scratch: Path) -> None:
     """Run a part in this process.
 
     Raises:
-        typer.Exit: it failed; why is in its record.
+        typer.Exit: it failed; its record has the reason.
     """
     entries = scratch / "entries"
     entries.mkdir(exist_ok=True)
     record = Record(scratch / f"{part.name}.json", entries)
-    if asked.tiny:  # nobody looks at the times of a rehearsal
+    if options.tiny:  # the times of a rehearsal do not matter
         timing.RUN_IN_MS = timing.TIMED_MS = profiler.MAX_MULTIPLE = 1
     try:
-        where = usable_device(asked.device)
-        record.note(hardware=hardware(where), software=software(where))
-        part.run(record, asked)
+        device = usable_device(options.device)
+        record.note(hardware=hardware(device), software=software(device))
+        part.run(record, options)
     except (SequoiaError, RuntimeError) as error:
         under_way = record.under_way
         record.note(error=" ".join(str(error).split())[:300])
@@ -120,11 +120,13 @@ def run_part(part: Part, asked: Asked, scratch: Path) -> None:
         raise typer.Exit(1) from None
 
 
-def keep(outcomes: dict[str, Outcome], asked: Asked, output: Path, scratch: Path) -> None:
-    """Write the table and the archive of what to commit, of all parts so far."""
+def write_results(
+    outcomes: dict[str, Outcome], options: Options, output: Path, scratch: Path
+) -> None:
+    """Write the table, and the archive of files to commit, for all parts so far."""
     rows = table(outcomes)
     (output / TABLE).write_text(rows)
-    # Not asked here: a process that asks a GPU holds some of its memory from then on.
+    # From the parts' records: this process would hold GPU memory if it queried the GPU itself.
     machines = [outcome.values for outcome in outcomes.values() if "hardware" in outcome.values]
     if not machines:
         return
@@ -135,7 +137,7 @@ def keep(outcomes: dict[str, Outcome], asked: Asked, output: Path, scratch: Path
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "hardware": machine,
         "software": machines[-1]["software"],
-        "asked": asdict(asked),
+        "asked": asdict(options),
         "parts": {name: asdict(outcome) for name, outcome in outcomes.items()},
     }
     (results / RESULTS).write_text(json.dumps(document, indent=2) + "\n")
@@ -149,11 +151,11 @@ def keep(outcomes: dict[str, Outcome], asked: Asked, output: Path, scratch: Path
 
 
 def check_device(device: str) -> None:
-    """Stop where the device cannot be used."""
+    """Stop if the device cannot be used."""
     if device.startswith("cuda") and not torch.cuda.is_available():
         stop(
-            f"no NVIDIA GPU: torch {torch.__version__} sees none; run it where there is one, or "
-            "rehearse with DEVICE=cpu SHAPES=tiny"
+            f"no NVIDIA GPU: torch {torch.__version__} finds none; run this on a machine with one, "
+            "or rehearse with DEVICE=cpu SHAPES=tiny"
         )
     try:
         torch.device(device)
@@ -162,7 +164,7 @@ def check_device(device: str) -> None:
 
 
 def check_folder(output: Path) -> None:
-    """Stop where the output folder cannot be written."""
+    """Stop if the output folder cannot be written."""
     try:
         output.mkdir(parents=True, exist_ok=True)
         probe = output / ".probe"
@@ -173,13 +175,15 @@ def check_folder(output: Path) -> None:
 
 
 def absolute(name: str | None) -> str | None:
-    """A file's or a folder's whole path, since parts run in another folder; other names as they
-    are."""
+    """The absolute path of a file or folder, since parts run in another folder.
+
+    A name that is no path, such as a hub id, is returned unchanged.
+    """
     return str(Path(name).resolve()) if name is not None and Path(name).exists() else name
 
 
 def stop(message: str, status: int = 1) -> None:
-    """End with one line."""
+    """Print an error in one line and exit."""
     print(f"error: {message}", file=sys.stderr)
     raise typer.Exit(status)
 

@@ -1,4 +1,4 @@
-"""The bundled pair: its profile and plans, methods side by side, and whether texts are equal."""
+"""Measures the bundled pair: profile, plans, several methods, and whether greedy texts agree."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PROMPTS_TINY, NEW_TOKENS_TINY = 2, 24
 
 
 def measure(record: Record, device: str, tiny: bool) -> None:
-    """Measure the bundled pair with the acceptance that the repository has of it."""
+    """Measure the bundled pair with its acceptance files from the repository."""
     with record.stage("load"):
         pair = load_pair(device=device)
     compile_pair(record, pair)
@@ -53,7 +53,9 @@ def measure(record: Record, device: str, tiny: bool) -> None:
             record.save_plan(plan, profile_path, acceptance_path)
         with record.stage(f"decode, temperature {temperature:g}"):
             sampling = Sampling(temperature, acceptance.top_p, VERIFIER)
-            raced = race(ways(pair, plan, chain, sampling), prompts, new_tokens, repeats=1)
+            raced = race(
+                methods_to_compare(pair, plan, chain, sampling), prompts, new_tokens, repeats=1
+            )
             results = {
                 result.name: [result.tokens_per_second, result.speedup]
                 for result in raced.results()
@@ -64,27 +66,29 @@ def measure(record: Record, device: str, tiny: bool) -> None:
                         "nodes": plan.tree.size,
                         "predicted_speedup": plan.choice.speedup[0],
                         "tokens_per_second_and_speedup": results,
-                        **(equality(pair, prompts, raced) if temperature == 0 else {}),
+                        **(agreement(pair, prompts, raced) if temperature == 0 else {}),
                     }
                 }
             )
 
 
 def measured_acceptance(temperature: float) -> Path:
-    """The repository's acceptance of the bundled pair on its own dataset."""
+    """The repository's acceptance file of the bundled pair and dataset."""
     verifier = "greedy" if temperature == 0 else VERIFIER
     names = demo.TARGET_NAME, demo.DRAFT_NAME, demo.DATASET_NAME
     return paths.PACKAGE.parent / paths.acceptance_path(*names, verifier, temperature, 1.0)
 
 
 def held_out_prompts(pair: Pair, count: int) -> list[list[int]]:
-    """Prompts of the bundled dataset, which the pair has not been trained on."""
+    """Prompts of the bundled dataset, on which the pair was not trained."""
     _, documents = load_dataset()
     return [pair.encode(document.prompt) for document in documents[:count]]
 
 
-def ways(pair: Pair, plan: Plan, chain: Plan, sampling: Sampling) -> list[methods.Method]:
-    """What is set side by side, plain decoding first."""
+def methods_to_compare(
+    pair: Pair, plan: Plan, chain: Plan, sampling: Sampling
+) -> list[methods.Method]:
+    """The methods to compare; plain decoding, the baseline, is the first."""
     options = asdict(sampling)
     library = {"temperature": sampling.temperature, "top_p": sampling.top_p}
     return [
@@ -96,15 +100,18 @@ def ways(pair: Pair, plan: Plan, chain: Plan, sampling: Sampling) -> list[method
     ]
 
 
-def equality(pair: Pair, prompts: Sequence[list[int]], raced: Race) -> dict[str, float]:
-    """How many greedy texts of the tree are plain decoding's, and how close the target's two best
-    logits are where others part: within rounding, or something is wrong."""
+def agreement(pair: Pair, prompts: Sequence[list[int]], raced: Race) -> dict[str, float]:
+    """Counts of the tree's greedy texts that equal plain decoding's, and the largest gap elsewhere.
+
+    The gap is the difference of the target's two best logits where two texts diverge. One beyond
+    rounding means an error.
+    """
     plain, tree = ([run.tokens for run in runs] for runs in raced.runs[:2])
-    parted = [
+    divergences = [
         divergence(pair, prompt, *texts)
         for prompt, texts in zip(prompts, zip(plain, tree, strict=True), strict=True)
     ]
-    gaps = [found.gap for found in parted if found is not None]
+    gaps = [divergent.gap for divergent in divergences if divergent is not None]
     return {
         "texts": len(prompts),
         "equal_texts": len(prompts) - len(gaps),

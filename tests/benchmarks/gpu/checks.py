@@ -1,4 +1,4 @@
-"""The tests that need a GPU, run where there is one."""
+"""Runs the tests that need a GPU."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from record import Record
 
 TESTS = Path(__file__).parents[2]
 WORKERS = 4
-TEST_SECONDS = 80  # that one test may take, where pytest can end it
+TEST_SECONDS = 80  # time limit of one test, if pytest-timeout is installed
 
 
 def measure(record: Record) -> None:
-    """Run them all, and say how many passed.
+    """Run the GPU tests and record how many passed.
 
     Raises:
         RuntimeError: some failed, or pytest could not run them.
     """
-    # Only these files are read: what others import need not be installed on a borrowed machine.
+    # pytest collects only these files: the imports of others may not be installed on the machine.
     files = [str(path) for path in TESTS.rglob("test_*.py") if "mark.gpu" in path.read_text()]
     with TemporaryDirectory() as folder, record.stage(f"tests of {len(files)} files"):
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider"]
-        # Each test has its line in the log, should the report never be written.
+        # Verbose, so that the log names each test even if the report is never written.
         command += ["-vv", "--junitxml", str(report), *files]
         if importlib.util.find_spec("pytest_timeout"):
             command += ["--timeout", str(TEST_SECONDS), "--timeout-method", "thread"]
@@ -44,7 +44,7 @@ def measure(record: Record) -> None:
 
 
 def count_outcomes(report: Path) -> dict[str, int | list[str]]:
-    """How many tests of a JUnit report passed and were skipped, and the names of those failed."""
+    """Counts of the passed and skipped tests in a JUnit report, and the names of failed ones."""
     failed, passed, skipped = [], 0, 0
     for case in ElementTree.parse(report).iter("testcase"):
         if case.find("failure") is not None or case.find("error") is not None:

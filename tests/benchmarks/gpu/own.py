@@ -1,4 +1,4 @@
-"""A pair of the user's own: its profile, its acceptance at some temperatures, and its plans."""
+"""Measures the user's pair: its profile, its acceptance at several temperatures, and its plans."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ BATCHES = "1,4,16"
 
 
 def measure(record: Record, device: str, target: str, draft: str, dataset: str | None) -> None:
-    """Run the commands that a user would, in the folder of the entries."""
+    """Run `profile`, `estimate` and `solve-all` in the folder of the entries."""
     pair = ["--target", target, "--draft", draft, "--device", device]
     with record.stage("profile"):
         run(record, "profile", *pair, "--batches", BATCHES)
@@ -25,10 +25,10 @@ def measure(record: Record, device: str, target: str, draft: str, dataset: str |
 
 
 def run(record: Record, *arguments: str) -> None:
-    """A command of this program.
+    """Run a command of this program.
 
     Raises:
-        RuntimeError: it failed; what it said is in the part's log.
+        RuntimeError: it failed; its messages are in the part's log.
     """
     command = [sys.executable, "-m", "sequoia_opt", *arguments]
     print("$ sequoia-opt", *arguments, flush=True)

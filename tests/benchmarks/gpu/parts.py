@@ -1,19 +1,19 @@
-"""The parts of the measurement, in order of worth, and how long each takes.
+"""The parts of the measurement, the most important first, and their expected times.
 
-Expected seconds on an H100 are derived, not measured:
+The expected seconds on an H100 are derived, not measured:
 
-- A process takes 10 s to import and to begin; compiling layer by layer makes 8 graphs a model, in
-  25 s for two models.
-- A point of a 7B profile is recorded in 0.25 s (16 forward passes that Python issues, 15 ms each)
-  and takes 0.11 s in each of 6 rounds (16 recorded ones of 6 ms); a draft's takes half of that, and
-  a whole step 0.12 s (60 ms before it counts, 40 ms that do). 44 points and 11 steps, and what
-  compiling gains: 50 s. With one context, as for the 8B shape, 30 s.
-- Our plain decoding takes 6 ms a token, a step 8 ms, `generate` 30 ms a token, or 12 ms for the
-  bundled pair, whose profile has 48 points and 33 steps: 60 s.
-- 26 GB of host memory are made and pinned at 1 to 2 GB/s (20 s) and filled (10 s), and cross the
-  bus at 50 GB/s: an offloaded 13B forward pass takes 0.45 s, is run twice in each of 10 turns in 5
-  rounds (45 s) and once in each of 22 steps (10 s). accelerate's copy of the weights takes 20 s, a
-  token of it 3 s.
+- A process takes 10 s to import its modules and start; compiling layer by layer makes 8 graphs per
+  model, in 25 s for two models.
+- A point of a 7B profile is recorded in 0.25 s (16 forward passes issued from Python, 15 ms each)
+  and takes 0.11 s in each of 6 rounds (16 replayed passes of 6 ms). A point of a draft takes half
+  of that, and a whole step 0.12 s (60 ms of warm-up and 40 ms timed). 44 points, 11 steps and the
+  measurement of compiling's gain take 50 s; with one context, as for the 8B shape, 30 s.
+- Plain decoding takes 6 ms per token, a step with the tree 8 ms, `generate` 30 ms per token. For
+  the bundled pair `generate` takes 12 ms per token, and the profile of 48 points and 33 steps 60 s.
+- 26 GB of host memory are allocated and pinned at 1 to 2 GB/s (20 s), filled (10 s), and copied
+  over the bus at 50 GB/s. An offloaded 13B forward pass takes 0.45 s; it runs twice in each of 10
+  turns in 5 rounds (45 s) and once in each of 22 steps (10 s). accelerate's copy of the weights
+  takes 20 s, and each of its tokens 3 s.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ import resident
 from record import Record
 
 TINY, FULL = "tiny", "full"
-OWN = "own"  # the part of the user's own pair
+OWN = "own"  # the part that measures the user's pair
 LIMIT_MINUTES = 9
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a run was asked for.
+class Options:
+    """The options of a run.
 
     Attributes:
         device: "cuda", "cuda:1", … or, to rehearse, "cpu".
         shapes: "full" or "tiny".
-        target, draft, dataset: of the user's own pair, if there is one.
+        target, draft, dataset: the user's pair and its dataset, or None.
     """
 
     device: str
@@ -55,40 +55,41 @@ class Asked:
         return self.shapes == TINY
 
     def title(self, part: Part) -> str:
-        """The part's title; of a rehearsal it says so."""
+        """The part's title, marked if this is a rehearsal."""
         return f"{part.title} (rehearsed, tiny models)" if self.tiny else part.title
 
     def pair(self, target: str, draft: str) -> tuple[str, str]:
-        """Names of two shapes, or of the tiny ones in their place."""
+        """The names of the two shapes, or of the tiny ones in a rehearsal."""
         return ("tiny-target", "tiny-draft") if self.tiny else (target, draft)
 
 
 @dataclass(frozen=True)
 class Part:
-    """One part, run as a process of its own.
+    """One part of the measurement, which runs as a separate process.
 
     Attributes:
-        name: of the part and its file.
-        title: what it is, for the table.
-        expected: seconds on an H100, derived above.
-        limit: seconds after which it is ended.
+        name: the name of the part and of its files.
+        title: the part's heading in the table.
+        expected: expected seconds on an H100, as derived above.
+        limit: time limit in seconds.
+        run: measures into a record.
     """
 
     name: str
     title: str
     expected: int
     limit: int
-    run: Callable[[Record, Asked], None]
+    run: Callable[[Record, Options], None]
 
 
-def _resident(target: str, draft: str, contexts: list[int]) -> Callable[[Record, Asked], None]:
-    return lambda record, asked: resident.measure(
-        record, asked.device, *asked.pair(target, draft), contexts, asked.tiny
+def _resident(target: str, draft: str, contexts: list[int]) -> Callable[[Record, Options], None]:
+    return lambda record, options: resident.measure(
+        record, options.device, *options.pair(target, draft), contexts, options.tiny
     )
 
 
 PARTS = [
-    Part("tests", "GPU tests", 70, 110, lambda record, asked: checks.measure(record)),
+    Part("tests", "GPU tests", 70, 110, lambda record, options: checks.measure(record)),
     Part(
         "7b",
         "Llama-2-7B's shape, a 68M draft's",
@@ -101,15 +102,15 @@ PARTS = [
         "the bundled pair",
         110,
         135,
-        lambda record, asked: bundled.measure(record, asked.device, asked.tiny),
+        lambda record, options: bundled.measure(record, options.device, options.tiny),
     ),
     Part(
         "13b-offloaded",
         "Llama-2-13B's shape from host memory",
         145,
         190,
-        lambda record, asked: offloaded.measure(
-            record, asked.device, *asked.pair("llama-2-13b", "llama-68m"), asked.tiny
+        lambda record, options: offloaded.measure(
+            record, options.device, *options.pair("llama-2-13b", "llama-68m"), options.tiny
         ),
     ),
     Part(
@@ -123,12 +124,12 @@ PARTS = [
 
 
 def own_part(minutes: float) -> Part:
-    """The part that measures a pair of the user's own, which may take all the time there is."""
+    """The part that measures the user's pair, and may take the whole time."""
 
-    def run(record: Record, asked: Asked) -> None:
-        assert asked.target is not None
-        assert asked.draft is not None
-        own.measure(record, asked.device, asked.target, asked.draft, asked.dataset)
+    def run(record: Record, options: Options) -> None:
+        assert options.target is not None
+        assert options.draft is not None
+        own.measure(record, options.device, options.target, options.draft, options.dataset)
 
     seconds = int(60 * minutes)
     return Part(OWN, "your own pair", seconds, seconds, run)

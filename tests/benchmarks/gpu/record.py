@@ -1,4 +1,4 @@
-"""What a part of the measurement says while it runs, so that nothing is lost if it is ended."""
+"""A part's record, written as it runs, so that a part that is stopped loses no results."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from sequoia_opt.plan.plan import Plan
 from sequoia_opt.plan.solve_options import ANY_TREE
 from sequoia_opt.repository import paths, tree_provenance
 
-# Of `solve-all`, which is to find these trees in their places.
-DEFAULTS = {"batch": 1, "shape": ANY_TREE}
+# The settings of `solve-all`, so that it takes these trees for its own.
+SOLVE_SETTINGS = {"batch": 1, "shape": ANY_TREE}
 
 
 @dataclass
 class Record:
-    """A part's stages and numbers, kept in a file that is rewritten at each of them.
+    """The stages and numbers of a part, in a file that is rewritten at each change.
 
     Attributes:
-        path: the file, JSON.
-        entries: a folder like the repository's root, for the profiles and trees that it makes.
+        path: the JSON file.
+        entries: folder for profiles and trees, laid out like the repository's root.
         values: the numbers so far, by name.
-        stages: seconds of each stage that is over.
-        under_way: the stage that is not.
+        stages: seconds of each finished stage.
+        under_way: the current stage; empty between stages.
     """
 
     path: Path
@@ -44,7 +44,7 @@ class Record:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Say that a stage begins, and keep how long it took."""
+        """Print and record the start of a stage, and record its duration."""
         started, self.under_way = time.monotonic(), name
         print(f"{started - self._began:6.1f} s  {name}", flush=True)
         self._save()
@@ -53,14 +53,14 @@ class Record:
         self._save()
 
     def note(self, **values: Any) -> None:
-        """Keep and print some numbers."""
+        """Record and print numbers by name."""
         self.values |= values
         for name, value in values.items():
             print(f"          {name}: {value}", flush=True)
         self._save()
 
     def save_profile(self, pair: Pair, profile: LatencyProfile) -> Path:
-        """Keep a pair's profile as an entry; returns its file."""
+        """Save a pair's profile as an entry; returns its path."""
         name = paths.profile_path(
             profile.hardware["slug"],
             pair.target_name,
@@ -74,7 +74,7 @@ class Record:
         return self._entry(name, profile)
 
     def save_acceptance(self, acceptance: Acceptance) -> Path:
-        """Keep an acceptance measurement as an entry; returns its file."""
+        """Save acceptance rates as an entry; returns its path."""
         greedy = acceptance.temperature == 0
         name = paths.acceptance_path(
             acceptance.target,
@@ -87,7 +87,7 @@ class Record:
         return self._entry(name, acceptance)
 
     def save_plan(self, plan: Plan, profile: Path, acceptance: Path) -> Path:
-        """Keep a plan's tree as an entry, and what is predicted of it; returns its file."""
+        """Save a plan's tree as an entry and record its predictions; returns its path."""
         choice = plan.choice
         self.note(
             nodes=choice.tree.size,
@@ -99,7 +99,7 @@ class Record:
         )
         slug = str(plan.profile.hardware["slug"])
         tree = tree_provenance.planned_tree(
-            plan, tree_provenance.Source(profile, acceptance), DEFAULTS
+            plan, tree_provenance.Source(profile, acceptance), SOLVE_SETTINGS
         )
         return self._entry(paths.tree_path(slug, profile, plan.acceptance), tree)
 

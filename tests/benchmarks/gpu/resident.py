@@ -1,4 +1,4 @@
-"""A pair that fits onto the device: its profile, its plan, and what decoding with it yields."""
+"""Measures a pair that fits on the device: profile, plan and decoding speed."""
 
 from __future__ import annotations
 
@@ -18,24 +18,25 @@ from sequoia_opt.measure.race import race
 from sequoia_opt.plan.solver import solve
 from sequoia_opt.plan.tree import AUTOREGRESSIVE
 
-PROMPT = 128  # tokens
+PROMPT_TOKENS = 128
 TOKENS = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128]
 ROUNDS = 5
-# Prompts and new tokens of our own decoding, and of the library's, which is several times slower.
-OWN, LIBRARY = (6, 160), (2, 32)
-OWN_TINY, LIBRARY_TINY = (3, 48), (1, 8)
+# The numbers of prompts and of new tokens with this program, and with transformers' `generate`,
+# which is several times slower.
+OURS, LIBRARY = (6, 160), (2, 32)
+OURS_TINY, LIBRARY_TINY = (3, 48), (1, 8)
 
 
 def measure(
     record: Record, device: str, target: str, draft: str, contexts: list[int], tiny: bool
 ) -> None:
-    """Measure a pair of random weights with the published acceptance.
+    """Measure a pair with random weights at the published acceptance rates.
 
     Args:
         target, draft: names of shapes.
-        contexts: cached tokens to profile at.
+        contexts: context lengths to profile at.
     """
-    (prompts, new_tokens), library = (OWN_TINY, LIBRARY_TINY) if tiny else (OWN, LIBRARY)
+    (prompts, new_tokens), library = (OURS_TINY, LIBRARY_TINY) if tiny else (OURS, LIBRARY)
     with record.stage("load"), TemporaryDirectory() as folder:
         pair = load_pair(*write_configs(Path(folder), target, draft), device, random_weights=True)
     compile_pair(record, pair)
@@ -43,26 +44,26 @@ def measure(
         options = profiler.ProfileOptions(
             TOKENS[:6] if tiny else TOKENS, contexts, verifiers=[], repeats=ROUNDS
         )
-        profile = profiler.profile(pair, options, note=lambda said: record.note(left_out=said))
+        profile = profiler.profile(pair, options, note=lambda line: record.note(left_out=line))
         profile_path = record.save_profile(pair, profile)
     with record.stage("solve"):
         acceptance = published_acceptance(target, draft)
         plan = solve(profile, acceptance)
         record.save_plan(plan, profile_path, record.save_acceptance(acceptance))
     with record.stage("memory bandwidth"):
-        copied = memory_rate(pair.device)
-        record.note(copy_gb_per_s=copied)
+        copy_rate = memory_rate(pair.device)
+        record.note(copy_gb_per_s=copy_rate)
     with record.stage("decode plain and with the tree"):
         rates = acceptance.table(1 + plan.tree.depth)
-        ways = [
+        contestants = [
             methods.with_tree(pair, name, tree, endless=True, rates=rates)
             for name, tree in (("plain", AUTOREGRESSIVE), ("tree", plan.tree))
         ]
-        raced = race(ways, random_prompts(pair, prompts), new_tokens, repeats=1)
+        raced = race(contestants, random_prompts(pair, prompts), new_tokens, repeats=1)
         plain, tree = raced.results()
         record.note(
             plain_ms=plain.ms_per_token,
-            bandwidth_share=weights_read(pair.target) / plain.ms_per_token / 1e6 / copied,
+            bandwidth_share=weights_read(pair.target) / plain.ms_per_token / 1e6 / copy_rate,
             step_ms=tree.ms_per_step,
             tokens_per_step=tree.tokens_per_step,
             tokens_per_second=tree.tokens_per_second,
@@ -82,7 +83,7 @@ def measure(
 
 
 def compile_pair(record: Record, pair: Pair) -> None:
-    """Compile both models on a GPU; where that fails the measurement goes on without."""
+    """Compile both models on a GPU; if that fails, record it and continue without."""
     if pair.device.type != "cuda":
         return
     with record.stage("compile"):
@@ -93,8 +94,8 @@ def compile_pair(record: Record, pair: Pair) -> None:
 
 
 def random_prompts(pair: Pair, count: int) -> list[list[int]]:
-    """Prompts of random tokens, [count, PROMPT]."""
+    """Prompts of random tokens, [count, PROMPT_TOKENS]."""
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(pair.target.vocabulary, (count, PROMPT), generator=generator)
+    tokens = torch.randint(pair.target.vocabulary, (count, PROMPT_TOKENS), generator=generator)
     prompts: list[list[int]] = tokens.tolist()
     return prompts

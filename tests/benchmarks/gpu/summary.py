@@ -1,4 +1,4 @@
-"""The table of one screen that is printed last: what was measured, beside what was hoped for."""
+"""The table at the end of a run: measured numbers and their goals."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 Row = tuple[str, str, str]
-"""What, how much, and the bar or the paper's number."""
+"""A row's label, its measured value, and the goal: a bar or the paper's number."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a part went.
+    """The outcome of a part.
 
     Attributes:
-        title: of the part.
-        state: "done", or why not.
-        seconds: that it took.
-        values: its numbers, as far as it came.
+        title: the part's title.
+        state: "done", or what stopped it.
+        seconds: the part's duration.
+        values: the numbers that the part recorded before it ended.
     """
 
     title: str
@@ -28,26 +28,28 @@ class Outcome:
 
     @property
     def is_done(self) -> bool:
-        """Whether it came to its end."""
+        """Whether the part finished."""
         return self.state == "done"
 
 
 def table(outcomes: Mapping[str, Outcome]) -> str:
-    """All parts as Markdown, the machine above them."""
-    machines = [_machine(each.values) for each in outcomes.values() if "hardware" in each.values]
-    lines = [*machines[:1], "", "| | measured | bar |", "| --- | --- | --- |"]
+    """The outcomes of all parts as a Markdown table, below a line that names the machine."""
+    machines = [
+        _machine(outcome.values) for outcome in outcomes.values() if "hardware" in outcome.values
+    ]
+    lines = [*machines[:1], "", "| | measured | goal |", "| --- | --- | --- |"]
     for name, outcome in outcomes.items():
         lines.append(f"| **{outcome.title}** | {outcome.state}, {outcome.seconds:.0f} s | |")
         rows = ROWS.get(name, lambda values: [])(_Values(outcome.values))
-        lines += [f"| {what} | {much} | {bar} |" for what, much, bar in rows if much]
+        lines += [f"| {label} | {value} | {goal} |" for label, value, goal in rows if value]
     return "\n".join(lines) + "\n"
 
 
 class _Values(dict[str, Any]):
-    """A part's numbers, as text; of one that is not there, nothing."""
+    """A part's numbers, formatted as text; a missing number gives an empty text."""
 
     def show(self, *names: str, form: str = "{:.3g}") -> str:
-        """The numbers in a form, if all are there."""
+        """The named numbers in a format; empty if one is missing."""
         values = [self.get(name) for name in names]
         return "" if None in values else form.format(*values)
 
@@ -59,7 +61,7 @@ def _tests(values: _Values) -> list[Row]:
 
 
 def _machine(values: Mapping[str, Any]) -> str:
-    """The machine and what runs on it, in a line."""
+    """One line with the machine and its software versions."""
     versions = [f"{name} {version}" for name, version in values["software"].items()]
     return ", ".join([str(values["hardware"]["name"]), *versions])
 
@@ -71,23 +73,23 @@ def _conditions(values: _Values) -> list[Row]:
     ]
 
 
-def _step(values: _Values) -> list[Row]:
+def _step(values: _Values, speedup_goal: str) -> list[Row]:
     return [
-        ("tree", values.show("nodes", "depth", form="{} nodes, {} deep"), ""),
+        ("tree", values.show("nodes", "depth", form="{} nodes, depth {}"), ""),
         (
-            "a step: predicted, measured",
+            "step: predicted, measured",
             values.show("predicted_step_ms", "step_ms", form="{:.2f}, {:.2f} ms"),
             "within 5%",
         ),
         (
-            "tokens a step: predicted, measured",
+            "tokens per step: predicted, measured",
             values.show("predicted_tokens", "tokens_per_step", form="{:.2f}, {:.2f}"),
             "",
         ),
         (
-            "tree over our plain decoding: predicted, measured",
+            "speedup of the tree over plain decoding: predicted, measured",
             values.show("predicted_speedup", "speedup", form="{:.2f}x, {:.2f}x"),
-            "2.4x; within 5%",
+            speedup_goal,
         ),
     ]
 
@@ -97,18 +99,18 @@ def _resident(values: _Values) -> list[Row]:
         *_conditions(values),
         (
             "plain decoding: predicted, measured",
-            values.show("predicted_plain_ms", "plain_ms", form="{:.2f}, {:.2f} ms a token"),
+            values.show("predicted_plain_ms", "plain_ms", form="{:.2f}, {:.2f} ms/token"),
             "",
         ),
         (
-            "share of the copy's bandwidth",
+            "plain decoding's share of the memory bandwidth",
             values.show("bandwidth_share", "copy_gb_per_s", form="{:.0%} of {:.0f} GB/s"),
             "80%",
         ),
-        *_step(values),
-        ("overhead, share of a step", values.show("overhead_share", form="{:.1%}"), "8%"),
+        *_step(values, speedup_goal="2.4x; within 5%"),
+        ("overhead's share of a step", values.show("overhead_share", form="{:.1%}"), "8%"),
         (
-            "tree over transformers' generate",
+            "speedup of the tree over transformers' generate",
             values.show("speedup_over_generate", form="{:.2f}x"),
             "4.04x",
         ),
@@ -118,21 +120,25 @@ def _resident(values: _Values) -> list[Row]:
 def _bundled(values: _Values) -> list[Row]:
     rows = _conditions(values)
     for name in ("T0", "T0.6"):
-        found = _Values(values.get(name, {}))
-        speeds = found.get("tokens_per_second_and_speedup", {})
-        said = ", ".join(f"{way} {speed:.0f} ({up:.2f}x)" for way, (speed, up) in speeds.items())
-        rows.append((f"{name}: tokens/s (speed over plain)", said, ""))
+        results = _Values(values.get(name, {}))
+        speeds = ", ".join(
+            f"{method} {tokens_per_second:.0f} ({speedup:.2f}x)"
+            for method, (tokens_per_second, speedup) in results.get(
+                "tokens_per_second_and_speedup", {}
+            ).items()
+        )
+        rows.append((f"{name}: tokens/s (speedup over plain)", speeds, ""))
         rows.append(
             (
                 f"{name}: tree",
-                found.show("nodes", "predicted_speedup", form="{} nodes, predicted {:.2f}x"),
+                results.show("nodes", "predicted_speedup", form="{} nodes, predicted {:.2f}x"),
                 "within 5%",
             )
         )
     greedy = _Values(values.get("T0", {}))
     equal = greedy.show(
         "equal_texts", "texts", "largest_gap",
-        form="{} of {}; the two best logits at most {:.2g} apart where others part",
+        form="{} of {}; where others diverge, the two best logits differ by at most {:.2g}",
     )  # fmt: skip
     return [*rows, ("greedy texts equal to plain decoding's", equal, "all, up to near-ties")]
 
@@ -141,19 +147,19 @@ def _offloaded(values: _Values) -> list[Row]:
     return [
         *_conditions(values),
         (
-            "layers come at, alone",
+            "streaming rate of the layers, bandwidth",
             values.show(
                 "copied_gb_per_s", "alone_gb_per_s", "bus_share", form="{:.1f}, {:.1f} GB/s: {:.0%}"
             ),
             "90%",
         ),
-        ("a forward pass by tokens, ms", values.show("forward_ms", form="{}"), ""),
-        *[row if "plain" not in row[0] else (*row[:2], "within 5%") for row in _step(values)],
+        ("forward pass by tokens, ms", values.show("forward_ms", form="{}"), ""),
+        *_step(values, speedup_goal="within 5%"),
         (
-            "tree over accelerate's offloading",
+            "speedup of the tree over accelerate's offloading",
             values.show(
                 "speedup_over_accelerate", "accelerate_s_per_token",
-                form="{:.2f}x ({:.2f} s a token)",
+                form="{:.2f}x ({:.2f} s/token)",
             ),
             "10.33x",
         ),

@@ -1,4 +1,4 @@
-"""Compiled forwards: the same tokens, few graphs, and one line where there is no compiler."""
+"""Compiled forward passes: the same tokens, few graphs, one line if there is no compiler."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ COMPILER = os.environ.get("CXX") or next(filter(shutil.which, ("g++", "clang++")
 
 @pytest.fixture(scope="module")
 def pairs(make_model: Callable[..., Path]) -> Iterator[dict[str, Pair]]:
-    """A pair as it is and the same compiled, with a sliding window and packed layers."""
+    """A pair loaded twice, eager and compiled, with a sliding window and packed layers."""
     if COMPILER is None:
-        pytest.skip("no C++ compiler here")
+        pytest.skip("needs a C++ compiler")
     patch = pytest.MonkeyPatch()
     patch.setattr(onednn_linear, "worth_packing", lambda dtype: 1)
     folders = (
         make_model("gemma2", 0, num_hidden_layers=2),
         make_model("llama", 1, num_hidden_layers=1),
     )
-    found = {name: load_pair(*folders, "cpu", "float32") for name in ("eager", "compiled")}
+    loaded = {name: load_pair(*folders, "cpu", "float32") for name in ("eager", "compiled")}
     patch.undo()
-    found["compiled"].compile()
-    yield found
+    loaded["compiled"].compile()
+    yield loaded
     torch.compiler.reset()
 
 
@@ -60,35 +60,35 @@ def test_only_steps_are_compiled(pairs: dict[str, Pair]) -> None:
 def test_the_same_tokens_from_the_same_graphs(
     pairs: dict[str, Pair], tree: TokenTree, temperature: float
 ) -> None:
-    """Whatever the tree, the prompt and the buffers, nothing is compiled again."""
+    """No tree, prompt or buffer size causes a recompilation."""
     for length, new in ((1, 20), (40, 30), (7, 240)):
         prompt = [3 + i % 50 for i in range(length)]
         with torch.compiler.set_stance("fail_on_recompile"):
-            found, wanted = (
-                Decoder(pairs[way], tree, temperature, seed=5).generate(
+            compiled, eager = (
+                Decoder(pairs[mode], tree, temperature, seed=5).generate(
                     prompt, new, ignore_eos=True
                 )
-                for way in ("compiled", "eager")
+                for mode in ("compiled", "eager")
             )
-        assert found.tokens == wanted.tokens
+        assert compiled.tokens == eager.tokens
 
 
 @pytest.mark.parametrize("tree", [TREES[0], TREES[-1]], ids=["plain", "tree"])
 def test_recorded_steps_take_the_same_graphs(
     pairs: dict[str, Pair], tree: TokenTree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whole buckets are read, but never a whole buffer; nothing is compiled again for that."""
+    """They read whole buckets, but never a whole buffer, which would cause a recompilation."""
     pair = pairs["compiled"]
     decoder = Decoder(pair, tree)
     recorder = recorded(decoder)
-    monkeypatch.setattr(pair.machine, "graphs", True)  # as the caches are then reserved
+    monkeypatch.setattr(pair.machine, "graphs", True)  # decides the sizes of reserved caches
     for length, new in ((40, 30), (3, 240), (200, 56)):
         prompt = [3 + i % 50 for i in range(length)]
         for runner in (pair.target, pair.draft):
             runner._pool.idle = None
         with torch.compiler.set_stance("fail_on_recompile"):
-            found = decoder.generate(prompt, new, ignore_eos=True).tokens
-        assert found == Decoder(pairs["eager"], tree).generate(prompt, new, ignore_eos=True).tokens
+            tokens = decoder.generate(prompt, new, ignore_eos=True).tokens
+        assert tokens == Decoder(pairs["eager"], tree).generate(prompt, new, ignore_eos=True).tokens
     assert recorder.recorded >= 3
     assert decoder.recording_seconds > 0
 
@@ -107,22 +107,22 @@ def test_comparing_with_the_library_leaves_the_graphs_valid(
     assert after.tokens == before.tokens
 
 
-def test_any_number_of_sequences_takes_the_same_graphs(pairs: dict[str, Pair]) -> None:
+def test_batches_of_any_size_use_the_same_graphs(pairs: dict[str, Pair]) -> None:
     pairs["compiled"].compile(["draft"], batch=3)
     logits = {}
-    for way, pair in pairs.items():
-        runner, logits[way] = pair.draft, []
+    for mode, pair in pairs.items():
+        runner, logits[mode] = pair.draft, []
         for batch, count in ((1, 1), (2, 1), (2, 5), (5, 1), (5, 3)):
             with torch.inference_mode(), torch.compiler.set_stance("fail_on_recompile"):
                 filled = fill(pair, 20, count, batch)
                 cache = filled.caches["draft"]
-                logits[way].append(runner.pass_to_time(cache, 20, count, 20)())
+                logits[mode].append(runner.pass_to_time(cache, 20, count, 20)())
                 filled.release(pair)
-    for found, wanted in zip(logits["compiled"], logits["eager"], strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
+    for compiled, eager in zip(logits["compiled"], logits["eager"], strict=True):
+        torch.testing.assert_close(compiled, eager, rtol=1e-3, atol=1e-3)
 
 
-def test_a_graph_that_computes_something_else_is_refused(
+def test_a_graph_with_wrong_logits_is_refused(
     make_pair: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pair = make_pair(dtype="float32")
@@ -136,7 +136,7 @@ def test_a_graph_that_computes_something_else_is_refused(
     assert pair.compiled == []
 
 
-def test_without_a_compiler_one_line_says_so(
+def test_a_missing_compiler_is_reported_in_one_line(
     make_pair: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pair = make_pair(dtype="float32")
@@ -155,25 +155,25 @@ def test_without_a_compiler_one_line_says_so(
 def test_layers_compiled_one_by_one_share_their_code(
     make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on CUDA, where each kind of layer is compiled once; here traced, and run as traced."""
-    compiling_torch, statistics = torch.compile, torch._dynamo.utils.counters["stats"]
+    """As on CUDA, each kind of layer is compiled once; here the graphs are only traced."""
+    compile_by_torch, statistics = torch.compile, torch._dynamo.utils.counters["stats"]
     monkeypatch.setattr(
-        torch, "compile", lambda forward, options: compiling_torch(forward, backend="eager")
+        torch, "compile", lambda forward, options: compile_by_torch(forward, backend="eager")
     )
     monkeypatch.setattr(Runner, "device_compiles_whole", property(lambda runner: False))
-    # Layers with a window and without take turns; texts are longer than the window.
+    # Layers with and without a sliding window alternate; texts are longer than the window.
     folders = make_model("gemma2", 0, num_hidden_layers=6), make_model("llama", 1)
     eager, compiled = (load_pair(*folders, "cpu", "float32") for _ in range(2))
     before = statistics["unique_graphs"]
     compiled.target.compile()
-    assert 0 < statistics["unique_graphs"] - before <= 12  # apart they would be 6 times 8
+    assert 0 < statistics["unique_graphs"] - before <= 12  # without sharing, 6 x 8
     with torch.compiler.set_stance("fail_on_recompile"):
         for tree in TREES:
-            found, wanted = (
+            generation, expected = (
                 Decoder(pair, tree, 0.7, seed=5).generate(list(range(3, 40)), 40, ignore_eos=True)
                 for pair in (compiled, eager)
             )
-            assert found.tokens == wanted.tokens
+            assert generation.tokens == expected.tokens
     with compiled.target.native() as model, eager.target.native() as other:
         tokens = torch.tensor([[5, 6, 7]])
         assert torch.equal(model(tokens).logits, other(tokens).logits)

@@ -1,4 +1,4 @@
-"""Recorded steps: with a stand-in for the graphs everywhere, with real ones where there is CUDA."""
+"""Recorded steps, with a stand-in for CUDA graphs and, on a GPU, with real ones."""
 
 from __future__ import annotations
 
@@ -32,7 +32,14 @@ TREE = TokenTree([-1, 0, 0, 0, 1, 1, 2, 4], [0, 1, 2, 3, 1, 2, 1, 1])
 PROMPT = list(range(3, 40))
 
 gpu = pytest.mark.gpu
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def decoder_of(pair: Any, tree: TokenTree, verifier: str) -> Decoder:
+    """A greedy decoder, or one that samples with a verifier."""
+    if verifier == "greedy":
+        return Decoder(pair, tree)
+    return Decoder(pair, tree, 0.8, verifier=verifier)
 
 
 @pytest.mark.parametrize("tree", [AUTOREGRESSIVE, TREE], ids=["plain", "tree"])
@@ -40,29 +47,28 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is n
 def test_recorded_steps_give_the_same_tokens(
     verifier: str, tree: TokenTree, make_pair: Callable[..., Any]
 ) -> None:
-    warmth = (0.0, "sequoia") if verifier == "greedy" else (0.8, verifier)
     pair = make_pair()
-    wanted, found = (Decoder(pair, tree, warmth[0], verifier=warmth[1]) for _ in range(2))
-    recorder = recorded(found)
+    eager, replaying = (decoder_of(pair, tree, verifier) for _ in range(2))
+    recorder = recorded(replaying)
     for prompt in (PROMPT, PROMPT[5:]):
-        expected = wanted.generate(prompt, 40, ignore_eos=True).tokens
-        assert found.generate(prompt, 40, ignore_eos=True).tokens == expected
+        expected = eager.generate(prompt, 40, ignore_eos=True).tokens
+        assert replaying.generate(prompt, 40, ignore_eos=True).tokens == expected
     assert recorder.recorded == 1
 
 
 def test_a_graph_for_each_bucket_and_for_each_buffer(make_pair: Callable[..., Any]) -> None:
     pair = make_pair(max_position_embeddings=4 * BUCKET)
-    wanted, found = (Decoder(pair, TREE) for _ in range(2))
-    recorder = recorded(found)
+    eager, replaying = (Decoder(pair, TREE) for _ in range(2))
+    recorder = recorded(replaying)
     prompt = [3 + i % 50 for i in range(BUCKET - 8)]
-    expected = wanted.generate(prompt, 40, ignore_eos=True).tokens
-    assert found.generate(prompt, 40, ignore_eos=True).tokens == expected
+    expected = eager.generate(prompt, 40, ignore_eos=True).tokens
+    assert replaying.generate(prompt, 40, ignore_eos=True).tokens == expected
     assert recorder.recorded == 2
-    found.generate(prompt, 40, ignore_eos=True)
+    replaying.generate(prompt, 40, ignore_eos=True)
     assert recorder.recorded == 2
-    for runner in (pair.target, pair.draft):  # another text had larger ones
+    for runner in (pair.target, pair.draft):  # another text left larger buffers
         runner.release(runner.reserve(8 * BUCKET))
-    assert found.generate(prompt, 40, ignore_eos=True).tokens == expected
+    assert replaying.generate(prompt, 40, ignore_eos=True).tokens == expected
     assert recorder.recorded == 4
 
 
@@ -83,15 +89,15 @@ def test_sessions_of_a_recorded_decoder_take_turns(
     assert [stream.generation.tokens for stream in streams] == alone
 
 
-def test_a_graph_reads_no_more_than_there_is(make_pair: Callable[..., Any]) -> None:
-    """Where the last bucket does not fit into the buffers, it ends with them."""
+def test_a_graph_never_reads_beyond_the_buffers(make_pair: Callable[..., Any]) -> None:
+    """The last bucket ends with the buffers if it does not fit into them."""
     pair = make_pair()
     decoder = Decoder(pair, TREE)
     recorded(decoder)
     expected = decoder.generate(PROMPT, 60, ignore_eos=True).tokens
     caches = []
     for runner in (pair.target, pair.draft):
-        runner._pool.idle = None  # so that these have no more slots than are asked for
+        runner._pool.idle = None  # so that new caches have no more slots than requested
         caches.append(runner.reserve(len(PROMPT) + 60 + TREE.size))
     with torch.inference_mode():
         tokens = torch.tensor([PROMPT])
@@ -103,13 +109,13 @@ def test_a_graph_reads_no_more_than_there_is(make_pair: Callable[..., Any]) -> N
         while len(decoded) < 50:
             uniforms = decoder.uniforms_for_step(random)
             length = len(PROMPT) + len(decoded) - 1
-            told, state = decoder.step(cuda_graphs.Caches(*caches), state, length, uniforms)
-            *new, _, count = told.tolist()
+            result, state = decoder.step(cuda_graphs.Caches(*caches), state, length, uniforms)
+            *new, _, count = result.tolist()
             decoded += new[:count]
     assert decoded[:50] == expected[:50]
 
 
-def test_steps_are_recorded_on_cuda_alone(make_model: Callable[..., Path]) -> None:
+def test_steps_are_recorded_only_on_cuda(make_model: Callable[..., Path]) -> None:
     models = make_model("llama", 0), make_model("llama", 1)
     assert not load_pair(*models, "cpu").graphs
     with pytest.raises(SequoiaError, match="graphs: steps on cpu cannot be recorded"):
@@ -129,20 +135,18 @@ def cuda_pair(make_model: Callable[..., Path]) -> Callable[..., Any]:
 @needs_gpu
 @pytest.mark.parametrize("verifier", ["greedy", *VERIFIERS])
 def test_graphs_give_the_same_tokens(verifier: str, cuda_pair: Callable[..., Any]) -> None:
-    warmth = (0.0, "sequoia") if verifier == "greedy" else (0.8, verifier)
-    found = {}
+    texts = {}
     for graphs in (False, True):
-        pair = cuda_pair(graphs=graphs)
-        decoder = Decoder(pair, TREE, warmth[0], verifier=warmth[1])
+        decoder = decoder_of(cuda_pair(graphs=graphs), TREE, verifier)
         assert isinstance(decoder.step, RecordedStep) == graphs
-        found[graphs] = decoder.generate(PROMPT, 120, ignore_eos=True).tokens
-    assert found[True] == found[False]
+        texts[graphs] = decoder.generate(PROMPT, 120, ignore_eos=True).tokens
+    assert texts[True] == texts[False]
 
 
 @gpu
 @needs_gpu
-def test_graphs_come_and_go(cuda_pair: Callable[..., Any]) -> None:
-    """A pool whose graphs have gone, buffers that grow, the default dtype."""
+def test_graphs_can_be_recorded_after_others_were_deleted(cuda_pair: Callable[..., Any]) -> None:
+    """The graphs' memory pool is reused, with buffers of changing sizes, in the default dtype."""
     pair = cuda_pair("bfloat16")
     for length in (20, 120, 20):
         prompt = [3 + i % 50 for i in range(length)]
@@ -156,7 +160,7 @@ def test_graphs_come_and_go(cuda_pair: Callable[..., Any]) -> None:
 
 @gpu
 @needs_gpu
-def test_compiled_forwards_are_recorded(cuda_pair: Callable[..., Any]) -> None:
+def test_compiled_forward_passes_are_recorded(cuda_pair: Callable[..., Any]) -> None:
     pair = cuda_pair("float32")
     expected = Decoder(pair, TREE).generate(PROMPT, 60, ignore_eos=True).tokens
     pair.compile()
@@ -165,8 +169,8 @@ def test_compiled_forwards_are_recorded(cuda_pair: Callable[..., Any]) -> None:
 
 @gpu
 @needs_gpu
-def test_a_step_waits_for_its_read_back_alone(cuda_pair: Callable[..., Any]) -> None:
-    """Nothing else in a step synchronises the host with the device."""
+def test_a_step_does_not_wait_for_the_device(cuda_pair: Callable[..., Any]) -> None:
+    """The host waits only when the session reads a step's tokens back."""
     pair = cuda_pair("float32")
     decoder = Decoder(pair, TREE, 0.8)
     session = decoder.session()
@@ -196,7 +200,7 @@ def test_a_profile_of_graphs(cuda_pair: Callable[..., Any]) -> None:
 @needs_gpu
 @pytest.mark.parametrize("length", [BUCKET - 30, BUCKET - 1, BUCKET])
 def test_texts_that_cross_a_bucket(length: int, cuda_pair: Callable[..., Any]) -> None:
-    """A graph for each bucket of cached tokens, and the text is the eager one's."""
+    """Each bucket of context lengths has a graph; the text is that of eager steps."""
     prompt = [3 + i % 50 for i in range(length)]
     texts = []
     for graphs in (False, True):
@@ -207,8 +211,8 @@ def test_texts_that_cross_a_bucket(length: int, cuda_pair: Callable[..., Any]) -
 
 @gpu
 @needs_gpu
-def test_each_replay_draws_anew(cuda_pair: Callable[..., Any]) -> None:
-    """Random numbers come from outside of a graph: a recorded generator would repeat its own."""
+def test_each_replay_uses_new_random_numbers(cuda_pair: Callable[..., Any]) -> None:
+    """They come from outside of the graph: a recorded generator would repeat its numbers."""
     pair = cuda_pair("float32")
     decoder = Decoder(pair, AUTOREGRESSIVE, 5.0)  # nearly uniform
     tokens = decoder.generate(PROMPT, 100, ignore_eos=True).tokens
@@ -218,7 +222,7 @@ def test_each_replay_draws_anew(cuda_pair: Callable[..., Any]) -> None:
 
 @gpu
 @needs_gpu
-def test_graphs_that_have_gone_hold_no_memory(cuda_pair: Callable[..., Any]) -> None:
+def test_deleted_graphs_release_their_memory(cuda_pair: Callable[..., Any]) -> None:
     pair = cuda_pair("float32")
     reserved = []
     for _ in range(8):
@@ -234,7 +238,7 @@ def test_graphs_that_have_gone_hold_no_memory(cuda_pair: Callable[..., Any]) -> 
 @gpu
 @needs_gpu
 def test_memory_that_is_only_cached_counts_as_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    def of_this_process(_: object) -> tuple[int, int]:  # others come and go on the GPU
+    def of_this_process(_: object) -> tuple[int, int]:  # other processes may use the GPU too
         return 2**40 - torch.cuda.memory_reserved(), 2**40
 
     monkeypatch.setattr(torch.cuda, "mem_get_info", of_this_process)
@@ -244,19 +248,19 @@ def test_memory_that_is_only_cached_counts_as_free(monkeypatch: pytest.MonkeyPat
     tensor = torch.empty(size, dtype=torch.uint8, device=device)
     assert before is not None
     assert before - (free_bytes(device) or 0) >= size
-    del tensor  # torch keeps it for the next one
+    del tensor  # torch keeps its memory for the next tensor
     assert before - (free_bytes(device) or 0) < size
 
 
 @gpu
 @needs_gpu
-def test_recording_is_not_disturbed_by_what_else_a_process_does() -> None:
-    """Pinned memory whose owner is collected meanwhile, and a thread that waits for copies."""
+def test_recording_tolerates_other_work_in_the_process() -> None:
+    """Pinned memory that is garbage-collected meanwhile, and a thread that waits for copies."""
     device = torch.device("cuda")
     source, stop = torch.zeros(2**20, device=device), threading.Event()
     copying, host = torch.cuda.Stream(), torch.zeros(2**20).pin_memory()
 
-    def copy_on_and_on() -> None:
+    def copy_repeatedly() -> None:
         with torch.cuda.stream(copying):
             while not stop.is_set():
                 copied = torch.cuda.Event()
@@ -269,12 +273,12 @@ def test_recording_is_not_disturbed_by_what_else_a_process_does() -> None:
             self.memory, self.itself = host_memory(2**20, device), self
 
     def work() -> None:
-        cycles = [[] for _ in range(2000)]  # enough for Python to look for garbage
+        cycles = [[] for _ in range(2000)]  # enough to start a garbage collection
         for cycle in cycles:
             cycle.append(cycle)
         source.add_(1)
 
-    thread = threading.Thread(target=copy_on_and_on)
+    thread = threading.Thread(target=copy_repeatedly)
     thread.start()
     try:
         for _ in range(5):
@@ -290,7 +294,7 @@ def test_recording_is_not_disturbed_by_what_else_a_process_does() -> None:
 
 @gpu
 @needs_gpu
-def test_greedy_texts_in_bfloat16_part_at_near_ties_alone(cuda_pair: Callable[..., Any]) -> None:
+def test_greedy_texts_in_bfloat16_diverge_only_at_near_ties(cuda_pair: Callable[..., Any]) -> None:
     pair = cuda_pair("bfloat16")
     for start in range(8):
         prompt = [3 + (start + i) % 50 for i in range(20)]
@@ -298,12 +302,12 @@ def test_greedy_texts_in_bfloat16_part_at_near_ties_alone(cuda_pair: Callable[..
             Decoder(pair, shape).generate(prompt, 60, ignore_eos=True).tokens
             for shape in (AUTOREGRESSIVE, TREE)
         )
-        parted = divergence(pair, prompt, plain, tree)
-        if parted is not None:
+        divergent = divergence(pair, prompt, plain, tree)
+        if divergent is not None:
             with torch.inference_mode():
                 cache = pair.target.reserve(len(prompt))
                 logits = pair.target.prefill(cache, torch.tensor([prompt], device="cuda"))
-            assert parted.gap <= 2**-4 * float(logits.abs().max())
+            assert divergent.gap <= 2**-4 * float(logits.abs().max())
 
 
 @gpu
@@ -335,7 +339,7 @@ def test_the_driver_and_the_clock_are_known() -> None:
 @gpu
 @needs_gpu
 def test_pinned_memory_as_large_as_weights() -> None:
-    """Of a size that is no power of two, copied while the device computes."""
+    """Its size is not a power of two, and it is copied while the device computes."""
     device, size = torch.device("cuda"), 3 * 10**9 + 12345
     memory = host_memory(size, device)
     assert memory.is_pinned()
@@ -351,7 +355,7 @@ def test_pinned_memory_as_large_as_weights() -> None:
     assert bool((copy == 7).all())
 
 
-def test_nothing_is_collected_while_recording() -> None:
+def test_garbage_collection_is_off_while_recording() -> None:
     for enabled in (True, False):
         (gc.enable if enabled else gc.disable)()
         try:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from small_tokenizers import save_word_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from sequoia_opt import demo
@@ -24,14 +24,15 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SOURCES, SIZES = {"target": "big", "draft": "small"}, {"target": 8 * 10**9, "draft": 10**9}
 
 
-def give_tokenizer(folder: Path, words: list[str]) -> None:
-    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token=words[0]))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=words[0]).save_pretrained(folder)
-
-
 def load(folders: tuple[Path, Path]) -> Any:
     return load_pair(*folders, device="cpu", dtype="float32")
+
+
+def add_special_tokens(folder: Path, special_tokens: dict[str, Any]) -> None:
+    """Add special tokens to the tokenizer in a model's folder."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    tokenizer.add_special_tokens(special_tokens)
+    tokenizer.save_pretrained(folder)
 
 
 def test_loads_a_pair_of_folders(folders: tuple[Path, Path]) -> None:
@@ -51,40 +52,36 @@ def test_different_vocabularies(make_model: Callable[..., Path]) -> None:
 
 def test_different_tokenizers(folders: tuple[Path, Path]) -> None:
     words = [f"w{i}" for i in range(61)]
-    give_tokenizer(folders[0], words)
-    give_tokenizer(folders[1], words)
+    save_word_tokenizer(folders[0], words)
+    save_word_tokenizer(folders[1], words)
     assert load(folders).encode("w3 w5") == [3, 5]
-    give_tokenizer(folders[1], words[::-1])
+    save_word_tokenizer(folders[1], words[::-1])
     complaint = "61 of 61 tokens differ, like token 0, 'w0' and 'w60'|60 of 61 tokens differ, like"
     with pytest.raises(SequoiaError, match=f"different tokenizers: ({complaint})"):
         load(folders)
 
 
-def test_tokenizers_may_differ_by_tokens_that_no_text_has(folders: tuple[Path, Path]) -> None:
-    """One that was added to the draft's, or a reserved one that has another name."""
+def test_tokenizers_may_differ_in_tokens_that_no_text_has(folders: tuple[Path, Path]) -> None:
+    """A token that was added to the draft's, or a reserved token with another name."""
     words = [f"w{i}" for i in range(60)]
     for last, added in (("w60", ["[PAD]"]), ("<|reserved|>", [])):
-        give_tokenizer(folders[0], [*words, "w60" if added else "<|eot|>"])
-        give_tokenizer(folders[1], [*words, last])
+        save_word_tokenizer(folders[0], [*words, "w60" if added else "<|eot|>"])
+        save_word_tokenizer(folders[1], [*words, last])
         for folder, special in zip(folders, (None, *added), strict=False):
             if special is not None:
-                own = PreTrainedTokenizerFast.from_pretrained(folder)
-                own.add_special_tokens({"pad_token": special})
-                own.save_pretrained(folder)
+                add_special_tokens(folder, {"pad_token": special})
         if not added:
             for folder, name in zip(folders, ("<|eot|>", "<|reserved|>"), strict=True):
-                own = PreTrainedTokenizerFast.from_pretrained(folder)
-                own.add_special_tokens({"additional_special_tokens": [name]})
-                own.save_pretrained(folder)
+                add_special_tokens(folder, {"additional_special_tokens": [name]})
         pair = load(folders)
-        found = Decoder(pair, shapes.k_ary(2, 2)).generate([3, 5], 8, ignore_eos=True).tokens
-        assert found == Decoder(pair).generate([3, 5], 8, ignore_eos=True).tokens
+        tokens = Decoder(pair, shapes.k_ary(2, 2)).generate([3, 5], 8, ignore_eos=True).tokens
+        assert tokens == Decoder(pair).generate([3, 5], 8, ignore_eos=True).tokens
 
 
 def test_a_word_that_differs_is_named(folders: tuple[Path, Path]) -> None:
     words = [f"w{i}" for i in range(61)]
-    give_tokenizer(folders[0], words)
-    give_tokenizer(folders[1], [*words[:40], "other", *words[41:]])
+    save_word_tokenizer(folders[0], words)
+    save_word_tokenizer(folders[1], [*words[:40], "other", *words[41:]])
     with pytest.raises(SequoiaError, match=r"1 of 61 tokens differ, like token 40, 'w40' and 'oth"):
         load(folders)
 
@@ -110,7 +107,7 @@ def test_names(tmp_path: Path) -> None:
     assert short_name(str(tmp_path)) == tmp_path.name
 
 
-def test_half_characters_are_no_prompt(folders: tuple[Path, Path]) -> None:
+def test_prompts_with_half_a_character_are_refused(folders: tuple[Path, Path]) -> None:
     target, draft = folders
     for folder in (target, draft):
         for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -124,11 +121,11 @@ def test_a_spread_target_takes_its_share_of_each_gpu(monkeypatch: pytest.MonkeyP
     loader._check_memory(SOURCES, SIZES, CUDA, "none", parts=2)
     with pytest.raises(SequoiaError, match=r"the weights of big and small take 9\.0 GB"):
         loader._check_memory(SOURCES, SIZES, CUDA, "none", parts=1)
-    with pytest.raises(SequoiaError, match=r"take 9\.0 GB"):  # all parts are in its one memory
+    with pytest.raises(SequoiaError, match=r"take 9\.0 GB"):  # all parts share its memory
         loader._check_memory(SOURCES, SIZES, CPU, "none", parts=2)
 
 
-def test_the_host_must_hold_what_is_offloaded_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_host_memory_must_hold_the_offloaded_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     free = {"cuda": 2 * 10**9, "cpu": 7 * 10**9}
     monkeypatch.setattr(memory, "free_bytes", lambda device: free[device.type])
     complaint = "the weights of big take 8.0 GB and 7.0 GB of cpu memory are free; .*--offload disk"
@@ -140,42 +137,42 @@ def test_the_host_must_hold_what_is_offloaded_to_it(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    ("options", "named"),
+    ("options", "option"),
     [({"random_weights": True}, "--random-weights"), ({"offload": "disk"}, "--offload")],
 )
-def test_what_several_processes_do_not_share_is_refused_by_name(
+def test_options_that_several_processes_do_not_support_are_named(
     folders: tuple[Path, Path],
     options: dict[str, Any],
-    named: str,
+    option: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(loader, "join", lambda *_: World(0, 2))
-    with pytest.raises(SequoiaError, match=f"drop {named}"):
+    with pytest.raises(SequoiaError, match=f"drop {option}"):
         load_pair(*folders, device="cpu", **options)
 
 
-def test_processes_on_the_cpu_of_a_machine_with_a_gpu_are_refused(
+def test_several_cpu_processes_on_a_machine_with_a_gpu_are_refused(
     folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Transformers would have the target on GPUs, and only there."""
+    """transformers would put the target on the GPUs."""
     monkeypatch.setattr(loader, "join", lambda *_: World(0, 2))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(SequoiaError, match="CUDA_VISIBLE_DEVICES= torchrun"):
         load(folders)
 
 
-def test_shares_of_the_work_are_waited_for_longer(
+def test_processes_that_share_the_work_wait_longer_for_others(
     folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = []
+    timeouts = []
 
     def join(device: torch.device, patience: Any) -> World:
-        asked.append(patience)
+        timeouts.append(patience)
         raise SequoiaError("do not meet")
 
     monkeypatch.setattr(loader, "join", join)
     for spread in (True, False):
         with pytest.raises(SequoiaError, match="do not meet"):
             load_pair(*folders, device="cpu", spread=spread)
-    assert asked == [PATIENCE, SHARE_PATIENCE]
+    assert timeouts == [PATIENCE, SHARE_PATIENCE]
     assert PATIENCE < SHARE_PATIENCE

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from small_tokenizers import save_word_tokenizer
 
 from sequoia_opt import demo
 from sequoia_opt.engine.load import load_pair
@@ -17,12 +16,6 @@ from sequoia_opt.engine.pair import ROLES
 from sequoia_opt.engine.torch.loading import fingerprint
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.files.names import same_fingerprint
-
-
-def give_tokenizer(folder: Path, words: list[str]) -> None:
-    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token=words[0]))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=words[0]).save_pretrained(folder)
 
 
 def load(folders: tuple[Path, Path]) -> Any:
@@ -53,10 +46,10 @@ def test_weights_replaced_in_place_have_another_fingerprint(folders: tuple[Path,
     after = fingerprint(str(folders[0]), config)
     assert after != before
     assert not same_fingerprint({"target": before}, {"target": after})
-    old = before.split("-")[0]  # as it was before the weights were looked at
-    for now in (before, after):
-        assert same_fingerprint({"target": old}, {"target": now})
-    assert fingerprint(str(folders[0]), config, weights=False) != old
+    without_weights = before.split("-")[0]  # as in files from before fingerprints covered weights
+    for current in (before, after):
+        assert same_fingerprint({"target": without_weights}, {"target": current})
+    assert fingerprint(str(folders[0]), config, weights=False) != without_weights
 
 
 def test_one_changed_tensor_is_noticed(folders: tuple[Path, Path]) -> None:
@@ -74,16 +67,16 @@ def test_one_changed_tensor_is_noticed(folders: tuple[Path, Path]) -> None:
 
 
 def test_the_bundled_pair_is_the_one_that_was_measured() -> None:
-    """Its committed measurements are from before fingerprints looked at the weights."""
+    """Its committed measurements are from before fingerprints covered the weights."""
     from transformers import AutoConfig
 
     committed = {"target": "f76863a3c80297b6", "draft": "f518eccf47f061d0"}
-    found = {
+    current = {
         role: fingerprint(str(demo.FOLDER / role), AutoConfig.from_pretrained(demo.FOLDER / role))
         for role in ROLES
     }
-    assert same_fingerprint(committed, found)
-    assert not same_fingerprint({"target": committed["draft"]}, {"target": found["target"]})
+    assert same_fingerprint(committed, current)
+    assert not same_fingerprint({"target": committed["draft"]}, {"target": current["target"]})
 
 
 @pytest.mark.parametrize(
@@ -103,7 +96,7 @@ def test_the_bundled_pair_is_the_one_that_was_measured() -> None:
         ({"rope_parameters": {"rope_type": 7}}, r"its config\.json"),
     ],
 )
-def test_configurations_that_describe_no_model(
+def test_unusable_configurations_are_refused(
     folders: tuple[Path, Path], changes: dict[str, Any], complaint: str
 ) -> None:
     path = folders[0] / "config.json"
@@ -112,7 +105,7 @@ def test_configurations_that_describe_no_model(
         load(folders)
 
 
-def test_so_many_layers_are_not_made_up_either(folders: tuple[Path, Path]) -> None:
+def test_too_many_layers_are_refused_for_random_weights_too(folders: tuple[Path, Path]) -> None:
     path = folders[0] / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": 10**7}))
     with pytest.raises(SequoiaError, match="found 10000000, expected at most 4096"):
@@ -124,7 +117,7 @@ def test_so_many_layers_are_not_made_up_either(folders: tuple[Path, Path]) -> No
 def test_git_lfs_pointers_are_named(folders: tuple[Path, Path], name: str, offload: str) -> None:
     words = [f"w{i}" for i in range(61)]
     for folder in folders:
-        give_tokenizer(folder, words)
+        save_word_tokenizer(folder, words)
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 18756288\n"
     (folders[0] / name).write_text(pointer)
     with pytest.raises(SequoiaError, match=rf"{name}: is a git-lfs pointer.*git lfs pull"):
@@ -132,20 +125,20 @@ def test_git_lfs_pointers_are_named(folders: tuple[Path, Path], name: str, offlo
 
 
 @pytest.mark.parametrize("offload", ["none", "disk"])
-@pytest.mark.parametrize("way", ["../outside.safetensors", "/etc/hostname"])
-def test_an_index_that_leads_out_of_its_folder_is_not_followed(
-    folders: tuple[Path, Path], way: str, offload: str
+@pytest.mark.parametrize("path", ["../outside.safetensors", "/etc/hostname"])
+def test_an_index_that_leads_out_of_its_folder_is_refused(
+    folders: tuple[Path, Path], path: str, offload: str
 ) -> None:
     target = folders[0]
     (target / "model.safetensors").rename(target.parent / "outside.safetensors")
-    index = {"metadata": {}, "weight_map": {"model.norm.weight": way}}
+    index = {"metadata": {}, "weight_map": {"model.norm.weight": path}}
     (target / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(SequoiaError, match=r"which leads out of the model's folder"):
         load_pair(*folders, device="cpu", offload=offload)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_weights_that_are_no_numbers_are_named(folders: tuple[Path, Path], dtype: str) -> None:
+def test_weights_that_are_not_finite_are_named(folders: tuple[Path, Path], dtype: str) -> None:
     from safetensors.torch import load_file, save_file
 
     path, name = folders[0] / "model.safetensors", "model.layers.1.mlp.up_proj.weight"
@@ -158,8 +151,8 @@ def test_weights_that_are_no_numbers_are_named(folders: tuple[Path, Path], dtype
         load_pair(*folders, device="cpu", dtype=dtype)
 
 
-def test_activations_that_overflow_name_another_dtype(folders: tuple[Path, Path]) -> None:
-    """Finite weights, and finite logits in bfloat16."""
+def test_the_message_about_overflow_names_another_dtype(folders: tuple[Path, Path]) -> None:
+    """The weights are finite, and so are the logits in bfloat16."""
     from safetensors.torch import load_file, save_file
 
     path = folders[0] / "model.safetensors"
@@ -173,8 +166,10 @@ def test_activations_that_overflow_name_another_dtype(folders: tuple[Path, Path]
     load_pair(*folders, device="cpu", dtype="bfloat16")
 
 
-def test_quantised_weights_that_do_not_run_here_are_named(folders: tuple[Path, Path]) -> None:
-    """Their library fails with an assertion that says nothing."""
+def test_quantised_weights_that_cannot_run_on_a_machine_are_named(
+    folders: tuple[Path, Path],
+) -> None:
+    """Their library fails with an assertion without a message."""
     pytest.importorskip("bitsandbytes")
     path = folders[0] / "config.json"
     quantised = {"quant_method": "bitsandbytes", "load_in_4bit": True}
@@ -239,14 +234,14 @@ def test_linear_attention_layers_are_refused_by_name(folders: tuple[Path, Path])
 
 
 def test_weights_that_do_not_belong_to_the_config(folders: tuple[Path, Path]) -> None:
-    """What is missing must not become random weights."""
+    """Missing weights must not be replaced by random ones."""
     config = json.loads((folders[0] / "config.json").read_text())
     (folders[0] / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 4}))
     with pytest.raises(SequoiaError, match=r"weights are missing for model\.layers\.3"):
         load(folders)
 
 
-def test_positions_counted_in_another_way_are_noticed(
+def test_models_that_shift_positions_are_refused(
     folders: tuple[Path, Path], tmp_path: Path
 ) -> None:
     """RoBERTa as a decoder shifts every position by its padding token's id."""
@@ -267,7 +262,9 @@ def test_positions_counted_in_another_way_are_noticed(
         load_pair(tmp_path / "roberta", folders[1], device="cpu", dtype="float32")
 
 
-def test_rotary_embeddings_that_change_end_the_context(make_model: Callable[..., Path]) -> None:
+def test_rotary_embeddings_that_change_with_length_limit_the_context(
+    make_model: Callable[..., Path],
+) -> None:
     from transformers import AutoConfig
 
     from sequoia_opt.engine.torch.support import usable_positions
@@ -275,38 +272,38 @@ def test_rotary_embeddings_that_change_end_the_context(make_model: Callable[...,
     config = AutoConfig.from_pretrained(make_model("phi3"))
     assert usable_positions(config) == (256, "")
     config.rope_parameters = {"rope_type": "longrope", "original_max_position_embeddings": 32}
-    positions, why = usable_positions(config)
+    positions, reason = usable_positions(config)
     assert positions == 32
-    assert "rotary embedding (longrope) changes for longer texts" in why
+    assert "rotary embedding (longrope) changes for longer texts" in reason
     config.rope_parameters = {"rope_type": "yarn", "original_max_position_embeddings": 32}
     assert usable_positions(config) == (256, "")
 
 
 def test_code_that_comes_with_a_model_is_not_run(folders: tuple[Path, Path]) -> None:
     target, draft = folders
-    ran = target / "ran"
-    (target / "own.py").write_text(
-        f"open({str(ran)!r}, 'w')\nfrom transformers import LlamaConfig as Own\n"
+    evidence = target / "code_ran"
+    (target / "custom.py").write_text(
+        f"open({str(evidence)!r}, 'w')\nfrom transformers import LlamaConfig as Custom\n"
     )
     path = target / "config.json"
     config = json.loads(path.read_text())
-    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}
+    config |= {"model_type": "custom", "auto_map": {"AutoConfig": "custom.Custom"}}
     path.write_text(json.dumps(config))
     with pytest.raises(SequoiaError, match="code of its own, which is never run"):
         load_pair(target, draft, "cpu")
-    assert not ran.exists()
+    assert not evidence.exists()
 
 
 def test_weights_that_hold_code_are_not_loaded(folders: tuple[Path, Path]) -> None:
     target, draft = folders
-    ran = target / "ran"
+    evidence = target / "code_ran"
 
     class Evil:
         def __reduce__(self) -> tuple[object, tuple[str, str]]:
-            return open, (str(ran), "w")
+            return open, (str(evidence), "w")
 
     (target / "model.safetensors").unlink()
     torch.save({"model.embed_tokens.weight": Evil()}, target / "pytorch_model.bin")
     with pytest.raises(SequoiaError, match="hold code, which is never run"):
         load_pair(target, draft, "cpu")
-    assert not ran.exists()
+    assert not evidence.exists()

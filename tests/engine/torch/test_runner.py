@@ -13,7 +13,7 @@ TEXT = torch.tensor([[5, 6, 7, 8, 9, 10, 11]])
 
 
 @pytest.fixture
-def no_graphs_left() -> Iterator[None]:
+def reset_compiler() -> Iterator[None]:
     yield
     torch.compiler.reset()
 
@@ -25,13 +25,13 @@ def hidden_by_library(runner: Any, layers: tuple[int, ...]) -> list[torch.Tensor
 
 
 def norm_of(runner: Any) -> Any:
-    """The final norm: the library's last hidden states are behind it."""
+    """The model's final norm, which the library applies to its last hidden states."""
     inner = runner.model.base_model
     return inner.ln_f if hasattr(inner, "ln_f") else inner.norm
 
 
 def hidden_in_two_passes(runner: Any, layers: tuple[int, ...]) -> list[torch.Tensor]:
-    """Hidden states of the last two tokens, of which each sees those before it."""
+    """Hidden states of the last two tokens, from a pass after the prefill of the others."""
     count = TEXT.shape[1]
     with torch.inference_mode():
         cache = runner.reserve(64)
@@ -51,7 +51,7 @@ def hidden_in_two_passes(runner: Any, layers: tuple[int, ...]) -> list[torch.Ten
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt2"])
 def test_hidden_states_of_chosen_layers(architecture: str, make_pair: Callable[..., Any]) -> None:
-    """The library's own: the embeddings, a layer in the middle, and the last one."""
+    """They equal the library's at the embeddings, a layer in the middle, and the last layer."""
     runner = make_pair(architecture, architecture).target
     layers = (0, 2, 3)
     embeddings, middle, last = hidden_in_two_passes(runner, layers)
@@ -65,9 +65,9 @@ def test_compiled_forward_passes_return_the_same_hidden_states(
     whole: bool,
     make_model: Callable[..., Any],
     monkeypatch: pytest.MonkeyPatch,
-    no_graphs_left: None,
+    reset_compiler: None,
 ) -> None:
-    """Traced as for compiling, and run as traced; with other layers asked for afterwards."""
+    """The graphs are only traced; later passes ask for the hidden states of other layers."""
     compile_by_torch = torch.compile
     monkeypatch.setattr(
         torch,

@@ -20,7 +20,7 @@ def path_to(node: int) -> list[int]:
 
 
 def logits_by_library(runner: Any) -> torch.Tensor:
-    """After each node, from a forward pass over the text and the path to it alone."""
+    """Each node's logits, from the library's forward pass over the text and the node's path."""
     with runner.native() as model, torch.inference_mode():
         return torch.stack(
             [
@@ -31,12 +31,12 @@ def logits_by_library(runner: Any) -> torch.Tensor:
 
 
 def next_logits(runner: Any, cache: Any, node: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """After one more token behind an accepted path: from the cache, and from the library."""
+    """The logits of one more token after an accepted path: from the cache and from the library."""
     text = [*TEXT, *TOKENS[path_to(node)].tolist(), 20]
     with torch.inference_mode():
-        found = runner.extend(cache, torch.tensor([[20]]), len(text) - 1)[0, -1]
+        logits = runner.extend(cache, torch.tensor([[20]]), len(text) - 1)[0, -1]
         with runner.native() as model:
-            return found, model(torch.tensor([text])).logits[0, -1]
+            return logits, model(torch.tensor([text])).logits[0, -1]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
