@@ -36,6 +36,8 @@ def chat(
 
     Each line of standard input is a turn, put into the target's chat template.
 
+    The bundled pair has no such template: name models with one, --target and --draft.
+
     The conversation ends with the input, or with Ctrl-C.
     """
     if is_one_of_several():
