@@ -122,9 +122,11 @@ def difference(path: Path, tree: TokenTree) -> str | None:
 
 
 def _compared(tree: TokenTree) -> dict[str, Any]:
-    """The tree's metadata without the version of the program that wrote it."""
+    """The tree's metadata without the program's version and the name of its method, which older
+    files spell in another way."""
     provenance = dict(tree.metadata.get("provenance", {}))
-    provenance.pop("sequoia_opt", None)
+    for key in ("sequoia_opt", "solver"):
+        provenance.pop(key, None)
     return tree.metadata | {"provenance": provenance}
 
 
