@@ -36,6 +36,7 @@ TYPE_CYCLES = {
     ("engine.stream", "engine.decoder"): "a stream belongs to a decoder's session",
     ("engine.stream", "engine.session"): "a session returns the streams of its text",
     ("engine.torch.agreement", "engine.torch.runner"): "checks the runner that calls it",
+    ("engine.torch.compile", "engine.torch.runner"): "compares with the runner that calls it",
     ("engine.torch.tree_passes", "engine.torch.runner"): "a pass runs its runner's model",
 }
 

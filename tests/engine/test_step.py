@@ -71,7 +71,7 @@ def test_a_step_never_touches_the_host(verifier: str, make_model: Callable[..., 
     pair = load_pair(make_model("llama", 0), make_model("llama", 1), "cpu", "float32")
     for runner in (pair.target, pair.draft):
         runner.model.to(META)
-        runner.device = META
+        runner.device = runner._pool._device = META
         runner._chunks.clear()
     step = step_of(pair, verifier)
     uniforms = torch.empty(step.uniform_count, device=META)

@@ -55,6 +55,7 @@ def test_transformers_finds_an_error_that_plain_decoding_shares(
     narrow = [replace(layer, window=3) for layer in pair.target.layers]
     monkeypatch.setattr(pair.target, "layers", narrow)
     monkeypatch.setattr(pair.target._pool, "idle", None)
+    monkeypatch.setattr(pair.target._pool, "_layers", narrow)
     monkeypatch.setattr(pair.target, "_chunks", {})
     plain, tree = (
         methods.with_tree(pair, "any", shape).run(prompt, 10).tokens
