@@ -91,7 +91,9 @@ def bench(
     _check_methods(asked, methods, chain, bool(profile or acceptance), synthetic is not None)
     solved = solved_tree(tree, engine, sampling)
     chosen = _methods(asked, solved, synthetic is not None)
-    rivals = _rivals(solved.tree, chosen, chain, profile, acceptance or synthetic)
+    rivals = _rivals(
+        solved.tree, Path(solved.file).parent, chosen, chain, profile, acceptance or synthetic
+    )
     from sequoia_opt.cli.output import note
     from sequoia_opt.measure.bench import BenchSpec, prepare
 
@@ -168,6 +170,7 @@ def _methods(asked: Sequence[str] | None, solved: SolvedTree, synthetic: bool) -
 
 def _rivals(
     tree: TokenTree,
+    folder: Path,
     methods: Sequence[str],
     chain: int | None,
     profile: Path | None,
@@ -176,6 +179,7 @@ def _rivals(
     """The trees of the methods that have one of their own.
 
     Args:
+        folder: the tree's own.
         chain: nodes of the chain; None for the best by prediction.
         profile, acceptance: what to solve them from; None for the tree's own.
     """
@@ -189,8 +193,8 @@ def _rivals(
     solved_here = [name for name in methods if name in PLANNED and name not in rivals]
     if not solved_here:
         return rivals
-    rates = Acceptance.load(acceptance or paths.input_of(tree, "acceptance"))
-    latencies = LatencyProfile.load(profile or paths.input_of(tree, "profile"))
+    rates = Acceptance.load(acceptance or paths.input_of(tree, "acceptance", folder))
+    latencies = LatencyProfile.load(profile or paths.input_of(tree, "profile", folder))
     return rivals | rival_trees(solved_here, latencies, rates)
 
 

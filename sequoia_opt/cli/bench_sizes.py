@@ -78,7 +78,8 @@ def bench_sizes(
     from sequoia_opt.plan.acceptance import Acceptance
     from sequoia_opt.repository import paths
 
-    rates = acceptance or synthetic or paths.input_of(solved.tree, "acceptance")
+    folder = Path(solved.file).parent
+    rates = acceptance or synthetic or paths.input_of(solved.tree, "acceptance", folder)
     spec = SizesSpec(
         tree=solved.tree,
         tree_file=solved.file,

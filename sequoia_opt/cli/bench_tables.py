@@ -13,7 +13,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from sequoia_opt.cli.csv_output import flat, print_csv
-from sequoia_opt.cli.output import out, show
+from sequoia_opt.cli.output import counted, out, show
 
 if TYPE_CHECKING:
     from sequoia_opt.measure.race import Result
@@ -88,7 +88,7 @@ def settings_line(settings: Mapping[str, Any]) -> str:
     """One line with the pair, the settings and the machine of the run."""
     hardware, software = settings["hardware"], settings["software"]
     work = [
-        f"{settings['dataset']}: {settings['prompts']} prompts",
+        f"{settings['dataset']}: {counted(settings['prompts'], 'prompt')}",
         f"{settings['max_new_tokens']} new tokens each",
         *_sampling_words(settings),
     ]

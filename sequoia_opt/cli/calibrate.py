@@ -86,7 +86,9 @@ def calibrate(
         repeats=repeats,
         template=data.template,
         memory_budget=engine.budget(solved.tree),
-        profile=LatencyProfile.load(profile or paths.input_of(solved.tree, "profile")),
+        profile=LatencyProfile.load(
+            profile or paths.input_of(solved.tree, "profile", Path(solved.file).parent)
+        ),
         temperatures=TEMPERATURES if temperature is None else (temperature,),
     )
     spec.check()

@@ -124,10 +124,11 @@ def print_comparison(
         predicts: which of the tree's predictions apply.
     """
     from sequoia_opt.cli.bench_tables import prediction_lines, race_table
-    from sequoia_opt.cli.output import out
+    from sequoia_opt.cli.output import counted, out
 
     temperature = decoding.sampling.temperature
-    title = f"{comparison.prompts} prompts, {new_tokens} tokens each, temperature {temperature:g}"
+    prompts = counted(comparison.prompts, "prompt")
+    title = f"{prompts}, {new_tokens} tokens each, temperature {temperature:g}"
     race_table(comparison.results, title, greedy=temperature == 0)
     if decoding.tree.size == 1:
         out.print("the tree has one node: plain decoding, so there is nothing to compare")

@@ -20,6 +20,7 @@ from sequoia_opt.cli.options import (
     TopK,
     TopP,
     check_output,
+    is_own_document,
     print_json,
 )
 from sequoia_opt.plan.verifiers import DEFAULT_VERIFIER, verifier_at
@@ -130,8 +131,13 @@ def _read(
         if isinstance(content, dict):
             return _tree(tree_formats.of_growmap(content, str(file)), file, options)
         return _acceptance(content[None], file, options)
+    text = read_text(file)
+    if is_own_document(text):
+        from sequoia_opt.plan.tree import TokenTree
+
+        return _tree(TokenTree.load(file), file, options)
     tree = import_settings.read(
-        read_text(file),
+        text,
         str(file),
         options.name,
         options.first_rank,

@@ -34,6 +34,8 @@ def alternatives(names: Collection[str]) -> str:
 # Panels of --help.
 MODELS, SAMPLING, TEMPLATE = "Models and device", "Sampling", "Chat template"
 
+OWN_FORMAT = re.compile(r'^[\s{]*"?format"?: "?sequoia-opt/')
+OWN_HEAD = 80  # characters, in which a document says its format
 STANDARD = Path("-")  # standard output, where a command can write to it
 OFFLOAD_HELP = "Where to keep target layers that do not fit on the device: cpu or disk."
 MEMORY_BUDGET_HELP = (
@@ -363,6 +365,11 @@ def names(text: str) -> list[str]:
     return list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
 
 
+def is_own_document(text: str) -> bool:
+    """Whether a text is a document of this program, which says its format at the beginning."""
+    return OWN_FORMAT.search(text[:OWN_HEAD]) is not None
+
+
 def any_tree(path: Path) -> TokenTree:
     """The tree in a file of this program, or of any engine that `import` reads."""
     from sequoia_opt.cli.output import note
@@ -377,7 +384,7 @@ def any_tree(path: Path) -> TokenTree:
             raise SequoiaError(f"{path}: found acceptance rates, expected a tree")
         return tree_formats.of_growmap(growmap, str(path))
     text = read_text(path)
-    if tree.FORMAT in text:
+    if tree.FORMAT in text or is_own_document(text):
         return tree.TokenTree.load(path)
     return import_settings.read(text, str(path), note=lambda line: note(f"note: {path}: {line}"))
 

@@ -138,3 +138,8 @@ def bar(share: float, length: int) -> str:
 def digits(number: float) -> str:
     """A number to three digits: at most two after the point, and all before it."""
     return f"{number:.{max(0, 2 - int(log10(max(number, 1))))}f}"
+
+
+def counted(count: int, noun: str) -> str:
+    """A number and its noun, as "1 prompt" or "8 prompts"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -86,7 +86,8 @@ def _tree_sections(tree: TokenTree, plan: Plan) -> list[Section]:
             "surface",
             "Speed by size and depth",
             "Predicted speed relative to plain decoding, for the tree with the most expected "
-            "tokens at each size and depth. The star is this tree; circles are the next best.",
+            "tokens at each size and depth. The star is this tree; circles are the next best. "
+            "Colours assume independent guesses; the marked trees are replayed on traces.",
             page_figures.surface(plan),
         ),
         Section(

@@ -168,8 +168,8 @@ def input_of(tree: TokenTree, kind: str, beside: Path | None = None) -> Path:
             if has_name and content_fingerprint(path) == source.get("fingerprint"):
                 return path
     raise SequoiaError(
-        f"the {kind} that the tree was solved from ({source.get('file', 'unknown')}) is not here; "
-        f"name it with --{kind}"
+        f"the {kind} that the tree was solved from ({source.get('file', 'unknown')}) is neither in "
+        f"profiles nor beside the tree, or has changed since; name it with --{kind}"
     )
 
 

@@ -251,3 +251,13 @@ def test_what_streams_is_the_final_text(
         assert len(shown) > 3
         assert all(final.startswith(early) for early in shown)
         assert run(*common, *options).out.startswith(final)
+
+
+@pytest.mark.parametrize("command", ["show", "report", "import"])
+def test_a_file_of_another_kind_is_named_by_its_format(
+    command: str, tmp_path: Path, run: Callable[..., Outcome]
+) -> None:
+    results = write("results.json", '{"format": "sequoia-opt/bench", "version": 1, "tree": "x"}\n')
+    outcome = run(command, results)
+    assert outcome.code == 1
+    assert "format: found 'sequoia-opt/bench', expected 'sequoia-opt/tree'" in outcome.err
