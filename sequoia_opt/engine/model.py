@@ -88,10 +88,6 @@ class Model(Protocol):
         device: where it runs.
         dtype: of its keys, values and logits.
         compiled: whether its forward passes in a step are compiled.
-        streamed_layers: how many of its layers do not stay on the device.
-        moved_bytes: that each forward pass brings onto the device.
-        generation_config: the model's own settings for generation, as transformers has them; None
-            where it came with none.
     """
 
     name: str
@@ -104,13 +100,19 @@ class Model(Protocol):
     compiled: bool
 
     @property
-    def streamed_layers(self) -> int: ...  # noqa: D102
+    def streamed_layers(self) -> int:
+        """How many of its layers do not stay on the device."""
+        ...
 
     @property
-    def moved_bytes(self) -> int: ...  # noqa: D102
+    def moved_bytes(self) -> int:
+        """Bytes that each forward pass brings onto the device."""
+        ...
 
     @property
-    def generation_config(self) -> Any: ...  # noqa: D102
+    def generation_config(self) -> Any:
+        """The model's own settings for generation, as transformers has them; None without any."""
+        ...
 
     def reserve(self, capacity: int, batch: int = 1) -> Any:
         """A cache of at least `capacity` slots for `batch` texts, the caller's until released.

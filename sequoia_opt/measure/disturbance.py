@@ -1,4 +1,4 @@
-"""What disturbed a measurement: other processes, CPU steal, a GPU clock that fell, a slowdown.
+"""Disturbances of a measurement: other processes, CPU steal, a throttled GPU clock, a slowdown.
 
 Knows the machine's counters and the GPU's driver. Times nothing itself.
 """

@@ -177,7 +177,7 @@ def check_folder(output: Path) -> None:
 def absolute(name: str | None) -> str | None:
     """The absolute path of a file or folder, since parts run in another folder.
 
-    A name that is no path, such as a hub id, is returned unchanged.
+    A hub id, which is not a path, is returned unchanged.
     """
     return str(Path(name).resolve()) if name is not None and Path(name).exists() else name
 
