@@ -85,3 +85,13 @@ def make_pair(make_model: Callable[..., Path]) -> Callable[..., Any]:
         return pairs[key]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def bundled_gguf(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The bundled pair's GGUF files by role, in a cache of this session's."""
+    from sequoia_opt.demo.gguf import gguf_of
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        return {role: gguf_of(role) for role in ("target", "draft")}

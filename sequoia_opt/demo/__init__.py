@@ -6,18 +6,37 @@ README.md in this folder describes them.
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
-FOLDER = Path(__file__).parent
-TARGET_NAME, DRAFT_NAME, DATASET_NAME = "demo-target", "demo-draft", "demo"
+from sequoia_opt.demo.pair import DRAFT_NAME, FOLDER, FOLDERS, TARGET_NAME
+
+__all__ = [
+    "DATASET",
+    "DATASET_NAME",
+    "DRAFT_NAME",
+    "FOLDER",
+    "PROMPTS",
+    "TARGET_NAME",
+    "prompts",
+    "resolve",
+]
+
+DATASET_NAME = "demo"
 DATASET = FOLDER / "held_out.jsonl"
 PROMPTS = FOLDER / "prompts.jsonl"
-_FOLDERS = {TARGET_NAME: FOLDER / "target", DRAFT_NAME: FOLDER / "draft"}
 
 
-def resolve(name: str) -> str:
-    """The folder of a bundled model by its name; any other folder or hub id as it is."""
-    return str(_FOLDERS.get(name, name))
+def resolve(name: str, engine: str = "torch") -> str:
+    """The folder or, for llama.cpp, the GGUF file of a bundled model by its name; any other
+    model as it is.
+
+    Raises:
+        SequoiaError: the file cannot be written, which happens on first use.
+    """
+    if name in FOLDERS and engine == "llama.cpp":
+        from sequoia_opt.demo.gguf import gguf_of
+
+        return str(gguf_of(name))
+    return str(FOLDERS.get(name, name))
 
 
 def prompts() -> list[str]:

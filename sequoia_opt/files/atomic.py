@@ -8,7 +8,8 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sequoia_opt.errors import SequoiaError, reason_of
@@ -52,6 +53,29 @@ def write_bytes(path: str | Path, content: bytes) -> None:
             raise
     except (OSError, ValueError) as error:
         raise SequoiaError(f"{path}: cannot be written ({reason_of(error)})") from None
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """The path of a temporary file beside `path`, which takes its place when it is written.
+
+    For what another library writes, or what is too large to be in memory. The folder is made.
+    Every process writes: the last of several wins.
+
+    Raises:
+        OSError: the file cannot be written; an old one is untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=_PREFIX)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def check_writable(path: str | Path) -> None:

@@ -14,6 +14,7 @@ from sequoia_opt.errors import SequoiaError, reason_of
 
 MOST_BYTES = 2**28  # a larger file is none of this program's
 CHUNK = 2**20  # bytes per read
+POINTER = b"version https://git-lfs"  # the beginning of a git-lfs pointer
 _PIPED: dict[str, bytes] = {}  # what came through pipes, by path
 
 
@@ -57,6 +58,23 @@ def read_bytes(path: str | Path) -> bytes:
     if is_pipe:
         _PIPED[name] = content
     return content
+
+
+def check_pointer(path: Path) -> None:
+    """Refuse the pointer that a clone without git-lfs has in place of a large file.
+
+    Raises:
+        SequoiaError: the file is one, or cannot be read.
+    """
+    try:
+        with open(path, "rb") as stream:
+            pointer = stream.read(len(POINTER)) == POINTER
+    except OSError as error:
+        raise SequoiaError(f"{path}: cannot be read ({error.strerror})") from None
+    if pointer:
+        raise SequoiaError(
+            f"{path}: is a git-lfs pointer, not the file; run `git lfs pull` in its folder"
+        )
 
 
 def _read_at_most(stream: BinaryIO, count: int) -> bytes:

@@ -100,3 +100,26 @@ def test_a_read_only_file_is_not_replaced(tmp_path: Path, monkeypatch: pytest.Mo
         with pytest.raises(SequoiaError, match=r"cannot be written .Permission denied"):
             attempt()
     assert path.read_text() == "old"
+
+
+def test_what_another_library_writes(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "file.bin"
+    for content in ("old", "new"):
+        with atomic.replaced(path) as temporary:
+            temporary.write_text(content)
+            assert temporary.parent == path.parent
+        assert path.read_text() == content
+    assert os.listdir(path.parent) == ["file.bin"]
+    plain = tmp_path / "plain"
+    plain.write_text("")
+    assert path.stat().st_mode == plain.stat().st_mode
+
+    def fail() -> None:
+        with atomic.replaced(path) as temporary:
+            temporary.write_text("a part")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        fail()
+    assert path.read_text() == "new"
+    assert os.listdir(path.parent) == ["file.bin"]

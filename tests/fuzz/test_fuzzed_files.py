@@ -9,15 +9,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from mutations import as_json, as_yaml, cases, damaged, mutated
+from small_gguf import write_gguf, write_llama
 
 from sequoia_opt import demo
 from sequoia_opt.api import load_dataset
 from sequoia_opt.cli import charts, tree_defaults
 from sequoia_opt.cli.completions import Completions
 from sequoia_opt.cli.options import any_tree
+from sequoia_opt.engine import gguf_file
+from sequoia_opt.engine.torch import gguf_model, gguf_tokenizer
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.files import growmap_pt
 from sequoia_opt.measure.journal import Journal
@@ -253,3 +257,45 @@ def test_files_of_the_research_code(data: st.DataObject, tmp_path: Path) -> None
     path = tmp_path / "damaged.pt"
     path.write_bytes(data.draw(damaged([whole.read_bytes()])))
     tried(lambda: growmap_pt.load(path))
+
+
+@cases(300)
+@given(data=st.data())
+def test_gguf_headers(data: st.DataObject, tmp_path: Path) -> None:
+    whole = tmp_path / "whole.gguf"
+    if not whole.exists():
+        write_gguf(whole)
+    path = tmp_path / "damaged.gguf"
+    path.write_bytes(data.draw(damaged([whole.read_bytes()])))
+
+    def read() -> None:
+        header = gguf_file.read_header(path)
+        gguf_file.check_model(header)
+        gguf_file.fingerprint(header)
+        for key in header.fields:
+            header.array(key)
+        for number in (header.vocabulary, header.positions, header.layers, header.parameters):
+            assert number >= 0
+        assert isinstance(header.dtype, str)
+
+    tried(read)
+
+
+@cases(40)
+@given(data=st.data())
+def test_gguf_models_on_torch(data: st.DataObject, tmp_path: Path) -> None:
+    """Metadata that may say anything, of a model and its tokenizer."""
+    whole = tmp_path / "whole.gguf"
+    if not whole.exists():
+        write_llama(whole)
+    content = whole.read_bytes()
+    header = gguf_file.read_header(whole).layouts[0].data
+    path = tmp_path / "damaged.gguf"
+    path.write_bytes(data.draw(damaged([content[:header]])) + content[header:])
+
+    def load() -> None:
+        config = gguf_model.config_of(str(path))
+        gguf_tokenizer.tokenizer_of(gguf_file.read_header(path))
+        gguf_model.model_of(str(path), config, torch.float32)
+
+    tried(load)
