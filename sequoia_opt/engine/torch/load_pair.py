@@ -7,7 +7,7 @@ trees.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -20,7 +20,10 @@ from sequoia_opt.engine.distributed import (
     join,
 )
 from sequoia_opt.engine.drafters import ModelDrafter
+from sequoia_opt.engine.gguf_file import is_gguf, stem
 from sequoia_opt.engine.pair import ROLES, Pair, short_name
+from sequoia_opt.engine.text import Tokenizer
+from sequoia_opt.engine.torch.library import TransformersLibrary
 from sequoia_opt.engine.torch.loading import (
     Loading,
     end_tokens,
@@ -41,7 +44,7 @@ class Request:
     """What to load, and how; see `load_pair`.
 
     Attributes:
-        sources: hub id or folder, by role.
+        sources: hub id, folder or GGUF file, by role.
         names: short names, by role, where they are not to follow from the sources.
     """
 
@@ -80,7 +83,7 @@ def load(request: Request) -> Pair:
         torch.backends.cuda.enable_cudnn_sdp(False)
     sources = request.sources
     configs = {role: load_config(sources[role], request.has_weights) for role in ROLES}
-    tokenizers = {role: load_tokenizer(sources[role]) for role in ROLES}
+    tokenizers: dict[str, Any] = {role: load_tokenizer(sources[role]) for role in ROLES}
     for tokenizer in tokenizers.values():
         if tokenizer is not None:  # a text is what its tokens say, spaces before commas included
             tokenizer.clean_up_tokenization_spaces = False
@@ -98,17 +101,21 @@ def load(request: Request) -> Pair:
     # The draft first: the target may take all memory that is left.
     runners = {role: way.runner(sources[role], configs[role]) for role, way in ways.items()}
     target, draft = runners["target"], runners["draft"]
-    names = {role: short_name(source) for role, source in sources.items()} | request.names
+    names = {
+        role: stem(source) if is_gguf(source) else short_name(source)
+        for role, source in sources.items()
+    } | request.names
     return Pair(
         target=target,
         drafter=ModelDrafter(draft, target.vocabulary),
         machine=TorchMachine(device, graphs),
+        library=TransformersLibrary(runners),
         target_name=names["target"],
         draft_name=names["draft"],
         fingerprints={
             role: fingerprint(sources[role], configs[role], request.has_weights) for role in ROLES
         },
-        tokenizer=tokenizers["target"] or tokenizers["draft"],
+        tokenizer=cast("Tokenizer | None", tokenizers["target"] or tokenizers["draft"]),
         end_tokens=end_tokens(target.model, tokenizers["target"]),
         random_weights=request.random_weights,
         offload=request.offload,
@@ -142,7 +149,8 @@ def _weight_bytes(source: str, config: Any, dtype: torch.dtype) -> int:
         ) from None
     except Exception as error:  # of many kinds: sizes that do not go together
         reason = f"{type(error).__name__}: {one_line(error)[:160]}"
-        raise SequoiaError(f"{source}: its config.json describes no model ({reason})") from None
+        holder = "metadata" if is_gguf(source) else "config.json"
+        raise SequoiaError(f"{source}: its {holder} describes no model ({reason})") from None
 
 
 def _check_fit(

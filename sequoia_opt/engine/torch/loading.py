@@ -1,4 +1,4 @@
-"""Loads one model from its folder or hub id onto the device.
+"""Loads one model from its folder, hub id or GGUF file onto the device.
 
 The model is whole, or spread over several processes, or leaves layers in host memory or on disk,
 or has random weights made from its configuration. Knows nothing of pairs.
@@ -28,8 +28,13 @@ from transformers import logging as transformers_logging
 from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from sequoia_opt.engine.gguf_file import fingerprint as gguf_fingerprint
+from sequoia_opt.engine.gguf_file import is_gguf, read_header
 from sequoia_opt.engine.torch.checkpoint import Checkpoint
 from sequoia_opt.engine.torch.empty_model import empty_model, experts_of, random_model
+from sequoia_opt.engine.torch.gguf_model import config_of as gguf_config
+from sequoia_opt.engine.torch.gguf_model import model_of as gguf_model
+from sequoia_opt.engine.torch.gguf_tokenizer import tokenizer_of as gguf_tokenizer
 from sequoia_opt.engine.torch.layer_stream import LayerStream
 from sequoia_opt.engine.torch.offload import Offload, place_model
 from sequoia_opt.engine.torch.runner import Runner
@@ -38,13 +43,13 @@ from sequoia_opt.engine.torch.weight_files import (
     PICKLED_INDEX,
     SAFE,
     SAFE_INDEX,
-    check_pointer,
     content_digest,
     model_file,
     tensor_count,
     weight_files,
 )
 from sequoia_opt.errors import SequoiaError, one_line
+from sequoia_opt.files.reading import check_pointer
 
 TOKENIZER_FILES = ("*token*", "vocab.*", "*.model")
 GENERATION = "generation_config.json"
@@ -88,6 +93,11 @@ class Loading:
         """See `runner`; may run out of memory."""
         if self.random_weights:
             _check_dense(source, config)
+        if self.parts > 1 and is_gguf(source):
+            raise SequoiaError(
+                f"{source}: a GGUF file is not spread over processes; run one process, or use a "
+                "Hugging Face model folder"
+            )
         if self.offload is not None:
             model, stream = self._offloaded(source, config, self.offload)
             return Runner(model, source, stream)
@@ -95,7 +105,7 @@ class Loading:
             return Runner(_random_model(config, self.device, self.dtype), source)
         if self.parts > 1:
             _check_heads(source, config, self.parts)
-        model = _load_model(source, self.dtype, self.parts > 1)
+        model = _load_model(source, config, self.dtype, self.parts > 1)
         return Runner(model if self.parts > 1 else model.to(self.device), source)
 
     def _offloaded(
@@ -104,8 +114,17 @@ class Loading:
         """A model of which only some layers are on the device, and the stream of the others."""
         if offload.place == "cpu":
             made = self.random_weights
-            whole = random_model(config, self.dtype) if made else _load_model(source, self.dtype)
+            whole = (
+                random_model(config, self.dtype)
+                if made
+                else _load_model(source, config, self.dtype)
+            )
             return whole, place_model(whole, self.device, offload)
+        if is_gguf(source):
+            raise SequoiaError(
+                f"{source}: layers are streamed from safetensors files only; on a GPU use "
+                "--offload cpu, or use --engine llama.cpp, which maps the file into memory"
+            )
         if getattr(config, "quantization_config", None):
             raise SequoiaError(
                 f"{source}: quantised weights cannot be streamed from disk; on a GPU use "
@@ -131,6 +150,10 @@ def load_config(source: str, weights: bool = True) -> Any:
     Raises:
         SequoiaError: there is none, or the model is not a decoder-only language model.
     """
+    if is_gguf(source):
+        config = gguf_config(source)
+        _check_decoder(source, config)
+        return config
     file = Path(source) / "config.json"
     if Path(source).is_dir():
         if not file.is_file():
@@ -144,12 +167,17 @@ def load_config(source: str, weights: bool = True) -> Any:
         raise
     except Exception as error:  # of many kinds: a model's configuration may be anything
         raise SequoiaError(f"{source}: {_why_no_config(source, error)}") from None
-    kind = config.model_type
-    if config.is_encoder_decoder or kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise SequoiaError(f"{source}: architecture {kind!r} is not a decoder-only language model")
+    _check_decoder(source, config)
     if weights and (tensors := tensor_count(source)) is not None:
         _check_layers(source, written, tensors)
     return config
+
+
+def _check_decoder(source: str, config: Any) -> None:
+    """Refuse a model that does not continue text."""
+    kind = config.model_type
+    if config.is_encoder_decoder or kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise SequoiaError(f"{source}: architecture {kind!r} is not a decoder-only language model")
 
 
 def _why_no_config(source: str, error: Exception) -> str:
@@ -191,6 +219,8 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase | None:
     Raises:
         SequoiaError: the tokenizer cannot be loaded.
     """
+    if is_gguf(source):
+        return gguf_tokenizer(read_header(source))
     folder = Path(source)
     if folder.is_dir():
         files = [file for pattern in TOKENIZER_FILES for file in folder.glob(pattern)]
@@ -225,7 +255,10 @@ def fingerprint(source: str, config: Any, weights: bool = True) -> str:
 
     Returns:
         16 hexadecimal digits, or twice 16 with a hyphen between; see `names.same_fingerprint`.
+        That of a GGUF file is the same in every engine.
     """
+    if is_gguf(source):
+        return gguf_fingerprint(read_header(source))
     canonical = {k: v for k, v in config.to_dict().items() if k not in IGNORED_CONFIG}
     digest = hashlib.sha256(json.dumps(canonical, sort_keys=True, default=str).encode())
     if not weights:
@@ -284,8 +317,12 @@ def _experts(config: Any) -> int:
     return max([*counts, *map(_experts, config.values())])
 
 
-def _load_model(source: str, dtype: torch.dtype, split: bool = False) -> torch.nn.Module:
+def _load_model(
+    source: str, config: Any, dtype: torch.dtype, split: bool = False
+) -> torch.nn.Module:
     """A model in host memory; if `split`, a part of it on each process's device."""
+    if is_gguf(source):
+        return gguf_model(source, config, dtype, **experts_of(dtype))
     options: dict[str, Any] = {"distributed_config": DistributedConfig(tp_plan="auto")}
     weight_files(source)  # raises errors that the user can act on
     try:

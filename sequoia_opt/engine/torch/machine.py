@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from sequoia_opt.engine.hardware import hardware, software
+from sequoia_opt.engine.names import TORCH
 from sequoia_opt.engine.step import Step
 from sequoia_opt.engine.torch.cuda_graphs import RecordedStep, bucketed, recorded, room
+from sequoia_opt.plan.draft_passes import FIRST_WIDTH
 
 
 class TorchMachine:
@@ -22,9 +26,27 @@ class TorchMachine:
         graphs: whether steps are recorded as CUDA graphs and replayed.
     """
 
+    engine = TORCH
+    first_pass_tokens = FIRST_WIDTH
+
     def __init__(self, device: torch.device, graphs: bool = False) -> None:
         self.device, self.graphs = device, graphs
         self.queues = device.type == "cuda"
+
+    @property
+    def hardware(self) -> dict[str, Any]:
+        """See `Machine`."""
+        return hardware(self.device)
+
+    @property
+    def software(self) -> dict[str, str]:
+        """See `Machine`."""
+        return software(self.device)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """See `Machine`."""
+        return {"threads": torch.get_num_threads()}
 
     def capacity_for(self, length: int) -> int:
         """See `Machine`."""

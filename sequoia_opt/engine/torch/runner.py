@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sequoia_opt.engine.cpu import leave_one_processor_free
+from sequoia_opt.engine.devices import dtype_name
 from sequoia_opt.engine.torch.agreement import (
     CHECKED_TOKENS,
     LibraryLogits,
@@ -80,6 +81,7 @@ class Runner:
         fix_rope(model)
         parameter = next(model.parameters())
         self.device, self.dtype = parameter.device, activation_dtype(model)
+        self.number_type = dtype_name(self.dtype)
         self._native: str = config._attn_implementation
         check_layer_types(self.model, name)
         library = LibraryLogits(self.model, name, self.positions, self.vocabulary)
@@ -172,8 +174,11 @@ class Runner:
             self._pack()
             self.model.set_attn_implementation(self._attention)  # type: ignore[operator]
 
-    def reserve(self, capacity: int, batch: int = 1) -> KVCache:
+    def reserve(self, capacity: int, batch: int = 1, branches: int = 1) -> KVCache:
         """A cache of at least `capacity` slots for `batch` texts, the caller's until released.
+
+        Args:
+            branches: see `Model.reserve`; a cache here takes any tree.
 
         Raises:
             SequoiaError: it does not fit into the memory that is left.

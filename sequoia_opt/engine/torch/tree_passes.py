@@ -102,7 +102,7 @@ class TorchLevelPasses:
             )
         ]
 
-    def run(self, cache: KVCache, level: Level, tokens: Tensor) -> Tensor:
+    def run(self, cache: KVCache, level: Level, tokens: Tensor, keep: bool = True) -> Tensor:
         """See `LevelPasses`."""
         return self._runner.forward(
             cache, tokens[None], level.positions[None], level.slots, level.masks, level.keep

@@ -16,11 +16,11 @@ from typing import Any
 from transformers.utils.hub import cached_file
 
 from sequoia_opt.errors import SequoiaError
+from sequoia_opt.files.reading import check_pointer
 
 SAFE, SAFE_INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 LONGEST_HEADER = 10**8  # bytes; the format allows no more
-POINTER = b"version https://git-lfs"  # the beginning of a git-lfs pointer
 # The digest reads this many samples of the weights, of this many bytes: a retrained model differs
 # in every tensor. The reads take a few hundredths of a second for a model of any size.
 SAMPLES, SAMPLE_BYTES = 4096, 64
@@ -42,19 +42,6 @@ def model_file(source: str, name: str) -> Path | None:
         return None
     check_pointer(Path(path))
     return Path(path)
-
-
-def check_pointer(path: Path) -> None:
-    """Refuse the pointer that a clone without git-lfs has in place of a large file."""
-    try:
-        with open(path, "rb") as stream:
-            pointer = stream.read(len(POINTER)) == POINTER
-    except OSError as error:
-        raise SequoiaError(f"{path}: cannot be read ({error.strerror})") from None
-    if pointer:
-        raise SequoiaError(
-            f"{path}: is a git-lfs pointer, not the file; run `git lfs pull` in its folder"
-        )
 
 
 def weight_files(source: str, safe: bool = False) -> list[Path]:

@@ -15,6 +15,7 @@ from recorder import recorded
 
 from sequoia_opt.api import load_pair
 from sequoia_opt.engine.decoder import Decoder
+from sequoia_opt.engine.hardware import hardware, software
 from sequoia_opt.engine.logits_processors import LogitsOptions
 from sequoia_opt.engine.torch import cuda_graphs
 from sequoia_opt.engine.torch.cuda_graphs import BUCKET, RecordedStep
@@ -24,7 +25,6 @@ from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure import profiler
 from sequoia_opt.measure.disturbance import DisturbanceMonitor
 from sequoia_opt.measure.divergence import divergence
-from sequoia_opt.measure.hardware import hardware, software
 from sequoia_opt.plan.tree import AUTOREGRESSIVE, TokenTree
 from sequoia_opt.plan.verifiers import VERIFIERS
 
