@@ -113,6 +113,13 @@ class Acceptance:
         """E(T) = Σ over nodes of the product of rates along the path (Sequoia, section 3.1)."""
         return float(self.node_values(tree).sum())
 
+    def leaf_share(self, tree: TokenTree) -> float:
+        """Probability that a step's accepted path ends at a leaf other than the root.
+
+        Acceptances are taken as independent.
+        """
+        return float(self.node_values(tree)[1:][tree.child_counts[1:] == 0].sum())
+
     @cached_property
     def _trace_table(self) -> tuple[IntArray, IntArray]:
         """The traces as one array [longest, documents], and their lengths."""

@@ -16,7 +16,6 @@ from sequoia_opt.plan import shapes
 from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.best_trees import BestFirst, BestTrees
 from sequoia_opt.plan.cap_search import CapSearch, may_be_faster
-from sequoia_opt.plan.draft_passes import pass_tokens
 from sequoia_opt.plan.hill_climb import climb_from, starting_trees
 from sequoia_opt.plan.latency import LatencyProfile
 from sequoia_opt.plan.solve_options import ANY_TREE, DEFAULT_MAX_DEPTH, SolveOptions
@@ -88,7 +87,7 @@ class SearchSpace:
         max_depth = min(max_depth, max_size - 1)  # no tree is deeper
         if max_depth and not times.can_draft:
             raise SequoiaError(
-                f"the profile of {profile.draft.model} has no point for {pass_tokens(0, 1)} "
+                f"the profile of {profile.draft.model} has no point for {profile.first_pass} "
                 "tokens, the first draft forward pass of every step; profile with more --tokens"
             )
         allowed = np.full(max_size + 1, options.size is None)

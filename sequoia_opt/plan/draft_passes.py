@@ -11,24 +11,31 @@ from sequoia_opt.plan.tree import TokenTree
 
 FIRST_WIDTH = 2
 """Tokens of a draft model's first pass: the root, and the token before it, which the draft's
-KV cache lacks if that token was an accepted leaf."""
+KV cache lacks if that token was an accepted leaf. An engine whose passes need not have the same
+shape in every step takes that token along only where the cache lacks it: then the first pass has
+one token in most steps."""
 
 
-def pass_tokens(level: int, internal: int) -> int:
+def pass_tokens(level: int, internal: int, first: int = FIRST_WIDTH) -> int:
     """Tokens of the drafter's forward pass at a level, from 0; 0 if it makes none there.
 
-    A draft model passes over the internal nodes of each level, but over `FIRST_WIDTH` tokens at
-    the first one.
+    A draft model passes over the internal nodes of each level, but over `first` tokens at the
+    first one.
 
     Args:
         internal: number of internal nodes on the level.
     """
     if internal == 0:
         return 0
-    return FIRST_WIDTH if level == 0 else internal
+    return first if level == 0 else internal
 
 
-def draft_passes(tree: TokenTree) -> tuple[int, ...]:
-    """Tokens of each forward pass of the drafter in one step; empty for plain decoding."""
-    widths = (pass_tokens(level, len(nodes)) for level, nodes in enumerate(tree.internal_levels))
+def draft_passes(tree: TokenTree, first: int = FIRST_WIDTH) -> tuple[int, ...]:
+    """Tokens of each forward pass of the drafter in one step; empty for plain decoding.
+
+    Args:
+        first: tokens of the first pass.
+    """
+    levels = enumerate(tree.internal_levels)
+    widths = (pass_tokens(level, len(nodes), first) for level, nodes in levels)
     return tuple(tokens for tokens in widths if tokens)

@@ -86,6 +86,7 @@ def judge(
         SequoiaError: the profile cannot price a tree.
     """
     trees = list(dict.fromkeys(tree for _, tree in named))
+    catch_up_ms = times.catch_up_ms
     tokens = dict(zip(trees, acceptance.replicates(trees, replicates), strict=True))
     return [
         Candidate(
@@ -94,7 +95,8 @@ def judge(
             expected_tokens=acceptance.expected_tokens(tree),
             replayed_tokens=float(tokens[tree][0]) if acceptance.can_replay(tree) else None,
             tokens=tokens[tree],
-            step_ms=times.step_ms(tree),
+            # Behind an accepted leaf the draft has a token to catch up with.
+            step_ms=times.step_ms(tree) + acceptance.leaf_share(tree) * catch_up_ms,
             plain_ms=times.plain_ms,
         )
         for name, tree in named

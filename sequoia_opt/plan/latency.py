@@ -14,7 +14,7 @@ from sequoia_opt.errors import SequoiaError
 from sequoia_opt.files.documents import read_document, rounded, write_document
 from sequoia_opt.files.fields import Fields
 from sequoia_opt.plan.curves import UNSURE, ModelLatency, unknown_fields
-from sequoia_opt.plan.draft_passes import draft_passes
+from sequoia_opt.plan.draft_passes import FIRST_WIDTH, draft_passes
 from sequoia_opt.plan.sampling import Sampling
 from sequoia_opt.plan.tree import TokenTree
 from sequoia_opt.plan.verifiers import GREEDY
@@ -168,6 +168,12 @@ class LatencyProfile:
             )
         return self.overhead[name]
 
+    @property
+    def first_pass(self) -> int:
+        """Tokens of the draft's first forward pass in most steps; see `draft_passes`."""
+        first = self.engine.get("first_pass_tokens")
+        return first if isinstance(first, int) and first > 0 else FIRST_WIDTH
+
     def step_ms(
         self, tree: TokenTree, overhead: str, context: float, batch: int = 1, of: str = "median_ms"
     ) -> float:
@@ -191,7 +197,7 @@ class LatencyProfile:
         Raises:
             SequoiaError: the profile has no point for one of them.
         """
-        passes = list(draft_passes(tree))
+        passes = list(draft_passes(tree, self.first_pass))
         milliseconds = self.target.at([tree.size], context, batch, of).sum()
         if passes:
             milliseconds += self.draft.at(passes, context, batch, of).sum()

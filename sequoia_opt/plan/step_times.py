@@ -13,7 +13,7 @@ import numpy as np
 
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan.curves import ModelLatency
-from sequoia_opt.plan.draft_passes import draft_passes, pass_tokens
+from sequoia_opt.plan.draft_passes import FIRST_WIDTH, draft_passes, pass_tokens
 from sequoia_opt.plan.intervals import deviation
 from sequoia_opt.plan.latency import LatencyProfile
 from sequoia_opt.plan.tree import AUTOREGRESSIVE, IntArray, TokenTree
@@ -104,6 +104,17 @@ class StepTimes:
         return int(self.target_ms.shape[1]) - 1
 
     @property
+    def catch_up_ms(self) -> FloatArray:
+        """What the token before the root adds to the draft's first forward pass, [replicates + 1].
+
+        0 where every first pass takes that token along, or where its time was not measured.
+        """
+        if self._profile.first_pass > 1 or self.draft_ms.shape[1] <= FIRST_WIDTH:
+            return np.zeros(len(self.draft_ms))
+        added_ms = self.draft_ms[:, FIRST_WIDTH] - self.draft_ms[:, 1]
+        return np.where(np.isfinite(added_ms), np.maximum(added_ms, 0.0), 0.0)
+
+    @property
     def can_draft(self) -> bool:
         """Whether the profile can price the first draft forward pass of a step."""
         return bool(np.isfinite(self.levels_ms(np.ones(1, np.int64))).all())
@@ -114,7 +125,7 @@ class StepTimes:
         Raises:
             SequoiaError: the profile has no point for one of its forward passes.
         """
-        passes = list(draft_passes(tree))
+        passes = list(draft_passes(tree, self._profile.first_pass))
         for model, table, tokens in (
             (self._profile.target, self.target_ms, tree.size),
             (self._profile.draft, self.draft_ms, max(passes, default=0)),
@@ -185,8 +196,9 @@ class StepTimes:
         """
         by_tokens = np.append(self.draft_ms[0] + self._overhead.per_level_ms, np.inf)
         by_tokens[0] = 0.0  # a level without a pass
+        first_pass = self._profile.first_pass
         first, later = (
-            np.array([pass_tokens(level, internal) for internal in range(len(by_tokens))])
+            np.array([pass_tokens(level, nodes, first_pass) for nodes in range(len(by_tokens))])
             for level in (0, 1)
         )
         first_ms, later_ms = _looked_up(by_tokens, first), _looked_up(by_tokens, later)

@@ -154,6 +154,11 @@ class TokenTree:
         return np.bincount(np.array(self.parents[1:], dtype=np.int64), minlength=self.size)
 
     @cached_property
+    def leaves(self) -> int:
+        """Number of nodes without children."""
+        return int((self.child_counts == 0).sum())
+
+    @cached_property
     def internal_levels(self) -> list[list[int]]:
         """The nodes with children at each depth; one list for each level that has any."""
         levels = ([v for v in level if self.child_counts[v]] for level in self.levels)

@@ -7,6 +7,8 @@ from test_latency import curve, make_profile
 
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan import shapes
+from sequoia_opt.plan.acceptance import Acceptance
+from sequoia_opt.plan.judge import judge
 from sequoia_opt.plan.step_times import StepTimes
 
 
@@ -73,7 +75,7 @@ def test_another_drafter_is_priced_by_its_passes(
 ) -> None:
     """A drafter that runs once per step, or never, only replaces `pass_tokens`."""
 
-    def passes_of_block(level: int, internal: int) -> int:
+    def passes_of_block(level: int, internal: int, first: int) -> int:
         return block if level == 0 and internal else 0
 
     for module in ("draft_passes", "step_times"):
@@ -89,3 +91,22 @@ def test_another_drafter_is_priced_by_its_passes(
         widths[0, : len(tree.internal_levels)] = [len(level) for level in tree.internal_levels]
         assert times.step_ms(tree)[0] == pytest.approx(expected)
         assert times.steps_ms(np.array([tree.size]), widths)[0] == pytest.approx(expected)
+
+
+def test_an_accepted_leaf_costs_the_next_step_a_token_where_passes_need_not_be_alike() -> None:
+    """The prediction is the mean over many steps of a chain, some of which end at its leaf."""
+    profile = make_profile(draft_ms=2.0)
+    assert not StepTimes(profile, "greedy", {128.0: 1.0}).catch_up_ms.any()
+    profile.engine["first_pass_tokens"] = 1
+    for one in profile.draft.curves:
+        one.median_ms[1] = 3.5  # of two tokens
+    times = StepTimes(profile, "greedy", {128.0: 1.0}, replicates=2)
+    assert times.catch_up_ms[0] == pytest.approx(1.5)
+    rates, tree = np.array([0.7, 0.1]), shapes.chain(4)
+    [candidate] = judge([("chain", tree)], times, Acceptance(rates), 2)
+    generator = np.random.default_rng(0)
+    ends = (generator.random((200_000, 3)) < rates[0]).all(axis=1)
+    expected = times.step_ms(tree)[0] + 1.5 * ends.mean()
+    assert candidate.step_ms[0] == pytest.approx(expected, rel=0.005)
+    [plain] = judge([("plain", shapes.chain(1))], times, Acceptance(rates), 2)
+    assert plain.step_ms[0] == times.plain_ms[0]
