@@ -5,9 +5,9 @@ Knows the bundled names. The rooms below take folders, files and hub ids alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sequoia_opt import demo
 from sequoia_opt.measure import dataset
@@ -27,8 +27,12 @@ def load_pair(
     offload: str = "none",
     memory_budget: int | None = None,
     spread: bool = True,
+    engine: str | None = None,
+    engine_options: Mapping[str, Any] | None = None,
 ) -> Pair:
-    """Load a target and a draft model by hub id or local folder; by default the bundled pair.
+    """Load a target and a draft model by hub id, local folder or GGUF file.
+
+    By default it is the bundled pair, which either engine runs.
 
     Args:
         device: "cpu", "cuda", "cuda:1", …; by default CUDA if it is available.
@@ -40,14 +44,20 @@ def load_pair(
         memory_budget: bytes that an offloaded target may take on the device, with the cache of a
             short text but without the buffers of two layers; by default most of the free memory.
         spread: under torchrun, spread the target over the processes; else each has all of it.
+        engine: "torch" or "llama.cpp"; by default llama.cpp for GGUF files, else torch.
+        engine_options: the engine's own settings: `threads`, and on llama.cpp `gpu_layers`,
+            `flash_attention`, `cache_type_k`, `cache_type_v` and `context_size`.
 
     Raises:
-        SequoiaError: a model cannot be loaded or run, or the two do not fit together.
+        SequoiaError: a model cannot be loaded or run, the two do not fit together, or the engine
+            does not have an option.
     """
     from sequoia_opt.engine.load import load_pair as load_named_pair
+    from sequoia_opt.engine.names import engine_for
 
     asked = {"target": str(target or demo.TARGET_NAME), "draft": str(draft or demo.DRAFT_NAME)}
-    folders = {role: demo.resolve(name) for role, name in asked.items()}
+    engine = engine or engine_for(asked.values())
+    folders = {role: demo.resolve(name, engine) for role, name in asked.items()}
     return load_named_pair(
         folders["target"],
         folders["draft"],
@@ -59,6 +69,8 @@ def load_pair(
         memory_budget,
         spread,
         {role: name for role, name in asked.items() if folders[role] != name},
+        engine,
+        engine_options,
     )
 
 

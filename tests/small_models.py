@@ -39,8 +39,10 @@ def pair_of(target: Any, draft: Any) -> Any:
     """A pair made of two runners, without tokenizer or files."""
     from sequoia_opt.engine.drafters import ModelDrafter
     from sequoia_opt.engine.pair import Pair
+    from sequoia_opt.engine.torch.library import TransformersLibrary
     from sequoia_opt.engine.torch.machine import TorchMachine
 
     drafter = ModelDrafter(draft, target.vocabulary)
     machine = TorchMachine(target.device)
-    return Pair(target, drafter, machine, "t", "d", {}, None, frozenset())
+    library = TransformersLibrary({"target": target, "draft": draft})
+    return Pair(target, drafter, machine, library, "t", "d", {}, None, frozenset())

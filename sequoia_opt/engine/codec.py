@@ -9,9 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
-from sequoia_opt.engine.text import Detokenizer
+from sequoia_opt.engine.text import Detokenizer, Tokenizer
 from sequoia_opt.errors import SequoiaError, one_line
 
 # A tokenizer takes some 200 bytes of memory per character, and a text of more characters than
@@ -36,9 +34,7 @@ class Codec:
         positions: the most tokens that the target can take.
     """
 
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase | None, name: str, positions: int
-    ) -> None:
+    def __init__(self, tokenizer: Tokenizer | None, name: str, positions: int) -> None:
         self.tokenizer, self.name, self.positions = tokenizer, name, positions
         self._detokenizer: Detokenizer | None = None
 
@@ -138,7 +134,7 @@ class Codec:
         """
         return self.detokenizer.text(tokens, context)
 
-    def _known_tokenizer(self) -> PreTrainedTokenizerBase:
+    def _known_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
             raise SequoiaError(
                 f"{self.name}: has no tokenizer; put its tokenizer.json into the folder"

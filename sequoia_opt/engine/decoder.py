@@ -86,6 +86,7 @@ class Decoder:
         self.step = pair.machine.prepared(step)
         self.read_back = pair.machine.read_back(tree.depth + TOLD)
         self._root = TreeIndex(AUTOREGRESSIVE, pair.device)
+        self._no_uniforms = torch.empty(0, device=pair.device)
         self.reseed(seed)
 
     def generate(
@@ -148,6 +149,8 @@ class Decoder:
 
     def uniforms_for_step(self, random: torch.Generator) -> Tensor:
         """The next random numbers in [0, 1) for a step."""
+        if self.step.uniform_count == 0:
+            return self._no_uniforms
         return torch.rand(self.step.uniform_count, generator=random, device=self.pair.device)
 
     def first_token(

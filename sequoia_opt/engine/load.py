@@ -1,15 +1,19 @@
 """Loads a pair with the engine that runs its models.
 
-There is one engine so far, `torch`; which one runs a pair is decided here.
+Knows which engine runs what, and which options each has.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import torch
+
+from sequoia_opt.engine.names import ENGINES, LLAMA_CPP, engine_for
 from sequoia_opt.engine.pair import Pair
-from sequoia_opt.engine.torch.load_pair import Request, load
+from sequoia_opt.errors import SequoiaError
 
 
 def load_pair(
@@ -23,8 +27,10 @@ def load_pair(
     memory_budget: int | None = None,
     spread: bool = True,
     names: Mapping[str, str] | None = None,
+    engine: str | None = None,
+    engine_options: Mapping[str, Any] | None = None,
 ) -> Pair:
-    """Load two models by hub id or local folder.
+    """Load two models by hub id, local folder or GGUF file.
 
     Args:
         device: "cpu", "cuda", "cuda:1", …; by default CUDA if it is available.
@@ -37,13 +43,51 @@ def load_pair(
             short text but without the buffers of two layers; by default most of the free memory.
         spread: under torchrun, spread the target over the processes; else each has all of it.
         names: short names of the models, by role; by default a hub id, or the folder's name.
+        engine: "torch" or "llama.cpp"; by default llama.cpp for GGUF files, else torch.
+        engine_options: the engine's own settings: threads, and on llama.cpp the other fields of
+            `llama_cpp.settings.Settings`.
 
     Raises:
-        SequoiaError: a model cannot be loaded or run, or the two do not fit together.
+        SequoiaError: a model cannot be loaded or run, the two do not fit together, or the engine
+            does not have an option.
     """
+    sources = {"target": str(target), "draft": str(draft)}
+    engine = engine or engine_for(sources.values())
+    options = {name: value for name, value in (engine_options or {}).items() if value is not None}
+    if engine not in ENGINES:
+        raise SequoiaError(f"engine: found {engine!r}, expected one of {', '.join(ENGINES)}")
+    if engine == LLAMA_CPP:
+        refuse = {
+            "--device": device not in (None, "cpu"),
+            "--dtype": dtype is not None,
+            "--graphs": bool(graphs),
+            "--random-weights": random_weights,
+            "--offload": offload != "none",
+            "--memory-budget": memory_budget is not None,
+        }
+        for option, is_set in refuse.items():
+            if is_set:
+                raise SequoiaError(f"{option}: {_INSTEAD[option]}; drop it, or use --engine torch")
+        from sequoia_opt.engine.llama_cpp.load_pair import load as load_gguf
+
+        if device == "cpu":
+            options.setdefault("gpu_layers", 0)
+        return load_gguf(sources, options, names or {})
+    from sequoia_opt.engine.torch.load_pair import Request, load
+
+    threads = options.pop("threads", None)
+    if options:
+        option = next(iter(options)).replace("_", "-")
+        raise SequoiaError(
+            f"{option}: is an option of llama.cpp; drop it, or add --engine llama.cpp"
+        )
+    if threads is not None:
+        if threads < 1:
+            raise SequoiaError(f"threads: found {threads}, expected at least 1")
+        torch.set_num_threads(threads)
     return load(
         Request(
-            {"target": str(target), "draft": str(draft)},
+            sources,
             device,
             dtype,
             graphs,
@@ -54,3 +98,13 @@ def load_pair(
             dict(names or {}),
         )
     )
+
+
+_INSTEAD = {
+    "--device": "llama.cpp runs on the device that it was built for; --gpu-layers says how much",
+    "--dtype": "a GGUF file has its number type",
+    "--graphs": "llama.cpp keeps its own graphs",
+    "--random-weights": "llama.cpp reads weights from a file",
+    "--offload": "llama.cpp keeps layers in host memory with --gpu-layers",
+    "--memory-budget": "llama.cpp keeps layers in host memory with --gpu-layers",
+}

@@ -54,20 +54,22 @@ class TreePass(Protocol):
 class LevelPasses(Protocol):
     """Forward passes over a tree's internal nodes, level by level, prepared once for that tree.
 
-    The first pass takes the root and the token before it, which the cache may lack.
+    The first pass takes the root and the token before it, which the cache may lack; it may leave
+    out that token where the cache has it.
     """
 
     def begin(self, cache: Any, length: Tensor, bound: int) -> Sequence[Any]:
         """What each level's pass needs in this step; see `TreePass.score` for the arguments."""
         ...
 
-    def run(self, cache: Any, level: Any, tokens: Tensor) -> Tensor:
+    def run(self, cache: Any, level: Any, tokens: Tensor, keep: bool = True) -> Tensor:
         """Logits [nodes, vocabulary] at one level's internal nodes.
 
         Args:
             level: that level's entry of what `begin` returned.
             tokens: of the level's internal nodes; of the first, the token before the root and the
                 root.
+            keep: whether the logits are read after the next forward pass over this cache.
         """
         ...
 
@@ -86,7 +88,8 @@ class Model(Protocol):
         positions: the most tokens that it can take.
         ends: the reason for a limit below the configuration's, or "".
         device: where it runs.
-        dtype: of its keys, values and logits.
+        dtype: of its logits, and on torch of its keys and values.
+        number_type: of its weights, as files name it.
         compiled: whether its forward passes in a step are compiled.
     """
 
@@ -97,6 +100,7 @@ class Model(Protocol):
     ends: str
     device: torch.device
     dtype: torch.dtype
+    number_type: str
     compiled: bool
 
     @property
@@ -114,8 +118,11 @@ class Model(Protocol):
         """The model's own settings for generation, as transformers has them; None without any."""
         ...
 
-    def reserve(self, capacity: int, batch: int = 1) -> Any:
+    def reserve(self, capacity: int, batch: int = 1, branches: int = 1) -> Any:
         """A cache of at least `capacity` slots for `batch` texts, the caller's until released.
+
+        Args:
+            branches: leaves of the largest tree that is decoded in it.
 
         Raises:
             SequoiaError: it does not fit into the memory that is left.
@@ -202,14 +209,33 @@ class Machine(Protocol):
     """What an engine does with the device that its models run on.
 
     Attributes:
-        device: where the models run.
+        engine: the engine's name in options and files.
+        device: where its tensors are.
         graphs: whether steps are recorded and replayed.
         queues: whether work is issued first and done later, so that it is timed on the device.
+        first_pass_tokens: of a draft model's first forward pass in most steps, see `draft_passes`.
     """
 
+    engine: str
     device: torch.device
     graphs: bool
     queues: bool
+    first_pass_tokens: int
+
+    @property
+    def hardware(self) -> dict[str, Any]:
+        """The machine that the models run on; `slug` is the name of its folder."""
+        ...
+
+    @property
+    def software(self) -> dict[str, str]:
+        """Versions of the software that runs the models."""
+        ...
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The engine's own settings that decide how fast it is, as files have them."""
+        ...
 
     def capacity_for(self, length: int) -> int:
         """Slots to reserve, besides a tree's, for texts of `length` tokens."""
@@ -248,9 +274,9 @@ class Caches(NamedTuple):
 
 
 @contextmanager
-def reserved(model: Model, capacity: int, batch: int = 1) -> Iterator[Any]:
-    """A cache of a model for a while."""
-    cache = model.reserve(capacity, batch)
+def reserved(model: Model, capacity: int, batch: int = 1, branches: int = 1) -> Iterator[Any]:
+    """A cache of a model for a while; see `Model.reserve`."""
+    cache = model.reserve(capacity, batch, branches)
     try:
         yield cache
     finally:

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from sequoia_opt.engine.codec import Codec
-from sequoia_opt.engine.devices import dtype_name
 from sequoia_opt.engine.distributed import ALONE, World
 from sequoia_opt.engine.drafters import Drafter
+from sequoia_opt.engine.library import Library
 from sequoia_opt.engine.model import Machine, Model
-from sequoia_opt.engine.text import Detokenizer
+from sequoia_opt.engine.text import Detokenizer, Tokenizer
 
 ROLES = ("target", "draft")
 
@@ -32,6 +31,7 @@ class Pair:
         target: the model whose text is decoded.
         drafter: what proposes tokens.
         machine: the device that they run on.
+        library: what people would use instead, on the same models.
         target_name, draft_name: short names, as in the files.
         fingerprints: of both, by role.
         tokenizer: None where the models' folders have none.
@@ -47,10 +47,11 @@ class Pair:
     target: Model
     drafter: Drafter
     machine: Machine
+    library: Library
     target_name: str
     draft_name: str
     fingerprints: dict[str, str]
-    tokenizer: PreTrainedTokenizerBase | None
+    tokenizer: Tokenizer | None
     end_tokens: frozenset[int]
     random_weights: bool = False
     offload: str = "none"
@@ -81,8 +82,13 @@ class Pair:
 
     @property
     def dtype(self) -> str:
-        """The target's dtype, as in the files."""
-        return dtype_name(self.target.dtype)
+        """The number type of the target's weights, as in the files."""
+        return self.target.number_type
+
+    @property
+    def engine(self) -> str:
+        """The name of the engine that runs the models."""
+        return self.machine.engine
 
     @property
     def graphs(self) -> bool:

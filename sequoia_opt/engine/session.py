@@ -21,6 +21,7 @@ from sequoia_opt.engine.pair import Pair
 from sequoia_opt.engine.sampling import at_least_float32
 from sequoia_opt.engine.stream import Generation, Stream
 from sequoia_opt.errors import SequoiaError
+from sequoia_opt.plan.tree import TokenTree
 
 if TYPE_CHECKING:
     from sequoia_opt.engine.decoder import Decoder
@@ -88,7 +89,7 @@ class Session:
             capacity = max(capacity, min(pair.target.positions, CONVERSATION) + size)
         if self._lease is None or self._lease.caches.target.capacity < capacity:
             self.close()
-            self._lease = _Lease(self, pair, capacity, speculates=size > 1)
+            self._lease = _Lease(self, pair, capacity, self._decoder.tree)
 
     def generate(
         self,
@@ -180,10 +181,10 @@ class Session:
 class _Lease:
     """A pair's caches that are a session's until it ends or is dropped."""
 
-    def __init__(self, session: Session, pair: Pair, capacity: int, speculates: bool) -> None:
-        target = pair.target.reserve(capacity)
+    def __init__(self, session: Session, pair: Pair, capacity: int, tree: TokenTree) -> None:
+        target = pair.target.reserve(capacity, branches=tree.leaves)
         try:
-            draft = pair.drafter.reserve(capacity) if speculates else None
+            draft = pair.drafter.reserve(capacity, branches=tree.leaves) if tree.size > 1 else None
         except BaseException:
             pair.target.release(target)
             raise

@@ -52,6 +52,7 @@ class Step:
         self.index = TreeIndex(tree, self.device)
         self._target_pass = target.tree_pass(tree)
         self._drafter = drafter.on(tree, self.index, verifier, processor) if tree.size > 1 else None
+        self._no_logits = torch.zeros(0, self.vocabulary, device=self.device)
         self._places = torch.arange(tree.depth + 1, device=self.device)
         self._outcomes = _Outcomes.of(tree, self.device)
         self.uniform_count = verifier.uniform_count(self.index, self.vocabulary)
@@ -91,17 +92,18 @@ class Step:
     ) -> tuple[Tensor, Tensor]:
         """The nodes' tokens [size], and the draft's logits in the verifier's order."""
         if self._drafter is None:
-            root = state.recent[1:]
-            return root, root.new_zeros(0, self.vocabulary, dtype=torch.float32)
+            return state.recent[1:], self._no_logits
         return self._drafter.draft(caches.draft, state, bound, uniforms)
 
     def _committed(self, state: State, tokens: Tensor, verdict: Verdict) -> tuple[Tensor, State]:
         """What a step returns once verification has decided; see `__call__`."""
-        outcome = self._outcomes.tokens.index_select(0, verdict.last)[0]
-        emitted, recent = (
-            torch.cat([tokens, verdict.next]).take(outcome).split([len(outcome) - 2, 2])
-        )
-        count = self._outcomes.counts.gather(0, verdict.last)
+        known = torch.cat([tokens, verdict.next])
+        if self._drafter is None:
+            emitted, recent, count = verdict.next, known, self._outcomes.counts
+        else:
+            outcome = self._outcomes.tokens.index_select(0, verdict.last)[0]
+            emitted, recent = known.take(outcome).split([len(outcome) - 2, 2])
+            count = self._outcomes.counts.gather(0, verdict.last)
         # Behind the tokens that count, the last of them is repeated.
         seen = None if state.seen is None else state.seen.index_fill(0, emitted, True)
         counts = None

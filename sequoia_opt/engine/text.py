@@ -9,14 +9,58 @@ models.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 CONTEXT = 16  # tokens decoded before the new ones
 LONGEST_CONTEXT = 256  # the same, if the text before is one long run of byte tokens
 SLACK = 8  # tokens searched in addition to those that a stop string may extend over
 UNKNOWN = "\ufffd"  # the decoder's result for an incomplete character
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+
+
+class Tokenizer(Protocol):
+    """What this program needs of a tokenizer: some of what transformers' have.
+
+    Attributes:
+        bos_token_id: the token that begins a text; None if there is none.
+        chat_template: the Jinja template of conversations; None if there is none.
+        all_special_ids: tokens that are not text.
+        added_tokens_decoder: tokens with a name of their own, by id.
+    """
+
+    bos_token_id: Any
+    chat_template: Any
+
+    @property
+    def all_special_ids(self) -> list[int]:
+        """See above."""
+        ...
+
+    @property
+    def added_tokens_decoder(self) -> Mapping[int, Any]:
+        """See above."""
+        ...
+
+    def __call__(self, text: str, *, add_special_tokens: bool = True) -> Any:
+        """A mapping whose `input_ids` are the text's token ids."""
+        ...
+
+    def decode(self, tokens: Any, *, skip_special_tokens: bool = False) -> Any:
+        """The text of token ids."""
+        ...
+
+    def get_chat_template(self) -> Any:
+        """The template of conversations."""
+        ...
+
+    def apply_chat_template(self, messages: Any, **options: Any) -> Any:
+        """The template's text of a conversation."""
+        ...
+
+    def convert_ids_to_tokens(self, token: int) -> Any:
+        """A token as the vocabulary has it."""
+        ...
 
 
 class Detokenizer:
@@ -26,7 +70,7 @@ class Detokenizer:
         hidden: ids of the special tokens, which are not part of a text.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         added = getattr(tokenizer, "added_tokens_decoder", {})
         ids = {*getattr(tokenizer, "all_special_ids", []), *added}

@@ -79,8 +79,11 @@ class Drafter(Protocol):
         """What its forward passes run; None if it makes none."""
         ...
 
-    def reserve(self, capacity: int, batch: int = 1) -> Any:
+    def reserve(self, capacity: int, batch: int = 1, branches: int = 1) -> Any:
         """A cache for `batch` texts, the caller's until released; None if it keeps none.
+
+        Args:
+            branches: leaves of the largest tree that is drafted in it.
 
         Raises:
             SequoiaError: it does not fit into the memory that is left.
@@ -123,8 +126,4 @@ class Drafter(Protocol):
         processor: LogitsProcessor | None,
     ) -> TreeDrafter:
         """The drafter, prepared for a tree, a verifier and a logits processor."""
-        ...
-
-    def pass_widths(self, tree: TokenTree) -> tuple[int, ...]:
-        """Tokens of each forward pass of a step: one for each level, one for all, or none."""
         ...

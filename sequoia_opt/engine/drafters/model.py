@@ -19,7 +19,6 @@ from sequoia_opt.engine.logits_processors import LogitsProcessor
 from sequoia_opt.engine.model import Model
 from sequoia_opt.engine.sampling import at_least_float32
 from sequoia_opt.engine.verify import TreeIndex, Verifier, indices
-from sequoia_opt.plan.draft_passes import draft_passes
 from sequoia_opt.plan.tree import TokenTree
 
 
@@ -36,9 +35,9 @@ class ModelDrafter:
         self.positions = model.positions
         self.width = min(model.vocabulary, vocabulary)
 
-    def reserve(self, capacity: int, batch: int = 1) -> Any:
+    def reserve(self, capacity: int, batch: int = 1, branches: int = 1) -> Any:
         """See `Drafter`."""
-        return self.model.reserve(capacity, batch)
+        return self.model.reserve(capacity, batch, branches)
 
     def release(self, cache: Any) -> None:
         """See `Drafter`."""
@@ -68,10 +67,6 @@ class ModelDrafter:
     ) -> ModelTreeDrafter:
         """See `Drafter`."""
         return ModelTreeDrafter(self, tree, index, verifier, processor)
-
-    def pass_widths(self, tree: TokenTree) -> tuple[int, ...]:
-        """See `Drafter`."""
-        return draft_passes(tree)
 
     def _known(self, tokens: Tensor) -> Tensor:
         """Tokens that the draft's embedding table has."""
@@ -116,7 +111,9 @@ class ModelTreeDrafter:
         passes = self._passes.begin(cache, state.length, bound)
         for level, noise, level_pass in zip(self._levels, noises, passes, strict=True):
             level_logits = self._drafter._fitted(
-                self._passes.run(cache, level_pass, self._drafter._known(inputs))
+                self._passes.run(
+                    cache, level_pass, self._drafter._known(inputs), self._verifier.reads_draft
+                )
             )
             if self._processor is not None and state.seen is not None:
                 # As good a guess as any, and nearer to what the target's logits will be.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from sequoia_opt.engine.sampling import Cuts, draw_with_replacement, most_likely, warp
+from sequoia_opt.engine.sampling import Cuts, draw_with_replacement, largest, most_likely, warp
 from sequoia_opt.engine.verify.base import (
     Positions,
     Trial,
@@ -46,11 +46,11 @@ class Greedy:
         uniforms: Tensor,
     ) -> Verdict:
         """Accept a node if its token is the target's most likely one after its parent."""
-        return _match(index, tokens, target_logits.argmax(dim=-1))
+        return _match(index, tokens, largest(target_logits))
 
     def trial(self, positions: Positions) -> Trial:
         """Look for the target's most likely token among the draft's."""
-        token = positions.target.argmax(dim=-1)
+        token = largest(positions.target)
         hits = positions.likely == token[:, None]
         return Trial(hits.to(positions.target.dtype), first_rank(hits), lambda: token)
 
@@ -101,5 +101,7 @@ class TopK(Greedy):
 
 def _match(index: TreeIndex, tokens: Tensor, choices: Tensor) -> Verdict:
     """Accept the path whose tokens are the target's choices [size], each after its parent."""
+    if index.size == 1:
+        return Verdict(index.nodes, choices)
     last = last_reached(index, tokens[1:] == choices.index_select(0, index.parent)[1:])
     return Verdict(last, choices.gather(0, last))

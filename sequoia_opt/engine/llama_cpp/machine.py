@@ -1,0 +1,110 @@
+"""The machine as llama.cpp uses it: calls that return when they are done.
+
+Knows the time, and what the library is and how it runs. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sequoia_opt.engine.drafters import State
+from sequoia_opt.engine.hardware import hardware, own_versions, slug
+from sequoia_opt.engine.llama_cpp.library import gpu, versions
+from sequoia_opt.engine.llama_cpp.settings import Settings
+from sequoia_opt.engine.model import Caches
+from sequoia_opt.engine.names import LLAMA_CPP
+from sequoia_opt.engine.step import Step
+
+
+class OneThreadStep:
+    """A step during which torch has one thread.
+
+    After a piece of work, its threads wait for the next one for a while, and would keep those of
+    llama.cpp from the processors.
+
+    Attributes:
+        uniform_count: see `Step`.
+    """
+
+    def __init__(self, step: Step) -> None:
+        self.step, self.uniform_count = step, step.uniform_count
+
+    def __call__(
+        self, caches: Caches, state: State, bound: int, uniforms: Tensor
+    ) -> tuple[Tensor, State]:
+        """See `Step`."""
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return self.step(caches, state, bound, uniforms)
+        finally:
+            torch.set_num_threads(threads)
+
+
+class LlamaMachine:
+    """See `Machine`.
+
+    Args:
+        settings: how the models run.
+    """
+
+    engine = LLAMA_CPP
+    first_pass_tokens = 1
+    device = torch.device("cpu")  # of the logits, wherever the models are
+    graphs = False
+    queues = False
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    @property
+    def hardware(self) -> dict[str, Any]:
+        """See `Machine`."""
+        described = hardware(self.device, self._settings.threads)
+        if self._settings.gpu_layers:
+            name, memory = gpu()
+            described = {
+                "slug": slug(name), "device": "gpu", "name": name, "memory_gb": memory,
+            }  # fmt: skip
+        return described
+
+    @property
+    def software(self) -> dict[str, str]:
+        """See `Machine`."""
+        return own_versions() | versions()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """See `Machine`."""
+        return {"name": self.engine, **self._settings.document()}
+
+    def capacity_for(self, length: int) -> int:
+        """See `Machine`."""
+        return length
+
+    def bound_for(self, length: int) -> int:
+        """See `Machine`."""
+        return length
+
+    def prepared(self, step: Step) -> OneThreadStep:
+        """See `Machine`."""
+        return OneThreadStep(step)
+
+    def repeated(self, work: Callable[[], object]) -> Callable[[], object]:
+        """See `Machine`."""
+        return work
+
+    def elapsed_ms(self, work: Callable[[], object], queued: bool = False) -> float:
+        """See `Machine`."""
+        started = time.perf_counter()
+        work()
+        return 1000 * (time.perf_counter() - started)
+
+    def read_back(self, count: int) -> Callable[[Tensor], list[int]]:
+        """See `Machine`."""
+        return Tensor.tolist

@@ -1,0 +1,245 @@
+"""llama.cpp's own server in a process of its own: what people would use instead of this program.
+
+Knows how a server is started, asked and ended. Knows nothing of what its answers are compared with.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import http.client
+import json
+import os
+import re
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import IO, Any
+
+from sequoia_opt.engine.library import LibraryGeneration
+from sequoia_opt.engine.llama_cpp.server_program import (
+    HOST,
+    INSTALL,
+    PROBE_SECONDS,
+    ServerOptions,
+    environment,
+    program,
+)
+from sequoia_opt.errors import SequoiaError, one_line
+from sequoia_opt.plan.sampling import Sampling
+
+START_SECONDS = 600.0
+REQUEST_SECONDS = 3600.0
+POLL_SECONDS = 0.05
+HEALTH_SECONDS = 10.0
+PORT_TAKEN = re.compile(r"bind|start HTTP|in use", re.IGNORECASE)
+
+
+def _folded(text: object) -> str:
+    return " ".join(str(text).split())
+
+
+class LlamaServer:
+    """A running server; a context manager that ends it.
+
+    Attributes:
+        options: what it runs.
+        program: which program it is.
+    """
+
+    def __init__(self, options: ServerOptions) -> None:
+        """Start it, and wait until it answers.
+
+        Raises:
+            SequoiaError: there is none, it lacks the kind of speculation, or it does not start.
+        """
+        self.options, self.program = options, program()
+        if options.kind not in self.program.speculations:
+            raise SequoiaError(
+                f"{self.program.name} {self.program.version}: has no speculation {options.kind}, "
+                f"only {', '.join(sorted(self.program.speculations))}; install a newer one"
+            )
+        try:
+            self._start()
+        except SequoiaError:
+            # Another process may have taken the port since it was found free.
+            if not PORT_TAKEN.search(self._log_end()):
+                raise
+            self._start()
+
+    def _start(self) -> None:
+        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the server
+        self._port = free_port()
+        try:
+            self._process = subprocess.Popen(
+                self.program.command(self.options, self._port),
+                stdin=subprocess.PIPE,  # the wheel's server ends with it
+                stdout=self._log,
+                stderr=self._log,
+                env=environment(),
+            )
+        except OSError as error:
+            raise SequoiaError(
+                f"{self.program.name}: cannot be run ({one_line(error)[:160]}); {INSTALL}"
+            ) from None
+        atexit.register(self.close)
+        try:
+            self._wait()
+        except BaseException:
+            self.close()
+            raise
+
+    def _wait(self) -> None:
+        """Wait until it is ready."""
+        deadline = time.monotonic() + START_SECONDS
+        while self._process.poll() is None:
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                if self._ask("GET", "/health", timeout=HEALTH_SECONDS)[0] == http.client.OK:
+                    return
+            if time.monotonic() > deadline:
+                raise SequoiaError(
+                    f"{self.program.name}: not ready after {START_SECONDS:.0f} s with "
+                    f"{self.options.target}; try a smaller model or context"
+                )
+            time.sleep(POLL_SECONDS)
+        raise self._failure("does not start")
+
+    def __enter__(self) -> LlamaServer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def kill(self) -> None:
+        """End it without waiting until it has ended."""
+        # It keeps nothing that would have to be written, and may take seconds to end by itself.
+        self._process.kill()
+
+    def close(self) -> None:
+        """End it."""
+        try:
+            self.kill()
+            self._process.wait()
+        finally:
+            atexit.unregister(self.close)
+            if self._process.stdin is not None:
+                with contextlib.suppress(OSError):
+                    self._process.stdin.close()
+
+    def generate(self, prompt: Sequence[int], new_tokens: int, sampling: Sampling) -> Answer:
+        """Decode a prompt, past end-of-text tokens.
+
+        Raises:
+            SequoiaError: it refuses the request, or has ended.
+        """
+        request = {
+            "prompt": list(prompt),
+            "n_predict": new_tokens,
+            "ignore_eos": True,
+            "cache_prompt": False,
+            "return_tokens": True,
+            **_sampling_options(sampling),
+        }
+        try:
+            status, answer = self._ask("POST", "/completion", request, REQUEST_SECONDS)
+        except (OSError, http.client.HTTPException):
+            raise self._failure("ended, or does not answer") from None
+        if status != http.client.OK or "timings" not in answer:
+            message = answer.get("error", {}).get("message", f"status {status}")
+            raise SequoiaError(
+                f"{self.program.name}: refuses a prompt of {len(prompt)} tokens "
+                f"({_folded(message)[:160]})"
+            )
+        timings = answer["timings"]
+        return Answer(
+            tokens=[int(token) for token in answer["tokens"]],
+            predicted=int(timings["predicted_n"]),
+            predicted_ms=float(timings["predicted_ms"]),
+            drafted=int(timings.get("draft_n", 0)),
+            accepted=int(timings.get("draft_n_accepted", 0)),
+        )
+
+    def _ask(
+        self, method: str, path: str, body: object = None, timeout: float = PROBE_SECONDS
+    ) -> tuple[int, dict[str, Any]]:
+        """The status and the document of an answer."""
+        connection = http.client.HTTPConnection(HOST, self._port, timeout=timeout)
+        try:
+            content = None if body is None else json.dumps(body)
+            connection.request(method, path, content, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            text = response.read()
+        finally:
+            connection.close()
+        try:
+            document = json.loads(text)
+        except ValueError:
+            document = {}
+        return response.status, document if isinstance(document, dict) else {}
+
+    def _log_end(self, size: int = 4000) -> str:
+        """The end of what it logged."""
+        # The server writes at the file's position, which must stay where it is.
+        file = self._log.fileno()
+        start = max(0, os.fstat(file).st_size - size)
+        return os.pread(file, size, start).decode(errors="replace")
+
+    def _failure(self, what: str) -> SequoiaError:
+        """Why it is not there any more: the first error that it logged."""
+        lines = [line.strip() for line in self._log_end().splitlines() if line.strip()]
+        errors = [line for line in lines if re.search(r"error|fail| E ", line)]
+        why = _folded((errors or lines or ["it does not say why"])[0])[:200]
+        return SequoiaError(f"{self.program.name}: {what} with {self.options.target} ({why})")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a server decoded.
+
+    Attributes:
+        tokens: the new tokens.
+        predicted: their number.
+        predicted_ms: time from the end of the prompt's forward pass, which yields the first token.
+        drafted, accepted: tokens that were guessed, and those of them that were accepted.
+    """
+
+    tokens: list[int]
+    predicted: int
+    predicted_ms: float
+    drafted: int
+    accepted: int
+
+    @property
+    def steps(self) -> int:
+        """Forward passes of the target after the prompt's; each yields one token of its own."""
+        return self.predicted - 1 - self.accepted
+
+    @property
+    def generation(self) -> LibraryGeneration:
+        """The same in the words that libraries have in common."""
+        seconds = self.predicted_ms / 1000
+        return LibraryGeneration(self.tokens, self.steps, self.predicted - 1, seconds)
+
+
+def free_port() -> int:
+    """A port that no process listens on now."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def _sampling_options(sampling: Sampling) -> dict[str, Any]:
+    """A request's fields: samplers in this program's order, and none that change nothing."""
+    if sampling.temperature == 0:
+        return {"temperature": 0, "samplers": ["top_k"], "top_k": 1}
+    fields: dict[str, Any] = {"temperature": sampling.temperature}
+    if sampling.top_k:
+        fields["top_k"] = sampling.top_k
+    if sampling.top_p < 1:
+        fields["top_p"] = sampling.top_p
+    if sampling.min_p:
+        fields["min_p"] = sampling.min_p
+    return {**fields, "samplers": list(fields)}
