@@ -1,4 +1,4 @@
-"""The benchmark: a solved tree against plain decoding, transformers' methods and other trees.
+"""The benchmark: a solved tree against plain decoding, the library's methods and other trees.
 
 `BenchSpec` says what to compare, `prepare` turns it into methods and prompts for a loaded pair,
 and `PreparedBench.run` decodes. Knows methods and trees. Knows nothing of files to write or of
@@ -12,7 +12,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sequoia_opt.engine.library import DRAFT, LOOKUP, NO_SPECULATION, Speculation
 from sequoia_opt.engine.pair import Pair
+from sequoia_opt.errors import SequoiaError
 from sequoia_opt.files.names import content_fingerprint
 from sequoia_opt.measure import methods
 from sequoia_opt.measure.comparison import (
@@ -23,7 +25,17 @@ from sequoia_opt.measure.comparison import (
     workload,
 )
 from sequoia_opt.measure.journal import Journal
-from sequoia_opt.measure.method_names import ASSISTED, BLIND, METHODS, REVERIFIED, SYNTHETIC
+from sequoia_opt.measure.method_names import (
+    BLIND,
+    LIBRARY_METHODS,
+    METHODS,
+    REVERIFIED,
+    SERVER_GUESSES,
+    SERVER_NGRAMS,
+    SYNTHETIC,
+    engine_of,
+    methods_of,
+)
 from sequoia_opt.measure.methods import Method
 from sequoia_opt.measure.progress import Note, ProgressBar, no_note, no_progress_bar
 from sequoia_opt.measure.race import Result, race
@@ -38,7 +50,29 @@ from sequoia_opt.plan.solver import solve
 from sequoia_opt.plan.tree import AUTOREGRESSIVE, TokenTree
 
 TUNING_PROMPTS = 2  # prompts on which assisted generation's number of guesses is tuned
+SPECULATIONS = {
+    "generate": NO_SPECULATION,
+    "assisted": Speculation(DRAFT),
+    "assisted-best": Speculation(DRAFT),
+    "lookup": Speculation(LOOKUP),
+    "server": NO_SPECULATION,
+    "server-draft": Speculation(DRAFT),
+    **{name: Speculation(DRAFT, guesses) for name, guesses in SERVER_GUESSES.items()},
+    **{name: Speculation(kind) for name, kind in SERVER_NGRAMS.items()},
+}
+"""How the library speculates, by the names of its methods."""
+
 LABELS = {
+    "generate": "transformers generate",
+    "assisted": "assisted generation",
+    "lookup": "prompt lookup",
+    "server": "llama-server",
+    "server-draft": "llama-server, its own number of guesses",
+    **{
+        name: f"llama-server, {guesses} guess{'es' if guesses > 1 else ''}"
+        for name, guesses in SERVER_GUESSES.items()
+    },
+    **{name: f"llama-server, {kind}" for name, kind in SERVER_NGRAMS.items()},
     "chain": "best chain",
     "k-sequences": "best k sequences",
     "tree": "solved tree",
@@ -68,12 +102,14 @@ class BenchSpec(ComparisonSpec):
         rivals: the trees of methods that have one of their own, see `rival_trees`.
         synthetic: simulates acceptance; None to decode what the models say.
         sizes: node counts that the rivals were made for, which the results name.
+        named: whether the user named the methods, so that none may be left out silently.
     """
 
     methods: Sequence[str]
     rivals: Mapping[str, TokenTree] = field(default_factory=dict)
     synthetic: Synthetic | None = None
     sizes: Sequence[int] = ()
+    named: bool = False
 
 
 @dataclass(frozen=True)
@@ -146,9 +182,14 @@ class PreparedBench:
             note: called with one line if the time was up early.
 
         Raises:
-            SequoiaError: a method has no time to compare.
+            SequoiaError: a method has no time to compare, or the library fails.
         """
-        journal = journal or Journal()
+        try:
+            return self._run(journal or Journal(), progress_bar, note)
+        finally:
+            self.pair.library.close()
+
+    def _run(self, journal: Journal, progress_bar: ProgressBar, note: Note) -> BenchResults:
         made = {name: self._method(name, journal, progress_bar) for name in self.names}
         distinct = {method.name: method for method in made.values()}  # two may be the same tree
         with progress_bar("decoding") as progress:
@@ -184,18 +225,15 @@ class PreparedBench:
         Args:
             journal: keeps assisted generation's best number of guesses.
         """
-        options = asdict(self.spec.sampling)
+        sampling = self.spec.sampling
+        if name in SPECULATIONS:
+            speculation, label = SPECULATIONS[name], LABELS.get(name, name)
+            if name == "assisted-best":
+                guesses = self._best_guesses(journal, progress_bar)
+                speculation, label = Speculation(DRAFT, guesses), f"assisted, {guesses} guesses"
+            return methods.with_library(self.pair, label, speculation, sampling)
+        options = asdict(sampling)
         verifier = options.pop("verifier")
-        if name == "generate":
-            return methods.with_generate(self.pair, **options)
-        if name == "lookup":
-            return methods.with_prompt_lookup(self.pair, **options)
-        if name == "assisted":
-            return methods.with_assistant(self.pair, **options)
-        if name == "assisted-best":
-            guesses = self._best_guesses(options, journal, progress_bar)
-            label = f"assisted, {guesses} guesses"
-            return methods.with_assistant(self.pair, label, **options, guesses=guesses)
         if name == "k-sequences":
             verifier = "specinfer"
         elif name in REVERIFIED:
@@ -208,16 +246,14 @@ class PreparedBench:
             label += "" if name == "plain" else ", synthetic"
         return methods.with_tree(self.pair, label, tree, verifier=verifier, **options)
 
-    def _best_guesses(
-        self, options: dict[str, Any], journal: Journal, progress_bar: ProgressBar
-    ) -> int:
+    def _best_guesses(self, journal: Journal, progress_bar: ProgressBar) -> int:
         """Assisted generation's best number of guesses, measured once."""
         guesses: int | None = journal.recall("guesses")
         if guesses is None:
             prompts = self.workload.prompts[:TUNING_PROMPTS]
             with progress_bar("tuning assisted generation") as progress:
                 guesses = methods.best_guesses(
-                    self.pair, prompts, self.spec.max_new_tokens, progress, **options
+                    self.pair, prompts, self.spec.max_new_tokens, progress, self.spec.sampling
                 )
             journal.record("guesses", guesses)
         return guesses
@@ -237,12 +273,20 @@ def prepare(
         note: called with one line for each prompt and method that is left out.
 
     Raises:
-        SequoiaError: no prompt is usable.
+        SequoiaError: no prompt is usable, or a method was named that this engine does not have.
     """
     chosen = workload(spec, pair, dataset, documents, note)
-    names = runnable(spec.methods, pair, chosen.longest + spec.max_new_tokens, note)
-    file = None if spec.synthetic is None else spec.synthetic.file
-    return PreparedBench(spec, pair, chosen, names, settings_of(spec, pair, chosen, file))
+    tokens = chosen.longest + spec.max_new_tokens
+    names = runnable(spec.methods, pair, tokens, note, spec.named)
+    settings = settings_of(
+        spec, pair, chosen, None if spec.synthetic is None else spec.synthetic.file
+    )
+    if set(names) & set(SPECULATIONS):
+        if description := pair.library.description():
+            settings["library"] = description
+        if remark := pair.library.remark():
+            note(f"note: {remark}")
+    return PreparedBench(spec, pair, chosen, names, settings)
 
 
 def run_bench(
@@ -271,29 +315,43 @@ def distinct_methods(names: Sequence[str], tree: TokenTree) -> list[str]:
     return [name for name in names if name not in ("tree", *REVERIFIED)]
 
 
-def runnable(names: Sequence[str], pair: Pair, tokens: int, note: Note) -> list[str]:
-    """Leave out the methods that transformers cannot run with this pair.
+def runnable(
+    names: Sequence[str], pair: Pair, tokens: int, note: Note, named: bool = False
+) -> list[str]:
+    """Leave out the methods that the pair's engine does not have, or cannot run with this pair.
 
     Args:
         tokens: of the longest prompt and its new tokens.
+        note: called with one line for each reason why methods of this engine are left out.
+        named: whether the user named the methods; else those of other engines are no surprise.
+
+    Raises:
+        SequoiaError: a method was named that the engine does not have, or whose library is not
+            there; or none is left.
     """
-    if not set(ASSISTED) & set(names):
-        return list(names)
-    target, draft = pair.target.vocabulary, pair.draft.vocabulary
-    if tokens > pair.draft.positions:
-        reason = (
-            f"the draft has {pair.draft.positions} positions, a prompt and its new tokens take "
-            f"{tokens}"
+    own = methods_of(pair.engine)
+    others = [name for name in names if engine_of(name) not in ("", pair.engine)]
+    if named and others:
+        raise SequoiaError(
+            f"methods: {others[0]} is a method of the engine {engine_of(others[0])}, expected some "
+            f"of {', '.join(own)}"
         )
-    elif target != draft:
-        reason = (
-            f"transformers takes the target's {target} and the draft's {draft} logits for "
-            "different tokenizers"
-        )
-    else:
-        return list(names)
-    note(f"assisted generation is left out: {reason}")
-    return [name for name in names if name not in ASSISTED]
+    left_out: dict[str, list[str]] = {}
+    for name in names:
+        if name in LIBRARY_METHODS[pair.engine]:
+            try:
+                obstacle = pair.library.obstacle(SPECULATIONS[name], tokens)
+            except SequoiaError as error:
+                if named:
+                    raise
+                obstacle = str(error)
+            if obstacle:
+                left_out.setdefault(obstacle, []).append(name)
+    for reason, left in left_out.items():
+        verb = "is" if len(left) == 1 else "are"
+        note(f"{', '.join(left)} {verb} left out: {reason}")
+    excluded = {*others, *(name for left in left_out.values() for name in left)}
+    return [name for name in names if name not in excluded]
 
 
 def rival_trees(

@@ -20,8 +20,8 @@ from sequoia_opt.engine.pair import Pair
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure.comparison import ComparisonSpec, settings_of, workload
 from sequoia_opt.measure.estimator import EstimateOptions, check_sampled, estimate
+from sequoia_opt.measure.interleaved import Interleaved
 from sequoia_opt.measure.methods import with_tree
-from sequoia_opt.measure.profiler import Interleaved
 from sequoia_opt.measure.progress import (
     Note,
     Progress,
@@ -290,7 +290,9 @@ def calibrate(
         with_tree(pair, name, tree, endless=True, **asdict(sampling))
         for name, tree in (*trees.items(), ("plain", AUTOREGRESSIVE))
     ]
-    widths = {n for tree in trees.values() for n in (tree.size, *draft_passes(tree))}
+    widths = {
+        n for tree in trees.values() for n in (tree.size, *draft_passes(tree, profile.first_pass))
+    }
     interleaved = Interleaved(pair, [1, *widths], max(1, context), sampling)
     outcome = race(methods, prompts, new_tokens, repeats, progress, interleaved.round)
     *over_plain, plain = outcome.results(baseline=-1)

@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 
+from sequoia_opt.engine.names import TORCH
 from sequoia_opt.engine.pair import Pair
 from sequoia_opt.engine.stream import check_prompt
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.files.names import content_fingerprint
 from sequoia_opt.measure.dataset import spread_over, tell_left_out
 from sequoia_opt.measure.encoding import check_template, opening
-from sequoia_opt.measure.hardware import hardware, software
 from sequoia_opt.measure.progress import Note
 from sequoia_opt.measure.records import Document
 from sequoia_opt.measure.template import PLAIN, Template
@@ -172,14 +172,16 @@ def settings_of(
     """
     settings: dict[str, Any] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "hardware": hardware(pair.device),
-        "software": software(pair.device),
+        "hardware": pair.machine.hardware,
+        "software": pair.machine.software,
         "target": pair.target_name,
         "draft": pair.draft_name,
         "dtype": pair.dtype,
         "compile": pair.compiled,
         "graphs": pair.graphs,
     }
+    if pair.engine != TORCH:
+        settings["engine"] = pair.machine.settings
     if pair.offload != "none":
         settings |= {"offload": pair.offload, "memory_budget": spec.memory_budget}
     if pair.world.size > 1:

@@ -13,7 +13,6 @@ from torch import Tensor
 from sequoia_opt.engine.logits_processors import LogitsOptions
 from sequoia_opt.engine.model import reserved
 from sequoia_opt.engine.pair import Pair
-from sequoia_opt.engine.torch.library import text_logits
 
 
 @dataclass(frozen=True)
@@ -69,20 +68,20 @@ def divergence(
 def library_divergence(
     pair: Pair, prompt: list[int], tokens: list[int], logits_options: LogitsOptions | None = None
 ) -> Divergence | None:
-    """Find where transformers' own forward pass prefers another token than a greedy decoding has.
+    """Find where the library's own forward pass prefers another token than a greedy decoding has.
 
-    One forward pass over the whole text runs the target as transformers loads it, with its own
-    attention and masks, so it shares nothing with this program's engine but the weights.
+    One forward pass over the whole text runs the target as transformers or llama.cpp does without
+    this program, so it shares nothing with this program's forward passes but the weights.
 
     Args:
         tokens: the new tokens of the greedy decoding.
         logits_options: logits processors that the decoding used.
 
     Returns:
-        The first such token and how far transformers' best logit is above the decoded token's;
+        The first such token and how far the library's best logit is above the decoded token's;
         None if there is no such token.
     """
-    logits = text_logits(pair, [*prompt, *tokens[:-1]], keep=len(tokens))
+    logits = pair.library.text_logits([*prompt, *tokens[:-1]], keep=len(tokens))
     if logits_options is not None and logits_options.change_anything:
         logits = _processed(logits, logits_options, prompt, tokens)
     decoded = torch.tensor(tokens, device=pair.device)

@@ -17,6 +17,8 @@ from sequoia_opt.engine.model import Caches, Model
 from sequoia_opt.engine.pair import ROLES, Pair
 from sequoia_opt.errors import SequoiaError, one_line
 from sequoia_opt.measure.timing import PLAIN_TURNS, Timed
+from sequoia_opt.plan import shapes
+from sequoia_opt.plan.tree import TokenTree
 
 Point = tuple[str, int, int, int]
 """Role, batch, context length and query tokens of a forward pass."""
@@ -149,9 +151,34 @@ def forward_to_time(
     )
 
 
+def overhead_trees(largest: int, few: bool = False) -> list[TokenTree]:
+    """Trees of different sizes and depths, to tell the overhead's parts from one another.
+
+    Args:
+        largest: nodes that any tree may have.
+        few: half as many trees; up to 64 nodes still as many as there are parts.
+    """
+    trees = [
+        shapes.chain(1),
+        shapes.chain(2),
+        shapes.chain(4),
+        shapes.chain(8),
+        shapes.k_ary(3, 1),
+        shapes.k_ary(2, 3),
+        shapes.k_sequences(3, 5),
+        shapes.k_sequences(4, 8),
+        shapes.k_sequences(8, 7),
+        shapes.k_ary(7, 2),
+    ]
+    return [tree for tree in trees[:: 2 if few else 1] if tree.size <= largest]
+
+
 def _reserve(pair: Pair, model: Model, context: int, most_tokens: int, batch: int) -> Any:
     """A cache for `context` tokens of each text and `most_tokens` more."""
-    return model.reserve(pair.machine.capacity_for(context) + most_tokens + SPARE_SLOTS, batch)
+    capacity = pair.machine.capacity_for(context) + most_tokens + SPARE_SLOTS
+    # Of one text whole steps are timed too, with trees of up to `most_tokens` nodes.
+    branches = max((tree.leaves for tree in overhead_trees(most_tokens)), default=1)
+    return model.reserve(capacity, batch, branches if batch == 1 else 1)
 
 
 def _fill(model: Model, cache: Any, context: int) -> None:

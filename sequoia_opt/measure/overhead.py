@@ -13,9 +13,8 @@ from sequoia_opt.engine.decoder import Decoder
 from sequoia_opt.engine.drafters import State
 from sequoia_opt.engine.model import Caches
 from sequoia_opt.engine.pair import Pair
-from sequoia_opt.measure.forwards import Filled, Point
+from sequoia_opt.measure.forwards import Filled, Point, overhead_trees
 from sequoia_opt.measure.timing import PLAIN_TURNS, Timed
-from sequoia_opt.plan import shapes
 from sequoia_opt.plan.draft_passes import draft_passes
 from sequoia_opt.plan.latency import Overhead, overhead_name
 from sequoia_opt.plan.sampling import Sampling
@@ -24,28 +23,6 @@ from sequoia_opt.plan.tree import TokenTree
 # Sampling, and sampling from a cut distribution: the overhead depends on which of these a step
 # does, not on the numbers.
 TEMPERATURE, NUCLEI = 0.6, (1.0, 0.9)
-
-
-def overhead_trees(largest: int, few: bool = False) -> list[TokenTree]:
-    """Trees of different sizes and depths, to tell the overhead's parts from one another.
-
-    Args:
-        largest: nodes that any tree may have.
-        few: half as many trees; up to 64 nodes still as many as there are parts.
-    """
-    trees = [
-        shapes.chain(1),
-        shapes.chain(2),
-        shapes.chain(4),
-        shapes.chain(8),
-        shapes.k_ary(3, 1),
-        shapes.k_ary(2, 3),
-        shapes.k_sequences(3, 5),
-        shapes.k_sequences(4, 8),
-        shapes.k_sequences(8, 7),
-        shapes.k_ary(7, 2),
-    ]
-    return [tree for tree in trees[:: 2 if few else 1] if tree.size <= largest]
 
 
 def samplings(verifiers: Sequence[str]) -> list[Sampling]:
@@ -85,11 +62,15 @@ def overhead_of(
     forwards: dict[Point, Timed],
     tokens: list[int],
     context: int,
+    first_pass: int,
 ) -> dict[str, Overhead]:
     """The part of whole steps outside their forward passes, by verifier.
 
     It is computed round by round, a step less the forward passes of the same round: the machine's
     drift, which is larger than any overhead, cancels.
+
+    Args:
+        first_pass: tokens of the draft's first forward pass.
     """
     target, draft = (
         np.array([forwards[role, 1, context, count].times for count in tokens])
@@ -100,7 +81,7 @@ def overhead_of(
         extra_ms = [
             step_ms
             - np.interp(tree.size, tokens, target[:, number])
-            - np.interp(draft_passes(tree), tokens, draft[:, number]).sum()
+            - np.interp(draft_passes(tree, first_pass), tokens, draft[:, number]).sum()
             for number, step_ms in enumerate(timed.times)
         ]
         row = (tree, float(np.median(extra_ms)), float(np.median(timed.times)))

@@ -6,9 +6,7 @@ acceptance.
 
 from __future__ import annotations
 
-import random
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,6 @@ from sequoia_opt.measure.forwards import (
     forward_to_time,
     forwards_to_time,
 )
-from sequoia_opt.measure.hardware import hardware, software
 from sequoia_opt.measure.journal import Journal
 from sequoia_opt.measure.overhead import overhead_of, samplings, steps_to_time
 from sequoia_opt.measure.progress import Note, Progress, no_note, no_progress
@@ -34,12 +31,10 @@ from sequoia_opt.measure.timing import (
     Rounds,
     Timed,
     median_interval,
-    remove_drift,
-    time_round,
 )
 from sequoia_opt.plan.curves import Curve, ModelLatency
+from sequoia_opt.plan.draft_passes import FIRST_WIDTH
 from sequoia_opt.plan.latency import LatencyProfile
-from sequoia_opt.plan.sampling import Sampling
 from sequoia_opt.plan.tree import TokenTree
 from sequoia_opt.plan.verifiers import DEFAULT_VERIFIER, check_verifier
 
@@ -245,7 +240,7 @@ class _Profiling:
     def _document(self, gains: dict[str, float], monitor: DisturbanceMonitor) -> LatencyProfile:
         """The profile of everything that was timed."""
         pair = self.pair
-        models = _latencies(pair, self.measured, self.contexts, self.forwards)
+        models = latencies(pair, self.measured, self.contexts, self.forwards)
         steps = [step for step in self.steps if step[2].times]
         tokens = [
             count
@@ -253,14 +248,15 @@ class _Profiling:
             if all(self.forwards[role, 1, self.context, count].times for role in pair.models)
         ]
         return LatencyProfile(
-            hardware=hardware(pair.device),
-            software=software(pair.device),
+            hardware=pair.machine.hardware,
+            software=pair.machine.software,
             engine={
                 "dtype": pair.dtype,
                 "graphs": pair.graphs,
                 "compile": pair.compiled or False,
                 "compile_gain": gains,
-                "threads": torch.get_num_threads(),
+                **pair.machine.settings,
+                **_first_pass(pair),
                 "offload": pair.offload,
                 **_streaming(pair),
                 "world_size": pair.world.size,
@@ -268,9 +264,17 @@ class _Profiling:
             },
             target=models["target"],
             draft=models["draft"],
-            overhead=overhead_of(steps, self.forwards, tokens, self.context),
+            overhead=overhead_of(
+                steps, self.forwards, tokens, self.context, pair.machine.first_pass_tokens
+            ),
             disturbed="; ".join([*self.warnings, *monitor.notes()]),
         )
+
+
+def _first_pass(pair: Pair) -> dict[str, int]:
+    """The profile's field about the draft's first forward pass, where it is not the usual one."""
+    first = pair.machine.first_pass_tokens
+    return {} if first == FIRST_WIDTH else {"first_pass_tokens": first}
 
 
 def _streaming(pair: Pair) -> dict[str, Any]:
@@ -284,44 +288,7 @@ def _streaming(pair: Pair) -> dict[str, Any]:
     }
 
 
-class Interleaved:
-    """A profile at one context length, measured round by round between other work on the pair.
-
-    So the profile and the other work meet the same state of the machine.
-    """
-
-    @torch.inference_mode()
-    def __init__(self, pair: Pair, tokens: Sequence[int], context: int, sampling: Sampling) -> None:
-        """Prepare it, and time everything once to warm up.
-
-        Args:
-            tokens: query tokens of a forward pass, up to the largest tree's size; 1 among them.
-        """
-        self._pair, self._tokens, self._context = pair, sorted(set(tokens)), context
-        self._order = random.Random(0)
-        filled = replace(fill(pair, context, self._tokens[-1]), tokens=self._tokens)
-        self._forwards = forwards_to_time(pair, filled, [context])
-        self._steps = steps_to_time(pair, filled, context, [sampling])
-        self._timed = [*self._forwards.values(), *(step for _, _, step in self._steps)]
-        time_round(self._timed, pair.machine, self._order, pair.world)
-
-    @torch.inference_mode()
-    def round(self) -> None:
-        """Time everything once."""
-        times = time_round(self._timed, self._pair.machine, self._order, self._pair.world)
-        for item, milliseconds in zip(self._timed, times, strict=True):
-            item.times.append(milliseconds)
-
-    def profile(self, like: LatencyProfile) -> LatencyProfile:
-        """A copy of another profile, with the times that were measured here."""
-        remove_drift(self._timed)
-        context, tokens = self._context, self._tokens
-        models = _latencies(self._pair, {1: tokens}, [context], self._forwards)
-        overhead = overhead_of(self._steps, self._forwards, tokens, context)
-        return replace(like, target=models["target"], draft=models["draft"], overhead=overhead)
-
-
-def _latencies(
+def latencies(
     pair: Pair,
     measured: dict[int, list[int]],
     contexts: list[int],

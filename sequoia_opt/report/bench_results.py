@@ -81,7 +81,10 @@ class Results:
         compiled = ", compiled" if d.get("compile") else ""
         synthetic = ", SYNTHETIC acceptance" if "synthetic_acceptance" in d else ""
         machine = d["hardware"].get("name", "this machine")
-        return f"{d['target']} with {d['draft']} on {machine}, {d['dtype']}{compiled}{synthetic}"
+        name = d.get("engine", {}).get("name")
+        runs_in = f" in {name}" if name else ""
+        models = f"{d['target']} with {d['draft']} on {machine}{runs_in}"
+        return f"{models}, {d['dtype']}{compiled}{synthetic}"
 
 
 def speedups(part: Mapping[str, Any]) -> list[Any]:

@@ -224,6 +224,13 @@ def _machine(plan: Plan) -> str:
 def _engine(engine: Mapping[str, Any]) -> str:
     """How the models were run, in words."""
     parts = [str(engine.get("dtype", "unknown dtype"))]
+    if "name" in engine:
+        parts.insert(0, str(engine["name"]))
+    if engine.get("gpu_layers"):
+        all_layers = engine["gpu_layers"] == -1
+        parts.append(
+            "all layers on the GPU" if all_layers else f"{engine['gpu_layers']} layers on the GPU"
+        )
     if engine.get("compile"):
         parts.append("compiled")
     if engine.get("graphs"):

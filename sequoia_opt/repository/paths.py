@@ -6,9 +6,11 @@ Knows file names and folders. Knows nothing of when a file may be replaced.
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 
 from sequoia_opt import demo
+from sequoia_opt.engine.names import LLAMA_CPP, TORCH
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.files.fields import Fields
 from sequoia_opt.files.names import content_fingerprint, safe_name, short_name
@@ -21,6 +23,7 @@ ACCEPTANCE = "acceptance"  # folder next to those of the hardware
 # so the default, is one without compiled forward passes.
 COMPILED = "+compiled"
 RANDOM_WEIGHTS = "+random"
+ENGINE_MARKS = {TORCH: "", LLAMA_CPP: "+llama-cpp"}
 OFFLOADED, TENSOR_PARALLEL = "--offload-", "--tp"
 PACKAGE = Path(__file__).parents[1]
 
@@ -40,9 +43,10 @@ def profile_path(
     random_weights: bool = False,
     offload: str = "none",
     world_size: int = 1,
+    engine: str = TORCH,
 ) -> Path:
     """The default path of a latency profile."""
-    setting = safe_name(dtype)
+    setting = safe_name(dtype) + ENGINE_MARKS[engine]
     if compiled:
         setting += COMPILED
     if random_weights:
@@ -125,24 +129,28 @@ def bundled_acceptance() -> Path:
     return _newest(path.as_posix(), "sequoia-opt estimate")
 
 
-def bundled_tree(temperature: float, compiled: bool = False, hardware: str = "") -> Path:
+def bundled_tree(
+    temperature: float, compiled: bool = False, hardware: str = "", engine: str = TORCH
+) -> Path:
     """The newest tree of the bundled pair, for this temperature if one exists.
 
     Args:
         compiled: consider only trees for compiled forward passes.
         hardware: this machine's slug; its trees come before others.
+        engine: that the tree was solved for.
 
     Raises:
         SequoiaError: none exists.
     """
-    setting = f"*{COMPILED}" if compiled else "*"
+    setting = "*" + ENGINE_MARKS[engine] + (COMPILED if compiled else "")
+    search = partial(_newest, command="sequoia-opt solve", hardware=hardware, engine=engine)
     pattern = f"trees/*/{demo.TARGET_NAME}--{demo.DRAFT_NAME}--{setting}--{demo.DATASET_NAME}-"
     if temperature == 0:
-        return _newest(pattern + "greedy-T0.json", "sequoia-opt solve", hardware=hardware)
+        return search(pattern + "greedy-T0.json")
     try:
-        return _newest(pattern + f"*-T{temperature:g}.json", "sequoia-opt solve", hardware=hardware)
+        return search(pattern + f"*-T{temperature:g}.json")
     except SequoiaError:
-        return _newest(pattern + "sequoia-T*.json", "sequoia-opt solve", hardware=hardware)
+        return search(pattern + "sequoia-T*.json")
 
 
 def input_of(tree: TokenTree, kind: str, beside: Path | None = None) -> Path:
@@ -173,7 +181,13 @@ def input_of(tree: TokenTree, kind: str, beside: Path | None = None) -> Path:
     )
 
 
-def _newest(pattern: str, command: str, skipped: str = "", hardware: str = "") -> Path:
+def _newest(
+    pattern: str,
+    command: str,
+    skipped: str = "",
+    hardware: str = "",
+    engine: str | None = None,
+) -> Path:
     """The newest file of the first root that has one.
 
     Args:
@@ -181,6 +195,7 @@ def _newest(pattern: str, command: str, skipped: str = "", hardware: str = "") -
         command: creates such a file.
         skipped: name of a folder to leave out.
         hardware: name of a folder whose files come before others.
+        engine: leave out files for other engines.
 
     Raises:
         SequoiaError: no file matches.
@@ -190,6 +205,8 @@ def _newest(pattern: str, command: str, skipped: str = "", hardware: str = "") -
         is_plain = not distinction_in(path)
         return path.parent.name == hardware, path.stat().st_mtime, is_plain, str(path)
 
+    left_out = [OFFLOADED, TENSOR_PARALLEL]
+    left_out += [mark for of, mark in ENGINE_MARKS.items() if mark and engine not in (None, of)]
     folder, name = pattern.rsplit("/", 1)
     for root in roots():
         matching = [
@@ -197,7 +214,7 @@ def _newest(pattern: str, command: str, skipped: str = "", hardware: str = "") -
             for path in root.glob(f"{folder}/*")
             if fnmatchcase(undistinguished(path.name), name)
             and path.parent.name != skipped
-            and not any(setting in path.name for setting in (OFFLOADED, TENSOR_PARALLEL))
+            and not any(setting in path.name for setting in left_out)
         ]
         if matching:
             return max(matching, key=rank)

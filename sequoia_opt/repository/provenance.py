@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
+from sequoia_opt.engine.names import TORCH
 from sequoia_opt.files.documents import plain
 from sequoia_opt.files.reading import read_bytes
 from sequoia_opt.plan import acceptance, latency, tree
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
 
 # Settings of a profile's engine that its file name does not show, or only a default name does.
 ENGINE_SETTINGS = ("graphs", "offload", "world_size", "random_weights", "streamed_layers")
+# The same where the engine is not torch.
+OTHER_ENGINE_SETTINGS = (
+    "name", "threads", "gpu_layers", "flash_attention", "cache_type_k", "cache_type_v",
+    "context_size",
+)  # fmt: skip
 DEFAULT_ENGINE = {"offload": "none", "world_size": 1}
 DEFAULT_OPTIONS = {"batch": 1, "shape": "tree"}  # of `solve`
 
@@ -252,7 +258,10 @@ def _of_tree(document: Mapping[str, Any]) -> Provenance:
 
 def _engine_settings(engine: Mapping[str, Any]) -> Document:
     """How the models were run, with None in place of each default."""
-    settings = {name: engine.get(name) or None for name in ENGINE_SETTINGS}
+    names: tuple[str, ...] = ENGINE_SETTINGS
+    if engine.get("name", TORCH) != TORCH:
+        names += OTHER_ENGINE_SETTINGS
+    settings = {name: engine.get(name) or None for name in names}
     return {
         name: None if DEFAULT_ENGINE.get(name) == value else value
         for name, value in settings.items()

@@ -125,8 +125,8 @@ def test_assisted_generation_needs_positions_in_the_draft(make_pair: Callable[..
     assert not notes
     assert bench.runnable(names, pair, longest + 1, notes.append) == ["plain", "tree"]
     assert notes == [
-        f"assisted generation is left out: the draft has {longest} positions, a prompt and its "
-        f"new tokens take {longest + 1}"
+        f"assisted, assisted-best are left out: the draft has {longest} positions, a prompt and "
+        f"its new tokens take {longest + 1}"
     ]
     assert bench.runnable(["plain"], pair, longest + 1, notes.append) == ["plain"]
     assert len(notes) == 1

@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sequoia_opt.measure.overhead import fit_overhead, overhead_trees
+from sequoia_opt.measure.forwards import overhead_trees
+from sequoia_opt.measure.overhead import fit_overhead
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.draft_passes import draft_passes
 

@@ -21,11 +21,11 @@ from sequoia_opt.engine.torch.attention import Attend
 from sequoia_opt.engine.torch.runner import LOGIT_COPIES
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure import profiler
-from sequoia_opt.measure.forwards import fill, forwards_to_time
+from sequoia_opt.measure.forwards import fill, forwards_to_time, overhead_trees
+from sequoia_opt.measure.interleaved import Interleaved
 from sequoia_opt.measure.journal import Journal
-from sequoia_opt.measure.overhead import overhead_trees, steps_to_time
+from sequoia_opt.measure.overhead import steps_to_time
 from sequoia_opt.measure.profiler import (
-    Interleaved,
     ProfileOptions,
     default_contexts,
     default_tokens,

@@ -19,7 +19,7 @@ def test_all_methods_decode_the_same_greedy_tokens(make_pair: Callable[..., Any]
     pair = make_pair()
     entered = [
         methods.with_tree(pair, "plain", shapes.chain(1)),
-        methods.with_generate(pair),
+        methods.with_library(pair, "generate"),
         methods.with_tree(pair, "tree", shapes.k_ary(2, 2)),
     ]
     results = race(entered, [[5, 6, 7], [9, 8]], new_tokens=12, repeats=2).results()

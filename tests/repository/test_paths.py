@@ -62,3 +62,23 @@ def test_files_of_an_offloaded_target_are_never_the_default(
         path.touch()
     os.utime(plain, (1, 1))
     assert paths.bundled_profile() == plain
+
+
+def test_a_tree_is_found_for_the_engine_that_runs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Newer files for the other engine are no default; `solve` takes the newest profile of all."""
+    monkeypatch.chdir(tmp_path)
+    rates = Acceptance(np.array([0.5]), dataset=demo.DATASET_NAME, verifier="greedy")
+    names = "here", demo.TARGET_NAME, demo.DRAFT_NAME, "float32"
+    profiles = {
+        engine: paths.profile_path(*names, engine=engine) for engine in ("torch", "llama.cpp")
+    }
+    trees = {engine: paths.tree_path("here", path, rates) for engine, path in profiles.items()}
+    for age, path in enumerate((*profiles.values(), *trees.values())):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        os.utime(path, (age, age))
+    assert paths.bundled_tree(0.0) == trees["torch"]
+    assert paths.bundled_tree(0.0, engine="llama.cpp") == trees["llama.cpp"]
+    assert paths.bundled_profile() == profiles["llama.cpp"]

@@ -29,9 +29,9 @@ from record import Record
 from summary import Outcome, table
 
 from sequoia_opt.engine.devices import usable_device
+from sequoia_opt.engine.hardware import hardware, software
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure import profiler, timing
-from sequoia_opt.measure.hardware import hardware, software
 
 TABLE, ENTRIES, RESULTS = "table.md", "entries.tar.gz", "gpu.json"
 

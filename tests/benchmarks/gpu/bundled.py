@@ -11,6 +11,7 @@ from resident import compile_pair
 
 from sequoia_opt import demo
 from sequoia_opt.api import load_dataset, load_pair
+from sequoia_opt.engine.library import DRAFT, Speculation
 from sequoia_opt.engine.pair import Pair
 from sequoia_opt.measure import methods, profiler
 from sequoia_opt.measure.divergence import divergence
@@ -90,13 +91,12 @@ def methods_to_compare(
 ) -> list[methods.Method]:
     """The methods to compare; plain decoding, the baseline, is the first."""
     options = asdict(sampling)
-    library = {"temperature": sampling.temperature, "top_p": sampling.top_p}
     return [
         methods.with_tree(pair, "plain", AUTOREGRESSIVE, **options),
         methods.with_tree(pair, "tree", plan.tree, **options),
         methods.with_tree(pair, "chain", chain.tree, **options),
-        methods.with_generate(pair, **library),
-        methods.with_assistant(pair, **library),
+        methods.with_library(pair, "transformers generate", sampling=sampling),
+        methods.with_library(pair, "assisted generation", Speculation(DRAFT), sampling),
     ]
 
 

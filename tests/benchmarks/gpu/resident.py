@@ -72,7 +72,7 @@ def measure(
             speedup_interval=[tree.speedup_low, tree.speedup_high],
         )
     with record.stage("decode with transformers' generate"):
-        generate = methods.with_generate(pair)
+        generate = methods.with_library(pair, "transformers generate")
         generate.run(random_prompts(pair, 1)[0], 4)  # to warm up
         runs = [generate.run(prompt, library[1]) for prompt in random_prompts(pair, library[0])]
         generate_ms = 1000 * sum(run.seconds for run in runs) / sum(run.timed for run in runs)
