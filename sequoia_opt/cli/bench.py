@@ -11,11 +11,11 @@ import typer
 from sequoia_opt.cli.app import app
 from sequoia_opt.cli.bench_options import (
     DatasetOptions,
-    EngineOptions,
     Format,
     Limit,
     NewTokens,
     OutputOptions,
+    PairOptions,
     Repeats,
     ResumeOptions,
     SamplingOptions,
@@ -74,13 +74,14 @@ def bench(
     sampling: SamplingOptions,
     synthetic: SyntheticAcceptance = None,
     random_weights: RandomWeights = False,
-    engine: EngineOptions,
+    engine: PairOptions,
     resuming: ResumeOptions,
     outputs: OutputOptions,
 ) -> None:
     """Compare decoding methods side by side, on the same prompts.
 
-    The methods are plain decoding, transformers' own, the solved tree, and its
+    The methods are plain decoding, those of the library that people would use
+    instead (transformers, or llama.cpp's server), the solved tree, and its
     rivals: the best chain, the best k sequences, and large trees that ignore
     latency.
     """
@@ -108,6 +109,7 @@ def bench(
         memory_budget=engine.budget(solved.tree),
         methods=chosen,
         rivals=rivals,
+        named=asked is not None,
         synthetic=synthetic_of(synthetic),
     )
     name, documents = data.load()

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sequoia_opt.cli.engine_options import EngineOptions
+from sequoia_opt.cli.loading import load, tell_unused_settings
 from sequoia_opt.cli.options import (
     Chat,
     DatasetOption,
@@ -30,9 +32,7 @@ from sequoia_opt.cli.options import (
     TemplateOption,
     check_output,
     journal,
-    load,
     print_json,
-    tell_unused_settings,
     template_of,
 )
 from sequoia_opt.cli.tree_defaults import (
@@ -51,6 +51,7 @@ from sequoia_opt.cli.tree_defaults import (
     sampling_of,
     tree_for_this_machine,
 )
+from sequoia_opt.engine.names import engine_for
 
 if TYPE_CHECKING:
     from sequoia_opt.engine.pair import Pair
@@ -93,7 +94,7 @@ SyntheticAcceptance = Annotated[
 
 
 @dataclass(frozen=True)
-class EngineOptions:
+class PairOptions(EngineOptions):
     """The models to run, and how; None for the tree's or the machine's default."""
 
     target: Target = None
@@ -121,6 +122,7 @@ class EngineOptions:
             random_weights,
             place,
             budget,
+            running=self.on(tree),
         )
         tell_unused_settings(pair)
         return pair
@@ -224,7 +226,7 @@ class SolvedTree:
     sampling: Sampling
 
 
-def solved_tree(file: Path | None, engine: EngineOptions, sampling: SamplingOptions) -> SolvedTree:
+def solved_tree(file: Path | None, engine: PairOptions, sampling: SamplingOptions) -> SolvedTree:
     """Load the tree; by default the bundled pair's for this machine.
 
     Raises:
@@ -232,7 +234,12 @@ def solved_tree(file: Path | None, engine: EngineOptions, sampling: SamplingOpti
     """
     from sequoia_opt.plan.tree import TokenTree
 
-    file = file or tree_for_this_machine(sampling.temperature, engine.compile, engine.device)
+    file = file or tree_for_this_machine(
+        sampling.temperature,
+        engine.compile,
+        engine.device,
+        engine.engine or engine_for(filter(None, (engine.target, engine.draft))),
+    )
     tree = TokenTree.load(file)
     check_world(tree)
     chosen = sampling_of(

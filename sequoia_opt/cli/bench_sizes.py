@@ -10,10 +10,10 @@ import typer
 from sequoia_opt.cli.app import app
 from sequoia_opt.cli.bench_options import (
     DatasetOptions,
-    EngineOptions,
     Limit,
     NewTokens,
     OutputOptions,
+    PairOptions,
     Repeats,
     ResumeOptions,
     SamplingOptions,
@@ -53,7 +53,7 @@ def bench_sizes(
     sampling: SamplingOptions,
     synthetic: SyntheticAcceptance = None,
     random_weights: RandomWeights = False,
-    engine: EngineOptions,
+    engine: PairOptions,
     resuming: ResumeOptions,
     outputs: OutputOptions,
 ) -> None:

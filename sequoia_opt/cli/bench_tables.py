@@ -95,6 +95,7 @@ def settings_line(settings: Mapping[str, Any]) -> str:
     if settings["repeats"] > 1:
         work.append(f"{settings['repeats']} repetitions")
     engine = [f"{settings['target']} with {settings['draft']}", settings["dtype"]]
+    engine += [settings["engine"]["name"]] if "engine" in settings else []
     engine += [
         word for word, key in (("compiled", "compile"), ("graphs", "graphs")) if settings[key]
     ]
@@ -109,7 +110,8 @@ def settings_line(settings: Mapping[str, Any]) -> str:
     machine = [hardware["name"]]
     if "threads" in hardware:
         machine.append(f"{hardware['threads']} threads")
-    versions = [f"{package} {software[package]}" for package in ("torch", "transformers")]
+    packages = ("torch", "transformers", "llama_cpp_python", "ggml")
+    versions = [f"{package} {software[package]}" for package in packages if package in software]
     return "; ".join(", ".join(part) for part in (work, engine, machine, versions))
 
 

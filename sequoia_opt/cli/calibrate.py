@@ -11,11 +11,11 @@ import typer
 from sequoia_opt.cli.app import app
 from sequoia_opt.cli.bench_options import (
     DatasetOptions,
-    EngineOptions,
     Format,
     Limit,
     NewTokens,
     OutputOptions,
+    PairOptions,
     Repeats,
     SamplingOptions,
     solved_tree,
@@ -61,7 +61,7 @@ def calibrate(
     top_k: TreeTopK = None,
     min_p: TreeMinP = None,
     verifier: TreeVerifier = None,
-    engine: EngineOptions,
+    engine: PairOptions,
     outputs: OutputOptions,
 ) -> None:
     """Compare predicted with measured speed for many tree sizes.

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sequoia_opt.cli.app import app
+from sequoia_opt.cli.engine_options import EngineOptions
+from sequoia_opt.cli.loading import load, tell_unused_settings
+from sequoia_opt.cli.option_groups import with_option_groups
 from sequoia_opt.cli.options import (
     Chat,
     Compile,
@@ -26,9 +29,7 @@ from sequoia_opt.cli.options import (
     TopK,
     TopP,
     integers,
-    load,
     print_json,
-    tell_unused_settings,
     template_of,
 )
 from sequoia_opt.errors import SequoiaError
@@ -49,11 +50,14 @@ WITH_RATES = [name for name, spec in VERIFIERS.items() if spec.has_rates]
 @app.command(
     name="compare-drafts", epilog="Example: sequoia-opt compare-drafts --draft small --draft tiny"
 )
+@with_option_groups
 def compare_drafts(
     target: Target = None,
     draft: Annotated[
         list[str] | None,
-        typer.Option(help="Draft model to compare, a hub id or a folder; repeat for each."),
+        typer.Option(
+            help="Draft model to compare: a hub id, a folder or a .gguf file; repeat for each."
+        ),
     ] = None,
     dataset: DatasetOption = None,
     chat: Chat = False,
@@ -85,6 +89,8 @@ def compare_drafts(
     graphs: Graphs = None,
     device: Device = None,
     dtype: Dtype = None,
+    *,
+    running: EngineOptions,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -118,7 +124,15 @@ def compare_drafts(
     )
 
     def loaded(draft_name: str) -> Pair:
-        pair = load(target, draft_name, device, dtype, ROLES if compile else (), graphs)
+        pair = load(
+            target,
+            draft_name,
+            device,
+            dtype,
+            ROLES if compile else (),
+            graphs,
+            running=running,
+        )
         if draft_name == drafts[0]:
             tell_unused_settings(pair)
         return pair

@@ -27,14 +27,16 @@ class Comparison:
         results: of plain decoding, then of the tree if that has more than one node.
         from_plain: the prompts, numbered from 0, whose greedy tokens differ between the two, and
             where; None above temperature 0, where texts are drawn.
-        from_library: the same for greedy tokens and transformers' own forward pass.
+        from_library: the same for greedy tokens and the library's own forward pass.
+        library: its name.
         prompts: how many were compared.
-        checked: how many of them were compared with transformers.
+        checked: how many of them were compared with the library.
     """
 
     results: list[Result]
     from_plain: list[tuple[int, Divergence]] | None
     from_library: list[tuple[int, Divergence]]
+    library: str
     prompts: int
     checked: int
 
@@ -50,7 +52,7 @@ class Comparison:
 def compare_with_plain(
     decoding: Decoding, prompts: Sequence[list[int]], options: DecodingOptions, repeats: int
 ) -> Comparison:
-    """Decode every prompt plainly and with the tree, and check both against transformers.
+    """Decode every prompt plainly and with the tree, and check both against the library.
 
     Args:
         prompts: token ids.
@@ -80,7 +82,7 @@ def compare_with_plain(
     is_greedy = decoding.sampling.temperature == 0
     if is_greedy:
         greedy_texts = [run.tokens for run in raced.runs[-1]]
-    else:  # transformers can be compared with greedy tokens only
+    else:  # the library can be compared with greedy tokens only
         greedy = methods.with_tree(
             pair, "greedy", decoding.tree, temperature=0.0, logits_options=logits_options
         )
@@ -93,7 +95,9 @@ def compare_with_plain(
     from_plain: list[tuple[int, Divergence]] | None = [] if is_greedy else None
     if is_greedy and results[-1].agreement < 1:
         from_plain = _divergences(decoding, contestants, prompts, new_tokens)
-    return Comparison(results, from_plain, from_library, len(prompts), len(greedy_texts))
+    return Comparison(
+        results, from_plain, from_library, pair.library.reference, len(prompts), len(greedy_texts)
+    )
 
 
 def _divergences(
@@ -136,4 +140,4 @@ def print_comparison(
         prediction_lines(comparison.results[1], decoding.tree, predicts.times)
     if comparison.from_plain is not None and decoding.tree.size > 1:
         divergences(comparison.from_plain, comparison.prompts)
-    library_divergences(comparison.from_library, comparison.checked)
+    library_divergences(comparison.from_library, comparison.checked, comparison.library)

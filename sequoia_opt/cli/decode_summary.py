@@ -64,13 +64,19 @@ def divergences(differing: Sequence[tuple[int, Divergence]], prompts: int) -> No
         )
 
 
-def library_divergences(differing: Sequence[tuple[int, Divergence]], prompts: int) -> None:
-    """Print whether greedy tokens agree with transformers' own forward pass; see `divergences`."""
+def library_divergences(
+    differing: Sequence[tuple[int, Divergence]], prompts: int, library: str
+) -> None:
+    """Print whether greedy tokens agree with the library's own forward pass; see `divergences`.
+
+    Args:
+        library: its name.
+    """
     if not differing:
-        out.print(f"greedy tokens agree with transformers' own forward pass on {_prompts(prompts)}")
+        out.print(f"greedy tokens agree with {library} own forward pass on {_prompts(prompts)}")
     for prompt, divergence in differing:
         out.print(
-            f"prompt {prompt + 1}: transformers' own forward pass has another best token at token "
+            f"prompt {prompt + 1}: {library} own forward pass has another best token at token "
             f"{divergence.place + 1}, by a logit that is {divergence.gap:.1e} larger"
         )
 

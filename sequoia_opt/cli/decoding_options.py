@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sequoia_opt.cli.engine_options import EngineOptions
+from sequoia_opt.cli.loading import load
 from sequoia_opt.cli.options import (
     Device,
     Draft,
@@ -21,7 +23,6 @@ from sequoia_opt.cli.options import (
     Seed,
     Target,
     check_output,
-    load,
 )
 from sequoia_opt.cli.tree_defaults import (
     TreeCompile,
@@ -39,6 +40,7 @@ from sequoia_opt.cli.tree_defaults import (
     sampling_of,
     tree_for_this_machine,
 )
+from sequoia_opt.engine.names import engine_for
 from sequoia_opt.plan.verifiers import verifier_at
 
 if TYPE_CHECKING:
@@ -57,7 +59,7 @@ UNPROCESSED = "needs unprocessed logits"
 
 
 @dataclass(frozen=True)
-class DecodingOptions:
+class DecodingOptions(EngineOptions):
     """How to decode, as the command line says it."""
 
     max_new_tokens: Annotated[
@@ -181,7 +183,12 @@ def prepare(
     from sequoia_opt.cli.output import note
     from sequoia_opt.plan.tree import TokenTree
 
-    path = tree_path or tree_for_this_machine(options.temperature, options.compile, options.device)
+    path = tree_path or tree_for_this_machine(
+        options.temperature,
+        options.compile,
+        options.device,
+        options.engine or engine_for(filter(None, (options.target, options.draft))),
+    )
     tree = TokenTree.load(path)
     check_world(tree)
     sampling = sampling_of(
@@ -210,6 +217,7 @@ def prepare(
         options.graphs,
         offload=offload,
         memory_budget=budget,
+        running=options.on(tree),
     )
     if template.for_all or template.options or documents:
         check_template(pair, documents, template, note)

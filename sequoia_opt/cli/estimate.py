@@ -11,34 +11,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sequoia_opt.cli.app import app
+from sequoia_opt.cli.loading import PairToMeasure, tell_unused_settings
+from sequoia_opt.cli.option_groups import with_option_groups
 from sequoia_opt.cli.options import (
     Chat,
     DatasetOption,
-    Device,
-    Draft,
-    Dtype,
     Force,
     Json,
     MaxSeconds,
-    MemoryBudget,
     MinP,
-    Offload,
     Output,
     Resume,
     Seed,
     System,
-    Target,
     TemplateOption,
     TopK,
     TopP,
-    byte_count,
     check_output,
     journal,
-    load,
     names,
     numbers,
     print_json,
-    tell_unused_settings,
     template_of,
 )
 from sequoia_opt.plan import acceptance
@@ -57,9 +50,10 @@ WITH_RATES = [name for name, spec in VERIFIERS.items() if spec.has_rates]
 
 
 @app.command(epilog="Example: sequoia-opt estimate --dataset prompts.jsonl --temperature 0.6")
+@with_option_groups
 def estimate(
-    target: Target = None,
-    draft: Draft = None,
+    *,
+    models: PairToMeasure,
     dataset: DatasetOption = None,
     chat: Chat = False,
     system: System = None,
@@ -107,10 +101,6 @@ def estimate(
     ] = 128,
     batch: Annotated[int, typer.Option(min=1, help="Number of documents to run together.")] = 16,
     seed: Seed = 0,
-    device: Device = None,
-    dtype: Dtype = None,
-    offload: Offload = "none",
-    memory_budget: MemoryBudget = None,
     resume: Resume = False,
     max_seconds: MaxSeconds = None,
     output: Output = None,
@@ -147,11 +137,11 @@ def estimate(
         template=template_of(chat, system, template_option),
     )
     name, documents = load_dataset(dataset, note)
-    budget = byte_count("--memory-budget", memory_budget)
-    pair = load(target, draft, device, dtype, offload=offload, memory_budget=budget, spread=False)
+    pair = models.load(spread=False)
     check_template(pair, documents, options.template, note)
     tell_unused_settings(pair)
-    run = _Run(pair, name, documents, samplings, options, sources_of(target, draft) | sources)
+    sources = sources_of(models.target, models.draft) | sources
+    run = _Run(pair, name, documents, samplings, options, sources)
     run.execute(writer, resume, max_seconds, as_json)
 
 

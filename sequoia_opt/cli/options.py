@@ -19,7 +19,6 @@ from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan.verifiers import VERIFIERS
 
 if TYPE_CHECKING:
-    from sequoia_opt.engine.pair import Pair
     from sequoia_opt.measure.journal import Journal
     from sequoia_opt.measure.template import Template
     from sequoia_opt.plan.tree import TokenTree
@@ -57,13 +56,17 @@ def _checked_seed(seed: int) -> int:
 Target = Annotated[
     str | None,
     typer.Option(
-        help="Target model: a hub id or a folder.", show_default="bundled", rich_help_panel=MODELS
+        help="Target model: a hub id, a folder or a .gguf file.",
+        show_default="bundled",
+        rich_help_panel=MODELS,
     ),
 ]
 Draft = Annotated[
     str | None,
     typer.Option(
-        help="Draft model: a hub id or a folder.", show_default="bundled", rich_help_panel=MODELS
+        help="Draft model: a hub id, a folder or a .gguf file.",
+        show_default="bundled",
+        rich_help_panel=MODELS,
     ),
 ]
 Device = Annotated[
@@ -178,40 +181,6 @@ TemplateOption = Annotated[
 ]
 
 
-def load(
-    target: str | None,
-    draft: str | None,
-    device: str | None,
-    dtype: str | None,
-    compiled: Collection[str] = (),
-    graphs: bool | None = None,
-    random_weights: bool = False,
-    offload: str = "none",
-    memory_budget: int | None = None,
-    spread: bool = True,
-) -> Pair:
-    """Load the pair of models that the options name, and compile the roles in `compiled`."""
-    from sequoia_opt.api import load_pair
-    from sequoia_opt.cli.output import note, waiting
-
-    with waiting("loading the models"):
-        pair = load_pair(
-            target, draft, device, dtype, graphs, random_weights, offload, memory_budget, spread
-        )
-    if pair.draft.parameters >= pair.target.parameters:
-        note("the draft is no smaller than the target, so speculation can hardly pay")
-    for role in compiled:
-        if role == "target" and pair.world.size > 1:
-            note("the target is not compiled, because several processes share it")
-            continue
-        if pair.models[role].streamed_layers:
-            note(f"the {role} is not compiled, because its layers are streamed")
-            continue
-        with waiting(f"compiling the {role}'s forward passes"):
-            pair.compile([role])
-    return pair
-
-
 def template_of(chat: bool, system: str | None, options: list[str] | None) -> Template:
     """How prompts are formatted for the models.
 
@@ -234,18 +203,6 @@ def template_of(chat: bool, system: str | None, options: list[str] | None) -> Te
             )
         switches[name.strip()] = _value(value)
     return Template(chat, system, switches)
-
-
-def tell_unused_settings(pair: Pair) -> None:
-    """Note that a measurement leaves out the penalties of the target's generation_config.json."""
-    from sequoia_opt.cli.output import note
-    from sequoia_opt.engine.own_settings import own_settings
-
-    if own_settings(pair).logits.change_anything:
-        note(
-            f"generation_config.json of {pair.target_name}: its penalties and suppressed tokens "
-            "are not applied here; decode applies them"
-        )
 
 
 def _value(text: str) -> Any:

@@ -11,26 +11,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sequoia_opt.cli.app import app
+from sequoia_opt.cli.loading import PairToMeasure
+from sequoia_opt.cli.option_groups import with_option_groups
 from sequoia_opt.cli.options import (
     Compile,
-    Device,
-    Draft,
-    Dtype,
     Force,
     Graphs,
     Json,
     MaxSeconds,
-    MemoryBudget,
-    Offload,
     Output,
     RandomWeights,
     Resume,
-    Target,
-    byte_count,
     check_output,
     integers,
     journal,
-    load,
     names,
     print_json,
 )
@@ -44,11 +38,10 @@ if TYPE_CHECKING:
 
 
 @app.command(epilog="Example: sequoia-opt profile --contexts 128,1024 --tokens 1,2,4,8,16,32")
+@with_option_groups
 def profile(
-    target: Target = None,
-    draft: Draft = None,
-    device: Device = None,
-    dtype: Dtype = None,
+    *,
+    models: PairToMeasure,
     tokens: Annotated[
         str | None,
         typer.Option(
@@ -83,8 +76,6 @@ def profile(
     compile: Compile = False,
     graphs: Graphs = None,
     random_weights: RandomWeights = False,
-    offload: Offload = "none",
-    memory_budget: MemoryBudget = None,
     resume: Resume = False,
     max_seconds: MaxSeconds = None,
     output: Output = None,
@@ -98,7 +89,7 @@ def profile(
         "batches": integers("--batches", batches),
     }
     started = monotonic()
-    budget = byte_count("--memory-budget", memory_budget)
+    _ = models.budget  # a size that cannot be read is refused before the models are
     check_output(output, latency.FORMAT, force=force)
     from sequoia_opt.cli.output import note, progress, waiting, written
     from sequoia_opt.cli.profile_summary import profile_summary
@@ -108,7 +99,7 @@ def profile(
     from sequoia_opt.repository.provenance import Provenance
 
     roles = ROLES if compile else ()
-    pair = load(target, draft, device, dtype, roles, graphs, random_weights, offload, budget)
+    pair = models.load(roles, graphs, random_weights)
     largest_batch = max(asked["batches"])
     if compile and largest_batch > 1:
         with waiting("compiling the forward passes of several sequences"):
@@ -116,7 +107,7 @@ def profile(
     options = profiler.ProfileOptions(
         **asked, verifiers=names(verifiers), repeats=repeats or profiler.default_repeats(pair)
     )
-    sources = sources_of(target, draft)
+    sources = sources_of(models.target, models.draft)
     journal_beside = output or _usual_path(pair)
     if output is None:
         # Finished parts are kept next to the file that is named after the measurement.
@@ -143,11 +134,10 @@ def profile(
 
 def _usual_path(pair: Pair) -> Path:
     """The file of the pair's profile on this machine, where no other is named."""
-    from sequoia_opt.measure.hardware import hardware
     from sequoia_opt.repository import paths
 
     return paths.profile_path(
-        str(hardware(pair.device)["slug"]),
+        str(pair.machine.hardware["slug"]),
         pair.target_name,
         pair.draft_name,
         pair.dtype,
@@ -155,18 +145,17 @@ def _usual_path(pair: Pair) -> Path:
         pair.random_weights,
         pair.offload,
         pair.world.size,
+        pair.engine,
     )
 
 
 def _identity(pair: Pair, options: ProfileOptions) -> dict[str, Any]:
     """What another run must have in common with this one to resume it."""
-    from sequoia_opt.measure.hardware import hardware, software
-
     engine = pair.dtype, pair.graphs, pair.compiled, pair.random_weights, pair.offload
     return {
         **asdict(options),
         "models": pair.fingerprints,
-        "hardware": hardware(pair.device),
-        "software": software(pair.device),
-        "engine": [*engine, pair.world.size, pair.memory_budget],
+        "hardware": pair.machine.hardware,
+        "software": pair.machine.software,
+        "engine": [*engine, pair.world.size, pair.memory_budget, pair.machine.settings],
     }

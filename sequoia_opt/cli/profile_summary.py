@@ -18,9 +18,10 @@ def profile_summary(profile: LatencyProfile) -> None:
     """Print both models' latencies at each context, and the overhead of a step."""
     name = profile.hardware.get("name", "unknown")
     engine = profile.engine
+    runs_in = f" in {engine['name']}" if "name" in engine else ""
     out.print(
-        f"{profile.target.model} and {profile.draft.model} on {name}, {engine.get('dtype')}, "
-        f"{engine.get('threads')} threads"
+        f"{profile.target.model} and {profile.draft.model} on {name}{runs_in}, "
+        f"{engine.get('dtype')}, {engine.get('threads')} threads"
     )
     if engine.get("random_weights"):
         out.print("measured with random weights: latency does not depend on them")

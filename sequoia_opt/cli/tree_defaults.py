@@ -22,6 +22,7 @@ from sequoia_opt.cli.options import (
     VERIFIER_HELP,
     byte_count,
 )
+from sequoia_opt.engine.names import TORCH
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan.sampling import Sampling
 from sequoia_opt.plan.verifiers import (
@@ -169,15 +170,19 @@ def models_of(
 
 
 def tree_for_this_machine(
-    temperature: float | None, compiled: bool | None, device: str | None
+    temperature: float | None, compiled: bool | None, device: str | None, engine: str = TORCH
 ) -> Path:
-    """The bundled pair's tree that was solved for this machine, else the general one."""
+    """The bundled pair's tree that was solved for this machine, else the general one.
+
+    Args:
+        engine: that is to run it.
+    """
     from sequoia_opt.engine.devices import usable_device
-    from sequoia_opt.measure.hardware import hardware
+    from sequoia_opt.engine.hardware import hardware
     from sequoia_opt.repository import paths
 
     slug = str(hardware(usable_device(device))["slug"])
-    return paths.bundled_tree(temperature or 0.0, bool(compiled), slug)
+    return paths.bundled_tree(temperature or 0.0, bool(compiled), slug, engine)
 
 
 def compiled_roles(tree: TokenTree, asked: bool | None) -> Collection[str]:
@@ -236,7 +241,6 @@ def offload_of(tree: TokenTree, offload: str | None, budget: str | None) -> tupl
 
 def comparable(tree: TokenTree, pair: Pair, sampling: Sampling) -> Comparable:
     """Which of the tree's predictions apply to this pair on this machine."""
-    from sequoia_opt.measure.hardware import hardware
 
     solved = tree.metadata
     engine = solved.get("engine", {})
@@ -251,11 +255,13 @@ def comparable(tree: TokenTree, pair: Pair, sampling: Sampling) -> Comparable:
         and solved.get("min_p", 0.0) == sampling.min_p
     )
     same_engine = (
-        engine.get("dtype") == pair.dtype
+        engine.get("name", TORCH) == pair.engine
+        and (pair.engine == TORCH or pair.machine.settings.items() <= engine.items())
+        and engine.get("dtype") == pair.dtype
         and compiled_roles(tree, None) == pair.compiled
         and engine.get("graphs", pair.graphs) == pair.graphs
         and engine.get("offload", "none") == pair.offload
         and engine.get("memory_budget") == pair.memory_budget
     )
-    same_machine = solved.get("hardware", {}).get("slug") == hardware(pair.device)["slug"]
+    same_machine = solved.get("hardware", {}).get("slug") == pair.machine.hardware["slug"]
     return Comparable(tokens=same_tokens, times=same_tokens and same_machine and same_engine)

@@ -1,0 +1,102 @@
+"""Commands on llama.cpp, and a tree that carries its engine's settings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import Outcome
+
+POINTS = ["--contexts", "32", "--tokens", "1,2,3,4,6,8", "--repeats", "5"]
+
+
+@pytest.fixture
+def tree(run: Callable[..., Outcome], tmp_path: Path) -> Callable[..., str]:
+    """Writes a tree that was solved for llama.cpp with these settings."""
+
+    def write(**settings: Any) -> str:
+        engine = {"name": "llama.cpp", "dtype": "float32", "compile": False} | settings
+        document = {
+            "format": "sequoia-opt/tree", "version": 1, "size": 3, "depth": 2,
+            "parents": [-1, 0, 1], "ranks": [0, 1, 1], "expected_tokens": 2.5,
+            "target": "demo-target", "draft": "demo-draft", "engine": engine,
+        }  # fmt: skip
+        path = tmp_path / "solved.json"
+        path.write_text(json.dumps(document))
+        return str(path)
+
+    return write
+
+
+def test_a_plan_is_made_and_run_on_llama_cpp(
+    run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Profile, solve and decode without naming a file: each finds what the one before wrote."""
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    monkeypatch.chdir(tmp_path)
+    done = run("profile", "--engine", "llama.cpp", "--threads", "1", *POINTS, "--json")
+    assert done.code == 0, done.err
+    profile = json.loads(done.out)
+    assert profile["engine"]["name"] == "llama.cpp"
+    assert profile["engine"]["first_pass_tokens"] == 1
+    assert profile["software"]["llama_cpp_python"]
+    assert "+llama-cpp" in done.err
+    done = run("estimate", "--engine", "llama.cpp", "--limit", "3", "--max-new-tokens", "16")
+    assert done.code == 0, done.err
+    done = run("solve", "--json")
+    assert done.code == 0, done.err
+    done = run(
+        "decode", "--engine", "llama.cpp", "--threads", "1", "--prompt", "def f(x):",
+        "--max-new-tokens", "12", "--json",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert len(json.loads(done.out)["tokens"]) == 12
+
+
+@pytest.mark.parametrize(
+    ("solved", "option", "found"),
+    [
+        ({"threads": 3}, ["--threads", "1"], "--threads: found 1, but the tree was solved for 3"),
+        (
+            {"cache_type_k": "q8_0"},
+            ["--cache-type-k", "f16"],
+            "--cache-type-k: found f16, but the tree was solved for q8_0",
+        ),
+        ({"gpu_layers": 0}, ["--gpu-layers", "5"], "--gpu-layers: found 5, but the tree was solv"),
+    ],
+)
+def test_a_setting_that_differs_from_the_tree_s_is_refused(
+    run: Callable[..., Outcome], tree: Callable[..., str], solved: Any, option: Any, found: str
+) -> None:
+    done = run("decode", tree(**solved), *option, "--prompt", "x")
+    assert done.code == 1
+    assert found in done.err
+    assert "profile with it and solve again" in done.err
+
+
+def test_a_tree_brings_its_engine_and_settings(
+    run: Callable[..., Outcome], tree: Callable[..., str]
+) -> None:
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    done = run("decode", tree(cache_type_k="f12"), "--prompt", "x")
+    assert done.code == 1
+    assert "cache-type-k: found f12" in done.err  # so the tree's setting was used
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("--engine", "onnx", "expected torch or llama.cpp"),
+        ("--flash-attention", "maybe", "expected auto, off or on"),
+        ("--cache-type-v", "q3", "expected f32, f16"),
+    ],
+)
+def test_unknown_names_are_usage_errors(
+    run: Callable[..., Outcome], option: str, value: str, expected: str
+) -> None:
+    done = run("profile", option, value)
+    assert done.code == 2
+    assert f"found '{value}', {expected}" in done.err
