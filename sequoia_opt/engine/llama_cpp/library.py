@@ -19,7 +19,7 @@ from typing import Any
 
 from sequoia_opt.errors import SequoiaError, one_line
 
-INSTALL = "pip install 'sequoia-opt[llama-cpp]'"
+INSTALL = "pip install 'llama-cpp-python>=0.3.36'"  # what the extra llama-cpp asks for
 WARNING, CONTINUED = 3, 5  # of llama.cpp's log levels: 4 is an error, 5 continues a line
 # What the library's messages begin with: the function's name, and the parts that failed.
 PREFIXES = re.compile(r"^(?:\w+: )?(?:error loading model(?: [a-z]+)*: )*")

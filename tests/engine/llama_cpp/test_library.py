@@ -31,7 +31,7 @@ def test_a_missing_package_names_the_command_that_installs_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     failing(monkeypatch, ModuleNotFoundError("No module", name="llama_cpp"))
-    with pytest.raises(SequoiaError, match=r"llama.cpp is not installed; pip install 'sequoia-opt"):
+    with pytest.raises(SequoiaError, match=r"llama.cpp is not installed; pip install 'llama-cpp"):
         library.bindings()
 
 
