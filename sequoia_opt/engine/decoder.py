@@ -184,7 +184,7 @@ class Decoder:
             state = replace(
                 state, seen=seen.index_fill(0, first, True), counts=self._processor.counts(first)
             )
-        return int(first), state
+        return int(first), self.step.started(state)
 
 
 def check_seed(seed: int) -> None:

@@ -147,7 +147,6 @@ class Session:
         self._text = [*prompt, first]
         return first
 
-    @torch.inference_mode()
     def advance(self) -> list[int]:
         """Run one step; the tokens that it commits.
 
@@ -161,14 +160,14 @@ class Session:
         self._text += tokens
         return tokens
 
-    @torch.inference_mode()
     def step_from(self, state: State, length: int) -> tuple[list[int], State]:
         """Run one step from a state of the text; its tokens, and the state behind them."""
         decoder = self._decoder
-        told, state = decoder.step(
-            self.caches, state, length, decoder.uniforms_for_step(self._random)
-        )
-        *tokens, self.last_node, count = decoder.read_back(told)  # the step's only one
+        with decoder.step.mode():
+            told, state = decoder.step(
+                self.caches, state, length, decoder.uniforms_for_step(self._random)
+            )
+            *tokens, self.last_node, count = decoder.read_back(told)  # the step's only one
         return tokens[:count], state
 
     def finish(self) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sequoia_opt.engine.distributed import ALONE, World
-from sequoia_opt.engine.drafters import Drafter, State
+from sequoia_opt.engine.drafters import Drafter, State, TreeDrafter
 from sequoia_opt.engine.logits_processors import LogitsProcessor
 from sequoia_opt.engine.model import Caches, Model
 from sequoia_opt.engine.verify import TreeIndex, Verdict, Verifier, indices
@@ -23,7 +23,21 @@ from sequoia_opt.plan.tree import TokenTree
 TOLD = 3  # numbers that a step returns besides its tokens of the tree
 
 
-class Step:
+class TensorStep:
+    """A step that passes the text's state on in tensors.
+
+    Attributes:
+        mode: makes the context that it runs in.
+    """
+
+    mode = torch.inference_mode
+
+    def started(self, state: State) -> State:
+        """The state of a text before its first step, as a step returns it."""
+        return state
+
+
+class Step(TensorStep):
     """One step of speculative decoding with a fixed tree.
 
     Attributes:
@@ -56,6 +70,11 @@ class Step:
         self._places = torch.arange(tree.depth + 1, device=self.device)
         self._outcomes = _Outcomes.of(tree, self.device)
         self.uniform_count = verifier.uniform_count(self.index, self.vocabulary)
+
+    @property
+    def drafter(self) -> TreeDrafter | None:
+        """The drafter, prepared for the tree; None in plain decoding."""
+        return self._drafter
 
     def __call__(
         self, caches: Caches, state: State, bound: int, uniforms: Tensor

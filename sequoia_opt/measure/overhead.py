@@ -93,8 +93,11 @@ def whole_step(decoder: Decoder, caches: Caches, context: int) -> Callable[[], o
     """One step at a context length of `context`, repeated from the same state."""
     device = decoder.pair.device
     random = torch.Generator(device).manual_seed(0)
-    state = State(
-        torch.tensor([context], device=device), torch.zeros(2, dtype=torch.long, device=device)
+    state = decoder.step.started(
+        State(
+            torch.tensor([context], device=device),
+            torch.zeros(2, dtype=torch.long, device=device),
+        )
     )
 
     def run() -> object:

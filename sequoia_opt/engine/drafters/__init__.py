@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from sequoia_opt.engine.drafters.base import Drafter, State, TreeDrafter
-from sequoia_opt.engine.drafters.model import ModelDrafter
+from sequoia_opt.engine.drafters.model import ModelDrafter, ModelTreeDrafter
 
-__all__ = ["Drafter", "ModelDrafter", "State", "TreeDrafter"]
+__all__ = ["Drafter", "ModelDrafter", "ModelTreeDrafter", "State", "TreeDrafter"]

@@ -101,6 +101,11 @@ class ModelTreeDrafter:
         # Rows of the drafted logits in the verifier's order.
         self._verified = indices([row[node] for node in index.internal], device)
 
+    @property
+    def drafter(self) -> ModelDrafter:
+        """The draft model."""
+        return self._drafter
+
     def draft(
         self, cache: Any, state: State, bound: int, uniforms: Tensor
     ) -> tuple[Tensor, Tensor]:

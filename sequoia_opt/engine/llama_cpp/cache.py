@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sequoia_opt.engine.llama_cpp.library import LOG, bindings, logged, most_sequences, reason
@@ -23,7 +24,7 @@ from sequoia_opt.errors import SequoiaError
 
 CELLS = 256  # llama.cpp's caches have a multiple of this, and its passes read one
 CHUNK = 512  # most tokens of a forward pass
-KEPT_VIEWS = 64  # tensors over the logits, one for each number of rows
+KEPT_VIEWS = 64  # views of the logits, one for each number of rows
 NO_SLOT = 1  # what llama_decode returns where the cache is full
 ANY, END = -1, -1  # every sequence; to the last position
 
@@ -33,7 +34,7 @@ class Batch:
 
     Attributes:
         size: number of tokens.
-        tokens, positions: [size], int32, to be filled before each pass.
+        tokens, positions: [size], int32, to be filled before each pass; see `fill`.
         rows: how many of the tokens have logits.
     """
 
@@ -45,8 +46,11 @@ class Batch:
             wanted: whether each token's logits are wanted.
         """
         self.size, self.rows = len(sequences), sum(wanted)
-        self.tokens = np.zeros(self.size, np.int32)
-        self.positions = np.zeros(self.size, np.int32)
+        # A few numbers are written faster into these than into numpy's arrays of the same memory.
+        numbers: Any = ctypes.c_int32 * self.size
+        self._tokens, self._positions = numbers(), numbers()
+        self.tokens = np.ctypeslib.as_array(self._tokens)
+        self.positions = np.ctypeslib.as_array(self._positions)
         counts = np.array([len(own) for own in sequences], np.int32)
         flat = np.array([number for own in sequences for number in own], np.int32)
         starts = np.cumsum(counts) - counts
@@ -65,6 +69,23 @@ class Batch:
             kind = type(getattr(structure, field))
             setattr(structure, field, ctypes.cast(array.ctypes.data, kind))
         self.structure = structure
+
+    def fill(self, tokens: list[int], positions: list[int]) -> None:
+        """Put in all tokens and their positions."""
+        self._tokens[:] = tokens
+        self._positions[:] = positions
+
+
+class Logits(NamedTuple):
+    """What a forward pass computes, where the library keeps it: the next pass overwrites it.
+
+    Attributes:
+        tensor: [rows, vocabulary], float32.
+        rows: the same as an array for each row.
+    """
+
+    tensor: Tensor
+    rows: list[NDArray[np.float32]]
 
 
 class Weights(NamedTuple):
@@ -147,18 +168,15 @@ class LlamaCache:
         self._remove, self._copy = lib.llama_memory_seq_rm, lib.llama_memory_seq_cp
         self._decode, self._get_logits = lib.llama_decode, lib._lib.llama_get_logits
         self._get_logits.restype, self._get_logits.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
-        self._views: dict[tuple[int, int], Tensor] = {}
+        self._views: dict[tuple[int, int], Logits] = {}
 
     def close(self) -> None:
         """Free its memory."""
         self._views.clear()
         self._end()
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: Batch) -> Logits:
         """Run a forward pass over a batch whose tokens and positions are filled.
-
-        Returns:
-            Logits [rows, vocabulary], float32: a view that the next forward pass overwrites.
 
         Raises:
             SequoiaError: the cache is full, or the library failed.
@@ -197,8 +215,8 @@ class LlamaCache:
             self._remove(self._memory, other, start, end)
             self._copy(self._memory, sequence, other, start, end)
 
-    def _logits(self, rows: int) -> Tensor:
-        """The logits of the last forward pass, where the library keeps them."""
+    def _logits(self, rows: int) -> Logits:
+        """The logits of the last forward pass."""
         address = self._get_logits(self._context)
         key = address, rows
         view = self._views.get(key)
@@ -206,8 +224,8 @@ class LlamaCache:
             if len(self._views) >= KEPT_VIEWS:
                 self._views.clear()
             floats = (ctypes.c_float * (rows * self._vocabulary)).from_address(address)
-            view = torch.frombuffer(floats, dtype=torch.float32).view(rows, self._vocabulary)
-            self._views[key] = view
+            array = np.ctypeslib.as_array(floats).reshape(rows, self._vocabulary)
+            view = self._views[key] = Logits(torch.from_numpy(array), list(array))
         return view
 
     def _failure(self, code: int, batch: Batch) -> SequoiaError:

@@ -14,14 +14,15 @@ from torch import Tensor
 
 from sequoia_opt.engine.drafters import State
 from sequoia_opt.engine.hardware import hardware, own_versions, slug
+from sequoia_opt.engine.llama_cpp.greedy import GreedyStep
 from sequoia_opt.engine.llama_cpp.library import gpu, versions
 from sequoia_opt.engine.llama_cpp.settings import Settings
 from sequoia_opt.engine.model import Caches
 from sequoia_opt.engine.names import LLAMA_CPP
-from sequoia_opt.engine.step import Step
+from sequoia_opt.engine.step import Step, TensorStep
 
 
-class OneThreadStep:
+class OneThreadStep(TensorStep):
     """A step during which torch has one thread.
 
     After a piece of work, its threads wait for the next one for a while, and would keep those of
@@ -91,9 +92,9 @@ class LlamaMachine:
         """See `Machine`."""
         return length
 
-    def prepared(self, step: Step) -> OneThreadStep:
+    def prepared(self, step: Step) -> OneThreadStep | GreedyStep:
         """See `Machine`."""
-        return OneThreadStep(step)
+        return GreedyStep.of(step) or OneThreadStep(step)
 
     def repeated(self, work: Callable[[], object]) -> Callable[[], object]:
         """See `Machine`."""
@@ -105,6 +106,6 @@ class LlamaMachine:
         work()
         return 1000 * (time.perf_counter() - started)
 
-    def read_back(self, count: int) -> Callable[[Tensor], list[int]]:
+    def read_back(self, count: int) -> Callable[[Tensor | list[int]], list[int]]:
         """See `Machine`."""
-        return Tensor.tolist
+        return lambda told: told if isinstance(told, list) else told.tolist()

@@ -154,7 +154,7 @@ class LlamaModel:
         batch.positions[:] = length + numbers[:, 1] - np.array(padding)[numbers[:, 0]]
         for text in range(texts) if texts > 1 and length else ():
             cache.cut_text(text, max(0, length - padding[text]))
-        rows = cache.forward(batch)
+        rows = cache.forward(batch).tensor
         cache.length = length + count
         if batch.rows == shape[0] * shape[1]:
             return rows.clone().view(shape)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from torch import Tensor
 
-from sequoia_opt.engine.llama_cpp.cache import CHUNK, Batch, LlamaCache
+from sequoia_opt.engine.llama_cpp.cache import CHUNK, Batch, LlamaCache, Logits
 from sequoia_opt.engine.llama_cpp.library import most_sequences
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan.tree import TokenTree
@@ -69,24 +69,32 @@ class LlamaTreePass:
         self._branches = _Branches(tree, nodes)
         # A tree of one branch decodes with the sequences that the text has.
         self._batch = Batch([self._branches.of[node] for node in nodes], [True] * tree.size)
-        self._depths = np.asarray(tree.depths, np.int32)
-        self._depth = int(self._depths.max())
+        self._depths = tree.depths.tolist()
 
     def score(self, cache: LlamaCache, tokens: Tensor, length: Tensor, bound: int) -> Tensor:
         """See `TreePass`."""
-        root, batch = int(length), self._batch
+        return self.forward(cache, tokens.tolist(), int(length)).tensor
+
+    def forward(self, cache: LlamaCache, tokens: list[int], root: int) -> Logits:
+        """Run it: `score` without tensors.
+
+        Args:
+            root: the root's position.
+        """
         cache.cut(root)
         cache.share(self._branches.count)
-        batch.tokens[:] = tokens.numpy()
-        np.add(self._depths, root, out=batch.positions)
-        logits = cache.forward(batch)
-        cache.length = root + self._depth + 1
+        self._batch.fill(tokens, [root + depth for depth in self._depths])
+        logits = cache.forward(self._batch)
+        cache.length = root + self._depths[-1] + 1
         return logits
 
     def accept(self, cache: LlamaCache, length: Tensor, last: Tensor) -> None:
         """See `TreePass`."""
-        node = int(last)
-        self._branches.settle(cache, int(length), node, int(self._depths[node]))
+        self.keep(cache, int(length), int(last))
+
+    def keep(self, cache: LlamaCache, root: int, node: int) -> None:
+        """Keep the path to a node: `accept` without tensors."""
+        self._branches.settle(cache, root, node, self._depths[node])
 
 
 class LlamaLevelPasses:
@@ -112,30 +120,40 @@ class LlamaLevelPasses:
 
     def begin(self, cache: LlamaCache, length: Tensor, bound: int) -> Sequence[int]:
         """See `LevelPasses`."""
-        self._root = int(length)
-        cache.cut(self._root)
+        return self.start(cache, int(length))
+
+    def start(self, cache: LlamaCache, root: int) -> Sequence[int]:
+        """Begin a step whose root has this position: `begin` without tensors."""
+        self._root = root
+        cache.cut(root)
         cache.share(self._branches.count)
         return self._numbers
 
     def run(self, cache: LlamaCache, level: int, tokens: Tensor, keep: bool = True) -> Tensor:
         """See `LevelPasses`."""
+        logits = self.forward(cache, level, tokens.tolist()).tensor
+        return logits.clone() if keep else logits
+
+    def forward(self, cache: LlamaCache, level: int, tokens: list[int]) -> Logits:
+        """Run one level's pass: `run` without tensors."""
         batch, root = self._batches[level], self._root
+        positions = [root + level] * batch.size
         if level == 0 and cache.length < root:
-            batch = self._with_missing
-            batch.positions[:] = root - 1, root
-        else:
-            batch.positions.fill(root + level)
-        batch.tokens[:] = tokens.numpy()[-batch.size :]
+            batch, positions = self._with_missing, [root - 1, root]
+        batch.fill(tokens[-batch.size :], positions)
         logits = cache.forward(batch)
         cache.length = root + level + 1
-        return logits.clone() if keep else logits
+        return logits
 
     def accept(self, cache: LlamaCache, length: Tensor, last: Tensor) -> None:
         """See `LevelPasses`."""
-        node = int(last)
+        self.keep(cache, int(length), int(last))
+
+    def keep(self, cache: LlamaCache, root: int, node: int) -> None:
+        """Keep the path to a node: `accept` without tensors."""
         if node not in self._internal:
             node = self._parents[node]
-        self._branches.settle(cache, int(length), node, self._depths[node])
+        self._branches.settle(cache, root, node, self._depths[node])
 
 
 def chain_pass(cache: LlamaCache, context: int, count: int) -> Callable[[], object]:
@@ -150,7 +168,7 @@ def chain_pass(cache: LlamaCache, context: int, count: int) -> Callable[[], obje
         else:
             for text in texts:
                 cache.cut_text(text, context)
-        logits = cache.forward(batch)
+        logits = cache.forward(batch).tensor
         cache.length = context + count
         return logits
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sequoia_opt.engine.drafters import State
 from sequoia_opt.engine.model import Caches
-from sequoia_opt.engine.step import TOLD, Step
+from sequoia_opt.engine.step import TOLD, Step, TensorStep
 from sequoia_opt.engine.torch.attention import KVCache
 from sequoia_opt.engine.torch.runner import ALIGNED_SLOTS
 from sequoia_opt.errors import SequoiaError
@@ -147,7 +147,7 @@ def recorded(work: Work, device: torch.device) -> Callable[[], object]:
     return run
 
 
-class RecordedStep:
+class RecordedStep(TensorStep):
     """A step that is recorded, once for each cache and bucket of lengths, and replayed.
 
     Called as the step itself. The state that it returns stands in tensors that the next call with
