@@ -17,6 +17,8 @@ LOW = 0.2  # below this temperature the logits are shifted before the division
 
 def tempered(logits: Tensor, temperature: float) -> Tensor:
     """Logits divided by a temperature, without overflow at very low ones."""
+    if temperature == 1:
+        return logits
     if temperature < LOW:  # the largest becomes 0, so none overflows
         logits = logits - logits.amax(dim=-1, keepdim=True)
     return logits / temperature

@@ -143,11 +143,11 @@ def test_sampled_text_is_distributed_as_plain_sampling(
     pair = make_pair()
     prompt, runs = prompt_of(6), 500
     texts = {}
-    for name in ("plain", "k-ary", "uneven"):
+    for name in ("plain", "chain", "k-ary", "uneven"):
         decoder = Decoder(pair, TREES[name], 0.7, top_p=0.95, seed=3, verifier=verifier)
         texts[name] = [decoder.generate(prompt, 3, ignore_eos=True).tokens for _ in range(runs)]
     for position in range(3):
-        for name in ("k-ary", "uneven"):
+        for name in ("chain", "k-ary", "uneven"):
             table = [
                 [sum(text[position] == token for text in sample) for token in range(VOCABULARY)]
                 for sample in (texts["plain"], texts[name])

@@ -14,10 +14,13 @@ from sequoia_opt.engine.drafters import State
 from sequoia_opt.engine.model import Caches
 from sequoia_opt.engine.step import Step
 from sequoia_opt.engine.verify import Greedy, make_verifier
+from sequoia_opt.plan import shapes
 from sequoia_opt.plan.tree import TokenTree
 from sequoia_opt.plan.verifiers import VERIFIERS
 
 TREE = TokenTree([-1, 0, 0, 0, 1, 1, 2, 4], [0, 1, 2, 3, 1, 2, 1, 1])
+# The verifier's order has the younger of two siblings first, which has more children.
+YOUNGER_FIRST = TokenTree([-1, 0, 0, 1, 2, 2], [0, 1, 2, 1, 1, 2])
 LENGTH = 9
 META = torch.device("meta")
 ALL_VERIFIERS = ["greedy", *VERIFIERS]
@@ -36,6 +39,27 @@ def prefilled(pair: Any) -> tuple[Caches, State]:
         caches.append(runner.reserve(64))
         runner.prefill(caches[-1], tokens)
     return Caches(*caches), State(torch.tensor([LENGTH], device=pair.target.device), tokens[0, -2:])
+
+
+@pytest.mark.parametrize("tree", [YOUNGER_FIRST, shapes.chain(4)], ids=["uneven", "chain"])
+def test_the_drafts_logits_stand_in_the_verifiers_order(
+    tree: TokenTree, make_pair: Callable[..., Any]
+) -> None:
+    """Each row has the draft's logits after the path to that internal node."""
+    pair = make_pair(dtype="float64")
+    step = Step(pair.target, pair.drafter, tree, make_verifier("sequoia", 0.8))
+    assert step.drafter is not None
+    uniforms = torch.rand(step.uniform_count, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        caches, state = prefilled(pair)
+        # The root is the last token of the text, which the cache holds one token too early.
+        state.length -= 1
+        tokens, logits = step.drafter.draft(caches.draft, state, LENGTH, uniforms)
+        for row, node in enumerate(step.index.internal):
+            path = tokens[torch.from_numpy(tree.ancestor_mask[node])]
+            text = torch.cat([torch.arange(3, 2 + LENGTH), path])[None]
+            alone = pair.draft.prefill(pair.draft.reserve(64), text)
+            torch.testing.assert_close(logits[row], alone[0], rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("verifier", ALL_VERIFIERS)

@@ -18,7 +18,7 @@ from sequoia_opt.engine.drafters.base import State
 from sequoia_opt.engine.logits_processors import LogitsProcessor
 from sequoia_opt.engine.model import Model
 from sequoia_opt.engine.sampling import at_least_float32
-from sequoia_opt.engine.verify import TreeIndex, Verifier, indices
+from sequoia_opt.engine.verify import TreeIndex, Verifier, as_slice, indices
 from sequoia_opt.plan.tree import TokenTree
 
 
@@ -96,10 +96,11 @@ class ModelTreeDrafter:
         self._levels = [_Level.of(tree, nodes, device) for nodes in tree.internal_levels]
         self._widths = [level.nodes for level in self._levels]
         self._passes = drafter.model.level_passes(tree)
-        internal = [node for nodes in tree.internal_levels for node in nodes]
-        row = {node: i for i, node in enumerate(internal)}
-        # Rows of the drafted logits in the verifier's order.
-        self._verified = indices([row[node] for node in index.internal], device)
+        row = {node: i for i, node in enumerate(index.internal)}
+        # Each level's rows of the logits in the verifier's order.
+        self._verified = [
+            as_slice([row[node] for node in nodes], device) for nodes in tree.internal_levels
+        ]
 
     @property
     def drafter(self) -> ModelDrafter:
@@ -110,15 +111,14 @@ class ModelTreeDrafter:
         self, cache: Any, state: State, bound: int, uniforms: Tensor
     ) -> tuple[Tensor, Tensor]:
         """See `TreeDrafter`."""
-        tokens, logits = [state.recent[1:]], []
-        inputs = state.recent
+        tokens, inputs = [state.recent[1:]], state.recent
+        verified: Tensor | None = None
         noises = self._verifier.noise(self._index, uniforms).split(self._widths)
         passes = self._passes.begin(cache, state.length, bound)
-        for level, noise, level_pass in zip(self._levels, noises, passes, strict=True):
+        parts = zip(self._levels, noises, passes, self._verified, strict=True)
+        for level, noise, level_pass, rows in parts:
             level_logits = self._drafter._fitted(
-                self._passes.run(
-                    cache, level_pass, self._drafter._known(inputs), self._verifier.reads_draft
-                )
+                self._passes.run(cache, level_pass, self._drafter._known(inputs), keep=False)
             )
             if self._processor is not None and state.seen is not None:
                 # As good a guess as any, and nearer to what the target's logits will be.
@@ -126,11 +126,12 @@ class ModelTreeDrafter:
             guesses = self._verifier.draft(level_logits, level.ranks, noise)
             children = guesses.take(level.children)
             tokens.append(children)
-            logits.append(level_logits)
+            if self._verifier.reads_draft:  # the next pass may overwrite what it reads
+                if verified is None:
+                    verified = level_logits.new_empty(sum(self._widths), self._drafter.vocabulary)
+                verified[rows] = level_logits
             inputs = children.index_select(0, level.inner)
-        if not self._verifier.reads_draft:
-            return torch.cat(tokens), logits[0]
-        return torch.cat(tokens), torch.cat(logits).index_select(0, self._verified)
+        return torch.cat(tokens), level_logits if verified is None else verified
 
     def accept(self, cache: Any, length: Tensor, last: Tensor) -> None:
         """See `TreeDrafter`."""

@@ -24,7 +24,7 @@ from sequoia_opt.engine.verify.exact_match import Greedy, TopK
 from sequoia_opt.engine.verify.residual import Sequoia, SpecInfer
 from sequoia_opt.engine.verify.synthetic import Synthetic
 from sequoia_opt.engine.verify.traversal import Traversal
-from sequoia_opt.engine.verify.tree_index import TreeIndex, indices
+from sequoia_opt.engine.verify.tree_index import TreeIndex, as_slice, indices
 
 __all__ = [
     "VERIFIER_CLASSES",
@@ -39,6 +39,7 @@ __all__ = [
     "Trial",
     "Verdict",
     "Verifier",
+    "as_slice",
     "indices",
     "make_verifier",
 ]

@@ -57,19 +57,23 @@ class Sequoia:
         self.temperature, self.cuts = temperature, Cuts(top_p, top_k, min_p)
 
     def draft_uniforms(self, index: TreeIndex, vocabulary: int) -> int:
-        """Number of uniforms that drafting takes: one for each internal node and token."""
-        return len(index.internal) * vocabulary
+        """Number of uniforms that drafting takes: one for each internal node and token; for each
+        internal node only, where a node draws once by inversion."""
+        return len(index.internal) * (1 if inverts(index) else vocabulary)
 
     def uniform_count(self, index: TreeIndex, vocabulary: int) -> int:
         """Those of drafting, one for each child's test, and one for the next token."""
         return self.draft_uniforms(index, vocabulary) + index.size
 
     def noise(self, index: TreeIndex, uniforms: Tensor) -> Tensor:
-        """Gumbel noise [internal, vocabulary]."""
-        return gumbel(uniforms[: -index.size].view(len(index.internal), -1))
+        """Gumbel noise [internal, vocabulary]; uniforms [internal, 1] to be inverted."""
+        drafting = uniforms[: -index.size].view(len(index.internal), -1)
+        return drafting if inverts(index) else gumbel(drafting)
 
     def draft(self, logits: Tensor, ranks: int, noise: Tensor) -> Tensor:
         """Draws without replacement from the draft at the temperature."""
+        if noise.shape[1] == 1:
+            return draw_with_replacement(warp(logits, self.temperature), noise)
         return draw_without_replacement(logits, ranks, noise, self.temperature)
 
     def verify(
@@ -87,7 +91,7 @@ class Sequoia:
             return Verdict(index.nodes, draw(target, uniforms))
         draft = warp(draft_logits, self.temperature)
         table = index.children
-        parents = target.index_select(0, table.nodes)
+        parents = target[table.places]
         draws = gather_draws(
             parents, draft, tokens.take(table.children), table.exist, self.with_replacement
         )
@@ -144,6 +148,15 @@ class SpecInfer(Sequoia):
         return self.draft(positions.draft, positions.width, uniforms)
 
 
+def inverts(index: TreeIndex) -> bool:
+    """Whether each node of the tree has one draw at most, made by inversion.
+
+    On a CPU one random number is a few nanoseconds, a vocabulary of them longer than all else that
+    drawing takes; on CUDA noise is cheap, and a cumulative sum is not.
+    """
+    return len(index.children.row_counts) == 1 and index.nodes.device.type == "cpu"
+
+
 @dataclass
 class Draws:
     """The models' probabilities of the draws at some nodes.
@@ -193,7 +206,7 @@ def gather_draws(
     if exist is not None:
         draft_chance = torch.where(exist, draft_chance, 0)
     if with_replacement or tokens.shape[1] == 1:
-        undrawn = draft.sum(dim=-1, keepdim=True).expand_as(draft_chance)
+        undrawn = torch.ones_like(draft_chance)
     else:
         # The mass of the tokens that are never drawn, and of this draw and those after it. Only
         # sums: the difference between 1 and nearly 1 would lose all its digits.

@@ -50,7 +50,7 @@ class Traversal(Sequoia):
         target = warp(target_logits, self.temperature, *self.cuts)
         draft = warp(draft_logits, self.temperature)
         table = index.children
-        parents = target.index_select(0, table.nodes)
+        parents = target[table.places]
         draws = gather_draws(
             parents, draft, tokens.take(table.children), table.exist, self.with_replacement
         )

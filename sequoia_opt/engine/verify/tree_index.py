@@ -79,7 +79,7 @@ class TreeIndex:
         positions: dict[int, int] = {}
         for nodes in tree.internal_levels:
             table = ChildTable(nodes, children, device)
-            rows = _as_slice([row_of[node] for node in table.parents], device)
+            rows = as_slice([row_of[node] for node in table.parents], device)
             above = indices([positions_above[node] for node in table.parents], device)
             self.levels.append(LevelIndex(table, rows, above[:, None]))
             positions_above = table.position_of
@@ -105,6 +105,7 @@ class ChildTable:
     Attributes:
         parents: the internal nodes, row by row.
         nodes: [rows], the same as a tensor.
+        places: the same, or a slice where they are neighbours, which needs no gathering.
         children: [rows, ranks]; where a node has fewer children, its first child again.
         exist: [rows, ranks], where the node has a child of that rank.
         row_counts: how many of the nodes have at least 1, 2, … children.
@@ -123,6 +124,7 @@ class ChildTable:
             for node in self.parents
         ]
         self.nodes = indices(self.parents, device)
+        self.places = as_slice(self.parents, device)
         self.children = indices(padded, device).view(len(padded), ranks)
         self.exist = indices(counts, device)[:, None] > torch.arange(ranks, device=device)
         self.position_of = {
@@ -169,8 +171,9 @@ def _elders(tree: TokenTree, children: list[list[int]]) -> np.ndarray:
     return elders
 
 
-def _as_slice(rows: list[int], device: torch.device) -> slice | Tensor:
+def as_slice(rows: list[int], device: torch.device) -> slice | Tensor:
     """Rows as a slice if they are neighbours in order, otherwise as a tensor."""
-    if rows == list(range(rows[0], rows[0] + len(rows))):
-        return slice(rows[0], rows[0] + len(rows))
+    first = rows[0] if rows else 0
+    if rows == list(range(first, first + len(rows))):
+        return slice(first, first + len(rows))
     return indices(rows, device)

@@ -131,3 +131,26 @@ def test_draws_at_the_limits_of_float32_are_decided(name: str) -> None:
                 assert part.isfinite().all()
         verdict = verifier.verify(index, tokens, target, draft, uniforms)
         assert warp(target, 0.2)[verdict.last, verdict.next] > 0
+
+
+@pytest.mark.parametrize("name", ["sequoia", "traversal"])
+def test_a_chain_draws_by_inversion(name: str) -> None:
+    """On a CPU each of its nodes takes one uniform, and the draws are the draft's."""
+    index, verifier = TreeIndex(shapes.chain(4), CPU), make_verifier(name, 0.7)
+    count = verifier.uniform_count(index, 6)
+    assert count == 3 + index.size
+    assert verifier.noise(index, torch.rand(count)).shape == (3, 1)
+    logits = torch.randn(6, dtype=torch.float64)
+    grid = (torch.arange(4000, dtype=torch.float64)[:, None] + 0.5) / 4000
+    draws = verifier.draft(logits.expand(4000, 6), 1, grid)
+    shares = draws.flatten().bincount(minlength=6) / 4000
+    torch.testing.assert_close(shares.double(), warp(logits, 0.7), rtol=0, atol=1 / 4000)
+
+
+def test_siblings_and_nodes_on_other_devices_are_drawn_with_noise() -> None:
+    verifier = make_verifier("sequoia", 0.7)
+    for tree, device in ((shapes.k_ary(2, 2), "cpu"), (shapes.chain(4), "meta")):
+        index = TreeIndex(tree, torch.device(device))
+        assert verifier.uniform_count(index, 6) == 3 * 6 + index.size
+        uniforms = torch.rand(3 * 6 + index.size, device=device)
+        assert verifier.noise(index, uniforms).shape == (3, 6)
