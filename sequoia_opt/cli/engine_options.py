@@ -14,7 +14,7 @@ import typer
 
 from sequoia_opt.cli.options import alternatives
 from sequoia_opt.engine.llama_cpp.settings import CACHE_TYPES, FLASH_ATTENTION, Settings
-from sequoia_opt.engine.names import ENGINES, GGUF, LLAMA_CPP
+from sequoia_opt.engine.names import ENGINES, GGUF, LLAMA_CPP, TORCH
 from sequoia_opt.errors import SequoiaError
 
 if TYPE_CHECKING:
@@ -112,26 +112,27 @@ class EngineOptions:
     def on(self, tree: TokenTree) -> EngineOptions:
         """The engine that runs a tree, None to decide by the models; and its settings.
 
-        A tree that was solved for llama.cpp brings its settings along. Threads suit one machine
-        alone, so on another one they are not carried over.
+        The tree brings the settings of its engine along. Threads suit one machine alone, so those
+        of another one are neither carried over nor compared.
 
         Raises:
             SequoiaError: an option differs from what the tree was solved for.
         """
         solved = tree.metadata.get("engine", {})
         engine = self.engine or solved.get("name")
-        if engine != LLAMA_CPP or solved.get("name") != LLAMA_CPP:
+        if (engine or TORCH) != solved.get("name", TORCH):
             return EngineOptions(engine, **self.settings)
         carried = {name: solved[name] for name in SETTINGS if name in solved}
+        if not _has_its_threads_here(tree):
+            carried.pop("threads", None)
         for name, value in self.settings.items():
             if name in carried and carried[name] != value:
                 option = name.replace("_", "-")
+                solved_for = _THE_MODELS.get((name, carried[name]), carried[name])
                 raise SequoiaError(
-                    f"--{option}: found {value}, but the tree was solved for {carried[name]}; drop "
+                    f"--{option}: found {value}, but the tree was solved for {solved_for}; drop "
                     "the option, or profile with it and solve again"
                 )
-        if not _is_this_machine(tree):
-            carried.pop("threads", None)
         return EngineOptions(engine, **carried | self.settings)
 
 
@@ -139,9 +140,19 @@ SETTINGS = [setting.name for setting in fields(Settings)]
 """The names of the engines' settings; torch has the first, threads."""
 
 
-def _is_this_machine(tree: TokenTree) -> bool:
-    """Whether a tree was solved for this machine's processor, or for a GPU."""
+_THE_MODELS = {("context_size", 0): "the model's own length"}
+"""What a tree was solved for where its setting leaves that to the model."""
+
+
+def _has_its_threads_here(tree: TokenTree) -> bool:
+    """Whether a tree was solved for as many threads of this machine's processor.
+
+    Of a GPU's tree, llama.cpp's threads compute the layers that it does not hold; torch's do not
+    count.
+    """
     from sequoia_opt.engine.cpu import cpu_name
 
-    hardware = tree.metadata.get("hardware", {})
-    return bool(hardware.get("device") != "cpu" or hardware.get("name") == cpu_name())
+    hardware, engine = (tree.metadata.get(key, {}) for key in ("hardware", "engine"))
+    if hardware.get("device") != "cpu":
+        return bool(engine.get("name") == LLAMA_CPP)
+    return bool(hardware.get("name") == cpu_name())

@@ -246,7 +246,7 @@ def _check_metadata(fields: Fields) -> None:
         if key in metadata:
             fields.section(key)
     engine = fields.section("engine") if "engine" in metadata else Fields({}, "")
-    for key, minimum in (("world_size", 1), ("memory_budget", 0)):
+    for key, minimum in (("world_size", 1), ("memory_budget", 0), ("threads", 1)):
         if engine.mapping.get(key) is not None:
             engine.integer(key, minimum)
     if "predicted" in metadata:

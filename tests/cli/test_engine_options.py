@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command_line import Outcome
+
+from sequoia_opt.cli.engine_options import EngineOptions
+from sequoia_opt.engine.cpu import cpu_name
+from sequoia_opt.errors import SequoiaError
+from sequoia_opt.plan.tree import TokenTree
 
 POINTS = ["--contexts", "32", "--tokens", "1,2,3,4,6,8", "--repeats", "5"]
 
@@ -66,6 +72,11 @@ def test_a_plan_is_made_and_run_on_llama_cpp(
             "--cache-type-k: found f16, but the tree was solved for q8_0",
         ),
         ({"gpu_layers": 0}, ["--gpu-layers", "5"], "--gpu-layers: found 5, but the tree was solv"),
+        (
+            {"context_size": 0},
+            ["--context-size", "512"],
+            "--context-size: found 512, but the tree was solved for the model's own length;",
+        ),
     ],
 )
 def test_a_setting_that_differs_from_the_tree_s_is_refused(
@@ -75,6 +86,49 @@ def test_a_setting_that_differs_from_the_tree_s_is_refused(
     assert done.code == 1
     assert found in done.err
     assert "profile with it and solve again" in done.err
+
+
+HERE, ELSEWHERE = {"device": "cpu", "name": cpu_name()}, {"device": "cpu", "name": "Z80"}
+GPU = {"device": "cuda", "name": "NVIDIA H100"}
+
+
+@pytest.mark.parametrize(
+    ("engine", "hardware", "counts"),
+    [
+        ({"name": "llama.cpp"}, HERE, True),
+        ({"name": "llama.cpp"}, ELSEWHERE, False),
+        ({"name": "llama.cpp"}, GPU, True),
+        ({}, HERE, True),  # torch: its trees need not name it
+        ({"name": "torch"}, HERE, True),
+        ({}, ELSEWHERE, False),
+        ({}, GPU, False),
+    ],
+)
+def test_threads_are_those_of_the_tree_on_its_machine(
+    engine: dict[str, str], hardware: dict[str, str], counts: bool
+) -> None:
+    """There they are carried and compared, on each engine; elsewhere the option decides alone."""
+    metadata = {"engine": engine | {"threads": 3}, "hardware": hardware}
+    tree = TokenTree([-1, 0], [0, 1], metadata)
+    assert EngineOptions().on(tree).threads == (3 if counts else None)
+    assert EngineOptions(threads=3).on(tree).threads == 3
+    refused = pytest.raises(SequoiaError, match="found 2, but the tree was solved for 3")
+    with refused if counts else nullcontext():
+        assert EngineOptions(threads=2).on(tree).threads == 2
+    other = "torch" if engine.get("name") == "llama.cpp" else "llama.cpp"
+    assert EngineOptions(other, threads=2).on(tree).threads == 2
+    assert EngineOptions(other).on(tree).threads is None
+
+
+def test_a_torch_tree_is_refused_with_other_threads(
+    run: Callable[..., Outcome], tree: Callable[..., str]
+) -> None:
+    path = Path(tree(name="torch", threads=3))
+    document = json.loads(path.read_text()) | {"hardware": HERE}
+    path.write_text(json.dumps(document))
+    done = run("decode", path, "--threads", "1", "--prompt", "x")
+    assert done.code == 1
+    assert "--threads: found 1, but the tree was solved for 3" in done.err
 
 
 def test_a_tree_brings_its_engine_and_settings(
