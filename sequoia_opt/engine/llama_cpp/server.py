@@ -11,6 +11,7 @@ import http.client
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import tempfile
@@ -35,6 +36,9 @@ START_SECONDS = 600.0
 REQUEST_SECONDS = 3600.0
 POLL_SECONDS = 0.05
 HEALTH_SECONDS = 10.0
+ERROR = re.compile(r"(?i:error|fail)| E ")
+CONSEQUENCE = re.compile(r"exiting due to|Failed to init server")
+LOG_PREFIX = re.compile(r"^[\d.]+ [A-Z] ")
 PORT_TAKEN = re.compile(r"bind|start HTTP|in use", re.IGNORECASE)
 
 
@@ -76,10 +80,11 @@ class LlamaServer:
         try:
             self._process = subprocess.Popen(
                 self.program.command(self.options, self._port),
-                stdin=subprocess.PIPE,  # the wheel's server ends with it
+                stdin=subprocess.PIPE,  # the server ends with it, and so with this program
                 stdout=self._log,
                 stderr=self._log,
                 env=environment(),
+                start_new_session=True,  # so that it and what watches it are killed together
             )
         except OSError as error:
             raise SequoiaError(
@@ -116,7 +121,9 @@ class LlamaServer:
     def kill(self) -> None:
         """End it without waiting until it has ended."""
         # It keeps nothing that would have to be written, and may take seconds to end by itself.
-        self._process.kill()
+        if self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
 
     def close(self) -> None:
         """End it."""
@@ -188,11 +195,28 @@ class LlamaServer:
         return os.pread(file, size, start).decode(errors="replace")
 
     def _failure(self, what: str) -> SequoiaError:
-        """Why it is not there any more: the first error that it logged."""
-        lines = [line.strip() for line in self._log_end().splitlines() if line.strip()]
-        errors = [line for line in lines if re.search(r"error|fail| E ", line)]
-        why = _folded((errors or lines or ["it does not say why"])[0])[:200]
-        return SequoiaError(f"{self.program.name}: {what} with {self.options.target} ({why})")
+        """Why it is not there any more: what it logged, and how it ended."""
+        code = self._process.poll()
+        ending = "" if code is None else f"; exit code {code}" if code >= 0 else f"; signal {-code}"
+        why = _folded(last_error(self._log_end().splitlines()))[:200]
+        return SequoiaError(
+            f"{self.program.name}: {what} with {self.options.target} ({why}{ending})"
+        )
+
+
+def last_error(lines: Sequence[str]) -> str:
+    """The last error of a server's log, else its last line.
+
+    Lines behind an error that are errors too only say that what depends on it failed as well.
+    """
+    lines = [line.strip() for line in lines if line.strip()]
+    errors = [
+        i for i, line in enumerate(lines) if ERROR.search(line) and not CONSEQUENCE.search(line)
+    ]
+    place = errors[-1] if errors else len(lines) - 1
+    while place - 1 in errors:
+        place -= 1
+    return LOG_PREFIX.sub("", lines[place]) if lines else "it does not say why"
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ KINDS = {NONE: "none", DRAFT: "draft-simple"}
 """llama.cpp's names of kinds of speculation that have another one here."""
 
 CHILD = Path(__file__).with_name("server_child.py")
+WATCH = Path(__file__).with_name("server_watch.py")
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Program:
     options: frozenset[str] = frozenset()
 
     def command(self, options: ServerOptions, port: int) -> list[str]:
-        """The command line that starts it."""
+        """The command line that starts it: a server that ends when standard input does."""
         settings, guesses = options.settings, options.speculation.guesses
         uses_draft = options.speculation.kind == DRAFT
         layers = ALL_GPU_LAYERS if settings.gpu_layers < 0 else settings.gpu_layers
@@ -96,7 +97,8 @@ class Program:
         threads = str(settings.threads)
         types = settings.cache_type_k, settings.cache_type_v
         command = [
-            self.path, "-m", options.target, "--host", HOST, "--port", str(port),
+            sys.executable, "-P", str(WATCH), self.path,
+            "-m", options.target, "--host", HOST, "--port", str(port),
             "-c", str(options.context), "-np", "1", "-t", threads, "-tb", threads,
             "-ngl", str(layers), "-fa", settings.flash_attention,
             "-ctk", types[0], "-ctv", types[1],
