@@ -104,8 +104,8 @@ class ChildTable:
 
     Attributes:
         parents: the internal nodes, row by row.
-        nodes: [rows], the same as a tensor.
-        places: the same, or a slice where they are neighbours, which needs no gathering.
+        places: the same as a tensor [rows], or as a slice where they are neighbours, which needs
+            no gathering.
         children: [rows, ranks]; where a node has fewer children, its first child again.
         exist: [rows, ranks], where the node has a child of that rank.
         row_counts: how many of the nodes have at least 1, 2, … children.
@@ -123,7 +123,6 @@ class ChildTable:
             children[node] + children[node][:1] * (ranks - len(children[node]))
             for node in self.parents
         ]
-        self.nodes = indices(self.parents, device)
         self.places = as_slice(self.parents, device)
         self.children = indices(padded, device).view(len(padded), ranks)
         self.exist = indices(counts, device)[:, None] > torch.arange(ranks, device=device)

@@ -123,7 +123,7 @@ def test_draws_at_the_limits_of_float32_are_decided(name: str) -> None:
         tokens = torch.zeros(tree.size, dtype=torch.long)
         table = index.children
         tokens[table.children] = guesses
-        p, q = warp(target, 0.2)[table.nodes], warp(draft, 0.2)
+        p, q = warp(target, 0.2)[table.places], warp(draft, 0.2)
         draws = residual.gather_draws(p, q, guesses, None, name == "specinfer")
         for path_chance in (None, torch.rand(len(q), 1, generator=generator).round(decimals=1)):
             tests = residual.residual_tests(p, q, draws, table.row_counts, path_chance)
