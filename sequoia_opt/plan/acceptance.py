@@ -7,7 +7,7 @@ independent, and by replay of the traces. Knows nothing of time.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ import numpy as np
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.files.documents import read_document, rounded, write_document
 from sequoia_opt.files.fields import Fields
-from sequoia_opt.plan.intervals import deviation, resampled_weights
+from sequoia_opt.plan.confidence_fit import FittedConfidence
+from sequoia_opt.plan.intervals import deviation, document_weights
+from sequoia_opt.plan.recording import Recording, recording_path
 from sequoia_opt.plan.sampling import Sampling
 from sequoia_opt.plan.tree import IntArray, TokenTree
 from sequoia_opt.plan.verifiers import DEFAULT_VERIFIER
@@ -44,6 +46,9 @@ class Acceptance:
         measured: the measurement, if `rates` is a fit to it.
         context: mean context length while sampling, or None.
         extra: fields of the file that this program does not know; saving keeps them.
+        confidence: the calibration of the draft's probabilities, if drafts were recorded.
+        recording: what the draft said along the traces, if it was recorded just now; it is saved
+            beside the file, which names it. See `recorded` to read it.
 
     Raises:
         SequoiaError: sampling settings out of range, or rates that are not probabilities of
@@ -68,6 +73,8 @@ class Acceptance:
     extra: dict[str, Any] = field(default_factory=dict)
     top_k: int = 0
     min_p: float = 0.0
+    confidence: FittedConfidence | None = None
+    recording: Recording | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         self.rates = np.asarray(self.rates, dtype=np.float64)
@@ -182,11 +189,8 @@ class Acceptance:
         resampled within their intervals, or repeated if they have no intervals.
         """
         generator = np.random.default_rng([seed, 1])  # apart from the stream of the timings
-        documents = len(self.traces)
         tokens, steps = self.replay(trees)
-        weights = np.ones((documents, count + 1))
-        if documents:
-            weights[:, 1:] = resampled_weights(generator, documents, count).T
+        weights = document_weights(generator, len(self.traces), count)
         counted = steps @ weights
         rows = (tokens @ weights) / np.maximum(counted, 1.0)
         # A resample may have no document that is long enough to show a whole step.
@@ -240,12 +244,23 @@ class Acceptance:
             if values is not None:
                 entries[key] = rounded(values)
         entries |= self.extra
+        if self.confidence is not None:
+            entries["confidence"] = self.confidence.document()
         if self.traces:
             entries["traces"] = self.traces
         return {key: value for key, value in entries.items() if value is not None}
 
     def save(self, path: str | Path) -> None:
-        """Write the acceptance file atomically."""
+        """Write the acceptance file atomically, and before it the recording.
+
+        Whoever reads both compares fingerprints, so an older acceptance file never goes with a
+        newer recording.
+        """
+        if self.recording is not None:
+            file = recording_path(path)
+            self.recording.save(file)
+            if self.confidence is not None:
+                self.confidence = replace(self.confidence, recording=file.name)
         write_document(path, self.document())
 
     @classmethod
@@ -271,6 +286,8 @@ class Acceptance:
             optional["traces"] = _traces(fields, max_rank=rates.size)
         if "context" in document:
             optional["context"] = fields.number("context", 0.0)
+        if "confidence" in document:
+            optional["confidence"] = FittedConfidence.from_fields(fields.section("confidence"))
         known = {
             *("format", "version", "acceptance", "positions", "target", "draft", "dataset"),
             *("temperature", "top_p", "top_k", "min_p", "verifier", "fit", *optional),

@@ -2,9 +2,11 @@
 
 Knows how each engine writes down what it drafts, whether it counts the root, and where it drafts
 otherwise than the acceptance was measured for. These facts come from the sources and the
-documentation of vLLM 0.33, SGLang 0.5.23, TensorRT-LLM 1.4.0rc4, transformers 5.24 and llama.cpp
-of November 2026. `import_settings` reads all of these texts without being told the engine. The
-caller writes the research code's `.pt`, the only binary format, from `tree_formats.growmap`.
+documentation of vLLM 0.33, SGLang 0.5.23, TensorRT-LLM 1.4.0rc4, transformers 5.24, OpenVINO GenAI
+2026.4 and llama.cpp of November 2026. Where a plan has solved numbers for an engine's own rule,
+these are written (`export_rules`). `import_settings` reads all of these texts without being told
+the engine. The caller writes the research code's `.pt`, the only binary format, from
+`tree_formats.growmap`.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sequoia_opt.errors import SequoiaError
+from sequoia_opt.plan.export_rules import RULE_TEXTS, rule_notes, rule_of
 from sequoia_opt.plan.tree import TokenTree
 from sequoia_opt.plan.tree_formats import growmap, paths
 from sequoia_opt.plan.verifiers import DEFAULT_VERIFIER, DETERMINISTIC_VERIFIER
@@ -166,6 +169,10 @@ def _transformers(tree: TokenTree) -> str:
     )
 
 
+def _openvino(tree: TokenTree) -> str:
+    return _lines(f"config.num_assistant_tokens = {_guesses(tree)}")
+
+
 def _paths(tree: TokenTree) -> str:
     return _lines(json.dumps(paths(tree)))
 
@@ -213,6 +220,14 @@ FORMATS: dict[str, ExportFormat] = {
         drafting="drafts the most likely tokens with STANDALONE, which has no rejection sampling",
     ),
     "transformers": ExportFormat("transformers", _transformers, chains_only=True),
+    "openvino-genai": ExportFormat(
+        "OpenVINO GenAI",
+        _openvino,
+        chains_only=True,
+        drafting=_DRAFTS_GREEDILY,
+        needs="config is the pipeline's GenerationConfig; the pipeline takes the draft as "
+        "openvino_genai.draft_model(FOLDER, DEVICE)",
+    ),
     "eagle": ExportFormat(
         "EAGLE",
         _paths,
@@ -277,6 +292,10 @@ def export(tree: TokenTree, to: str) -> tuple[str, list[str]]:
         raise SequoiaError(f"--to: found {to!r}, expected one of {', '.join(FORMATS)}")
     export_format = FORMATS[to]
     engine = export_format.engine
+    if (numbers := rule_of(tree, to)) is not None:
+        rule_text = RULE_TEXTS[to]
+        needs = [needs for needs in (export_format.needs, rule_text.needs) if needs]
+        return rule_text.write(_draft(tree), numbers), [*rule_notes(numbers), *needs]
     if tree.size == 1:
         raise SequoiaError(f"the tree has one node: decode plainly, without {engine}'s speculation")
     if export_format.chains_only and not is_chain(tree):
@@ -294,6 +313,8 @@ def _notes(tree: TokenTree, export_format: ExportFormat) -> list[str]:
         notes = [f"{count + 1} nodes: {engine} counts the root"]
     else:
         notes = [f"{count} nodes: {engine} does not count the root"]
+    if tree.policy is not None:
+        notes.append(f"{engine} cannot grow trees by this plan's policy: this is its best tree")
     if export_format.versions:
         notes.append(f"only for versions of {engine} {export_format.versions}")
     if export_format.dynamic:

@@ -33,6 +33,17 @@ def resampled_weights(
     return generator.multinomial(documents, np.full(documents, 1 / documents), size=resamples)
 
 
+def document_weights(generator: np.random.Generator, documents: int, resamples: int) -> FloatArray:
+    """The weight of each document in the estimate and in each resample, [documents, resamples + 1].
+
+    The estimate counts each document once.
+    """
+    weights = np.ones((documents, resamples + 1))
+    if documents:
+        weights[:, 1:] = resampled_weights(generator, documents, resamples).T
+    return weights
+
+
 def bootstrap(
     statistic: Callable[[NDArray[np.int64]], FloatArray],
     documents: int,

@@ -6,7 +6,7 @@ were generated.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -21,6 +21,9 @@ from sequoia_opt.types import FloatArray
 
 MAX_RUNNERS_UP = 4
 SPEED_TO_GIVE_UP = 0.01  # share of the predicted speed that an indistinguishable tree may lack
+ADAPTIVE_CHAIN, ADAPTIVE_TREE = "adaptive chain", "adaptive tree"
+KINDS = ("plain", "chain", "tree", ADAPTIVE_CHAIN, ADAPTIVE_TREE)
+"""The kinds of plans, the simplest first."""
 ROUNDING = 1e-9  # relative difference of two speeds that comes from rounding
 
 
@@ -53,7 +56,7 @@ class Candidate:
     @cached_property
     def speedup(self) -> FloatArray:
         """Speed relative to plain decoding, [replicates + 1]; 1 for the one-node tree."""
-        if self.tree.size == 1:
+        if not self.tree.speculates:
             return np.ones_like(self.tokens)
         return np.asarray(self.tokens * self.plain_ms / self.step_ms)
 
@@ -128,43 +131,67 @@ def comparable(candidates: Sequence[Candidate]) -> list[Candidate]:
     return replayed or list(candidates)
 
 
+def size_of(candidate: Candidate) -> tuple[int, ...]:
+    """How simple a candidate is among static trees: its size."""
+    return (candidate.tree.size,)
+
+
+def kind_of(candidate: Candidate) -> tuple[int, ...]:
+    """How simple a candidate is among all kinds of plans: its place in `KINDS`, then its size."""
+    return KINDS.index(kind(candidate.tree)), candidate.tree.size
+
+
+def kind(tree: TokenTree) -> str:
+    """Which of `KINDS` a plan is."""
+    if tree.policy is not None:
+        return ADAPTIVE_CHAIN if tree.policy.is_chain else ADAPTIVE_TREE
+    if tree.size == 1:
+        return KINDS[0]
+    return KINDS[1] if tree.depth == tree.size - 1 else KINDS[2]
+
+
 def choose(
-    candidates: Sequence[Candidate], confidence: float | None
+    candidates: Sequence[Candidate],
+    confidence: float | None,
+    simplicity: Callable[[Candidate], tuple[int, ...]] = size_of,
 ) -> tuple[Candidate, Candidate]:
     """The fastest candidate, and the one to use.
 
-    Without a confidence, the one to use is the smallest that the data cannot tell from the
+    Without a confidence, the one to use is the simplest that the data cannot tell from the
     fastest. With one, it is the candidate of the highest lower bound, which its speedup exceeds
     with that probability.
+
+    Args:
+        simplicity: less for a simpler candidate: `size_of` or `kind_of`.
     """
 
-    def by_speed(candidate: Candidate) -> tuple[float, int]:
-        return -float(f"{candidate.tokens_per_second[0]:.9g}"), candidate.tree.size
+    def by_speed(candidate: Candidate) -> tuple[float, tuple[int, ...]]:
+        return -float(f"{candidate.tokens_per_second[0]:.9g}"), simplicity(candidate)
 
     fastest = min(candidates, key=by_speed)
     if confidence is not None:
         return fastest, min(
             candidates,
-            key=lambda c: (-c.speedup_exceeded_with(confidence), c.tree.size),
+            key=lambda c: (-c.speedup_exceeded_with(confidence), simplicity(c)),
         )
-    smaller = [
+    simpler = [
         candidate
         for candidate in candidates
-        if candidate.tree.size < fastest.tree.size and _is_indistinguishable(candidate, fastest)
+        if simplicity(candidate) < simplicity(fastest) and _is_indistinguishable(candidate, fastest)
     ]
-    return fastest, min([fastest, *smaller], key=lambda c: (c.tree.size, *by_speed(c)))
+    return fastest, min([fastest, *simpler], key=lambda c: (simplicity(c), by_speed(c)))
 
 
-def _is_indistinguishable(smaller: Candidate, fastest: Candidate) -> bool:
+def _is_indistinguishable(simpler: Candidate, fastest: Candidate) -> bool:
     """Whether the data cannot tell that `fastest` is faster, nor does it promise much more.
 
     The data cannot tell if `fastest` is no faster in more than a tail of the replicates. These
     carry the noise of every single timing, so on a noisy machine many trees are alike; the best
     guess is still the best, and is given up for a little speed at most.
     """
-    if smaller.speedup[0] < (1 - SPEED_TO_GIVE_UP) * fastest.speedup[0]:
+    if simpler.speedup[0] < (1 - SPEED_TO_GIVE_UP) * fastest.speedup[0]:
         return False
-    no_faster = fastest.speedup[1:] <= smaller.speedup[1:] * (1 + ROUNDING)
+    no_faster = fastest.speedup[1:] <= simpler.speedup[1:] * (1 + ROUNDING)
     return bool(len(no_faster)) and float(no_faster.mean()) > TAIL
 
 

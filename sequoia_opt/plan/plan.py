@@ -6,11 +6,12 @@ Knows the answer and everything it was derived from. Knows nothing of how it was
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sequoia_opt.files.documents import rounded
 from sequoia_opt.plan.acceptance import Acceptance
+from sequoia_opt.plan.adaptive_plans import AdaptivePlans
 from sequoia_opt.plan.intervals import interval
 from sequoia_opt.plan.judge import Candidate
 from sequoia_opt.plan.latency import LatencyProfile
@@ -25,7 +26,7 @@ class Plan:
     Attributes:
         choice: the smallest tree within 1% of the fastest one's predicted speed that the data
             cannot tell from it; with a confidence asked for, the tree of the largest lower
-            bound.
+            bound. An adaptive plan where these compare so with the best static tree.
         fastest: the tree of highest predicted speed.
         runners_up: the next best trees of other sizes.
         baselines: plain decoding and the fastest tree of each shape that other tools use.
@@ -39,6 +40,8 @@ class Plan:
         confidence: the probability that the choice was asked to hold with, or None.
         may_speculate: whether trees of more than one node were allowed.
         verifier: the verifier that the acceptance is for; "greedy" at temperature 0.
+        adaptive: adaptive plans beside static ones, if drafts were recorded.
+        notes: what is to be known of adaptive plans, one line each.
     """
 
     choice: Candidate
@@ -56,6 +59,8 @@ class Plan:
     verifier: str
     profile: LatencyProfile
     acceptance: Acceptance
+    adaptive: AdaptivePlans | None = None
+    notes: list[str] = field(default_factory=list)
 
     @property
     def context(self) -> float:
@@ -67,10 +72,13 @@ class Plan:
         """The chosen tree with all metadata of its file."""
         choice, acceptance, profile = self.choice, self.acceptance, self.profile
         replayed = choice.replayed_tokens
+        is_adaptive = choice.tree.policy is not None
         metadata: dict[str, Any] = {
-            "expected_tokens": rounded(choice.expected_tokens),
+            "expected_tokens": None if is_adaptive else rounded(choice.expected_tokens),
             "replayed_tokens": None if replayed is None else rounded(replayed),
             "predicted": _prediction(choice),
+            "adaptive": self.adaptive.document() if self.adaptive and is_adaptive else None,
+            "rules": dict(self.adaptive.rules) or None if self.adaptive else None,
             "target": profile.target.model,
             "draft": profile.draft.model,
             "draft_path": profile.draft.extra.get("path"),
@@ -89,6 +97,7 @@ class Plan:
             choice.tree.parents,
             choice.tree.ranks,
             {key: value for key, value in metadata.items() if value is not None},
+            choice.tree.policy,
         )
 
 
@@ -101,6 +110,6 @@ def _prediction(choice: Candidate) -> dict[str, Any]:
             predicted[name] = rounded(replicates[0])
         low, high = interval(replicates)
         predicted |= {f"{name}_low": rounded(low), f"{name}_high": rounded(high)}
-    if choice.tree.size > 1 and len(choice.speedup) > 1:
+    if choice.tree.speculates and len(choice.speedup) > 1:
         predicted["pays"] = rounded(choice.pays)
     return predicted

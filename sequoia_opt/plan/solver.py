@@ -1,7 +1,8 @@
-"""The solver: acceptance rates and latencies in, the tree that decodes fastest out.
+"""The solver: acceptance rates and latencies in, the plan that decodes fastest out.
 
 Generates candidate trees (`candidates`), predicts their tokens and times with the uncertainty of
-both (`judge`), and chooses the smallest tree that the data cannot tell from the fastest.
+both (`judge`), and chooses the smallest tree that the data cannot tell from the fastest. Where
+drafts were recorded, adaptive plans compete with it (`adaptive_plans`).
 """
 
 from __future__ import annotations
@@ -9,10 +10,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from sequoia_opt.plan.acceptance import Acceptance
+from sequoia_opt.plan.adaptive_plans import (
+    AdaptivePlans,
+    adaptive_plans,
+    is_wanted,
+    judge_policies,
+)
 from sequoia_opt.plan.best_trees import best_trees
 from sequoia_opt.plan.candidates import SearchSpace, baseline_trees, candidate_trees, surface
 from sequoia_opt.plan.intervals import REPLICATES
 from sequoia_opt.plan.judge import (
+    KINDS,
+    Candidate,
     choose,
     comparable,
     fastest_by_name,
@@ -22,6 +31,8 @@ from sequoia_opt.plan.judge import (
 )
 from sequoia_opt.plan.latency import LatencyProfile, overhead_name
 from sequoia_opt.plan.plan import Plan
+from sequoia_opt.plan.recorded import check_recording
+from sequoia_opt.plan.recording import Recording
 from sequoia_opt.plan.solve_options import ANY_TREE, SolveOptions
 from sequoia_opt.plan.step_times import StepTimes
 from sequoia_opt.plan.tree import TokenTree
@@ -46,11 +57,14 @@ def solve(
     confidence: float | None = None,
     given: Mapping[str, TokenTree] | None = None,
     replicates: int = REPLICATES,
+    recording: Recording | None = None,
+    static: bool = False,
 ) -> Plan:
-    """The tree that maximises predicted tokens per second, E(T) / t(T, L).
+    """The plan that maximises predicted tokens per second: a tree, or how trees grow.
 
-    E(T) is the expected number of tokens per step and t(T, L) the time of a step at context
-    length L on the measured machine (Sequoia, arXiv 2402.12374, sections 3.1 and 3.3).
+    Of a tree they are E(T) / t(T, L), the expected number of tokens per step over the time of a
+    step at context length L on the measured machine (Sequoia, arXiv 2402.12374, sections 3.1 and
+    3.3). Of a policy they are replayed, see `adaptive`.
 
     Args:
         profile: measured latencies of the pair.
@@ -67,11 +81,16 @@ def solve(
         max_width: most children of a node.
         confidence: maximise the speedup that is exceeded with this probability, in (0, 1),
             instead of the predicted one.
-        given: trees to predict besides the answer, by name; none of them is chosen.
+        given: plans to predict besides the answer, by name; none of them is chosen. Adaptive ones
+            need a recording.
         replicates: how many times documents and timings are resampled.
+        recording: what the draft said while the acceptance was measured; adaptive plans are
+            solved from it. Without it there are only static ones.
+        static: leave adaptive plans out.
 
     Raises:
-        SequoiaError: an option is out of range, no tree fits the options, or the profile has no
+        SequoiaError: an option is out of range, the recording is of another pair or sampling than
+            the acceptance, no tree fits the options, or the profile has no
             point for what was asked or for a given tree.
     """
     options = SolveOptions(
@@ -99,12 +118,17 @@ def solve(
     judged = judge(named, times, acceptance, replicates)
     candidates = comparable([candidate for candidate in judged if candidate.name == SOLVED])
     fastest, choice = choose(candidates, confidence)
+    baselines = fastest_by_name([c for c in judged if c.name != SOLVED])
+    trees = {"choice": choice.tree, "fastest": fastest.tree}
+    trees |= {c.name: c.tree for c in baselines if c.name in KINDS}
+    drafts = None if static else recording
+    adaptive, notes = _adaptive(profile, acceptance, drafts, options, times, trees)
     return Plan(
-        choice=choice,
+        choice=choice if adaptive is None else adaptive.preferred_to(choice),
         fastest=fastest,
         runners_up=runners_up(candidates, choice),
-        baselines=fastest_by_name([c for c in judged if c.name != SOLVED]),
-        given=judge_given(given or {}, times, acceptance, replicates),
+        baselines=baselines,
+        given=_given(given or {}, profile, acceptance, recording, times),
         expected=best.expected,
         speed=speed,
         method=best.method,
@@ -115,4 +139,37 @@ def solve(
         verifier=verifier_at(acceptance.temperature, acceptance.verifier),
         profile=profile,
         acceptance=acceptance,
+        adaptive=adaptive,
+        notes=notes,
     )
+
+
+def _given(
+    trees: Mapping[str, TokenTree],
+    profile: LatencyProfile,
+    acceptance: Acceptance,
+    recording: Recording | None,
+    times: StepTimes,
+) -> list[Candidate]:
+    """The predictions for the given plans, in their order."""
+    static = {name: tree for name, tree in trees.items() if tree.policy is None}
+    adaptive = {name: tree for name, tree in trees.items() if tree.policy is not None}
+    judged = judge_given(static, times, acceptance, len(times.plain_ms) - 1)
+    judged += judge_policies(adaptive, profile, acceptance, recording, times)
+    by_name = {candidate.name: candidate for candidate in judged}
+    return [by_name[name] for name in trees]
+
+
+def _adaptive(
+    profile: LatencyProfile,
+    acceptance: Acceptance,
+    recording: Recording | None,
+    options: SolveOptions,
+    times: StepTimes,
+    static: Mapping[str, TokenTree],
+) -> tuple[AdaptivePlans | None, list[str]]:
+    """Adaptive plans beside static ones, if drafts were recorded and the options allow them."""
+    if recording is None or not is_wanted(options):
+        return None, []
+    check_recording(recording, acceptance)
+    return adaptive_plans(profile, acceptance, recording, options, times, static)

@@ -119,6 +119,34 @@ class StepTimes:
         """Whether the profile can price the first draft forward pass of a step."""
         return bool(np.isfinite(self.levels_ms(np.ones(1, np.int64))).all())
 
+    @property
+    def target_pass_ms(self) -> FloatArray:
+        """A step without its drafting by its nodes, [replicates + 1, largest_size + 1]."""
+        overhead = self._overhead
+        sizes = np.arange(self.target_ms.shape[1])
+        return np.asarray(self.target_ms + overhead.constant_ms + overhead.per_token_ms * sizes)
+
+    @property
+    def draft_pass_ms(self) -> FloatArray:
+        """A draft pass after the first by its nodes, [replicates + 1, most tokens + 1]."""
+        return np.asarray(self.draft_ms + self._overhead.per_level_ms)
+
+    def first_pass_ms(self, behind: int) -> FloatArray:
+        """A growing tree's first draft pass by what the cache lacks, [replicates + 1, behind + 1].
+
+        Growing trees take along only what the draft's cache lacks, in every engine. The time
+        includes what drafting costs once per step. For more tokens than were measured, the time of
+        the most that were is drawn out in proportion.
+
+        Args:
+            behind: the most tokens that the draft's cache lacks besides the root.
+        """
+        tokens = np.arange(behind + 1) + 1
+        most = self.draft_ms.shape[1] - 1
+        passes_ms = self.draft_ms[:, np.minimum(tokens, most)] * np.maximum(tokens / most, 1.0)
+        overhead_ms = self._overhead.per_level_ms + self._overhead.drafting_ms
+        return np.asarray(passes_ms + overhead_ms)
+
     def step_ms(self, tree: TokenTree) -> FloatArray:
         """t(T, L) of one tree, [replicates + 1].
 

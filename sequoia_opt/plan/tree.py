@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.files.documents import read_document, write_document
 from sequoia_opt.files.fields import Fields, shown
+from sequoia_opt.plan.policy import Policy
 
-FORMAT, VERSION = "sequoia-opt/tree", 1
-STRUCTURE = ("format", "version", "size", "depth", "parents", "ranks")
+FORMAT, VERSION, ADAPTIVE_VERSION = "sequoia-opt/tree", 1, 2
+STRUCTURE = ("format", "version", "size", "depth", "parents", "ranks", "policy")
 
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
@@ -36,6 +37,8 @@ class TokenTree:
         parents: each node's parent; -1 for the root.
         ranks: each node's place among its siblings, from 1; 0 for the root.
         metadata: all other fields of the tree's file (prediction, models, provenance).
+        policy: of an adaptive plan, how each step's tree grows; the nodes are then those of the
+            best tree without a policy, for engines that cannot grow one.
 
     Raises:
         SequoiaError: the lists do not describe such a tree.
@@ -44,16 +47,19 @@ class TokenTree:
     parents: tuple[int, ...]
     ranks: tuple[int, ...]
     metadata: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    policy: Policy | None = None
 
     def __init__(
         self,
         parents: Sequence[int],
         ranks: Sequence[int],
         metadata: dict[str, Any] | None = None,
+        policy: Policy | None = None,
     ) -> None:
         object.__setattr__(self, "parents", tuple(int(p) for p in parents))
         object.__setattr__(self, "ranks", tuple(int(r) for r in ranks))
         object.__setattr__(self, "metadata", dict(metadata or {}))
+        object.__setattr__(self, "policy", policy)
         self._check()
 
     def _check(self) -> None:
@@ -158,6 +164,42 @@ class TokenTree:
         """Number of nodes without children."""
         return int((self.child_counts == 0).sum())
 
+    @property
+    def largest_size(self) -> int:
+        """The most nodes that a step verifies."""
+        return self.size if self.policy is None else self.policy.largest_size
+
+    @property
+    def most_slots(self) -> int:
+        """The most nodes that a step puts into the target's cache or the draft's."""
+        if self.policy is None:
+            return self.size
+        return max(self.policy.largest_size, self.policy.most_drafted)
+
+    @property
+    def most_leaves(self) -> int:
+        """The most leaves of a step's tree, drafted nodes included."""
+        if self.policy is None:
+            return self.leaves
+        return max(self.policy.largest_size - 1, self.policy.most_drafted_leaves)
+
+    @property
+    def largest_depth(self) -> int:
+        """The most levels below the root of a step's tree."""
+        return self.depth if self.policy is None else self.policy.depth
+
+    @property
+    def static(self) -> TokenTree:
+        """The tree without a policy, which engines run that cannot grow one."""
+        if self.policy is None:
+            return self
+        return TokenTree(self.parents, self.ranks, self.metadata)
+
+    @property
+    def speculates(self) -> bool:
+        """Whether steps draft anything."""
+        return self.size > 1 or self.policy is not None
+
     @cached_property
     def internal_levels(self) -> list[list[int]]:
         """The nodes with children at each depth; one list for each level that has any."""
@@ -174,8 +216,11 @@ class TokenTree:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the structure, 16 hexadecimal digits."""
-        content = repr((self.parents, self.ranks)).encode()
+        """Hash of the structure and the policy, 16 hexadecimal digits."""
+        parts: tuple[Any, ...] = (self.parents, self.ranks)
+        if self.policy is not None:
+            parts = (*parts, self.policy)
+        content = repr(parts).encode()
         return hashlib.sha256(content).hexdigest()[:16]
 
     @property
@@ -188,11 +233,12 @@ class TokenTree:
         """The tree's file as a mapping."""
         return {
             "format": FORMAT,
-            "version": VERSION,
+            "version": VERSION if self.policy is None else ADAPTIVE_VERSION,
             "size": self.size,
             "depth": self.depth,
             "parents": list(self.parents),
             "ranks": list(self.ranks),
+            **({} if self.policy is None else {"policy": self.policy.document()}),
             **self.metadata,
         }
 
@@ -207,11 +253,15 @@ class TokenTree:
         Raises:
             SequoiaError: the file is missing or malformed, or does not hold a tree.
         """
-        document = read_document(path, FORMAT, VERSION)
+        document = read_document(path, FORMAT, ADAPTIVE_VERSION)
         fields = Fields(document, str(path))
         parents, ranks = fields.integers("parents", minimum=-1), fields.integers("ranks")
+        metadata = {key: value for key, value in document.items() if key not in STRUCTURE}
+        policy = None
+        if document["version"] == ADAPTIVE_VERSION:
+            policy = Policy.from_fields(fields.section("policy"))
         try:
-            tree = cls(parents, ranks, {k: v for k, v in document.items() if k not in STRUCTURE})
+            tree = cls(parents, ranks, metadata, policy)
         except SequoiaError as error:
             raise SequoiaError(f"{path}: {error}") from None
         _check_metadata(fields)
@@ -242,7 +292,7 @@ def _check_metadata(fields: Fields) -> None:
         metadata["min_p"] = fields.number("min_p", 0.0, 1.0)
     for key in ("target", "draft", "draft_path", "verifier"):
         fields.text(key, "")
-    for key in ("hardware", "engine", "provenance"):
+    for key in ("hardware", "engine", "provenance", "adaptive"):
         if key in metadata:
             fields.section(key)
     engine = fields.section("engine") if "engine" in metadata else Fields({}, "")

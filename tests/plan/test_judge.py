@@ -1,10 +1,23 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from sequoia_opt.plan import shapes
-from sequoia_opt.plan.judge import Candidate, choose, comparable, fastest_by_name, runners_up
+from sequoia_opt.plan.confidence import Confidence
+from sequoia_opt.plan.judge import (
+    Candidate,
+    choose,
+    comparable,
+    fastest_by_name,
+    kind,
+    kind_of,
+    runners_up,
+)
+from sequoia_opt.plan.policy import Policy
+from sequoia_opt.plan.tree import TokenTree
 
 
 def candidate(
@@ -77,3 +90,23 @@ def test_the_fastest_of_each_name() -> None:
         candidate(4, [1.1], "k-ary"),
     )
     assert fastest_by_name([slow, fast, other]) == [fast, other]
+
+
+def test_the_simplest_kind_is_chosen_if_the_data_cannot_tell() -> None:
+    policy = Policy(Confidence((0.5,), (((0.5, 0.6),),)), 3, 1, ((1, 0.2),), 0.5, 0.1, (1, 4))
+    chain = candidate(6, [1.995, *[1.95] * 100])
+    fastest = replace(
+        candidate(2, [2.0, *[2.0] * 95, *[1.9] * 5]),
+        tree=TokenTree([-1, 0], [0, 1], policy=policy),
+    )
+    assert kind_of(chain) < kind_of(fastest)
+    assert choose([fastest, chain], None, kind_of) == (fastest, chain)
+    assert choose([fastest, chain], None) == (fastest, fastest)
+    plain = candidate(1, [1.0])
+    assert [kind(c.tree) for c in (plain, chain, fastest)] == ["plain", "chain", "adaptive chain"]
+
+
+def test_an_adaptive_plan_of_a_single_node_is_no_plain_decoding() -> None:
+    policy = Policy(Confidence((0.5,), (((0.5, 0.6),),)), 3, 1, ((1, 0.2),), 0.5, 0.1, (1, 4))
+    adaptive = replace(candidate(1, [1.5]), tree=TokenTree([-1], [0], policy=policy))
+    assert adaptive.speedup[0] == 1.5
