@@ -38,6 +38,7 @@ TYPE_CYCLES = {
     ("engine.torch.agreement", "engine.torch.runner"): "checks the runner that calls it",
     ("engine.torch.compile", "engine.torch.runner"): "compares with the runner that calls it",
     ("engine.torch.tree_passes", "engine.torch.runner"): "a pass runs its runner's model",
+    ("engine.torch.growing_passes", "engine.torch.runner"): "a pass runs its runner's model",
 }
 
 

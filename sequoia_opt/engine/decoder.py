@@ -6,20 +6,22 @@ stream.py, the step itself in step.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sequoia_opt.engine.adaptive_step import AdaptiveStep
 from sequoia_opt.engine.drafters import State
 from sequoia_opt.engine.logits_processors import LogitsOptions
 from sequoia_opt.engine.pair import Pair
 from sequoia_opt.engine.session import Session, first_state
 from sequoia_opt.engine.step import TOLD, Step
 from sequoia_opt.engine.stream import Generation, Stream
-from sequoia_opt.engine.verify import Synthetic, TreeIndex, make_verifier
+from sequoia_opt.engine.verify import Synthetic, TreeIndex, Uniforms, make_verifier
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan.sampling import Sampling
 from sequoia_opt.plan.tree import AUTOREGRESSIVE, TokenTree
@@ -35,7 +37,8 @@ class Decoder:
     """Decodes with one pair, tree and temperature.
 
     Args:
-        tree: by default the one-node tree, plain decoding: the draft never runs.
+        tree: by default the one-node tree, plain decoding: the draft never runs. An adaptive plan
+            grows each step's tree by its policy.
         temperature: 0 for greedy.
         top_p: in (0, 1].
         seed: seeds all sampling; a whole number of at most 63 bits.
@@ -48,7 +51,7 @@ class Decoder:
         min_p: in [0, 1], the least probability of a token, as a share of the most likely one's.
 
     Raises:
-        SequoiaError: an option out of range.
+        SequoiaError: an option out of range, or an adaptive plan that these options cannot run.
     """
 
     def __init__(
@@ -82,9 +85,13 @@ class Decoder:
             if logits_options.change_anything
             else None
         )
-        step = Step(pair.target, pair.drafter, tree, self.verifier, pair.world, self._processor)
-        self.step = pair.machine.prepared(step)
-        self.read_back = pair.machine.read_back(tree.depth + TOLD)
+        step = AdaptiveStep if tree.policy is not None else Step
+        self.step = pair.machine.prepared(
+            step(pair.target, pair.drafter, tree, self.verifier, pair.world, self._processor)
+        )
+        self.read_back: Callable[[Any], list[int]] = list  # an adaptive step returns a list
+        if tree.policy is None:
+            self.read_back = pair.machine.read_back(tree.depth + TOLD)
         self._root = TreeIndex(AUTOREGRESSIVE, pair.device)
         self._no_uniforms = torch.empty(0, device=pair.device)
         self.reseed(seed)
@@ -147,8 +154,10 @@ class Decoder:
         """Time spent on recording steps so far."""
         return float(getattr(self.step, "recording_seconds", 0.0))
 
-    def uniforms_for_step(self, random: torch.Generator) -> Tensor:
-        """The next random numbers in [0, 1) for a step."""
+    def uniforms_for_step(self, random: torch.Generator) -> Tensor | Uniforms:
+        """The next random numbers in [0, 1) for a step: all of them, or what gives them."""
+        if self.tree.policy is not None:
+            return lambda count: torch.rand(count, generator=random, device=self.pair.device)
         if self.step.uniform_count == 0:
             return self._no_uniforms
         return torch.rand(self.step.uniform_count, generator=random, device=self.pair.device)

@@ -78,6 +78,43 @@ class LevelPasses(Protocol):
         ...
 
 
+class GrowingPasses(Protocol):
+    """Forward passes over a tree whose nodes are not known before, a part of them in each pass.
+
+    Nodes are numbered in the order in which they were run, from 0 in each step.
+    """
+
+    def begin(self, cache: Any, length: int, bound: int) -> None:
+        """Begin a step behind the `length` tokens that the cache holds; what lies behind them is
+        overwritten.
+
+        Args:
+            bound: at least `length`, see `Machine.bound_for`.
+        """
+        ...
+
+    def run(self, tokens: Sequence[int], parents: Sequence[int], rows: int) -> Tensor:
+        """One forward pass over new nodes, each of which sees the text and its ancestors.
+
+        Args:
+            tokens: of the nodes.
+            parents: their numbers, of nodes before; of nodes in this pass, too. -1 for the text.
+            rows: how many of the last nodes' logits are returned.
+
+        Returns:
+            [rows, vocabulary], at least float32; overwritten by the next pass over this cache.
+        """
+        ...
+
+    def accept(self, path: Sequence[int]) -> None:
+        """End the step: keep these nodes, in order, behind the text, and drop the others.
+
+        Args:
+            path: numbers of nodes, each the parent of the next one, the first without a parent.
+        """
+        ...
+
+
 class Model(Protocol):
     """One model that an engine has loaded.
 
@@ -176,6 +213,15 @@ class Model(Protocol):
 
     def level_passes(self, tree: TokenTree) -> LevelPasses:
         """Forward passes over a tree's internal nodes, level by level."""
+        ...
+
+    def growing_passes(self, nodes: int, branches: int) -> GrowingPasses:
+        """Forward passes over trees that grow while they are drafted.
+
+        Args:
+            nodes: the most nodes of a step, in all its passes.
+            branches: the most leaves.
+        """
         ...
 
     def pass_to_time(

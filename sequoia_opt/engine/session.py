@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from sequoia_opt.engine.adaptive_step import GrowingState
 from sequoia_opt.engine.devices import advice_for
 from sequoia_opt.engine.drafters import State
 from sequoia_opt.engine.model import Caches
@@ -37,7 +38,8 @@ class Session:
     that is dropped closes itself.
 
     Attributes:
-        last_node: the node that the last step accepted last.
+        last_node: the node that the last step accepted last; of an adaptive plan, how many
+            guesses it accepted.
         length: committed tokens in the target's cache.
         texts: how many texts have begun.
     """
@@ -53,7 +55,7 @@ class Session:
         pair = decoder.pair
         self._random = torch.Generator(pair.device).manual_seed(seed)
         self._lease: _Lease | None = None
-        self._state: State | None = None
+        self._state: State | GrowingState | None = None
         self._text: list[int] = []  # tokens that are committed, the root included
         self._held: list[int] = []  # tokens that both caches hold
         self.length, self.last_node, self.texts = 0, 0, 0
@@ -71,6 +73,14 @@ class Session:
             self._lease, self._state, self._held = None, None, []
 
     @property
+    def grown(self) -> tuple[int, int]:
+        """Nodes that the last step verified, the root included, and levels that it drafted."""
+        if isinstance(self._state, GrowingState):
+            return self._state.size, self._state.levels
+        tree = self._decoder.tree
+        return tree.size, tree.depth
+
+    @property
     def caches(self) -> Caches:
         """The text's caches, which `reserve` or `start` makes."""
         assert self._lease is not None
@@ -82,7 +92,7 @@ class Session:
         Raises:
             SequoiaError: they do not fit into the memory that is left.
         """
-        pair, size = self._decoder.pair, self._decoder.tree.size
+        pair, size = self._decoder.pair, self._decoder.tree.most_slots
         capacity = pair.machine.capacity_for(length) + size
         capacity += -capacity % CAPACITY_ROUNDING
         if self._conversing:  # so that the text stays in its cache as long as it can
@@ -160,7 +170,9 @@ class Session:
         self._text += tokens
         return tokens
 
-    def step_from(self, state: State, length: int) -> tuple[list[int], State]:
+    def step_from(
+        self, state: State | GrowingState, length: int
+    ) -> tuple[list[int], State | GrowingState]:
         """Run one step from a state of the text; its tokens, and the state behind them."""
         decoder = self._decoder
         with decoder.step.mode():
@@ -173,17 +185,24 @@ class Session:
     def finish(self) -> None:
         """End the text; in a conversation, remember it for the next one."""
         if self._conversing:
-            # All but the last token; the draft may lack the one before it.
-            self._held = self._text[: self.length - 1]
+            # All but the last token; the draft may lack the one before it, or more after a pause.
+            held = self.length - 1
+            if isinstance(self._state, GrowingState):
+                held = min(self.length, self._state.held)
+            self._held = self._text[:held]
 
 
 class _Lease:
     """A pair's caches that are a session's until it ends or is dropped."""
 
     def __init__(self, session: Session, pair: Pair, capacity: int, tree: TokenTree) -> None:
-        target = pair.target.reserve(capacity, branches=tree.leaves)
+        target = pair.target.reserve(capacity, branches=tree.most_leaves)
         try:
-            draft = pair.drafter.reserve(capacity, branches=tree.leaves) if tree.size > 1 else None
+            draft = (
+                pair.drafter.reserve(capacity, branches=tree.most_leaves)
+                if tree.speculates
+                else None
+            )
         except BaseException:
             pair.target.release(target)
             raise

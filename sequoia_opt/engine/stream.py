@@ -33,7 +33,10 @@ class Generation:
         verified: tokens that these steps yielded, including those past `max_new_tokens`.
         seconds: time of these steps, without the prompt and the first token, which it yields.
         prefill_seconds: time of the prompt.
-        ended: by node of the tree, in how many steps it was the last accepted node.
+        ended: by node of the tree, in how many steps it was the last accepted node; of an adaptive
+            plan, by number of accepted guesses.
+        sizes, levels: by number of nodes, in how many steps the target verified so many, the root
+            included; by number of levels, in how many steps the draft went so deep.
         stopped: "length", "end" (an end-of-text token) or "stop" (a stop string).
         text: what the new tokens add to the prompt's text, up to the stop string or the token that
             ended it, without special tokens. Empty without a tokenizer.
@@ -45,6 +48,8 @@ class Generation:
     seconds: float = 0.0
     prefill_seconds: float = 0.0
     ended: Counter[int] = field(default_factory=Counter)
+    sizes: Counter[int] = field(default_factory=Counter)
+    levels: Counter[int] = field(default_factory=Counter)
     stopped: str = "length"
     text: str = ""
 
@@ -137,6 +142,9 @@ class Stream:
             generation.seconds += time.perf_counter() - started - recording
             generation.steps += 1
             generation.ended[session.last_node] += 1
+            size, levels = session.grown
+            generation.sizes[size] += 1
+            generation.levels[levels] += 1
             generation.verified += len(new)
         session.finish()
         if self._text is not None:

@@ -14,7 +14,14 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from sequoia_opt.engine.sampling import Cuts, draw, draw_without_replacement, gumbel, warp
+from sequoia_opt.engine.sampling import (
+    Cuts,
+    draw,
+    draw_without_replacement,
+    gumbel,
+    likeliest,
+    warp,
+)
 
 
 @pytest.mark.parametrize("temperature", [0.2, 0.6, 1.0, 1.5])
@@ -81,3 +88,15 @@ def test_a_uniform_of_zero_is_harmless() -> None:
     assert draw(weights[1:], torch.tensor(0.0)) == 1
     drawn = draw_without_replacement(weights.log(), 2, gumbel(torch.tensor([0.0, 0.9, 0.5])))
     assert drawn.tolist() == [2, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("count", [1, 3, 8, 9, 20])
+def test_the_likeliest_tokens_are_in_order(count: int, dtype: torch.dtype) -> None:
+    probabilities = torch.rand(5, 20, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    before = probabilities.clone()
+    values, tokens = likeliest(probabilities, count)
+    expected = before.sort(dim=-1, descending=True)
+    assert torch.equal(values, expected.values[:, :count])
+    assert torch.equal(tokens, expected.indices[:, :count])
+    assert torch.equal(probabilities, before)

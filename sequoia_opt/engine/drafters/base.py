@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from sequoia_opt.engine.logits_processors import LogitsProcessor
-from sequoia_opt.engine.model import Model
+from sequoia_opt.engine.model import GrowingPasses, Model
 from sequoia_opt.engine.verify import TreeIndex, Verifier
 from sequoia_opt.plan.tree import TokenTree
 
@@ -126,4 +126,14 @@ class Drafter(Protocol):
         processor: LogitsProcessor | None,
     ) -> TreeDrafter:
         """The drafter, prepared for a tree, a verifier and a logits processor."""
+        ...
+
+    def growing_passes(self, nodes: int, branches: int) -> GrowingPasses:
+        """Forward passes over trees that grow; see `Model.growing_passes`.
+
+        Their logits have the target's vocabulary.
+
+        Raises:
+            SequoiaError: the drafter has no distributions by which a tree could grow.
+        """
         ...

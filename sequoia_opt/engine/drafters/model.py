@@ -7,7 +7,7 @@ twice. Knows nothing of caches: the engine's `LevelPasses` does.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sequoia_opt.engine.drafters.base import State
 from sequoia_opt.engine.logits_processors import LogitsProcessor
-from sequoia_opt.engine.model import Model
+from sequoia_opt.engine.model import GrowingPasses, Model
 from sequoia_opt.engine.sampling import at_least_float32
 from sequoia_opt.engine.verify import TreeIndex, Verifier, as_slice, indices
 from sequoia_opt.plan.tree import TokenTree
@@ -68,6 +68,13 @@ class ModelDrafter:
         """See `Drafter`."""
         return ModelTreeDrafter(self, tree, index, verifier, processor)
 
+    def growing_passes(self, nodes: int, branches: int) -> GrowingPasses:
+        """See `Drafter`."""
+        passes = self.model.growing_passes(nodes, branches)
+        if self.model.vocabulary == self.vocabulary:
+            return passes
+        return _FittedPasses(passes, self.model.vocabulary, self.vocabulary)
+
     def _known(self, tokens: Tensor) -> Tensor:
         """Tokens that the draft's embedding table has."""
         if self.model.vocabulary < self.vocabulary:
@@ -77,6 +84,19 @@ class ModelDrafter:
     def _fitted(self, logits: Tensor) -> Tensor:
         """Logits over the target's vocabulary, at least float32."""
         return fit_vocabulary(at_least_float32(logits), self.vocabulary)
+
+
+class _FittedPasses:
+    """Forward passes of a draft whose vocabulary has another size than the target's."""
+
+    def __init__(self, passes: GrowingPasses, known: int, vocabulary: int) -> None:
+        self._passes, self._last, self._vocabulary = passes, known - 1, vocabulary
+        self.begin, self.accept = passes.begin, passes.accept
+
+    def run(self, tokens: Sequence[int], parents: Sequence[int], rows: int) -> Tensor:
+        """See `GrowingPasses`."""
+        known = [min(token, self._last) for token in tokens]
+        return fit_vocabulary(self._passes.run(known, parents, rows), self._vocabulary)
 
 
 class ModelTreeDrafter:

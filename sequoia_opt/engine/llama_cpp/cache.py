@@ -11,6 +11,8 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections.abc import Sequence
+from functools import cache
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +28,7 @@ CELLS = 256  # llama.cpp's caches have a multiple of this, and its passes read o
 CHUNK = 512  # most tokens of a forward pass
 KEPT_VIEWS = 64  # views of the logits, one for each number of rows
 NO_SLOT = 1  # what llama_decode returns where the cache is full
+ITEM = 4  # bytes of llama.cpp's whole numbers
 ANY, END = -1, -1  # every sequence; to the last position
 
 
@@ -45,35 +48,52 @@ class Batch:
             sequences: of each token, at least one; the first is the one whose cells it sees.
             wanted: whether each token's logits are wanted.
         """
-        self.size, self.rows = len(sequences), sum(wanted)
+        count = self.size = len(sequences)
+        self.rows = sum(wanted)
+        counts = [len(numbers) for numbers in sequences]
+        flat = [number for numbers in sequences for number in numbers]
+        # One piece of memory: to ask numpy for an address takes about a microsecond. It begins
+        # with the pointers to each token's sequences, which take two elements each.
+        tokens, positions, lengths, first = (part * count for part in (2, 3, 4, 5))
+        flags = first + len(flat)
+        memory = np.zeros(flags + count // ITEM + 1, np.int32)
+        self.tokens, self.positions = memory[tokens:positions], memory[positions:lengths]
         # A few numbers are written faster into these than into numpy's arrays of the same memory.
-        numbers: Any = ctypes.c_int32 * self.size
-        self._tokens, self._positions = numbers(), numbers()
-        self.tokens = np.ctypeslib.as_array(self._tokens)
-        self.positions = np.ctypeslib.as_array(self._positions)
-        counts = np.array([len(own) for own in sequences], np.int32)
-        flat = np.array([number for own in sequences for number in own], np.int32)
-        starts = np.cumsum(counts) - counts
-        pointers = (flat.ctypes.data + flat.itemsize * starts).astype(np.uintp)
-        flags = np.array(wanted, np.int8)
-        self._kept = counts, flat, pointers, flags  # the struct points to them
-        structure = bindings().llama_batch()
-        structure.n_tokens = self.size
-        for field, array in (
-            ("token", self.tokens),
-            ("pos", self.positions),
-            ("n_seq_id", counts),
-            ("seq_id", pointers),
-            ("logits", flags),
-        ):
-            kind = type(getattr(structure, field))
-            setattr(structure, field, ctypes.cast(array.ctypes.data, kind))
-        self.structure = structure
+        kind: Any = ctypes.c_int32 * count
+        self._tokens = kind.from_buffer(memory, ITEM * tokens)
+        self._positions = kind.from_buffer(memory, ITEM * positions)
+        memory[lengths:first] = counts
+        memory[first:flags] = flat
+        memory[flags:].view(np.int8)[:count] = wanted
+        address = memory.ctypes.data
+        starts = accumulate(
+            [ITEM * length for length in counts[:-1]], initial=address + ITEM * first
+        )
+        memory[:tokens].view(np.uintp)[:] = list(starts)
+        self.structure = bindings().llama_batch(n_tokens=count)
+        fields = np.frombuffer(self.structure, np.uintp)
+        fields[_pointer_fields()] = [
+            address + ITEM * start for start in (tokens, positions, lengths, 0, flags)
+        ]
+        self._kept = memory  # the struct points to it
+        # A few numbers are written faster into these than into numpy's arrays of the same memory.
+        array: Any = ctypes.c_int32 * count
+        self._tokens, self._positions = (
+            array.from_address(address + ITEM * start) for start in (tokens, positions)
+        )
 
     def fill(self, tokens: list[int], positions: list[int]) -> None:
         """Put in all tokens and their positions."""
         self._tokens[:] = tokens
         self._positions[:] = positions
+
+
+@cache
+def _pointer_fields() -> list[int]:
+    """Where llama_batch has its pointers, in words."""
+    kind = bindings().llama_batch
+    names = "token", "pos", "n_seq_id", "seq_id", "logits"
+    return [getattr(kind, name).offset // ctypes.sizeof(ctypes.c_void_p) for name in names]
 
 
 class Logits(NamedTuple):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sequoia_opt.engine.drafters import State
+from sequoia_opt.engine.adaptive_step import AdaptiveStep
 from sequoia_opt.engine.hardware import hardware, own_versions, slug
 from sequoia_opt.engine.llama_cpp.greedy import GreedyStep
 from sequoia_opt.engine.llama_cpp.library import gpu, versions
@@ -29,16 +29,15 @@ class OneThreadStep(TensorStep):
     llama.cpp from the processors.
 
     Attributes:
-        uniform_count: see `Step`.
+        uniform_count: see `Step`; 0 for an adaptive step.
     """
 
-    def __init__(self, step: Step) -> None:
-        self.step, self.uniform_count = step, step.uniform_count
+    def __init__(self, step: Step | AdaptiveStep) -> None:
+        self.step: Any = step
+        self.uniform_count: int = getattr(step, "uniform_count", 0)
 
-    def __call__(
-        self, caches: Caches, state: State, bound: int, uniforms: Tensor
-    ) -> tuple[Tensor, State]:
-        """See `Step`."""
+    def __call__(self, caches: Caches, state: Any, bound: int, uniforms: Any) -> tuple[Any, Any]:
+        """See `Step` and `AdaptiveStep`."""
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
@@ -92,9 +91,11 @@ class LlamaMachine:
         """See `Machine`."""
         return length
 
-    def prepared(self, step: Step) -> OneThreadStep | GreedyStep:
+    def prepared(self, step: Step | AdaptiveStep) -> OneThreadStep | GreedyStep:
         """See `Machine`."""
-        return GreedyStep.of(step) or OneThreadStep(step)
+        if isinstance(step, Step) and (greedy := GreedyStep.of(step)) is not None:
+            return greedy
+        return OneThreadStep(step)
 
     def repeated(self, work: Callable[[], object]) -> Callable[[], object]:
         """See `Machine`."""

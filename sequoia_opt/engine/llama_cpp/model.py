@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sequoia_opt.engine.gguf_file import GgufHeader
 from sequoia_opt.engine.llama_cpp.cache import CHUNK, Batch, CacheSize, LlamaCache, Weights
+from sequoia_opt.engine.llama_cpp.growing_passes import LlamaGrowingPasses
 from sequoia_opt.engine.llama_cpp.library import bindings, has_gpu, logged, reason
 from sequoia_opt.engine.llama_cpp.passes import LlamaLevelPasses, LlamaTreePass, chain_pass
 from sequoia_opt.engine.llama_cpp.settings import Settings
@@ -170,6 +171,10 @@ class LlamaModel:
     def level_passes(self, tree: TokenTree) -> LlamaLevelPasses:
         """See `Model`."""
         return LlamaLevelPasses(tree)
+
+    def growing_passes(self, nodes: int, branches: int) -> LlamaGrowingPasses:
+        """See `Model`."""
+        return LlamaGrowingPasses(nodes, branches)
 
     def pass_to_time(
         self, cache: LlamaCache, context: int, count: int, bound: int

@@ -23,6 +23,7 @@ from sequoia_opt.engine.drafters import ModelDrafter
 from sequoia_opt.engine.gguf_file import is_gguf, stem
 from sequoia_opt.engine.pair import ROLES, Pair, short_name
 from sequoia_opt.engine.text import Tokenizer
+from sequoia_opt.engine.torch.cuda_graphs import record
 from sequoia_opt.engine.torch.library import TransformersLibrary
 from sequoia_opt.engine.torch.loading import (
     Loading,
@@ -101,6 +102,8 @@ def load(request: Request) -> Pair:
     # The draft first: the target may take all memory that is left.
     runners = {role: way.runner(sources[role], configs[role]) for role, way in ways.items()}
     target, draft = runners["target"], runners["draft"]
+    if graphs:
+        target.record = draft.record = record
     names = {
         role: stem(source) if is_gguf(source) else short_name(source)
         for role, source in sources.items()

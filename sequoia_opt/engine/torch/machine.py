@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sequoia_opt.engine.adaptive_step import AdaptiveStep
 from sequoia_opt.engine.hardware import hardware, software
 from sequoia_opt.engine.names import TORCH
 from sequoia_opt.engine.step import Step
@@ -56,9 +57,9 @@ class TorchMachine:
         """See `Machine`."""
         return bucketed(length) if self.graphs else length
 
-    def prepared(self, step: Step) -> Step | RecordedStep:
-        """See `Machine`."""
-        return RecordedStep(step) if self.graphs else step
+    def prepared(self, step: Step | AdaptiveStep) -> Step | AdaptiveStep | RecordedStep:
+        """See `Machine`; the host decides within an adaptive step, which no graph can hold."""
+        return RecordedStep(step) if self.graphs and isinstance(step, Step) else step
 
     def repeated(self, work: Callable[[], object]) -> Callable[[], object]:
         """See `Machine`."""

@@ -32,6 +32,7 @@ from sequoia_opt.engine.torch.attention import (
 )
 from sequoia_opt.engine.torch.cache_pool import CachePool
 from sequoia_opt.engine.torch.compile import Forward, compile_and_check, compiled_for_device
+from sequoia_opt.engine.torch.growing_passes import Record, TorchGrowingPasses
 from sequoia_opt.engine.torch.hidden_states import HiddenStates
 from sequoia_opt.engine.torch.layer_stream import LayerStream
 from sequoia_opt.engine.torch.layer_weights import decoder_layers
@@ -62,6 +63,7 @@ class Runner:
         model: the transformers model, its attention set to this program's, its weights packed.
         layers: what its attention layers store.
         stream: what brings in the layers that do not stay on the device, if there are such.
+        record: records passes over trees that grow, where steps are recorded.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Runner:
         """
         self.model = model.eval().requires_grad_(False)
         self.name, self.stream = name, stream
+        self.record: Record | None = None
         config = model.config.get_text_config()  # type: ignore[union-attr, operator]
         self.vocabulary = int(config.vocab_size)
         self.parameters = sum(p.numel() for p in model.parameters())  # packing removes some
@@ -175,14 +178,7 @@ class Runner:
             self.model.set_attn_implementation(self._attention)  # type: ignore[operator]
 
     def reserve(self, capacity: int, batch: int = 1, branches: int = 1) -> KVCache:
-        """A cache of at least `capacity` slots for `batch` texts, the caller's until released.
-
-        Args:
-            branches: see `Model.reserve`; a cache here takes any tree.
-
-        Raises:
-            SequoiaError: it does not fit into the memory that is left.
-        """
+        """See `Model`; a cache here takes a tree of any number of branches."""
         return self._pool.reserve(capacity, batch)
 
     def release(self, cache: KVCache) -> None:
@@ -202,9 +198,9 @@ class Runner:
 
     def places(self, cache: KVCache, length: Tensor, used: int) -> Tensor:
         """Columns in a mask table of the first slots, `used` at least, for a tree at `length`."""
-        return places(length, self._read_slots(cache, used))
+        return places(length, self.read_slots(cache, used))
 
-    def _read_slots(self, cache: KVCache, used: int) -> Tensor:
+    def read_slots(self, cache: KVCache, used: int) -> Tensor:
         """The slots that a forward pass reads if it needs the first `used`."""
         if self.device.type == "cuda":
             used = min(used + -used % ALIGNED_SLOTS, cache.capacity)
@@ -217,6 +213,10 @@ class Runner:
     def level_passes(self, tree: TokenTree) -> TorchLevelPasses:
         """See `Model`."""
         return TorchLevelPasses(self, tree)
+
+    def growing_passes(self, nodes: int, branches: int) -> TorchGrowingPasses:
+        """See `Model`."""
+        return TorchGrowingPasses(self, nodes, self.record)
 
     def forward(
         self,
@@ -361,7 +361,7 @@ class Runner:
         positions = slots[None]
         if pad is not None:
             positions = (positions - pad[:, None]).clamp(min=0)
-            padded = self._read_slots(cache, used) < pad[:, None]
+            padded = self.read_slots(cache, used) < pad[:, None]
             masks = {
                 window: mask.masked_fill(padded[:, None, None], torch.finfo(mask.dtype).min)
                 for window, mask in masks.items()

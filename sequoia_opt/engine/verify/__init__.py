@@ -21,6 +21,7 @@ from collections.abc import Callable
 
 from sequoia_opt.engine.verify.base import Positions, Trial, Verdict, Verifier
 from sequoia_opt.engine.verify.exact_match import Greedy, TopK
+from sequoia_opt.engine.verify.node_rules import NodeRule, Uniforms, node_rule
 from sequoia_opt.engine.verify.residual import Sequoia, SpecInfer
 from sequoia_opt.engine.verify.synthetic import Synthetic
 from sequoia_opt.engine.verify.traversal import Traversal
@@ -29,6 +30,7 @@ from sequoia_opt.engine.verify.tree_index import TreeIndex, as_slice, indices
 __all__ = [
     "VERIFIER_CLASSES",
     "Greedy",
+    "NodeRule",
     "Positions",
     "Sequoia",
     "SpecInfer",
@@ -37,11 +39,13 @@ __all__ = [
     "Traversal",
     "TreeIndex",
     "Trial",
+    "Uniforms",
     "Verdict",
     "Verifier",
     "as_slice",
     "indices",
     "make_verifier",
+    "node_rule",
 ]
 
 VERIFIER_CLASSES: dict[str, Callable[[float, float, int, float], Verifier]] = {

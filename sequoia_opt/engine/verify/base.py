@@ -110,12 +110,14 @@ class Trial:
     """The verification of one node with `width` children, at each of many positions.
 
     Attributes:
+        guesses: [positions, width], tokens.
         chances: [positions, width], probability that the rank-k guess is the accepted one.
         rank: [positions], the rank of the accepted guess, 0 for none.
         emit: returns the tokens [positions] that verification emits; they are distributed as the
             target's own.
     """
 
+    guesses: Tensor
     chances: Tensor
     rank: Tensor
     emit: Callable[[], Tensor]

@@ -52,7 +52,8 @@ class Greedy:
         """Look for the target's most likely token among the draft's."""
         token = largest(positions.target)
         hits = positions.likely == token[:, None]
-        return Trial(hits.to(positions.target.dtype), first_rank(hits), lambda: token)
+        chances = hits.to(positions.target.dtype)
+        return Trial(positions.likely, chances, first_rank(hits), lambda: token)
 
 
 class TopK(Greedy):
@@ -96,7 +97,8 @@ class TopK(Greedy):
         target = warp(positions.target, self.temperature, *self.cuts)
         token = (target.log() + positions.noise).argmax(dim=-1)
         hits = positions.likely == token[:, None]
-        return Trial(target.gather(1, positions.likely), first_rank(hits), lambda: token)
+        chances = target.gather(1, positions.likely)
+        return Trial(positions.likely, chances, first_rank(hits), lambda: token)
 
 
 def _match(index: TreeIndex, tokens: Tensor, choices: Tensor) -> Verdict:

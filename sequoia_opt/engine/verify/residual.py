@@ -56,19 +56,25 @@ class Sequoia:
     ) -> None:
         self.temperature, self.cuts = temperature, Cuts(top_p, top_k, min_p)
 
-    def draft_uniforms(self, index: TreeIndex, vocabulary: int) -> int:
-        """Number of uniforms that drafting takes: one for each internal node and token; for each
-        internal node only, where a node draws once by inversion."""
-        return len(index.internal) * (1 if inverts(index) else vocabulary)
+    def node_uniforms(self, ranks: int, vocabulary: int, device: torch.device) -> int:
+        """Number of uniforms that drafting at a node takes: one for each token, or a single one
+        where the node draws once by inversion."""
+        return 1 if inverts(ranks, device) else vocabulary
+
+    def node_noise(self, uniforms: Tensor) -> Tensor:
+        """Gumbel noise [nodes, vocabulary], of uniforms of this shape; uniforms [nodes, 1] to be
+        inverted as they are."""
+        return uniforms if uniforms.shape[1] == 1 else gumbel(uniforms)
 
     def uniform_count(self, index: TreeIndex, vocabulary: int) -> int:
         """Those of drafting, one for each child's test, and one for the next token."""
-        return self.draft_uniforms(index, vocabulary) + index.size
+        ranks, device = len(index.children.row_counts), index.nodes.device
+        drafting = self.node_uniforms(ranks, vocabulary, device)
+        return len(index.internal) * drafting + index.size
 
     def noise(self, index: TreeIndex, uniforms: Tensor) -> Tensor:
-        """Gumbel noise [internal, vocabulary]; uniforms [internal, 1] to be inverted."""
-        drafting = uniforms[: -index.size].view(len(index.internal), -1)
-        return drafting if inverts(index) else gumbel(drafting)
+        """The noise of each internal node, see `node_noise`."""
+        return self.node_noise(uniforms[: -index.size].view(len(index.internal), -1))
 
     def draft(self, logits: Tensor, ranks: int, noise: Tensor) -> Tensor:
         """Draws without replacement from the draft at the temperature."""
@@ -118,7 +124,7 @@ class Sequoia:
             accepted = guesses.gather(1, (rank - 1).clamp_min(0)[:, None]).squeeze(1)
             return torch.where(rank > 0, accepted, correction)
 
-        return Trial(chances, rank, emit)
+        return Trial(guesses, chances, rank, emit)
 
     def _guesses(self, positions: Positions) -> Tensor:
         """A trial's guesses, [positions, width]."""
@@ -131,13 +137,13 @@ class SpecInfer(Sequoia):
     name = "specinfer"
     with_replacement = True
 
-    def draft_uniforms(self, index: TreeIndex, vocabulary: int) -> int:
-        """Number of uniforms that drafting takes: one for each draw."""
-        return len(index.internal) * len(index.children.row_counts)
+    def node_uniforms(self, ranks: int, vocabulary: int, device: torch.device) -> int:
+        """Number of uniforms that drafting at a node takes: one for each draw."""
+        return ranks
 
-    def noise(self, index: TreeIndex, uniforms: Tensor) -> Tensor:
-        """The uniforms [internal, ranks], as many for each node as any node has children."""
-        return uniforms[: -index.size].view(len(index.internal), -1)
+    def node_noise(self, uniforms: Tensor) -> Tensor:
+        """The uniforms [nodes, ranks], as many for each node as any node has children."""
+        return uniforms
 
     def draft(self, logits: Tensor, ranks: int, noise: Tensor) -> Tensor:
         """Draws with replacement from the draft at the temperature."""
@@ -148,13 +154,13 @@ class SpecInfer(Sequoia):
         return self.draft(positions.draft, positions.width, uniforms)
 
 
-def inverts(index: TreeIndex) -> bool:
-    """Whether each node of the tree has one draw at most, made by inversion.
+def inverts(ranks: int, device: torch.device) -> bool:
+    """Whether nodes of so many draws make them by inversion: of one at most, on a CPU.
 
     On a CPU one random number is a few nanoseconds, a vocabulary of them longer than all else that
     drawing takes; on CUDA noise is cheap, and a cumulative sum is not.
     """
-    return len(index.children.row_counts) == 1 and index.nodes.device.type == "cpu"
+    return ranks == 1 and device.type == "cpu"
 
 
 @dataclass

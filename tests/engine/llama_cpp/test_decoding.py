@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from policies import random_policy
 
 from sequoia_opt.engine.decoder import Decoder
 from sequoia_opt.engine.model import reserved
 from sequoia_opt.plan import shapes
+from sequoia_opt.plan.policy import Pause
 from sequoia_opt.plan.tree import TokenTree
 from sequoia_opt.plan.verifiers import VERIFIERS
 
@@ -110,3 +112,22 @@ def test_text_goes_in_and_comes_out(pair: Any) -> None:
     assert pair.decode(prompt) == "def mean(values):\n    "
     assert generation.text == pair.decode(generation.tokens, prompt)
     assert generation.text.strip()
+
+
+@pytest.mark.parametrize("pause", [None, Pause(1, (2, 5))], ids=str)
+def test_adaptive_plans_decode_the_text_of_plain_decoding(
+    pair: Any, prompts: list[list[int]], pause: Pause | None
+) -> None:
+    plain = Decoder(pair)
+    accepted: set[int] = set()
+    for seed, shape in enumerate([(6, 1, 1), (4, 3, 3), (3, 2, 2)]):
+        decoder = Decoder(pair, TokenTree([-1], [0], policy=random_policy(shape, seed, pause)))
+        with decoder.session() as session:
+            for prompt in prompts[:3]:
+                expected = plain.generate(prompt, 40, ignore_eos=True).tokens
+                generation = session.generate(prompt, 40, ignore_eos=True)
+                accepted |= set(generation.ended)
+                place = first_difference(generation.tokens, expected)
+                if place is not None:
+                    assert gap_after(pair, [*prompt, *expected[:place]]) < NEAR
+    assert max(accepted) > 1

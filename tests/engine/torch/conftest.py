@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,3 +30,10 @@ def folders(make_model: Callable[..., Path], tmp_path: Path) -> tuple[Path, Path
     for name, seed in (("target", 0), ("draft", 1)):
         shutil.copytree(make_model("llama", seed), tmp_path / name)
     return tmp_path / "target", tmp_path / "draft"
+
+
+@pytest.fixture
+def reset_compiler() -> Iterator[None]:
+    """Forgets, after a test, what it compiled."""
+    yield
+    torch.compiler.reset()

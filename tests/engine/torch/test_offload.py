@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from offloaded_pair import ARCHITECTURES, CPU, deep, offloaded, sizes
+from policies import random_policy
 from safetensors.torch import load_file, save_file
 from small_models import small_config
 
@@ -31,6 +33,8 @@ from sequoia_opt.engine.torch.offload import (
 )
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan import shapes
+from sequoia_opt.plan.policy import Pause
+from sequoia_opt.plan.tree import TokenTree
 
 
 @pytest.mark.parametrize("staying", [0, 1, 2, 4, 5, 7])
@@ -49,8 +53,8 @@ def test_greedy_tokens_are_the_resident_models(
     else:
         assert stream is not None
         assert len(stream.streamed) == 7 - staying
-    tree = shapes.k_ary(2, 3)
-    for prompt in ([5, 6, 7], list(range(2, 40))):
+    grown = TokenTree([-1], [0], policy=random_policy((3, 2, 2), 1, Pause(1, (3,))))
+    for tree, prompt in product((shapes.k_ary(2, 3), grown), ([5, 6, 7], list(range(2, 40)))):
         expected = Decoder(resident, tree).generate(prompt, 24, ignore_eos=True)
         generation = Decoder(pair, tree).generate(prompt, 24, ignore_eos=True)
         assert generation.tokens == expected.tokens
@@ -285,8 +289,8 @@ def test_on_a_gpu_tokens_are_the_resident_models(
     assert not pair.graphs
     assert pair.target.stream is not None
     assert len(pair.target.stream.streamed) == 5
-    tree = shapes.k_ary(2, 3)
-    for prompt in ([5, 6, 7], list(range(2, 40))):
+    grown = TokenTree([-1], [0], policy=random_policy((3, 2, 2), 1, Pause(1, (3,))))
+    for tree, prompt in product((shapes.k_ary(2, 3), grown), ([5, 6, 7], list(range(2, 40)))):
         expected = Decoder(resident, tree).generate(prompt, 24, ignore_eos=True)
         generation = Decoder(pair, tree).generate(prompt, 24, ignore_eos=True)
         assert generation.tokens == expected.tokens
