@@ -25,6 +25,7 @@ from sequoia_opt.measure.comparison import (
     workload,
 )
 from sequoia_opt.measure.journal import Journal
+from sequoia_opt.measure.method_labels import LABELS, label_of
 from sequoia_opt.measure.method_names import (
     BLIND,
     LIBRARY_METHODS,
@@ -32,6 +33,7 @@ from sequoia_opt.measure.method_names import (
     REVERIFIED,
     SERVER_GUESSES,
     SERVER_NGRAMS,
+    STATIC,
     SYNTHETIC,
     engine_of,
     methods_of,
@@ -61,24 +63,6 @@ SPECULATIONS = {
     **{name: Speculation(kind) for name, kind in SERVER_NGRAMS.items()},
 }
 """How the library speculates, by the names of its methods."""
-
-LABELS = {
-    "generate": "transformers generate",
-    "assisted": "assisted generation",
-    "lookup": "prompt lookup",
-    "server": "llama-server",
-    "server-draft": "llama-server, its own number of guesses",
-    **{
-        name: f"llama-server, {guesses} guess{'es' if guesses > 1 else ''}"
-        for name, guesses in SERVER_GUESSES.items()
-    },
-    **{name: f"llama-server, {kind}" for name, kind in SERVER_NGRAMS.items()},
-    "chain": "best chain",
-    "k-sequences": "best k sequences",
-    "tree": "solved tree",
-    **dict.fromkeys(BLIND, "most tokens"),
-    **{name: f"solved tree, {name}" for name in REVERIFIED},
-}
 
 
 @dataclass(frozen=True)
@@ -156,7 +140,10 @@ class PreparedBench:
     @property
     def trees(self) -> dict[str, TokenTree]:
         """The trees by the names of the methods."""
-        return {"plain": AUTOREGRESSIVE, "tree": self.spec.tree, **self.spec.rivals}
+        plan = self.spec.tree
+        static = () if plan.policy is None else (STATIC, *REVERIFIED)
+        trees = {"plain": AUTOREGRESSIVE, "tree": plan, **dict.fromkeys(static, plan.static)}
+        return {**trees, **self.spec.rivals}
 
     def identity(self) -> dict[str, Any]:
         """What another run must have in common with this one to resume it."""
@@ -165,7 +152,7 @@ class PreparedBench:
             **{key: value for key, value in self.settings.items() if key != "date"},
             "methods": list(self.names),
             "tokens": self.workload.prompts,
-            "trees": {name: [tree.parents, tree.ranks] for name, tree in self.trees.items()},
+            "trees": {name: structure(tree) for name, tree in self.trees.items()},
             "rates": None if synthetic is None else content_fingerprint(synthetic.file),
         }
 
@@ -211,10 +198,7 @@ class PreparedBench:
         settings = {
             **self.settings,
             "prompts": decoded,
-            "trees": {
-                label: {"parents": list(tree.parents), "ranks": list(tree.ranks)}
-                for label, tree in trees.items()
-            },
+            "trees": {label: structure(tree) for label, tree in trees.items()},
         }
         labels = {name: method.name for name, method in made.items()}
         return BenchResults(results, settings, labels, self.spec.sizes)
@@ -239,9 +223,9 @@ class PreparedBench:
         elif name in REVERIFIED:
             verifier = name
         tree = self.trees.get(name, self.spec.tree)
-        label = f"{LABELS[name]} ({tree.size} nodes)" if name in LABELS else name
+        label = label_of(name, tree, self.spec.tree)
         if self.spec.synthetic is not None:
-            depth = 1 + max(tree.depth for tree in self.trees.values())
+            depth = 1 + max(tree.largest_depth for tree in self.trees.values())
             options["rates"] = self.spec.synthetic.acceptance.table(depth)
             label += "" if name == "plain" else ", synthetic"
         return methods.with_tree(self.pair, label, tree, verifier=verifier, **options)
@@ -289,6 +273,12 @@ def prepare(
     return PreparedBench(spec, pair, chosen, names, settings)
 
 
+def structure(tree: TokenTree) -> dict[str, Any]:
+    """What a results file says of a tree: its nodes, and how it grows if it does."""
+    nodes: dict[str, Any] = {"parents": list(tree.parents), "ranks": list(tree.ranks)}
+    return nodes if tree.policy is None else {**nodes, "policy": tree.policy.document()}
+
+
 def run_bench(
     spec: BenchSpec, pair: Pair, dataset: str, documents: Sequence[Document], note: Note = no_note
 ) -> BenchResults:
@@ -302,8 +292,12 @@ def default_methods(tree: TokenTree, sampling: Sampling, synthetic: bool = False
     Args:
         synthetic: whether acceptance is simulated.
     """
-    same_as_tree = REVERIFIED if sampling.temperature == 0 else (sampling.verifier,)
-    names = [name for name in METHODS if name not in same_as_tree]
+    same = {*REVERIFIED} if sampling.temperature == 0 else {sampling.verifier}
+    if tree.policy is None:
+        same.add(STATIC)
+    elif synthetic:  # trees grow by what the draft says, which is not simulated
+        same.add("tree")
+    names = [name for name in METHODS if name not in same]
     names = distinct_methods(names, tree)
     return [name for name in names if name in SYNTHETIC] if synthetic else names
 
@@ -312,7 +306,8 @@ def distinct_methods(names: Sequence[str], tree: TokenTree) -> list[str]:
     """Leave out a one-node tree if plain decoding, the same method, is compared too."""
     if tree.size > 1 or "plain" not in names:
         return list(names)
-    return [name for name in names if name not in ("tree", *REVERIFIED)]
+    same = {STATIC, *REVERIFIED} if tree.speculates else {STATIC, "tree", *REVERIFIED}
+    return [name for name in names if name not in same]
 
 
 def runnable(

@@ -1,9 +1,9 @@
 """Compares predictions with measurements, on prompts that the acceptance estimate has not seen.
 
 Half of a dataset's documents give the acceptance; the other half are decoded with small and large,
-shallow and deep trees. Times are compared in plain steps of the same race, and predicted from a
-profile that is taken between its prompts, because on a shared machine neither the clock nor its
-ratios hold for an hour. The predictions of the profile on file are compared too.
+shallow and deep trees, and with adaptive plans. Times are compared in plain steps of the same race,
+and predicted from a profile that is taken between its prompts, because on a shared machine neither
+the clock nor its ratios hold for an hour. The predictions of the profile on file are compared too.
 
 Knows trees, predictions and races. Knows nothing of files to write or of how results are shown.
 """
@@ -18,6 +18,7 @@ import numpy as np
 
 from sequoia_opt.engine.pair import Pair
 from sequoia_opt.errors import SequoiaError
+from sequoia_opt.measure.calibration_plans import plans_to_race, tokens_of_passes
 from sequoia_opt.measure.comparison import ComparisonSpec, settings_of, workload
 from sequoia_opt.measure.estimator import EstimateOptions, check_sampled, estimate
 from sequoia_opt.measure.interleaved import Interleaved
@@ -32,20 +33,15 @@ from sequoia_opt.measure.progress import (
 )
 from sequoia_opt.measure.race import Result, race
 from sequoia_opt.measure.records import Document
-from sequoia_opt.plan import shapes
 from sequoia_opt.plan.acceptance import Acceptance
-from sequoia_opt.plan.best_trees import best_trees
-from sequoia_opt.plan.draft_passes import draft_passes
 from sequoia_opt.plan.judge import Candidate
 from sequoia_opt.plan.latency import LatencyProfile, overhead_name
+from sequoia_opt.plan.recording import Envelope
 from sequoia_opt.plan.sampling import Sampling
-from sequoia_opt.plan.solve_options import DEFAULT_MAX_DEPTH
 from sequoia_opt.plan.solver import solve
 from sequoia_opt.plan.tree import AUTOREGRESSIVE, TokenTree
 from sequoia_opt.plan.verifiers import DEFAULT_VERIFIER
 
-SMALLEST_MIDDLE = 4  # nodes around which sizes are spread if the chosen tree has fewer
-SHARES = (0.5, 0.75, 1.0, 1.5, 2.0)  # sizes, as shares of that one
 KINDS = ("tokens", "step", "step_ms", "speedup", "filed_step", "filed_speedup")
 
 
@@ -134,8 +130,9 @@ class CheckedTree:
         ratio = self.over_chosen
         return {
             "name": self.name,
-            "size": self.tree.size,
-            "depth": self.tree.depth,
+            "size": self.tree.largest_size,
+            "depth": self.tree.largest_depth,
+            **({"adaptive": True} if self.tree.policy is not None else {}),
             **{
                 kind: asdict(compared) | {"error": compared.error}
                 for kind, compared in comparisons.items()
@@ -215,7 +212,9 @@ def run_calibration(
             "half, the other half is decoded"
         )
     chosen = workload(spec, pair, dataset, documents[1::2], note)
-    options = EstimateOptions(max_new_tokens=spec.max_new_tokens, template=spec.template)
+    options = EstimateOptions(
+        max_new_tokens=spec.max_new_tokens, template=spec.template, envelope=Envelope()
+    )
     parts = []
     for sampling in spec.samplings:
         with progress_bar("estimating") as progress:
@@ -236,32 +235,6 @@ def run_calibration(
     return Calibration(parts, settings_of(spec, pair, chosen))
 
 
-def trees_around(chosen: TokenTree, acceptance: Acceptance, largest: int) -> dict[str, TokenTree]:
-    """The chosen tree first, then others from two nodes to twice its size.
-
-    Of each size, the tree of most tokens per step and one half as deep; and a chain.
-
-    Args:
-        largest: nodes that the profile can price.
-    """
-    middle = max(chosen.size, SMALLEST_MIDDLE)
-    sizes = sorted({2, 3, *(int(share * middle) for share in SHARES)})
-    family = best_trees(acceptance.table(min(DEFAULT_MAX_DEPTH, sizes[-1] - 1)), sizes[-1])
-    max_depth = len(family.expected) - 1
-    trees = {"chosen": chosen}
-    for size in sizes:
-        deep = family.tree(size, min(max_depth, size - 1))
-        trees[f"{size} nodes"] = deep
-        if deep.depth > 2:
-            trees[f"{size} nodes, shallow"] = family.tree(size, deep.depth // 2)
-    trees[f"chain of {middle}"] = shapes.chain(middle)
-    distinct: dict[TokenTree, str] = {}
-    for name, tree in trees.items():
-        if tree.size <= largest:
-            distinct.setdefault(tree, name)
-    return {name: tree for tree, name in distinct.items()}
-
-
 def calibrate(
     pair: Pair,
     profile: LatencyProfile,
@@ -271,10 +244,11 @@ def calibrate(
     repeats: int = 1,
     progress: Progress = no_progress,
 ) -> list[CheckedTree]:
-    """Decode with trees around the chosen one; the chosen one comes first.
+    """Decode with the chosen plan, with trees around the best static one, and with the adaptive
+    plans if drafts were recorded; the chosen one comes first.
 
     Args:
-        acceptance: of other documents than those of the prompts.
+        acceptance: of other documents than those of the prompts, with the recording if any.
 
     Raises:
         SequoiaError: the profile cannot price the trees.
@@ -282,24 +256,24 @@ def calibrate(
     middle = float(np.mean([len(prompt) + new_tokens / 2 for prompt in prompts]))
     contexts = [curve.context for curve in profile.target.curves]
     context = round(np.clip(middle, min(contexts), max(contexts)))
-    plan = solve(profile, acceptance, context=context)
+    plan = solve(profile, acceptance, context=context, recording=acceptance.recording)
     largest = min(profile.target.largest(), profile.draft.largest())
-    trees = trees_around(plan.tree, acceptance, largest)
+    trees = plans_to_race(plan, largest)
     sampling = replace(acceptance.sampling, verifier=verifier_of(acceptance))
     methods = [
         with_tree(pair, name, tree, endless=True, **asdict(sampling))
         for name, tree in (*trees.items(), ("plain", AUTOREGRESSIVE))
     ]
-    widths = {
-        n for tree in trees.values() for n in (tree.size, *draft_passes(tree, profile.first_pass))
-    }
-    interleaved = Interleaved(pair, [1, *widths], max(1, context), sampling)
+    widths = {n for tree in trees.values() for n in tokens_of_passes(tree, profile.first_pass)}
+    adaptive = any(tree.policy is not None for tree in trees.values())
+    interleaved = Interleaved(pair, [1, *widths], max(1, context), sampling, adaptive)
     outcome = race(methods, prompts, new_tokens, repeats, progress, interleaved.round)
     *over_plain, plain = outcome.results(baseline=-1)
     *over_chosen, _ = outcome.results(baseline=0)
+    solving: dict[str, Any] = {"recording": acceptance.recording, "static": True, "given": trees}
     profile_now = interleaved.profile(profile)
-    predicted = solve(profile_now, acceptance, context=max(1, context), given=trees).given
-    filed = solve(profile, acceptance, context=context, given=trees).given
+    predicted = solve(profile_now, acceptance, context=max(1, context), **solving).given
+    filed = solve(profile, acceptance, context=context, **solving).given
     return [
         _checked(candidate, on_file, predicted[0], result, plain, ratio)
         for candidate, on_file, result, ratio in zip(

@@ -6,18 +6,40 @@ Knows texts, batches and end tokens. Knows nothing of datasets or files.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from sequoia_opt.engine.pair import Pair
 from sequoia_opt.measure.pair_reader import PairReader
 from sequoia_opt.measure.sample_texts import SampleText
 from sequoia_opt.measure.trials import Sampler, outcomes, positions_to_try
+from sequoia_opt.plan.tree import BoolArray
+
+
+@dataclass
+class Continuation:
+    """A text that was sampled behind a prompt.
+
+    Attributes:
+        ranks: guesses to keep of each trial.
+        tokens: the new ones; the first comes from the prompt's forward pass.
+        guesses: those of the trial behind each token but the last.
+    """
+
+    ranks: int
+    tokens: list[int] = field(default_factory=list)
+    guesses: list[list[int]] = field(default_factory=list)
 
 
 def sample_continuations(
-    pair: Pair, sampler: Sampler, texts: Sequence[SampleText], width: int
+    pair: Pair,
+    sampler: Sampler,
+    texts: Sequence[SampleText],
+    width: int,
+    continuations: Sequence[Continuation] = (),
 ) -> Iterator[int]:
     """Continue a batch of prompts, verifying every position once at full width.
 
@@ -28,6 +50,7 @@ def sample_continuations(
     Args:
         sampler: the verifier, and the tallies of these texts, which are added to.
         width: ranks to offer, W.
+        continuations: of these texts, to be filled; none if nothing is to be kept.
 
     Yields:
         The number of tokens sampled since the last one.
@@ -43,6 +66,7 @@ def sample_continuations(
         for step in range(steps):
             trial = sampler.verifier.trial(positions_to_try(logits, width))
             tokens = trial.emit()
+            _keep(continuations, is_running, tokens, trial.guesses if step else None)
             if step:
                 probabilities, ranks = outcomes(trial)
                 for i in np.flatnonzero(is_running).tolist():
@@ -53,3 +77,20 @@ def sample_continuations(
             if not is_running.any() or step + 1 == steps:
                 break
             logits = reader.extend(tokens, longest + step, padding_counts)
+
+
+def _keep(
+    continuations: Sequence[Continuation],
+    is_running: BoolArray,
+    tokens: Tensor,
+    guesses: Tensor | None,
+) -> None:
+    """Keep the tokens [texts] of the texts that are running, and their trial's guesses."""
+    if not continuations:
+        return
+    new_tokens = tokens.tolist()
+    rows = None if guesses is None else guesses[:, : continuations[0].ranks].tolist()
+    for i in np.flatnonzero(is_running).tolist():
+        continuations[i].tokens.append(new_tokens[i])
+        if rows is not None:
+            continuations[i].guesses.append(rows[i])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,9 @@ import torch
 
 from sequoia_opt.engine.pair import Pair
 from sequoia_opt.errors import SequoiaError
-from sequoia_opt.measure.continuations import sample_continuations
+from sequoia_opt.measure.continuations import Continuation, sample_continuations
 from sequoia_opt.measure.dataset import spread_over
+from sequoia_opt.measure.drafts_recording import check_recordable, record_drafts
 from sequoia_opt.measure.journal import Journal
 from sequoia_opt.measure.progress import Note, Progress, no_note, no_progress
 from sequoia_opt.measure.records import Document
@@ -29,6 +30,8 @@ from sequoia_opt.measure.teacher_forced import sample_teacher_forced
 from sequoia_opt.measure.template import PLAIN, Template
 from sequoia_opt.measure.trials import Sampler
 from sequoia_opt.plan.acceptance import Acceptance
+from sequoia_opt.plan.confidence_fit import fit_confidence
+from sequoia_opt.plan.recording import Envelope, Recording
 from sequoia_opt.plan.sampling import Sampling
 from sequoia_opt.plan.verifiers import VERIFIERS, check_verifier
 
@@ -48,6 +51,7 @@ class EstimateOptions:
         teacher_forced: sample along the dataset's text instead of the target's continuations.
         seed: of all draws.
         template: how prompts are put to the models.
+        envelope: what to record of the drafts along the continuations; None for nothing.
     """
 
     width: int = 32
@@ -59,6 +63,7 @@ class EstimateOptions:
     teacher_forced: bool = False
     seed: int = 0
     template: Template = PLAIN
+    envelope: Envelope | None = None
 
 
 def fingerprint(documents: Sequence[Document]) -> str:
@@ -116,6 +121,8 @@ def estimate(
     """
     options, journal = options or EstimateOptions(), journal or Journal()
     _check(samplings, options)
+    if options.envelope is not None:
+        check_recordable(pair)
     documents = spread_over(documents, options.limit or len(documents))
     texts = prepare_texts(
         pair,
@@ -142,7 +149,8 @@ def _check(samplings: Sequence[Sampling], options: EstimateOptions) -> None:
     """Check the options.
 
     Raises:
-        SequoiaError: an option is out of range, or a verifier has no acceptance by rank.
+        SequoiaError: an option is out of range, or a verifier has no acceptance by rank, or
+            drafts are to be recorded along a dataset's text.
     """
     for sampling in samplings:
         check_sampled(sampling)
@@ -150,6 +158,11 @@ def _check(samplings: Sequence[Sampling], options: EstimateOptions) -> None:
         value = getattr(options, name)
         if value < 1:
             raise SequoiaError(f"{name.replace('_', '-')}: found {value}, expected at least 1")
+    if options.teacher_forced and options.envelope is not None:
+        raise SequoiaError(
+            "envelope: drafts are recorded along the target's own continuations, not along a "
+            "dataset's text"
+        )
 
 
 def _batches(texts: Sequence[SampleText], size: int) -> list[list[int]]:
@@ -188,7 +201,9 @@ def _sample_share(
     share = _share(len(batches), pair.peers.rank, pair.peers.size)
     # Teacher-forced, all samplers share one pass over a text; continuations differ.
     passes = [samplers] if options.teacher_forced else [[sampler] for sampler in samplers]
-    total = len(passes) * sum(texts[i].new_tokens for number in share for i in batches[number])
+    turns = 1 if options.envelope is None else 2  # each token is sampled, then recorded
+    new_tokens = sum(texts[i].new_tokens for number in share for i in batches[number])
+    total = len(passes) * turns * new_tokens
     done = 0
 
     def advance(count: int) -> None:
@@ -212,10 +227,10 @@ def _sample_share(
             if (tallies := journal.recall(name)) is not None:
                 with journal.resuming(name):
                     _restore(in_batch, tallies)
-                advance(sum(text.new_tokens for text in batch))
+                advance(turns * sum(text.new_tokens for text in batch))
             else:
                 torch.manual_seed(options.seed + number)
-                for count in _sample(pair, in_batch, batch, width, options.teacher_forced):
+                for count in _sample(pair, in_batch, batch, width, options):
                     advance(count)
                 journal.record(name, _documents(in_batch))
         sampled += batches[number]
@@ -233,13 +248,20 @@ def _sample(
     samplers: Sequence[Sampler],
     texts: Sequence[SampleText],
     width: int,
-    teacher_forced: bool,
+    options: EstimateOptions,
 ) -> Iterator[int]:
-    """Sample one batch; yields the number of tokens sampled since the last one."""
-    if teacher_forced:
-        return sample_teacher_forced(pair, samplers, texts, width)
+    """Sample one batch; yields the number of tokens sampled, or recorded, since the last one."""
+    if options.teacher_forced:
+        yield from sample_teacher_forced(pair, samplers, texts, width)
+        return
     (sampler,) = samplers
-    return sample_continuations(pair, sampler, texts, width)
+    if options.envelope is None:
+        yield from sample_continuations(pair, sampler, texts, width)
+        return
+    envelope = replace(options.envelope, ranks=min(options.envelope.ranks, width))
+    continuations = [Continuation(envelope.ranks) for _ in texts]
+    yield from sample_continuations(pair, sampler, texts, width, continuations)
+    yield from record_drafts(pair, sampler, texts, continuations, envelope)
 
 
 def _documents(samplers: Sequence[Sampler]) -> list[list[dict[str, Any]]]:
@@ -267,8 +289,8 @@ def _gathered(pair: Pair, sampler: Sampler, sampled: Sequence[int]) -> Sampler:
 
 
 def _acceptance(pair: Pair, sampler: Sampler, dataset: str, options: EstimateOptions) -> Acceptance:
-    """The acceptance file's content."""
-    return acceptance_of(
+    """The acceptance file's content, and the recording that belongs to it."""
+    acceptance = acceptance_of(
         sampler.tallies,
         sampler.sampling,
         sampler.verifier.name,
@@ -283,3 +305,15 @@ def _acceptance(pair: Pair, sampler: Sampler, dataset: str, options: EstimateOpt
             "fingerprints": pair.fingerprints,
         },
     )
+    recordings = [tally.recording for tally in sampler.tallies if tally.recording is not None]
+    if recordings:
+        about = {
+            "target": pair.target_name,
+            "draft": pair.draft_name,
+            "dataset": dataset,
+            **asdict(replace(sampler.sampling, verifier=sampler.verifier.name)),
+            "fingerprints": pair.fingerprints,
+        }
+        acceptance.recording = Recording.joined(recordings, about)
+        acceptance.confidence = fit_confidence(acceptance.recording)
+    return acceptance

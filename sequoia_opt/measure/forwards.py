@@ -16,6 +16,7 @@ from sequoia_opt.engine.distributed import World
 from sequoia_opt.engine.model import Caches, Model
 from sequoia_opt.engine.pair import ROLES, Pair
 from sequoia_opt.errors import SequoiaError, one_line
+from sequoia_opt.measure.fixed_growth import fixed_growths
 from sequoia_opt.measure.timing import PLAIN_TURNS, Timed
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.tree import TokenTree
@@ -177,7 +178,10 @@ def _reserve(pair: Pair, model: Model, context: int, most_tokens: int, batch: in
     """A cache for `context` tokens of each text and `most_tokens` more."""
     capacity = pair.machine.capacity_for(context) + most_tokens + SPARE_SLOTS
     # Of one text whole steps are timed too, with trees of up to `most_tokens` nodes.
-    branches = max((tree.leaves for tree in overhead_trees(most_tokens)), default=1)
+    branches = max(
+        *(tree.leaves for tree in overhead_trees(most_tokens)),
+        *(growth.plan.most_leaves for growth in fixed_growths(most_tokens)),
+    )
     return model.reserve(capacity, batch, branches if batch == 1 else 1)
 
 

@@ -27,18 +27,26 @@ class Interleaved:
     """
 
     @torch.inference_mode()
-    def __init__(self, pair: Pair, tokens: Sequence[int], context: int, sampling: Sampling) -> None:
+    def __init__(
+        self,
+        pair: Pair,
+        tokens: Sequence[int],
+        context: int,
+        sampling: Sampling,
+        adaptive: bool = False,
+    ) -> None:
         """Prepare it, and time everything once to warm up.
 
         Args:
             tokens: query tokens of a forward pass, up to the largest tree's size; 1 among them.
+            adaptive: whether to time steps of trees that grow, too.
         """
         self._pair, self._tokens, self._context = pair, sorted(set(tokens)), context
         self._order = random.Random(0)
         filled = replace(fill(pair, context, self._tokens[-1]), tokens=self._tokens)
         self._forwards = forwards_to_time(pair, filled, [context])
-        self._steps = steps_to_time(pair, filled, context, [sampling])
-        self._timed = [*self._forwards.values(), *(step for _, _, step in self._steps)]
+        self._steps = steps_to_time(pair, filled, context, [sampling], adaptive)
+        self._timed = [*self._forwards.values(), *(step.timed for step in self._steps)]
         time_round(self._timed, pair.machine, self._order, pair.world)
 
     @torch.inference_mode()
@@ -53,6 +61,5 @@ class Interleaved:
         remove_drift(self._timed)
         context, tokens = self._context, self._tokens
         models = latencies(self._pair, {1: tokens}, [context], self._forwards)
-        first_pass = self._pair.machine.first_pass_tokens
-        overhead = overhead_of(self._steps, self._forwards, tokens, context, first_pass)
+        overhead = overhead_of(self._steps, self._forwards, tokens, context)
         return replace(like, target=models["target"], draft=models["draft"], overhead=overhead)

@@ -30,14 +30,19 @@ BLIND = {"blind-64": 64, "blind-128": 128}
 PLANNED = ("chain", "k-sequences", *BLIND)
 """Methods whose trees are solved for the comparison."""
 
+STATIC = "static"
+"""The tree that an adaptive plan's file has for engines that cannot grow one: the best static one.
+Of another plan it is the plan itself."""
+
 REVERIFIED = tuple(VERIFIERS)
-"""The solved tree with another verifier. At temperature 0 all of them are the same."""
+"""The best static tree with another verifier. At temperature 0 all of them are the same."""
 
 METHODS = (
-    "plain", *LIBRARY_METHODS[TORCH], *LIBRARY_METHODS[LLAMA_CPP], *PLANNED, "tree", *REVERIFIED
+    "plain", *LIBRARY_METHODS[TORCH], *LIBRARY_METHODS[LLAMA_CPP], *PLANNED, STATIC, "tree",
+    *REVERIFIED,
 )  # fmt: skip
 
-SYNTHETIC = ("plain", "generate", "server", *PLANNED, "tree")
+SYNTHETIC = ("plain", "generate", "server", *PLANNED, STATIC, "tree")
 """Methods that make sense when acceptance is simulated."""
 
 

@@ -46,7 +46,7 @@ class Method:
 
     Attributes:
         run: takes a prompt's tokens and the number of new tokens.
-        nodes: size of its tree; 0 without a tree.
+        nodes: size of its tree, of an adaptive plan's largest one; 0 without a tree.
     """
 
     name: str
@@ -73,7 +73,7 @@ def with_tree(
             generation.tokens, generation.steps, generation.verified, generation.seconds, timed
         )
 
-    return Method(name, run, tree.size)
+    return Method(name, run, tree.largest_size)
 
 
 def with_library(

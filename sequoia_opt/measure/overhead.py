@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,12 +14,15 @@ from sequoia_opt.engine.decoder import Decoder
 from sequoia_opt.engine.drafters import State
 from sequoia_opt.engine.model import Caches
 from sequoia_opt.engine.pair import Pair
+from sequoia_opt.measure.fixed_growth import fixed_growths
 from sequoia_opt.measure.forwards import Filled, Point, overhead_trees
 from sequoia_opt.measure.timing import PLAIN_TURNS, Timed
 from sequoia_opt.plan.draft_passes import draft_passes
 from sequoia_opt.plan.latency import Overhead, overhead_name
+from sequoia_opt.plan.policy_times import ADAPTIVE
 from sequoia_opt.plan.sampling import Sampling
-from sequoia_opt.plan.tree import TokenTree
+from sequoia_opt.plan.verifiers import VERIFIERS
+from sequoia_opt.types import FloatArray
 
 # Sampling, and sampling from a cut distribution: the overhead depends on which of these a step
 # does, not on the numbers.
@@ -32,61 +36,130 @@ def samplings(verifiers: Sequence[str]) -> list[Sampling]:
     return greedy + [Sampling(TEMPERATURE, top_p, name) for name in verifiers for top_p in NUCLEI]
 
 
+@dataclass(frozen=True)
+class TimedStep:
+    """A whole step to time.
+
+    Attributes:
+        name: of the overhead that it is to show.
+        size: nodes of its target pass.
+        passes: tokens of each of its draft passes.
+        timed: the step.
+    """
+
+    name: str
+    size: int
+    passes: tuple[int, ...]
+    timed: Timed
+
+    def extra_ms(self, tokens: list[int], target: FloatArray, draft: FloatArray) -> float:
+        """The median part of it outside its forward passes, in milliseconds.
+
+        Args:
+            tokens: query tokens of the forward passes that were timed.
+            target, draft: [tokens, rounds], their times in the same rounds.
+        """
+        extra = [
+            step_ms
+            - np.interp(self.size, tokens, target[:, number])
+            - np.interp(self.passes, tokens, draft[:, number]).sum()
+            for number, step_ms in enumerate(self.timed.times)
+        ]
+        return float(np.median(extra))
+
+
 def steps_to_time(
-    pair: Pair, filled: Filled, context: int, ways: Sequence[Sampling]
-) -> list[tuple[str, TokenTree, Timed]]:
-    """Whole steps to time: the overhead's name, the tree, and the step.
+    pair: Pair,
+    filled: Filled,
+    context: int,
+    ways: Sequence[Sampling],
+    adaptive: bool = True,
+) -> list[TimedStep]:
+    """Whole steps to time.
 
     Their tokens are random, which takes as long as a text's: shapes follow from the tree alone.
     Steps that stream layers take long, and the overhead is a small part of them, so fewer of them
     are timed.
+
+    Args:
+        adaptive: whether to time steps of trees that grow, too.
     """
-    streams = pair.target.streamed_layers > 0
-    largest = filled.tokens[-1]
     steps = []
     for way in ways:
-        enough = overhead_trees(largest, few=True)
-        for tree in overhead_trees(largest, few=streams):
-            decoder = Decoder(pair, tree, **asdict(way))
-            name = overhead_name(way)
-            turns = PLAIN_TURNS if tree.size == 1 and not streams else 1
-            step = whole_step(decoder, filled.as_text, context)
-            timed = Timed(step, turns=turns, streams=streams)
-            timed.optional = tree not in enough
-            steps.append((name, tree, timed))
+        steps += _static_steps(pair, filled, context, way)
+        if adaptive and can_grow(way):
+            steps += _adaptive_steps(pair, filled, context, way)
     return steps
 
 
+def can_grow(way: Sampling) -> bool:
+    """Whether trees can grow with this verifier: it decides node by node."""
+    return way.temperature == 0 or VERIFIERS[way.verifier].has_rates
+
+
+def _static_steps(pair: Pair, filled: Filled, context: int, way: Sampling) -> list[TimedStep]:
+    """Steps of fixed trees."""
+    streams, largest = pair.target.streamed_layers > 0, filled.tokens[-1]
+    enough = overhead_trees(largest, few=True)
+    steps = []
+    for tree in overhead_trees(largest, few=streams):
+        decoder = Decoder(pair, tree, **asdict(way))
+        timed = Timed(
+            whole_step(decoder, filled.as_text, context),
+            turns=_turns(tree.size, streams),
+            streams=streams,
+            optional=tree not in enough,
+        )
+        passes = tuple(draft_passes(tree, pair.machine.first_pass_tokens))
+        steps.append(TimedStep(overhead_name(way), tree.size, passes, timed))
+    return steps
+
+
+def _adaptive_steps(pair: Pair, filled: Filled, context: int, way: Sampling) -> list[TimedStep]:
+    """Steps of trees that grow; the draft's cache lacks nothing but the root."""
+    streams, largest = pair.target.streamed_layers > 0, filled.tokens[-1]
+    enough = fixed_growths(largest, few=True)
+    steps = []
+    for growth in fixed_growths(largest, few=streams):
+        decoder = Decoder(pair, growth.plan, **asdict(way))
+        timed = Timed(
+            whole_step(decoder, filled.as_text, context),
+            turns=_turns(growth.size, streams),
+            streams=streams,
+            optional=growth not in enough,
+        )
+        steps.append(TimedStep(ADAPTIVE + overhead_name(way), growth.size, growth.widths, timed))
+    return steps
+
+
+def _turns(size: int, streams: bool) -> int:
+    """How often a step is run for one timing: plain steps as often as their forward pass, since
+    the first of several in a row finds the processor's caches without the weights."""
+    return PLAIN_TURNS if size == 1 and not streams else 1
+
+
 def overhead_of(
-    steps: list[tuple[str, TokenTree, Timed]],
-    forwards: dict[Point, Timed],
-    tokens: list[int],
-    context: int,
-    first_pass: int,
+    steps: Sequence[TimedStep], forwards: dict[Point, Timed], tokens: list[int], context: int
 ) -> dict[str, Overhead]:
-    """The part of whole steps outside their forward passes, by verifier.
+    """The part of whole steps outside their forward passes, by name.
 
     It is computed round by round, a step less the forward passes of the same round: the machine's
     drift, which is larger than any overhead, cancels.
-
-    Args:
-        first_pass: tokens of the draft's first forward pass.
     """
     target, draft = (
         np.array([forwards[role, 1, context, count].times for count in tokens])
         for role in ("target", "draft")
     )
-    residuals: dict[str, list[tuple[TokenTree, float, float]]] = {}
-    for name, tree, timed in steps:
-        extra_ms = [
-            step_ms
-            - np.interp(tree.size, tokens, target[:, number])
-            - np.interp(draft_passes(tree, first_pass), tokens, draft[:, number]).sum()
-            for number, step_ms in enumerate(timed.times)
-        ]
-        row = (tree, float(np.median(extra_ms)), float(np.median(timed.times)))
-        residuals.setdefault(name, []).append(row)
-    return {name: fit_overhead(rows) for name, rows in residuals.items()}
+    rows: dict[str, list[Residual]] = {}
+    for step in steps:
+        row = Residual(
+            step.size,
+            len(step.passes),
+            step.extra_ms(tokens, target, draft),
+            float(np.median(step.timed.times)),
+        )
+        rows.setdefault(step.name, []).append(row)
+    return {name: fit_overhead(residuals) for name, residuals in rows.items()}
 
 
 def whole_step(decoder: Decoder, caches: Caches, context: int) -> Callable[[], object]:
@@ -107,25 +180,37 @@ def whole_step(decoder: Decoder, caches: Caches, context: int) -> Callable[[], o
     return run
 
 
-def fit_overhead(rows: Sequence[tuple[TokenTree, float, float]]) -> Overhead:
+class Residual(NamedTuple):
+    """What a measured step takes outside its forward passes.
+
+    Attributes:
+        size: nodes of its target pass.
+        passes: how many draft passes it has.
+        extra_ms, step_ms: that part of it, and all of it.
+    """
+
+    size: int
+    passes: int
+    extra_ms: float
+    step_ms: float
+
+
+def fit_overhead(rows: Sequence[Residual]) -> Overhead:
     """Fit the overhead by least squares, relative to each step's time.
 
     Its parts are a constant, a cost per token, a cost per level, and one for drafting at all; none
     is negative. Every speedup is measured against plain decoding, so the fit passes through the
     one-node tree, and the other parts share out what larger trees add to it.
-
-    Args:
-        rows: for each measured step its tree, its overhead and its time, in milliseconds.
     """
-    plain = [extra_ms for tree, extra_ms, _ in rows if tree.size == 1]
+    plain = [row.extra_ms for row in rows if row.size == 1]
     # On a loaded machine a forward pass can take longer than a whole step that was timed at
     # another moment; that must not leave plain decoding no time.
     base = max(float(np.mean(plain)), 0.0)
-    others = [row for row in rows if row[0].size > 1]
+    others = [row for row in rows if row.size > 1]
     if not others:
         return Overhead(base, 0.0, 0.0)
-    weights = np.array([1 / step_ms for _, _, step_ms in others])
-    features = np.array([[tree.size - 1, len(draft_passes(tree)), 1] for tree, _, _ in others])
-    added_ms = np.array([extra_ms - base for _, extra_ms, _ in others])
+    weights = np.array([1 / row.step_ms for row in others])
+    features = np.array([[row.size - 1, row.passes, 1] for row in others])
+    added_ms = np.array([row.extra_ms - base for row in others])
     (per_token, per_level, drafting), _ = nnls(features * weights[:, None], added_ms * weights)
     return Overhead(base - float(per_token), float(per_token), float(per_level), float(drafting))

@@ -24,7 +24,7 @@ from sequoia_opt.measure.forwards import (
     forwards_to_time,
 )
 from sequoia_opt.measure.journal import Journal
-from sequoia_opt.measure.overhead import overhead_of, samplings, steps_to_time
+from sequoia_opt.measure.overhead import TimedStep, overhead_of, samplings, steps_to_time
 from sequoia_opt.measure.progress import Note, Progress, no_note, no_progress
 from sequoia_opt.measure.timing import (
     MIN_ROUNDS,
@@ -35,7 +35,6 @@ from sequoia_opt.measure.timing import (
 from sequoia_opt.plan.curves import Curve, ModelLatency
 from sequoia_opt.plan.draft_passes import FIRST_WIDTH
 from sequoia_opt.plan.latency import LatencyProfile
-from sequoia_opt.plan.tree import TokenTree
 from sequoia_opt.plan.verifiers import DEFAULT_VERIFIER, check_verifier
 
 REPEATS, OFFLOADED_REPEATS = 7, 5
@@ -151,7 +150,7 @@ class _Profiling:
         self.context = self.contexts[len(self.contexts) // 2]
         self.measured: dict[int, list[int]] = {}  # token counts of each batch
         self.forwards: dict[Point, Timed] = {}
-        self.steps: list[tuple[str, TokenTree, Timed]] = []
+        self.steps: list[TimedStep] = []
         self.monitor: DisturbanceMonitor | None = None
         self.warnings: list[str] = []
 
@@ -187,7 +186,7 @@ class _Profiling:
         if batch == 1:  # sequences are decoded one at a time
             ways = samplings(self.options.verifiers)
             self.steps = steps_to_time(self.pair, filled, self.context, ways)
-            timed += [step for _, _, step in self.steps]
+            timed += [step.timed for step in self.steps]
         part = _part(self.progress, number, len(self.batches))
         rounds = self._rounds(f"batch {batch}", MAX_MULTIPLE)
         counted = rounds.run(timed, part, self.warnings.append, self.note)
@@ -241,7 +240,7 @@ class _Profiling:
         """The profile of everything that was timed."""
         pair = self.pair
         models = latencies(pair, self.measured, self.contexts, self.forwards)
-        steps = [step for step in self.steps if step[2].times]
+        steps = [step for step in self.steps if step.timed.times]
         tokens = [
             count
             for count in self.measured[1]
@@ -264,9 +263,7 @@ class _Profiling:
             },
             target=models["target"],
             draft=models["draft"],
-            overhead=overhead_of(
-                steps, self.forwards, tokens, self.context, pair.machine.first_pass_tokens
-            ),
+            overhead=overhead_of(steps, self.forwards, tokens, self.context),
             disturbed="; ".join([*self.warnings, *monitor.notes()]),
         )
 

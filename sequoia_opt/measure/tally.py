@@ -5,8 +5,9 @@ Knows sums, counts and traces. Knows nothing of models, nor of where the samples
 
 from __future__ import annotations
 
+from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.rate_fit import bootstrap_rates, fit_monotone
+from sequoia_opt.plan.recording import Recording
 from sequoia_opt.plan.sampling import Sampling
 from sequoia_opt.types import FloatArray
 
@@ -34,6 +36,7 @@ class Tally:
         trace: the accepted rank at every position, 0 where none was accepted.
         context: sum over the positions of their context length.
         run: accepted tokens in a row up to now.
+        recording: what the draft said in this document, if it was recorded.
     """
 
     sums: FloatArray
@@ -41,6 +44,7 @@ class Tally:
     trace: list[int] = field(default_factory=list)
     context: float = 0.0
     run: int = 0
+    recording: Recording | None = None
 
     @classmethod
     def empty(cls, depths: int, width: int) -> Tally:
@@ -69,7 +73,10 @@ class Tally:
 
     def document(self) -> dict[str, Any]:
         """The tally as a mapping, for a journal."""
-        return asdict(self)
+        values = asdict(replace(self, recording=None))
+        if self.recording is not None:
+            values["recording"] = b64encode(self.recording.content()).decode()
+        return values
 
     def restore(self, values: Mapping[str, Any]) -> None:
         """Take over what `document` returned.
@@ -80,6 +87,12 @@ class Tally:
         self.sums[:], self.counts[:] = values["sums"], values["counts"]
         self.trace[:] = values["trace"]
         self.context, self.run = values["context"], values["run"]
+        self.recording = None
+        if (content := values.get("recording")) is not None:
+            try:
+                self.recording = Recording.of_content(b64decode(content), "recording")
+            except SequoiaError as error:
+                raise ValueError(str(error)) from None
 
 
 def acceptance_of(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from sequoia_opt.measure.journal import Journal
 from sequoia_opt.measure.method_names import ASSISTED, METHODS, PLANNED, SYNTHETIC
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.acceptance import Acceptance
+from sequoia_opt.plan.confidence import Confidence
+from sequoia_opt.plan.policy import Policy
 from sequoia_opt.plan.sampling import Sampling
 from sequoia_opt.plan.tree import AUTOREGRESSIVE, TokenTree
 from sequoia_opt.plan.verifiers import VERIFIERS
@@ -23,10 +26,19 @@ from sequoia_opt.plan.verifiers import VERIFIERS
 RATES = Acceptance(np.array([0.6, 0.2, 0.1]))
 
 
-def prepared(pair: Any, folder: Path, **options: Any) -> PreparedBench:
+def adaptive_plan(static: TokenTree) -> TokenTree:
+    """A plan whose trees grow by what the draft says, beside a static tree."""
+    confidence = Confidence((0.2, 0.5), (((0.1, 0.4, 0.8), (0.1, 0.2, 0.2)),))
+    policy = Policy(confidence, 3, 2, ((1, 0.3), (2, 0.4)), 0.5, 0.1, (1, 2, 4, 6))
+    return TokenTree(static.parents, static.ranks, policy=policy)
+
+
+def prepared(
+    pair: Any, folder: Path, tree: TokenTree | None = None, **options: Any
+) -> PreparedBench:
     """A benchmark of a small tree on two prompts."""
     path = folder / "tree.json"
-    tree = shapes.k_ary(2, 2)
+    tree = tree or shapes.k_ary(2, 2)
     tree.save(path)
     options = {"methods": ["plain", "tree"], "sampling": Sampling(), **options}
     spec = BenchSpec(tree=tree, tree_file=path, max_new_tokens=12, repeats=1, **options)
@@ -55,6 +67,34 @@ def test_two_methods_of_one_tree_are_decoded_once(
     names = ["plain", "best chain (3 nodes)", "most tokens (3 nodes)"]
     assert [result.name for result in found.results] == names
     assert found.result_of("blind-128") is found.result_of("blind-64")
+
+
+def test_an_adaptive_plan_races_beside_its_best_static_tree(
+    make_pair: Callable[..., Any], tmp_path: Path
+) -> None:
+    plan = adaptive_plan(shapes.k_ary(2, 2))
+    methods = ["plain", "static", "tree", "traversal"]
+    sampling = Sampling(0.7)
+    benchmark = prepared(make_pair(), tmp_path, plan, methods=methods, sampling=sampling)
+    found = benchmark.run()
+    names = ["plain", "best static tree (7 nodes)", "adaptive plan (up to 6 nodes)"]
+    assert [result.name for result in found.results] == [*names, "solved tree, traversal (7 nodes)"]
+    assert found.result_of("tree").nodes == 6
+    trees = found.document()["trees"]
+    assert trees[names[1]] == {"parents": list(plan.parents), "ranks": list(plan.ranks)}
+    assert plan.policy is not None
+    assert trees[names[2]]["policy"] == plan.policy.document()
+    other = TokenTree(plan.parents, plan.ranks, policy=replace(plan.policy, offer=0.2))
+    changed = prepared(make_pair(), tmp_path, other, methods=methods, sampling=sampling)
+    assert changed.identity()["trees"] != benchmark.identity()["trees"]
+
+
+def test_of_a_static_plan_the_best_static_tree_is_the_plan(
+    make_pair: Callable[..., Any], tmp_path: Path
+) -> None:
+    found = prepared(make_pair(), tmp_path, methods=["plain", "static", "tree"]).run()
+    assert [result.name for result in found.results] == ["plain", "solved tree (7 nodes)"]
+    assert found.result_of("static") is found.result_of("tree")
 
 
 def test_simulated_acceptance_is_marked(make_pair: Callable[..., Any], tmp_path: Path) -> None:
@@ -103,11 +143,17 @@ def test_the_default_methods_differ(verifier: str) -> None:
     """The tree's own verifier is not listed again; at temperature 0 none is."""
     tree = shapes.k_ary(2, 2)
     others = [name for name in VERIFIERS if name != verifier]
+    same = [*VERIFIERS, "static"]
     sampled = bench.default_methods(tree, Sampling(0.6, verifier=verifier))
-    assert sampled == [name for name in METHODS if name not in VERIFIERS] + others
+    assert sampled == [name for name in METHODS if name not in same] + others
     greedy = bench.default_methods(tree, Sampling(verifier=verifier))
-    assert greedy == [name for name in METHODS if name not in VERIFIERS]
-    assert bench.default_methods(tree, Sampling(), synthetic=True) == list(SYNTHETIC)
+    assert greedy == [name for name in METHODS if name not in same]
+    synthetic = bench.default_methods(tree, Sampling(), synthetic=True)
+    assert synthetic == [name for name in SYNTHETIC if name != "static"]
+    synthetic = bench.default_methods(adaptive_plan(tree), Sampling(), synthetic=True)
+    assert synthetic == [name for name in SYNTHETIC if name != "tree"]
+    adaptive = bench.default_methods(adaptive_plan(tree), Sampling(0.6, verifier=verifier))
+    assert adaptive == [name for name in METHODS if name not in VERIFIERS] + others
 
 
 def test_a_one_node_tree_is_left_out_beside_plain_decoding() -> None:
@@ -115,6 +161,8 @@ def test_a_one_node_tree_is_left_out_beside_plain_decoding() -> None:
     assert bench.distinct_methods(["plain", "tree", "topk", "chain"], one) == ["plain", "chain"]
     assert bench.distinct_methods(["chain", "tree"], one) == ["chain", "tree"]
     assert bench.distinct_methods(["plain", "tree"], shapes.chain(2)) == ["plain", "tree"]
+    growing = adaptive_plan(one)  # no static tree pays, but one that grows does
+    assert bench.distinct_methods(["plain", "static", "tree"], growing) == ["plain", "tree"]
 
 
 def test_assisted_generation_needs_positions_in_the_draft(make_pair: Callable[..., Any]) -> None:

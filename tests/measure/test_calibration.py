@@ -14,8 +14,8 @@ from sequoia_opt.measure.calibration import (
     CheckedTree,
     Comparison,
     calibrate,
-    trees_around,
 )
+from sequoia_opt.measure.calibration_plans import SMALLEST_MIDDLE, trees_around
 from sequoia_opt.measure.methods import Method, Run
 from sequoia_opt.measure.race import Race
 from sequoia_opt.plan import shapes
@@ -35,7 +35,7 @@ def test_trees_from_two_nodes_to_twice_the_chosen_size(size: int) -> None:
     assert next(iter(found.values())) == chosen
     assert len(set(found.values())) == len(found) >= 8
     sizes = {tree.size for tree in found.values()}
-    assert {2, 2 * max(size, calibration.SMALLEST_MIDDLE)} <= sizes
+    assert {2, 2 * max(size, SMALLEST_MIDDLE)} <= sizes
     depths = {tree.depth for tree in found.values() if tree.size == max(sizes)}
     assert len(depths) > 1  # shallow and deep
     assert max(tree.size for tree in trees_around(chosen, RATES, max(size, 6)).values()) <= max(
@@ -84,7 +84,10 @@ def test_predictions_are_the_solvers_and_times_are_in_plain_steps(
     class Interleaved:
         """On a machine on which the target takes twice as long as the profile on file says."""
 
-        def __init__(self, pair: Any, tokens: list[int], context: int, sampling: Sampling) -> None:
+        def __init__(
+            self, pair: Any, tokens: list[int], context: int, sampling: Sampling, adaptive: bool
+        ) -> None:
+            assert not adaptive
             assert {1, 2, 8} <= set(tokens)
             self.context = context
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from sequoia_opt.measure.estimator import EstimateOptions, check_sampled, estima
 from sequoia_opt.measure.journal import Journal
 from sequoia_opt.measure.records import Document
 from sequoia_opt.plan import shapes
+from sequoia_opt.plan.recording import Envelope
 from sequoia_opt.plan.sampling import Sampling
 from sequoia_opt.plan.verifiers import VERIFIERS
 
@@ -185,6 +187,71 @@ def test_a_resumed_run_gives_what_an_uninterrupted_one_does(
     assert [one.document() for one in resumed] == [one.document() for one in uninterrupted]
     assert [done for done, _ in calls] == sorted(done for done, _ in calls)
     assert calls[-1][0] == calls[-1][1]
+
+
+@pytest.mark.parametrize("envelope", [Envelope(3, 2, 2), Envelope(2, 4, 16)])
+def test_a_resumed_run_has_the_recordings_of_an_uninterrupted_one(
+    number_pair: Any, tmp_path: Path, envelope: Envelope
+) -> None:
+    """At most as many ranks as are sampled."""
+    texts = documents(5)
+    options = EstimateOptions(max_new_tokens=6, width=8, batch=2, envelope=envelope)
+    samplings = [Sampling(0.0), Sampling(0.7)]
+    uninterrupted = estimate(number_pair, texts, "numbers", samplings, options)
+    path = tmp_path / "journal"
+    for parts in (1, 2):
+        with pytest.raises(KilledError):
+            estimate(
+                number_pair, texts, "numbers", samplings, options,
+                journal=KilledAfter(parts, path, {}, True),
+            )  # fmt: skip
+    calls: list[tuple[int, int]] = []
+    resumed = estimate(
+        number_pair, texts, "numbers", samplings, options,
+        progress=lambda done, total: calls.append((done, total)),
+        journal=Journal(path, {}, True),
+    )  # fmt: skip
+    for one, other in zip(resumed, uninterrupted, strict=True):
+        assert one.document() == other.document()
+        assert one.recording is not None
+        assert other.recording is not None
+        assert one.recording.fingerprint == other.recording.fingerprint
+        assert one.recording.about == other.recording.about
+        assert one.recording.width_of_node == min(envelope.ranks, 8)
+        assert one.confidence is not None
+        assert one.confidence.fingerprint == one.recording.fingerprint
+    assert calls[-1] == (120, 120)
+    assert [done for done, _ in calls] == sorted(done for done, _ in calls)
+
+
+def test_recording_changes_no_rates(number_pair: Any) -> None:
+    """What is sampled depends on the seed alone."""
+    samplings = [Sampling(0.7), Sampling(0.7, 1.0, "specinfer")]
+    options = EstimateOptions(max_new_tokens=10, width=8, batch=2)
+    plain = estimate(number_pair, documents(4), "numbers", samplings, options)
+    recorded = estimate(
+        number_pair,
+        documents(4),
+        "numbers",
+        samplings,
+        replace(options, envelope=Envelope(2, 2, 2)),
+    )
+    for one, other in zip(plain, recorded, strict=True):
+        assert one.recording is None
+        assert one.confidence is None
+        assert other.traces == one.traces
+        assert other.rates.tolist() == one.rates.tolist()
+
+
+def test_what_cannot_be_recorded_is_refused(
+    number_pair: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = EstimateOptions(max_new_tokens=4, envelope=Envelope())
+    with pytest.raises(SequoiaError, match="envelope: drafts are recorded along the target's own"):
+        estimate(number_pair, documents(1), "n", options=replace(options, teacher_forced=True))
+    monkeypatch.setattr(number_pair.drafter, "model", None)
+    with pytest.raises(SequoiaError, match=r"has no model .* estimate with --no-envelope"):
+        estimate(number_pair, documents(1), "numbers", options=options)
 
 
 def test_documents_are_left_out_when_the_time_is_up(number_pair: Any) -> None:

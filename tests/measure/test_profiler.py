@@ -21,6 +21,7 @@ from sequoia_opt.engine.torch.attention import Attend
 from sequoia_opt.engine.torch.runner import LOGIT_COPIES
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure import profiler
+from sequoia_opt.measure.fixed_growth import fixed_growths
 from sequoia_opt.measure.forwards import fill, forwards_to_time, overhead_trees
 from sequoia_opt.measure.interleaved import Interleaved
 from sequoia_opt.measure.journal import Journal
@@ -52,7 +53,9 @@ def test_measures_every_point(make_pair: Callable[..., Any]) -> None:
             assert (curve.low_ms <= curve.median_ms).all()
             assert (curve.median_ms <= curve.high_ms).all()
             assert (curve.low_ms > 0).all()
-    assert set(measured.overhead) == {"greedy", "sequoia", "sequoia-top-p"}
+    assert set(measured.overhead) == {
+        name for way in ("greedy", "sequoia", "sequoia-top-p") for name in (way, f"adaptive {way}")
+    }
     assert measured.engine["dtype"] == "float32"
     assert measured.hardware["device"] == "cpu"
     assert measured.hardware["name"]
@@ -65,7 +68,7 @@ def test_measures_every_point(make_pair: Callable[..., Any]) -> None:
 def test_without_verifiers_only_greedy_overhead_is_measured(make_pair: Callable[..., Any]) -> None:
     options = ProfileOptions(tokens=[1, 2, 4, 8], contexts=[16], verifiers=[], repeats=5)
     measured = profile(make_pair(), options)
-    assert set(measured.overhead) == {"greedy"}
+    assert set(measured.overhead) == {"greedy", "adaptive greedy"}
 
 
 def test_measures_batches(make_pair: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,8 +207,8 @@ def test_streamed_passes_are_timed_after_one_of_their_kind(make_model: Callable[
         "target": True, "draft": False
     }  # fmt: skip
     steps = steps_to_time(pair, filled, 16, [Sampling(0.0, 1.0, "sequoia")])
-    assert all(step.streams and step.turns == 1 for _, _, step in steps)
-    assert len(steps) == len(overhead_trees(64, few=True))
+    assert all(step.timed.streams and step.timed.turns == 1 for step in steps)
+    assert len(steps) == len(overhead_trees(64, few=True)) + len(fixed_growths(64, few=True))
     assert profiler._streaming(pair) == {"memory_budget": 7, "streamed_layers": 2, "moved_bytes": 5}
 
 

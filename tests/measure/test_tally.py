@@ -10,6 +10,7 @@ from number_texts import documents
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure.estimator import EstimateOptions, estimate
 from sequoia_opt.measure.tally import Tally, acceptance_of
+from sequoia_opt.plan.recording import Recording
 from sequoia_opt.plan.sampling import Sampling
 
 NAMES: dict[str, Any] = {"target": "t", "draft": "d", "dataset": "numbers", "extra": {}}
@@ -41,6 +42,21 @@ def test_a_recorded_tally_is_restored() -> None:
         restored.restore({"sums": values["sums"]})
     with pytest.raises(ValueError, match="broadcast"):
         restored.restore(values | {"counts": [1.0, 2.0, 3.0]})
+
+
+def test_a_damaged_recording_is_not_restored() -> None:
+    tally, restored = Tally.empty(1, 1), Tally.empty(1, 1)
+    tally.recording = Recording(
+        np.ones((2, 1, 1), np.float16), np.zeros((2, 0, 1), np.uint8), np.ones(2, np.uint8),
+        np.array([0, 2]),
+    )  # fmt: skip
+    values = tally.document()
+    restored.restore(values)
+    assert restored.recording is not None
+    assert restored.recording.fingerprint == tally.recording.fingerprint
+    for damage in (values["recording"][:80], values["recording"][1:], "é", 7):
+        with pytest.raises((ValueError, TypeError)):
+            restored.restore(values | {"recording": damage})
 
 
 def test_documents_without_a_position_are_refused() -> None:
