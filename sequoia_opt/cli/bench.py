@@ -165,7 +165,7 @@ def _methods(asked: Sequence[str] | None, solved: SolvedTree, synthetic: bool) -
         chosen = default_methods(solved.tree, solved.sampling, synthetic)
     else:
         chosen = distinct_methods(asked, solved.tree)
-    if solved.tree.size == 1 and "plain" in chosen:
+    if not solved.tree.speculates and "plain" in chosen:
         note("note: the tree has one node, which is plain decoding; it is left out")
     return chosen
 

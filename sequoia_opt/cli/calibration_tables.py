@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         CalibrationPart,
         Comparison,
     )
+    from sequoia_opt.plan.tree import TokenTree
 
 RATIO = "vs chosen\n(95%)"
 SHOWN = {"tokens": "tokens\n/step", "step": "step\ntime", "speedup": "speedup"}
@@ -45,7 +46,7 @@ def calibration_table(part: CalibrationPart, title: str) -> None:
         comparisons = map(checked.comparison, SHOWN)
         cells = [f"{one.predicted:.2f}/{one.measured:.2f}" for one in comparisons]
         ratio = _measured(checked.over_chosen, "x")
-        table.add_row(checked.name, str(checked.tree.size), *cells, ratio)
+        table.add_row(checked.name, _nodes(checked.tree), *cells, ratio)
     show(table)
     out.print("predicted/measured; step time in steps of plain decoding")
     _conclusions(part)
@@ -60,7 +61,7 @@ def calibration_markdown(part: CalibrationPart, title: str) -> None:
     columns.append(in_one_line(RATIO))
     rows = []
     for checked in part.trees:
-        cells = [checked.name, str(checked.tree.size), str(checked.tree.depth)]
+        cells = [checked.name, _nodes(checked.tree), str(checked.tree.largest_depth)]
         for kind in SHOWN:
             compared = checked.comparison(kind)
             cells += [f"{compared.predicted:.2f}", _measured(compared)]
@@ -79,6 +80,11 @@ def calibration_csv(calibration: Calibration) -> None:
             for checked in part.trees
         ]
     )
+
+
+def _nodes(tree: TokenTree) -> str:
+    """How many nodes a tree has, or at most if it grows."""
+    return str(tree.size) if tree.policy is None else f"≤{tree.largest_size}"
 
 
 def _measured(compared: Comparison, unit: str = "") -> str:

@@ -13,9 +13,11 @@ from rich.table import Table
 
 from sequoia_opt.cli.acceptance_summary import acceptance_summary
 from sequoia_opt.cli.output import bar, out
+from sequoia_opt.cli.policy_summary import confidence_summary, policy_summary
 from sequoia_opt.cli.profile_summary import profile_summary
 from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.curves import Curve
+from sequoia_opt.plan.judge import kind
 from sequoia_opt.plan.latency import LatencyProfile
 from sequoia_opt.plan.tree import TokenTree
 from sequoia_opt.types import FloatArray
@@ -34,9 +36,15 @@ def tree(drawn: TokenTree, acceptance: Acceptance | None, limit: int) -> None:
     """
     pair = " with ".join(str(drawn.metadata.get(role, "unknown")) for role in ("target", "draft"))
     size = "one node, plain decoding" if drawn.size == 1 else f"{drawn.size} nodes"
-    out.print(f"{size}, {drawn.depth} deep, for {pair}")
+    if drawn.policy is None:
+        out.print(f"{size}, {drawn.depth} deep, for {pair}")
+    else:
+        out.print(f"{kind(drawn)} of up to {drawn.largest_size} nodes, for {pair}")
     for line in _prediction(drawn):
         out.print(line)
+    if drawn.policy is not None:
+        policy_summary(drawn)
+        out.print(f"engines that cannot grow trees run this one: {size}, {drawn.depth} deep")
     values = None if acceptance is None else acceptance.node_values(drawn)
     shown = most_probable(drawn, values, limit)
     out.print(_tree_table(drawn, values, shown))
@@ -154,15 +162,21 @@ def _curve_table(role: str, curve: Curve) -> Table:
 def acceptance(rates: Acceptance) -> None:
     """Print the rates by rank with their intervals; by depth too, where they were measured so."""
     acceptance_summary(rates)
-    if rates.by_depth is None:
-        return
+    if rates.by_depth is not None:
+        _by_depth(rates.by_depth)
+    if rates.confidence is not None:
+        confidence_summary(rates.confidence)
+
+
+def _by_depth(by_depth: FloatArray) -> None:
+    """Print the first depths' rates, [depths, ranks]."""
     table = Table(title="by depth", title_justify="left", box=SIMPLE, pad_edge=False)
     table.add_column("depth", justify="right")
-    shown_ranks = min(SHOWN_RANKS, rates.width)
+    shown_ranks = min(SHOWN_RANKS, by_depth.shape[1])
     for rank in range(1, shown_ranks + 1):
         table.add_column(f"rank {rank}", justify="right")
-    for depth, row in enumerate(rates.by_depth[:SHOWN_DEPTHS], 1):
+    for depth, row in enumerate(by_depth[:SHOWN_DEPTHS], 1):
         table.add_row(str(depth), *(f"{rate:.3f}" for rate in row[:shown_ranks]))
     out.print(table)
-    if len(rates.by_depth) > SHOWN_DEPTHS:
-        out.print(f"{len(rates.by_depth) - SHOWN_DEPTHS} more depths are not shown")
+    if len(by_depth) > SHOWN_DEPTHS:
+        out.print(f"{len(by_depth) - SHOWN_DEPTHS} more depths are not shown")

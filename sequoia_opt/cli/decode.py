@@ -54,7 +54,7 @@ def decode(
     as_json: Json = False,
 ) -> None:
     """Decode a prompt with a tree, losslessly, and show the speed."""
-    from sequoia_opt.cli.decode_summary import generation_summary
+    from sequoia_opt.cli.decode_summary import generation_summary, growth_summary
     from sequoia_opt.cli.output import out
     from sequoia_opt.measure.encoding import prompt_tokens
     from sequoia_opt.measure.records import Document
@@ -77,6 +77,8 @@ def decode(
     if not as_json:
         out.print()
         generation_summary(generation, decoding.tree if predicts.tokens else None, predicts.times)
+        if decoding.tree.policy is not None:
+            growth_summary(generation)
     comparison = None
     if compare:
         comparison = compare_with_plain(decoding, prompts, options, repeats)
@@ -136,6 +138,9 @@ def _document(decoding: Decoding, generation: Generation) -> dict[str, Any]:
         "tree": str(decoding.tree_path),
         **asdict(decoding.sampling),
     }
+    if decoding.tree.policy is not None:
+        document["sizes"] = dict(sorted(generation.sizes.items()))
+        document["levels"] = dict(sorted(generation.levels.items()))
     return document | (
         decoding.logits_options.document() if decoding.logits_options.change_anything else {}
     )

@@ -24,7 +24,7 @@ class Comparison:
     """Plain decoding and the tree's on the same prompts.
 
     Attributes:
-        results: of plain decoding, then of the tree if that has more than one node.
+        results: of plain decoding, then of the plan if that drafts anything.
         from_plain: the prompts, numbered from 0, whose greedy tokens differ between the two, and
             where; None above temperature 0, where texts are drawn.
         from_library: the same for greedy tokens and the library's own forward pass.
@@ -67,7 +67,7 @@ def compare_with_plain(
     pair, logits_options = decoding.pair, decoding.logits_options
     sampling = asdict(decoding.sampling)
     shapes = {"plain": AUTOREGRESSIVE}
-    if decoding.tree.size > 1:  # a tree of one node is plain decoding
+    if decoding.tree.speculates:  # a tree of one node is plain decoding
         shapes["tree"] = decoding.tree
     contestants = [
         methods.with_tree(
@@ -134,10 +134,10 @@ def print_comparison(
     prompts = counted(comparison.prompts, "prompt")
     title = f"{prompts}, {new_tokens} tokens each, temperature {temperature:g}"
     race_table(comparison.results, title, greedy=temperature == 0)
-    if decoding.tree.size == 1:
+    if not decoding.tree.speculates:
         out.print("the tree has one node: plain decoding, so there is nothing to compare")
     elif predicts.tokens:
         prediction_lines(comparison.results[1], decoding.tree, predicts.times)
-    if comparison.from_plain is not None and decoding.tree.size > 1:
+    if comparison.from_plain is not None and decoding.tree.speculates:
         divergences(comparison.from_plain, comparison.prompts)
     library_divergences(comparison.from_library, comparison.checked, comparison.library)

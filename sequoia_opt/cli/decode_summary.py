@@ -30,7 +30,7 @@ def generation_summary(
         f"{generation.tokens_per_step:.2f} tokens per step, "
         f"{generation.tokens_per_second:.1f} tokens/s"
     )
-    if tree is not None and tree.size == 1:
+    if tree is not None and not tree.speculates:
         out.print("the tree has one node: plain decoding")
     predicted = None if tree is None else tree.predicted_tokens
     if tree is None or predicted is None or not generation.steps:
@@ -41,6 +41,16 @@ def generation_summary(
         speed = tree.metadata["predicted"]["tokens_per_second"]
         line += f", {speed:.1f} tokens/s ({_error(generation.tokens_per_second, speed)})"
     out.print(line)
+
+
+def growth_summary(generation: Generation) -> None:
+    """Print how large the trees of an adaptive plan grew."""
+    if not generation.steps:
+        return
+    shares = {size: count / generation.steps for size, count in sorted(generation.sizes.items())}
+    sizes = ", ".join(f"{size} in {100 * share:.0f}%" for size, share in shares.items())
+    levels = sum(level * count for level, count in generation.levels.items()) / generation.steps
+    out.print(f"tokens verified: {sizes} of the steps; levels drafted: {levels:.2f} per step")
 
 
 def _error(measured: float, predicted: float) -> str:

@@ -191,6 +191,12 @@ def prepare(
     )
     tree = TokenTree.load(path)
     check_world(tree)
+    if options.stats is not None and tree.policy is not None:
+        raise typer.BadParameter(
+            f"counts by the nodes of a static tree, but {path} is an adaptive plan; drop it, or "
+            "decode with a tree of `solve --static`",
+            param_hint="--stats",
+        )
     sampling = sampling_of(
         tree, options.temperature, options.top_p, options.verifier, options.top_k, options.min_p
     )

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sequoia_opt.cli.acceptance_writer import (
+    AcceptanceWriter,
+    EnvelopeOption,
+    NoEnvelope,
+    envelope_of,
+    usual_path,
+)
 from sequoia_opt.cli.app import app
 from sequoia_opt.cli.loading import PairToMeasure, tell_unused_settings
 from sequoia_opt.cli.option_groups import with_option_groups
@@ -27,7 +34,6 @@ from sequoia_opt.cli.options import (
     TemplateOption,
     TopK,
     TopP,
-    check_output,
     journal,
     names,
     numbers,
@@ -37,7 +43,7 @@ from sequoia_opt.cli.options import (
 from sequoia_opt.plan import acceptance
 from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.sampling import Sampling
-from sequoia_opt.plan.verifiers import DEFAULT_VERIFIER, VERIFIERS, verifier_at
+from sequoia_opt.plan.verifiers import DEFAULT_VERIFIER, VERIFIERS
 from sequoia_opt.repository.provenance import origins_of, source_of, sources_of
 
 if TYPE_CHECKING:
@@ -86,6 +92,8 @@ def estimate(
             "all temperatures and verifiers.",
         ),
     ] = False,
+    envelope: EnvelopeOption = None,
+    no_envelope: NoEnvelope = False,
     from_stats: Annotated[
         list[Path] | None,
         typer.Option(
@@ -108,15 +116,17 @@ def estimate(
     as_json: Json = False,
 ) -> None:
     """Sample how often the target accepts the draft's guesses."""
-    writer = _Writer(output, force)
+    writer = AcceptanceWriter(output, force)
     if from_stats:
-        _refuse_with_stats(dataset, chat, system, template_option, top_k, min_p)
+        _refuse_with_stats(dataset, chat, system, template_option, top_k, min_p, envelope)
         _from_stats(from_stats, writer, as_json)
         return
     samplings = _samplings(
         numbers("--temperature", temperature), names(verifier), top_p, top_k, min_p
     )
     sources = sources_of(dataset=dataset)
+    recorded = envelope_of(envelope, no_envelope)
+    unrecorded = writer.no_recording(teacher_forced)
     writer.check(len(samplings), [*map(Path, sources.values())])
     from sequoia_opt.api import load_dataset
     from sequoia_opt.cli.output import note
@@ -126,6 +136,8 @@ def estimate(
 
     for sampling in samplings:
         check_verifier(sampling.verifier)
+    if unrecorded and envelope is not None:
+        note(f"the drafts are not recorded: {unrecorded}")
     options = EstimateOptions(
         width=width,
         depths=depths,
@@ -135,6 +147,7 @@ def estimate(
         teacher_forced=teacher_forced,
         seed=seed,
         template=template_of(chat, system, template_option),
+        envelope=None if unrecorded else recorded,
     )
     name, documents = load_dataset(dataset, note)
     pair = models.load(spread=False)
@@ -143,61 +156,6 @@ def estimate(
     sources = sources_of(models.target, models.draft) | sources
     run = _Run(pair, name, documents, samplings, options, sources)
     run.execute(writer, resume, max_seconds, as_json)
-
-
-@dataclass(frozen=True)
-class _Writer:
-    """Where acceptance rates are written: to the named file, or under names that follow from them.
-
-    Attributes:
-        output: the file that the user named, if any.
-        force: whether other files may be replaced.
-    """
-
-    output: Path | None
-    force: bool
-
-    def check(self, count: int, inputs: Sequence[Path]) -> None:
-        """Refuse a file that cannot be written or cannot hold `count` estimates.
-
-        Args:
-            inputs: files that the command reads.
-        """
-        self.check_count(count, f"{count} estimates are to be written")
-        self.check_file(inputs)
-
-    def check_count(self, count: int, problem: str) -> None:
-        """Refuse one file for several estimates."""
-        if self.output is not None and count > 1:
-            raise typer.BadParameter(f"names one file, but {problem}", param_hint="--output")
-
-    def check_file(self, inputs: Sequence[Path]) -> None:
-        """Refuse a file that cannot be written."""
-        check_output(self.output, acceptance.FORMAT, inputs, self.force)
-
-    def save(
-        self, paths: Sequence[Path], estimates: Sequence[Acceptance], **extent: Any
-    ) -> list[Path]:
-        """Write estimates; the files that they are in.
-
-        Args:
-            paths: a usual name for each.
-            extent: options that say how much the estimates cover.
-        """
-        from sequoia_opt.cli.output import note
-        from sequoia_opt.repository.outputs import settled
-        from sequoia_opt.repository.provenance import Provenance
-
-        written = []
-        for path, rates in zip(paths, estimates, strict=True):
-            if self.output is None:
-                maker = Provenance.of(rates.document(), **extent)
-                path = settled(path, maker, self.force, note)
-            else:
-                path = self.output
-            rates.save(path)
-            written.append(path)
-        return written
 
 
 @dataclass(frozen=True)
@@ -227,12 +185,12 @@ class _Run:
         """The usual file of each sampling's rates."""
         pair = self.pair
         return [
-            _usual_path(pair.target_name, pair.draft_name, self.label, sampling)
+            usual_path(pair.target_name, pair.draft_name, self.label, sampling)
             for sampling in self.samplings
         ]
 
     def execute(
-        self, writer: _Writer, resume: bool, max_seconds: float | None, as_json: bool
+        self, writer: AcceptanceWriter, resume: bool, max_seconds: float | None, as_json: bool
     ) -> None:
         """Sample, write the rates and print them."""
         from sequoia_opt.cli.output import note, progress
@@ -260,12 +218,15 @@ class _Run:
                 }
                 if self.sources:
                     rates.extra["sources"] = dict(self.sources)
+                if rates.recording is not None:
+                    about = {**rates.recording.about, "fingerprints": fingerprints}
+                    rates.recording = replace(rates.recording, about=about)
             files = writer.save(self.paths, estimates, limit=options.limit, width=options.width)
             opened.finish()
         _print(files, estimates, as_json)
 
     def _journal(
-        self, writer: _Writer, content: str, resume: bool, max_seconds: float | None
+        self, writer: AcceptanceWriter, content: str, resume: bool, max_seconds: float | None
     ) -> Journal:
         """The journal that keeps finished parts, next to the first file to write.
 
@@ -276,9 +237,9 @@ class _Run:
         from sequoia_opt.repository.outputs import settled
         from sequoia_opt.repository.provenance import Provenance
 
-        output = writer.output
+        options, output = self.options, writer.output
+        files = [] if output is None else [output]
         if output is None:
-            options = self.options
             planned = Provenance(
                 acceptance.FORMAT,
                 origins_of(self.pair, self.sources, self.label, content),
@@ -287,6 +248,8 @@ class _Run:
             # All of them now, so that none turns out to be unwritable after the sampling.
             files = [settled(path, planned, writer.force) for path in self.paths]
             output = files[0]
+        if options.envelope is not None:
+            writer.check_recordings(files)
         if self.pair.peers.size > 1:  # each of several processes would have to keep its own
             if resume:
                 raise typer.BadParameter("needs a single process", param_hint="--resume")
@@ -318,22 +281,6 @@ def _samplings(
     return samplings
 
 
-def _usual_path(target: str, draft: str, dataset: str, sampling: Sampling) -> Path:
-    """The file of the rates of that name, where no other is named."""
-    from sequoia_opt.repository import paths
-
-    return paths.acceptance_path(
-        target,
-        draft,
-        dataset,
-        verifier_at(sampling.temperature, sampling.verifier),
-        sampling.temperature,
-        sampling.top_p,
-        sampling.top_k,
-        sampling.min_p,
-    )
-
-
 def _refuse_with_stats(
     dataset: str | None,
     chat: bool,
@@ -341,6 +288,7 @@ def _refuse_with_stats(
     template_option: list[str] | None,
     top_k: int,
     min_p: float,
+    envelope: str | None,
 ) -> None:
     """Refuse options that do nothing with --from-stats."""
     options = {
@@ -350,6 +298,7 @@ def _refuse_with_stats(
         "--template-option": template_option,
         "--top-k": top_k,
         "--min-p": min_p,
+        "--envelope": envelope,
     }
     if used := [option for option, value in options.items() if value]:
         raise typer.BadParameter(
@@ -358,7 +307,7 @@ def _refuse_with_stats(
         )
 
 
-def _from_stats(files: list[Path], writer: _Writer, as_json: bool) -> None:
+def _from_stats(files: list[Path], writer: AcceptanceWriter, as_json: bool) -> None:
     """Write and print the rates of decoded texts, for each pair and sampling in the files."""
     from sequoia_opt.plan import decode_stats
 
@@ -370,7 +319,7 @@ def _from_stats(files: list[Path], writer: _Writer, as_json: bool) -> None:
         sources = sorted({source_of(path) or str(path) for path in files})
         rates.extra["sources"] = {"dataset": ", ".join(sources)}
     paths = [
-        _usual_path(rates.target, rates.draft, rates.dataset, rates.sampling) for rates in estimates
+        usual_path(rates.target, rates.draft, rates.dataset, rates.sampling) for rates in estimates
     ]
     _print(writer.save(paths, estimates), estimates, as_json)
 
@@ -383,7 +332,8 @@ def _print(files: Sequence[Path], estimates: Sequence[Acceptance], as_json: bool
     if as_json:
         entries = [rates.document() for rates in estimates]
         print_json(entries[0] if len(entries) == 1 else {"estimates": entries})
-    for path, rates in zip(files, estimates, strict=True):
-        if not as_json:
+    else:
+        for rates in estimates:
             acceptance_summary(rates)
+    for path in files:
         written(path)

@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from sequoia_opt.cli.output import out, show
+from sequoia_opt.cli.policy_summary import rule
+from sequoia_opt.plan.adaptive_plans import ORACLE, AdaptivePlans, Bound
 from sequoia_opt.plan.intervals import interval
+from sequoia_opt.plan.judge import kind
 
 if TYPE_CHECKING:
     from sequoia_opt.plan.judge import Candidate
@@ -26,11 +29,15 @@ def plan_summary(plan: Plan) -> None:
     for line in _verdict(plan):
         out.print(line)
     show(_candidates_table(plan))
+    if plan.adaptive is not None:
+        show(_kinds_table(plan.adaptive))
 
 
 def _verdict(plan: Plan) -> list[str]:
     """The choice in words."""
     choice, fastest = plan.choice, plan.fastest
+    if choice.tree.policy is not None:
+        return _adaptive_verdict(plan)
     if not plan.may_speculate:
         return ["Only one node was allowed: plain decoding."]
     if fastest.tree.size == 1:
@@ -52,6 +59,68 @@ def _verdict(plan: Plan) -> list[str]:
         f"nodes at each depth: {levels}; E*(n, D) by {plan.method}",
         *_why_not_the_fastest(plan),
     ]
+
+
+def _adaptive_verdict(plan: Plan) -> list[str]:
+    """The choice of an adaptive plan in words."""
+    choice, plans = plan.choice, plan.adaptive
+    policy = choice.tree.policy
+    assert policy is not None
+    assert plans is not None
+    low, high = interval(choice.tokens)
+    return [
+        f"Best plan: {kind(choice.tree)} of up to {policy.largest_size} nodes: "
+        f"{choice.tokens[0]:.2f} tokens per step ({low:.2f}–{high:.2f}), {_speedup(choice)}",
+        *rule(policy),
+        f"fitted to {plans.fitted} documents, predicted on {plans.held_out} others",
+        *_why_not_another(choice, plans),
+    ]
+
+
+def _why_not_another(choice: Candidate, plans: AdaptivePlans) -> list[str]:
+    """Why another adaptive plan than the one of highest predicted speed was chosen, if one was."""
+    fastest = max(plans.adaptive, key=lambda candidate: candidate.speedup[0])
+    if fastest is choice:
+        return []
+    return [
+        f"An {kind(fastest.tree)} is predicted at {fastest.speedup[0]:.2f}x; the simpler plan was "
+        "chosen."
+    ]
+
+
+def _kinds_table(plans: AdaptivePlans) -> Table:
+    """Each kind of plan on the documents that no policy was fitted to."""
+    table = Table(
+        title=f"static and adaptive plans on {plans.held_out} documents that no policy was fitted "
+        "to",
+        title_justify="left",
+    )
+    table.add_column("plan", no_wrap=True)
+    for column in ("nodes", "tokens/step", "ms/step", "tokens/s", "speed", "95% interval"):
+        table.add_column(column, justify="right")
+    rows: list[tuple[str, str, Candidate | Bound]] = [
+        (kind(c.tree), _nodes(c), c) for c in plans.compared
+    ]
+    for name, nodes, row in [*rows, (ORACLE, "", plans.oracle)]:
+        low, high = interval(row.speedup)
+        is_chosen = row is plans.choice or name == kind(plans.choice.tree)
+        table.add_row(
+            name,
+            nodes,
+            f"{row.tokens[0]:.2f}",
+            f"{row.step_ms[0]:.2f}",
+            f"{row.tokens_per_second[0]:.1f}",
+            f"{row.speedup[0]:.2f}x",
+            f"{low:.2f}–{high:.2f}",
+            style="bold" if is_chosen else "",
+        )
+    return table
+
+
+def _nodes(candidate: Candidate) -> str:
+    """How many nodes a step verifies."""
+    tree = candidate.tree
+    return str(tree.size) if tree.policy is None else f"≤ {tree.largest_size}"
 
 
 def _why_not_the_fastest(plan: Plan) -> list[str]:
@@ -86,7 +155,8 @@ def _candidates_table(plan: Plan) -> Table:
         table.add_column(column, justify="right")
     rows: list[tuple[str, Candidate]] = [("chosen", plan.choice)]
     if plan.choice is not plan.fastest:
-        rows.append(("fastest", plan.fastest))
+        name = "fastest" if plan.choice.tree.policy is None else "best static"
+        rows.append((name, plan.fastest))
     rows += [("next best", other) for other in plan.runners_up if other is not plan.fastest]
     rows += [(candidate.name, candidate) for candidate in (*plan.baselines, *plan.given)]
     for label, candidate in rows:
@@ -95,12 +165,13 @@ def _candidates_table(plan: Plan) -> Table:
 
 
 def _candidate_row(label: str, candidate: Candidate) -> list[str]:
-    replayed = candidate.replayed_tokens
+    replayed, tree = candidate.replayed_tokens, candidate.tree
+    is_static = tree.policy is None
     return [
         label,
-        str(candidate.tree.size),
-        str(candidate.tree.depth),
-        f"{candidate.expected_tokens:.2f}",
+        _nodes(candidate),
+        str(tree.depth) if is_static else f"≤ {tree.largest_depth}",
+        f"{candidate.expected_tokens:.2f}" if is_static else "–",
         "–" if replayed is None else f"{replayed:.2f}",
         f"{candidate.step_ms[0]:.2f}",
         f"{candidate.tokens_per_second[0]:.1f}",

@@ -1,4 +1,4 @@
-"""The command that finds the tree that decodes fastest: solve."""
+"""The command that finds the plan that decodes fastest: solve."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from sequoia_opt.cli.solving_options import (
     AcceptanceFile,
     ProfileFile,
     SolvingOptions,
+    Static,
     load_measurements,
+    load_recording,
 )
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from sequoia_opt.plan.judge import Candidate
     from sequoia_opt.plan.latency import LatencyProfile
     from sequoia_opt.plan.plan import Plan
+    from sequoia_opt.plan.recording import Recording
     from sequoia_opt.plan.tree import TokenTree
 
 BUDGETS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)  # nodes, with --compare
@@ -34,6 +37,7 @@ def solve(
     acceptance: AcceptanceFile = None,
     *,
     options: SolvingOptions,
+    static: Static = False,
     against: Annotated[
         list[Path] | None,
         typer.Option(
@@ -50,9 +54,10 @@ def solve(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Find the tree that decodes fastest.
+    """Find the plan that decodes fastest: a tree, a chain, how trees grow, or none.
 
-    Solves exactly, from a latency profile and acceptance rates, without the models.
+    Solves from a latency profile and acceptance rates, without the models. Adaptive plans, whose
+    trees grow by what the draft says, need the drafts that `estimate` recorded.
     """
     from sequoia_opt.plan.tree import FORMAT
 
@@ -69,14 +74,19 @@ def solve(
     acceptance = acceptance or paths.bundled_acceptance()
     latencies, rates = load_measurements(profile, acceptance)
     rivals = {str(path): any_tree(path) for path in against or []}
-    plan = solver.solve(latencies, rates, **asked, given=rivals)
+    is_used = not static or any(rival.policy is not None for rival in rivals.values())
+    recording = load_recording(rates, acceptance) if is_used else None
+    plan = solver.solve(latencies, rates, **asked, given=rivals, recording=recording, static=static)
     source = tree_provenance.Source(profile, acceptance)
-    tree = tree_provenance.planned_tree(plan, source, asked)
+    stated = asked | {"static": True} if static else asked
+    tree = tree_provenance.planned_tree(plan, source, stated)
     if output is None:
         slug = str(latencies.hardware.get("slug", "unknown"))
         default = paths.tree_path(slug, profile, rates, acceptance)
         output = settled(default, Provenance.of(tree.document()), force, note)
-    plans = _plans_by_budget(plan, latencies, rates, asked, rivals) if compare else {}
+    plans = {}
+    if compare:
+        plans = _plans_by_budget(plan, latencies, rates, asked, rivals, recording)
     growth = None
     if scaling:
         from sequoia_opt.plan.scaling import scaling as growth_of
@@ -85,6 +95,8 @@ def solve(
     tree.save(output)
     for line in latencies.doubts():
         note(f"note: the profile's times: {line}")
+    for line in plan.notes:
+        note(f"note: {line}")
 
     if as_json:
         document: dict[str, Any] = tree.document()
@@ -92,6 +104,8 @@ def solve(
             document["against"] = {rival.name: _prediction(rival) for rival in plan.given}
         if compare:
             document["compare"] = {budget: _predictions(best) for budget, best in plans.items()}
+        if plan.adaptive is not None:
+            document["compared"] = plan.adaptive.speedups()
         if growth:
             document["scaling"] = growth.document()
         print_json(document)
@@ -110,8 +124,9 @@ def _plans_by_budget(
     rates: Acceptance,
     options: dict[str, Any],
     rivals: dict[str, TokenTree],
+    recording: Recording | None,
 ) -> dict[int, Plan]:
-    """The plan of at most so many nodes, for each budget up to the largest tree of `plan`."""
+    """The static plan of at most so many nodes, for each budget up to the largest of `plan`."""
     from sequoia_opt.plan import solver
 
     largest = options["max_size"] or plan.expected.shape[1] - 1
@@ -120,8 +135,10 @@ def _plans_by_budget(
         if budget > largest:
             break
         limits = options | {"max_size": budget, "size": None}
-        small_rivals = {name: tree for name, tree in rivals.items() if tree.size <= budget}
-        plans[budget] = solver.solve(latencies, rates, **limits, given=small_rivals)
+        small = {name: tree for name, tree in rivals.items() if tree.largest_size <= budget}
+        plans[budget] = solver.solve(
+            latencies, rates, **limits, given=small, recording=recording, static=True
+        )
     return plans
 
 
@@ -132,8 +149,8 @@ def _predictions(plan: Plan) -> dict[str, Any]:
 
 def _prediction(candidate: Candidate) -> dict[str, Any]:
     return {
-        "size": candidate.tree.size,
-        "depth": candidate.tree.depth,
+        "size": candidate.tree.largest_size,
+        "depth": candidate.tree.largest_depth,
         "tokens": float(candidate.tokens[0]),
         "speedup": float(candidate.speedup[0]),
     }

@@ -10,7 +10,7 @@ import typer
 from sequoia_opt.cli.app import app
 from sequoia_opt.cli.option_groups import with_option_groups
 from sequoia_opt.cli.options import Force, Json, print_json
-from sequoia_opt.cli.solving_options import SolvingOptions
+from sequoia_opt.cli.solving_options import SolvingOptions, Static
 
 if TYPE_CHECKING:
     from sequoia_opt.plan.tree import TokenTree
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 @with_option_groups
 def solve_all(
     options: SolvingOptions,
+    static: Static = False,
     check: Annotated[
         bool,
         typer.Option(
@@ -47,8 +48,11 @@ def solve_all(
         distinguished = set_apart(path, provenance)
         return distinguished if distinguished.exists() else path
 
+    asked = options.keywords()
+    if static:
+        asked["static"] = True
     with progress("solving") as advance:
-        trees = list(repository.solve_all(Path(), options.keywords(), advance, settle))
+        trees = list(repository.solve_all(Path(), asked, advance, settle))
     paths = [path for path, _ in trees]
     if not check:
         for path, tree in trees:

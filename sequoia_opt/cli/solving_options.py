@@ -19,6 +19,7 @@ from sequoia_opt.plan.solve_options import ANY_TREE
 if TYPE_CHECKING:
     from sequoia_opt.plan.acceptance import Acceptance
     from sequoia_opt.plan.latency import LatencyProfile
+    from sequoia_opt.plan.recording import Recording
 
 TREE = "Tree"  # panel of --help
 
@@ -30,6 +31,7 @@ AcceptanceFile = Annotated[
     Path | None,
     typer.Option("--acceptance", help="Acceptance file.", show_default="the bundled pair's"),
 ]
+Static = Annotated[bool, typer.Option("--static", help="Leave adaptive plans out.")]
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,21 @@ def context_weights(text: str) -> dict[float, float]:
             f"found {text!r}, expected 512, 128,512,2048 or 128:3,2048:1", param_hint="--context"
         )
     return weights
+
+
+def load_recording(rates: Acceptance, path: Path) -> Recording | None:
+    """The recorded drafts that belong to acceptance rates; notes where their file is gone.
+
+    Args:
+        path: of the acceptance file.
+    """
+    from sequoia_opt.cli.output import note
+    from sequoia_opt.plan import recorded
+
+    recording = recorded.recording_of(rates, path)
+    if recording is None and (file := recorded.named_file(rates, path)) is not None:
+        note(f"note: {file}, the recorded drafts, is not there; only static plans are solved")
+    return recording
 
 
 def load_measurements(profile: Path, acceptance: Path) -> tuple[LatencyProfile, Acceptance]:

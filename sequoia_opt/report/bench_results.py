@@ -99,7 +99,7 @@ def interval_end(row: Mapping[str, float], end: str, value: str) -> float:
 
 def is_solved_tree(row: Mapping[str, Any]) -> bool:
     """Whether a row is the solved tree's, which figures highlight."""
-    return "solved tree" in row["name"]
+    return "solved tree" in row["name"] or "adaptive plan" in row["name"]
 
 
 def _is_calibration(parts: object) -> bool:

@@ -13,13 +13,15 @@ from pathlib import Path
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.files.documents import parse_document
 from sequoia_opt.files.reading import read_bytes
-from sequoia_opt.plan import acceptance, latency, tree
+from sequoia_opt.plan import acceptance, latency, recording, tree
+from sequoia_opt.plan.recording import Recording
 from sequoia_opt.report import bench_results
 
 REPORT, FIGURE = "sequoia-opt/report", "sequoia-opt/figure"
 KINDS = {  # in words, by format
     latency.FORMAT: "a latency profile",
     acceptance.FORMAT: "acceptance rates",
+    recording.FORMAT: "a recording of drafts",
     tree.FORMAT: "a tree",
     bench_results.FORMAT: "results of bench",
     REPORT: "a report",
@@ -28,6 +30,7 @@ KINDS = {  # in words, by format
 # A page or a figure has no `format` field; it carries this mark: its kind and its sources.
 MARK = re.compile(rb"(sequoia-opt/(?:report|figure)):([\w./~,%-]*);")
 EMPTY = ""  # the kind of an empty file, which anything may replace
+_ZIP = b"PK"
 _PREFIX = "sequoia-opt/"  # of every format
 _BEGINNING = re.compile(rb"\s*\{?\s*['\"]?format['\"]?\s*:\s*['\"]?(sequoia-opt/\w+)['\",\s]")
 _ANYWHERE = re.compile(rb"format['\"]?\s*:\s*['\"]?sequoia-opt/\w+")
@@ -49,6 +52,10 @@ def kind_of(path: Path) -> str | None:
     content = read_bytes(path)
     if not content:
         return EMPTY
+    if content.startswith(_ZIP):  # as a recording is
+        with suppress(SequoiaError):
+            Recording.of_content(content, str(path))
+            return recording.FORMAT
     if mark := MARK.search(content):
         return mark[1].decode()
     if beginning := _BEGINNING.match(content):  # also of a file that is cut off

@@ -7,7 +7,7 @@ is solved.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from sequoia_opt.files.names import content_fingerprint
 from sequoia_opt.files.reading import read_text
 from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.latency import LatencyProfile
+from sequoia_opt.plan.recorded import recording_of
+from sequoia_opt.plan.recording import Recording
 from sequoia_opt.plan.solver import solve
 from sequoia_opt.plan.tree import FORMAT, TokenTree
 from sequoia_opt.repository import paths
@@ -50,6 +52,7 @@ def solve_all(
         (path, Acceptance.load(path))
         for path in sorted(root.glob(f"profiles/{paths.ACCEPTANCE}/*.yaml"))
     ]
+    recordings = {} if options.get("static") else _recordings(acceptances)
     jobs = [
         (profile_path, profile, acceptance_path, acceptance)
         for profile_path, profile in profiles
@@ -64,7 +67,7 @@ def solve_all(
     solved: dict[Path, Path] = {}  # each tree's acceptance file
     for done, (profile_path, profile, acceptance_path, acceptance) in enumerate(jobs, start=1):
         try:
-            plan = solve(profile, acceptance, **options)
+            plan = solve(profile, acceptance, **options, recording=recordings.get(acceptance_path))
         except SequoiaError as error:
             raise SequoiaError(f"{profile_path} with {acceptance_path.name}: {error}") from None
         hardware = str(profile.hardware.get("slug", "unknown"))
@@ -78,6 +81,12 @@ def solve_all(
         tree = planned_tree(plan, Source(profile_path, acceptance_path), options)
         yield settle(path, tree), tree
         progress(done, len(jobs))
+
+
+def _recordings(acceptances: Iterable[tuple[Path, Acceptance]]) -> dict[Path, Recording]:
+    """The recorded drafts beside acceptance files, by the acceptance file."""
+    recordings = ((path, recording_of(acceptance, path)) for path, acceptance in acceptances)
+    return {path: recording for path, recording in recordings if recording is not None}
 
 
 def left_over(root: Path, solved: Collection[Path]) -> list[str]:
@@ -111,6 +120,8 @@ def difference(path: Path, tree: TokenTree) -> str | None:
         written = TokenTree.load(path)
     except SequoiaError as error:
         return str(error)
+    if written.policy != tree.policy:
+        return f"{path}: policy: found another one than its inputs give"
     if written != tree:
         line = (
             f"{path}: found {written.size} nodes, depth {written.depth}, expected {tree.size}, "

@@ -42,7 +42,8 @@ def planned_tree(plan: Plan, source: Source, options: dict[str, Any]) -> TokenTr
         "options": {key: value for key, value in options.items() if value is not None},
         "sequoia_opt": __version__,
     }
-    return TokenTree(tree.parents, tree.ranks, tree.metadata | {"provenance": provenance})
+    metadata = tree.metadata | {"provenance": provenance}
+    return TokenTree(tree.parents, tree.ranks, metadata, tree.policy)
 
 
 def _origins(plan: Plan) -> dict[str, dict[str, Any]]:
@@ -71,7 +72,8 @@ def of_one_pair(profile: LatencyProfile, acceptance: Acceptance) -> bool:
 def plan_again(tree: TokenTree, profile: LatencyProfile, acceptance: Acceptance) -> Plan:
     """The plan that a tree was chosen in: solved with the options that the tree names.
 
-    The tree itself is a candidate too, under the name `THIS`.
+    The tree itself is a candidate too, under the name `THIS`; of an adaptive plan it is the tree
+    for engines that cannot grow one.
 
     Raises:
         SequoiaError: the profile does not cover the tree, or an option is invalid.
@@ -95,4 +97,4 @@ def plan_again(tree: TokenTree, profile: LatencyProfile, acceptance: Acceptance)
             }
         except ValueError:
             raise fields.fail("context", "context lengths and their weights") from None
-    return solve(profile, acceptance, **options, given={THIS: tree})
+    return solve(profile, acceptance, **options, given={THIS: TokenTree(tree.parents, tree.ranks)})

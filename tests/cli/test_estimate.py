@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 from command_line import Outcome
 
+from sequoia_opt.plan.acceptance import Acceptance
+from sequoia_opt.plan.recording import Recording
+
 
 def test_traversal_is_not_estimated(run: Callable[..., Outcome]) -> None:
     done = run("estimate", "--temperature", 0.6, "--verifier", "traversal")
@@ -101,7 +104,9 @@ def test_a_killed_run_is_resumed_and_gives_the_same_file(
     assert done.code == 0, done.err
     assert "already done" in done.err
     assert not partial.exists()
-    assert Path("killed.yaml").read_bytes() == Path("whole.yaml").read_bytes()
+    whole = Path("whole.yaml").read_bytes().replace(b"whole.npz", b"killed.npz")
+    assert Path("killed.yaml").read_bytes() == whole
+    assert Recording.load("killed.npz").fingerprint == Recording.load("whole.npz").fingerprint
 
 
 @pytest.mark.parametrize("option", [["--chat"], ["--dataset", "d.jsonl"], ["--min-p", 0.1]])
@@ -110,3 +115,76 @@ def test_statistics_take_no_dataset(run: Callable[..., Outcome], option: list[ob
     done = run("estimate", "--from-stats", "s.jsonl", *option)
     assert done.code == 2
     assert f"{option[0]}: does nothing with --from-stats" in done.err
+
+
+def test_recorded_drafts_lie_beside_the_rates(
+    run: Callable[..., Outcome], models: list[str], dataset: Path
+) -> None:
+    options = [*models, "--dataset", dataset, "--max-new-tokens", 8, "--temperature", 0.7]
+    done = run("estimate", *options, "--envelope", "3x2x2", "-o", "rates.yaml")
+    assert done.code == 0, done.err
+    assert done.err.splitlines()[-2:] == ["wrote rates.yaml", "wrote rates.npz"]
+    rates, recording = Acceptance.load("rates.yaml"), Recording.load("rates.npz")
+    assert rates.confidence is not None
+    assert (rates.confidence.recording, rates.confidence.fingerprint) == (
+        "rates.npz", recording.fingerprint
+    )  # fmt: skip
+    assert str(recording.envelope) == "3x2x2"
+    assert [rank if rank <= 2 else 0 for trace in rates.traces for rank in trace] == (
+        recording.ranks.tolist()
+    )
+    assert recording.documents == len(rates.traces)
+    assert recording.about["temperature"] == 0.7
+    assert recording.about["fingerprints"] == rates.extra["fingerprints"]
+    again = run("estimate", *options, "--no-envelope", "-o", "other.yaml")
+    assert again.code == 0, again.err
+    assert "npz" not in again.err
+    assert not Path("other.npz").exists()
+    other = Acceptance.load("other.yaml")
+    assert (other.confidence, other.traces) == (None, rates.traces)
+
+
+def test_recordings_replace_recordings_alone(
+    run: Callable[..., Outcome], models: list[str], dataset: Path
+) -> None:
+    options = [*models, "--dataset", dataset, "--max-new-tokens", 4, "-o", "rates.yaml"]
+    Path("rates.npz").write_bytes(b"PK, but not from here")
+    refused = run("estimate", *options)
+    assert refused.code == 1
+    assert "rates.npz: holds something else, not a recording of drafts" in refused.err
+    assert Path("rates.npz").read_bytes() == b"PK, but not from here"
+    for force in (["--force"], []):
+        done = run("estimate", *options, *force)
+        assert done.code == 0, done.err
+        assert Recording.load("rates.npz").documents
+
+
+def test_drafts_are_recorded_where_they_can_be(
+    run: Callable[..., Outcome], models: list[str], dataset: Path
+) -> None:
+    options = [*models, "--dataset", dataset, "--max-new-tokens", 4]
+    for more in (["--teacher-forced", "-o", "rates.yaml"], ["-o", "/dev/null"]):
+        asked = run("estimate", *options, *more, "--envelope", "2x2x2")
+        assert asked.code == 0, asked.err
+        assert "the drafts are not recorded: " in asked.err
+        done = run("estimate", *options, *more)
+        assert done.code == 0, done.err
+        assert "the drafts are not recorded" not in done.err
+        assert not list(Path().glob("*.npz"))
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--envelope", "8x4"], "expected levels, slots and ranks, such as 8x4x4"),
+        (["--envelope", "8x4x2"], "slots: found 4, expected at most 2"),
+        (["--envelope", "8x4x4", "--no-envelope"], "contradicts --no-envelope"),
+        (["--envelope", "8x4x4", "--from-stats", "s.jsonl"], "does nothing with --from-stats"),
+    ],
+)
+def test_a_wrong_envelope_is_refused(
+    run: Callable[..., Outcome], options: list[str], complaint: str
+) -> None:
+    done = run("estimate", *options)
+    assert done.code == 2
+    assert complaint in " ".join(done.err.replace("│", " ").split())

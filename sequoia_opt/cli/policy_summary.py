@@ -1,0 +1,143 @@
+"""What is printed of an adaptive plan: its rule in words, its calibration, and what replay showed.
+
+Knows policies, the plan's file and the calibration of an acceptance file. Computes nothing that
+they do not say.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.box import SIMPLE
+from rich.table import Table
+
+from sequoia_opt.cli.output import bar, out
+from sequoia_opt.files.fields import Fields
+
+if TYPE_CHECKING:
+    from sequoia_opt.plan.confidence import Confidence
+    from sequoia_opt.plan.confidence_fit import FittedConfidence
+    from sequoia_opt.plan.policy import Policy
+    from sequoia_opt.plan.tree import TokenTree
+
+BAR = 30  # characters
+
+
+def rule(policy: Policy) -> list[str]:
+    """How trees grow, in lines of words."""
+    guesses = "1 guess" if policy.ranks == 1 else f"up to {policy.ranks} guesses"
+    lines = [f"drafts up to {policy.depth} levels, {guesses} for each node"]
+    for width, threshold in policy.expand:
+        nodes = "1 node" if width == 1 else f"{width} nodes"
+        lines.append(f"drafts another level of {nodes} if it is reached above {threshold:g}")
+    lines.append(f"verifies guesses that are reached with probability {policy.offer:g} or more")
+    lines.append(f"target passes of {', '.join(map(str, policy.sizes))} nodes")
+    if (pause := policy.pause) is not None:
+        misses = f"{pause.misses} steps in a row" if pause.misses > 1 else "a step"
+        first, *rest = pause.steps
+        plain = "1 plain step" if first == 1 else f"{first} plain steps"
+        then = f", then {', '.join(map(str, rest))} while that goes on" if rest else ""
+        lines.append(f"after {misses} without an accepted guess: {plain}{then}")
+    return lines
+
+
+def policy_summary(plan: TokenTree) -> None:
+    """Print an adaptive plan's policy, its calibration and its metadata."""
+    policy = plan.policy
+    assert policy is not None
+    for line in rule(policy):
+        out.print(line)
+    out.print(_calibration_table(policy.confidence, policy.ranks))
+    adaptive = Fields(plan.metadata.get("adaptive", {}), "adaptive")
+    if not adaptive.mapping:
+        return
+    if "fitted_documents" in adaptive.mapping:
+        out.print(
+            f"fitted to {adaptive.integer('fitted_documents')} documents, predicted on "
+            f"{adaptive.integer('predicted_documents')} others"
+        )
+    for key, title, column in (
+        ("sizes", "target passes in replay", "nodes"),
+        ("drafted_levels", "levels drafted in replay", "levels"),
+    ):
+        if key in adaptive.mapping:
+            out.print(_shares_table(title, column, adaptive.section(key)))
+    if "reliability" in adaptive.mapping:
+        _reliability(adaptive.section("reliability"))
+    if "compared" in adaptive.mapping:
+        out.print(_compared_table(adaptive.section("compared")))
+
+
+def confidence_summary(fitted: FittedConfidence) -> None:
+    """Print a calibration and how reliable it is."""
+    out.print(_calibration_table(fitted.confidence, fitted.confidence.ranks))
+    document = fitted.document()
+    _reliability(Fields(document["reliability"], "confidence: reliability"))
+
+
+def _calibration_table(confidence: Confidence, ranks: int) -> Table:
+    """Acceptance by what the draft says: each rank at depth 1, and the first rank deeper down."""
+    table = Table(
+        title="acceptance by the draft's probability", title_justify="left", box=SIMPLE,
+        pad_edge=False,
+    )  # fmt: skip
+    table.add_column("draft says", justify="right")
+    columns = [(f"rank {rank + 1}", 0, rank) for rank in range(ranks)]
+    depths = len(confidence.acceptance)
+    for depth in range(1, depths):
+        deeper = "≥ " if depth == depths - 1 else ""
+        columns.append((f"rank 1, depth {deeper}{depth + 1}", depth, 0))
+    for name, _, _ in columns:
+        table.add_column(name, justify="right")
+    edges = [0.0, *confidence.edges, 1.0]
+    for number in range(len(edges) - 1):
+        rates = [f"{confidence.acceptance[depth][rank][number]:.3f}" for _, depth, rank in columns]
+        table.add_row(f"{edges[number]:g}–{edges[number + 1]:g}", *rates)
+    return table
+
+
+def _shares_table(title: str, column: str, shares: Fields) -> Table:
+    """How often each number occurred."""
+    table = Table(title=title, title_justify="left", box=SIMPLE, pad_edge=False)
+    table.add_column(column, justify="right")
+    table.add_column("share", justify="right")
+    table.add_column("")
+    for number in shares.mapping:
+        share = shares.number(number, 0.0, 1.0)
+        table.add_row(str(number), f"{100 * share:.1f}%", bar(share, BAR))
+    return table
+
+
+def _reliability(reliability: Fields) -> None:
+    """Print what was predicted beside what was accepted on the other documents."""
+    table = Table(
+        title="reliability on the documents that it was not fitted to", title_justify="left",
+        box=SIMPLE, pad_edge=False,
+    )  # fmt: skip
+    for column in ("predicted", "accepted", "guesses"):
+        table.add_column(column, justify="right")
+    table.add_column("")
+    predicted, accepted = (reliability.numbers(key, 0.0, 1.0) for key in ("predicted", "accepted"))
+    guesses = reliability.integers("guesses")
+    for said, happened, count in zip(predicted, accepted, guesses, strict=False):
+        table.add_row(f"{said:.3f}", f"{happened:.3f}", str(count), bar(float(happened), BAR))
+    out.print(table)
+    if {"error", "draft_error"} <= set(reliability.mapping):
+        out.print(
+            f"expected calibration error: {reliability.number('error'):.4f}; of the draft's own "
+            f"probabilities: {reliability.number('draft_error'):.4f}"
+        )
+
+
+def _compared_table(compared: Fields) -> Table:
+    """The predicted speeds of all kinds of plans."""
+    table = Table(title="predicted speed", title_justify="left", box=SIMPLE, pad_edge=False)
+    table.add_column("plan", no_wrap=True)
+    for column in ("speed", "95% interval"):
+        table.add_column(column, justify="right")
+    for name in compared.mapping:
+        section = compared.section(name)
+        values: dict[str, Any] = {key: section.number(key, 0.0) for key in ("low", "high")}
+        interval = f"{values['low']:.2f}–{values['high']:.2f}"
+        table.add_row(str(name), f"{section.number('speedup', 0.0):.2f}x", interval)
+    return table
