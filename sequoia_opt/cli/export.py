@@ -51,7 +51,9 @@ def export_tree(
     name = str(loaded.metadata.get("draft", ""))
     if draft is not None or demo.resolve(name) != name:
         draft_path = {"draft_path": draft or demo.resolve(name)}
-        loaded = TokenTree(loaded.parents, loaded.ranks, loaded.metadata | draft_path)
+        loaded = TokenTree(
+            loaded.parents, loaded.ranks, loaded.metadata | draft_path, loaded.policy
+        )
     text, notes = export.export(loaded, to)
     if output is not None:
         _check_replaceable(output, text, force)

@@ -154,7 +154,7 @@ def _tree(tree: TokenTree, file: Path, options: ImportOptions) -> tuple[TokenTre
     models = {"target": options.target, "draft": options.draft}
     metadata = {role: name for role, name in models.items() if name != UNKNOWN}
     path = Path("trees") / IMPORTED / f"{short_name(file.stem)}.json"
-    return TokenTree(tree.parents, tree.ranks, metadata), path
+    return TokenTree(tree.parents, tree.ranks, metadata, tree.policy), path
 
 
 def _profile(

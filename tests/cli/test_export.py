@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from command_line import Outcome
+from policies import random_policy
 
 from sequoia_opt import demo
 from sequoia_opt.plan import shapes
@@ -58,3 +59,12 @@ def test_help_names_every_format(run: Callable[..., Outcome]) -> None:
     words = run("export", "--help").out.replace("│", " ").split()
     names = {word.strip(",;") for word in words}
     assert set(FORMATS) <= names
+
+
+def test_an_adaptive_plan_is_said_to_be_cut_down(run: Callable[..., Outcome]) -> None:
+    """Also where the draft is named anew."""
+    tree = shapes.chain(3)
+    TokenTree(tree.parents, tree.ranks, {}, random_policy((2, 2, 2), 0)).save("t.json")
+    for options in ([], ["--draft", "d"]):
+        done = run("export", "t.json", "--to", "eagle", *options)
+        assert "EAGLE cannot grow trees by this plan's policy" in done.err
