@@ -258,7 +258,7 @@ def _sample(
     if options.envelope is None:
         yield from sample_continuations(pair, sampler, texts, width)
         return
-    envelope = replace(options.envelope, ranks=min(options.envelope.ranks, width))
+    envelope = options.envelope.within(width)
     continuations = [Continuation(envelope.ranks) for _ in texts]
     yield from sample_continuations(pair, sampler, texts, width, continuations)
     yield from record_drafts(pair, sampler, texts, continuations, envelope)

@@ -78,6 +78,10 @@ class Envelope:
         """The most leaves that it has: of each level but the last, all nodes but one."""
         return 1 if self.levels == 1 else 1 + (self.levels - 1) * (self.slots - 1)
 
+    def within(self, ranks: int) -> Envelope:
+        """As much of it as there is where a node has so many ranks at most."""
+        return Envelope(self.levels, min(self.slots, ranks), min(self.ranks, ranks))
+
     @classmethod
     def parse(cls, text: str) -> Envelope:
         """The envelope that a text such as 8x4x4 names: levels, slots, ranks.

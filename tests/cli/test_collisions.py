@@ -52,7 +52,7 @@ def test_datasets_of_one_name_have_files_of_their_own(
 ) -> None:
     first, second = documents("a/prompts.jsonl", "def f():"), documents("b/prompts.jsonl", "class")
     assert run("estimate", *models, *first, *FEW).code == 0
-    [path] = Path("profiles/acceptance").iterdir()
+    [path] = Path("profiles/acceptance").glob("*.yaml")
     before = path.read_bytes()
     done = run("estimate", *models, *second, *FEW)
     assert done.code == 0, done.err
@@ -60,7 +60,7 @@ def test_datasets_of_one_name_have_files_of_their_own(
         f"{path} is kept: it was made from dataset a/prompts.jsonl, not b/prompts.jsonl" in done.err
     )
     assert path.read_bytes() == before
-    [other] = set(path.parent.iterdir()) - {path}
+    [other] = set(path.parent.glob("*.yaml")) - {path}
     assert f"wrote {other}" in done.err
     assert [Acceptance.load(each).extra["sources"]["dataset"] for each in (path, other)] == [
         "a/prompts.jsonl",
@@ -71,7 +71,7 @@ def test_datasets_of_one_name_have_files_of_their_own(
         documents(options[1], "def f():", f"{options[1]} = ")
         assert f"wrote {file}\n" in run("estimate", *models, *options, *FEW).err
         assert Acceptance.load(file).extra["documents"] == 2
-    assert sorted(path.parent.iterdir()) == sorted([path, other])
+    assert sorted(path.parent.glob("*.yaml")) == sorted([path, other])
     # A quick look does not replace what took longer.
     quick = run("estimate", *models, *first, *FEW, "--limit", "1")
     assert f"{path} is kept: it has more documents than the new file" in quick.err
@@ -284,7 +284,7 @@ def test_long_names_are_cut_and_stay_apart(run: Callable[..., Outcome]) -> None:
     for end in ("a", "b"):
         done = run("import", "rates.csv", "--target", 200 * "é" + end, "--draft", 300 * "d")
         assert done.code == 0, done.err
-    files = list(Path("profiles/acceptance").iterdir())
+    files = list(Path("profiles/acceptance").glob("*.yaml"))
     assert len(files) == 2
     assert all(len(path.name.encode()) < 240 for path in files)
     for arguments in (

@@ -172,7 +172,7 @@ def test_a_turn_has_the_same_tokens_whichever_way_it_comes_in(
         done = run(*command, *options)
         assert done.code == 0, done.err
         assert asked.count(wanted) == len(forms)
-    [estimated] = Path("profiles/acceptance").glob("*d-chat-system-*-enable_thinking-False*")
+    [estimated] = Path("profiles/acceptance").glob("*d-chat-system-*-enable_thinking-False*.yaml")
     assert "template_options" in estimated.read_text()
 
 

@@ -93,6 +93,12 @@ def test_text_that_names_no_envelope_is_refused(text: str) -> None:
     assert str(Envelope(6, 2, 3)) == "6x2x3"
 
 
+def test_an_envelope_is_no_wider_than_a_node() -> None:
+    assert Envelope(8, 4, 4).within(3) == Envelope(8, 3, 3)
+    assert Envelope(8, 2, 4).within(3) == Envelope(8, 2, 3)
+    assert Envelope(8, 2, 2).within(32) == Envelope(8, 2, 2)
+
+
 def test_leaves_are_counted_level_by_level() -> None:
     """Of each level all nodes but one may have no node below them."""
     for envelope in (Envelope(1, 4, 4), Envelope(2, 3, 3), Envelope(8, 4, 4), Envelope(5, 1, 2)):
