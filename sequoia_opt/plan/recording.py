@@ -31,7 +31,7 @@ DAMAGED = (
     OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, zipfile.BadZipFile,
     zlib.error,
 )  # fmt: skip
-"""What reading a file raises that is no recording."""
+"""Errors of reading a damaged recording, or a file of another kind."""
 
 MOST_GUESSES = 256  # of a level, so that a byte tells them apart
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from sequoia_opt.measure.estimator import EstimateOptions, check_sampled, estima
 from sequoia_opt.measure.journal import Journal
 from sequoia_opt.measure.records import Document
 from sequoia_opt.plan import shapes
+from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.recording import Envelope
 from sequoia_opt.plan.sampling import Sampling
 from sequoia_opt.plan.verifiers import VERIFIERS
@@ -161,6 +163,26 @@ class KilledAfter(Journal):
         self.parts -= 1
 
 
+def killed_and_resumed(
+    parts: Sequence[int], path: Path, pair: Any, texts: Any, samplings: Any, options: Any
+) -> tuple[list[Acceptance], list[tuple[int, int]]]:
+    """Runs that are each killed after so many parts, then one to the end: what it gives, and its
+    progress."""
+    for count in parts:
+        with pytest.raises(KilledError):
+            estimate(
+                pair, texts, "numbers", samplings, options,
+                journal=KilledAfter(count, path, {}, True),
+            )  # fmt: skip
+    calls: list[tuple[int, int]] = []
+    resumed = estimate(
+        pair, texts, "numbers", samplings, options,
+        progress=lambda done, total: calls.append((done, total)),
+        journal=Journal(path, {}, True),
+    )  # fmt: skip
+    return resumed, calls
+
+
 @pytest.mark.parametrize("teacher_forced", [False, True])
 def test_a_resumed_run_gives_what_an_uninterrupted_one_does(
     number_pair: Any, tmp_path: Path, teacher_forced: bool
@@ -172,18 +194,9 @@ def test_a_resumed_run_gives_what_an_uninterrupted_one_does(
     samplings = [Sampling(0.0), Sampling(0.7, 0.9, "specinfer")]
     uninterrupted = estimate(number_pair, texts, "numbers", samplings, options)
     path = tmp_path / "journal"
-    for parts in (0, 1, 1, 0, 1):
-        with pytest.raises(KilledError):
-            estimate(
-                number_pair, texts, "numbers", samplings, options,
-                journal=KilledAfter(parts, path, {}, True),
-            )  # fmt: skip
-    calls: list[tuple[int, int]] = []
-    resumed = estimate(
-        number_pair, texts, "numbers", samplings, options,
-        progress=lambda done, total: calls.append((done, total)),
-        journal=Journal(path, {}, True),
-    )  # fmt: skip
+    resumed, calls = killed_and_resumed(
+        (0, 1, 1, 0, 1), path, number_pair, texts, samplings, options
+    )
     assert [one.document() for one in resumed] == [one.document() for one in uninterrupted]
     assert [done for done, _ in calls] == sorted(done for done, _ in calls)
     assert calls[-1][0] == calls[-1][1]
@@ -199,18 +212,7 @@ def test_a_resumed_run_has_the_recordings_of_an_uninterrupted_one(
     samplings = [Sampling(0.0), Sampling(0.7)]
     uninterrupted = estimate(number_pair, texts, "numbers", samplings, options)
     path = tmp_path / "journal"
-    for parts in (1, 2):
-        with pytest.raises(KilledError):
-            estimate(
-                number_pair, texts, "numbers", samplings, options,
-                journal=KilledAfter(parts, path, {}, True),
-            )  # fmt: skip
-    calls: list[tuple[int, int]] = []
-    resumed = estimate(
-        number_pair, texts, "numbers", samplings, options,
-        progress=lambda done, total: calls.append((done, total)),
-        journal=Journal(path, {}, True),
-    )  # fmt: skip
+    resumed, calls = killed_and_resumed((1, 2), path, number_pair, texts, samplings, options)
     for one, other in zip(resumed, uninterrupted, strict=True):
         assert one.document() == other.document()
         assert one.recording is not None
