@@ -56,7 +56,7 @@ def export_tree(
         )
     text, notes = export.export(loaded, to)
     if output is not None:
-        _check_replaceable(output, text, force)
+        check_replaceable(output, text, force)
     for line in notes:
         note(f"note: {line}")
     if output is not None:
@@ -68,7 +68,7 @@ def export_tree(
         plain(text, end="")
 
 
-def _check_replaceable(output: Path, text: str, force: bool) -> None:
+def check_replaceable(output: Path, text: str, force: bool) -> None:
     """Refuse to replace a file that is not an export.
 
     An export either begins like `text`, up to the first digit, or can be imported.

@@ -1,4 +1,4 @@
-"""The command that reads trees, rates and latencies of other programs: import."""
+"""The command that reads trees, counts, rates and latencies of other programs: import."""
 
 from __future__ import annotations
 
@@ -45,13 +45,16 @@ class ImportOptions:
     top_p: TopP = 1.0
     top_k: TopK = 0
     min_p: MinP = 0.0
-    verifier: Annotated[str, typer.Option(help=VERIFIER_HELP)] = DEFAULT_VERIFIER
+    verifier: Annotated[
+        str | None,
+        typer.Option(help=VERIFIER_HELP, show_default=f"the engine's, else {DEFAULT_VERIFIER}"),
+    ] = None
     hardware: Annotated[str, typer.Option(help="Name of the machine of the latencies.")] = IMPORTED
     name: Annotated[
         str | None,
         typer.Option(
-            help="Read the tree from the list of this name, or a chain's length from the number "
-            "of this setting."
+            help="Read the tree from the list of this name, a chain's length from the number of "
+            "this setting, or the counts of this model."
         ),
     ] = None
     first_rank: Annotated[
@@ -71,8 +74,9 @@ def import_(
     file: Annotated[
         Path,
         typer.Argument(
-            help="A tree as any engine of `export` writes it, rates or latencies (role, batch, "
-            "context, tokens, ms) as .csv, or the research code's .pt."
+            help="A tree as any engine of `export` writes it, what an engine counted (its log, "
+            "metrics or answers), rates or latencies (role, batch, context, tokens, ms, "
+            "perhaps round_ms) as .csv, or the research code's .pt."
         ),
     ],
     *,
@@ -81,7 +85,7 @@ def import_(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Import a tree, rates or latencies of another program."""
+    """Import a tree, counts, rates or latencies of another program."""
     check_output(output, inputs=[file], force=force)
     from sequoia_opt.cli.output import note, written
     from sequoia_opt.plan import csv_import
@@ -115,7 +119,7 @@ def _read(
     """What a file holds, and the path where this program keeps it by default."""
     from sequoia_opt.cli.output import note
     from sequoia_opt.files.reading import read_text
-    from sequoia_opt.plan import csv_import, import_settings, tree_formats
+    from sequoia_opt.plan import csv_import, engine_counters, import_settings, tree_formats
 
     if file.suffix == ".csv":
         rows = csv_import.read_csv(file)
@@ -136,6 +140,12 @@ def _read(
         from sequoia_opt.plan.tree import TokenTree
 
         return _tree(TokenTree.load(file), file, options)
+    if (counts := engine_counters.read(text, str(file), options.name)) is not None:
+        for line in counts.warnings():
+            note(f"note: {line}")
+        return _acceptance(
+            counts.rates(str(file)), file, options, counts.verifier, positions=counts.steps
+        )
     tree = import_settings.read(
         text,
         str(file),
@@ -162,26 +172,39 @@ def _profile(
 ) -> tuple[LatencyProfile, Path]:
     """The latency profile in a table."""
     from sequoia_opt.cli.output import note
-    from sequoia_opt.plan import csv_import
+    from sequoia_opt.plan import csv_import, round_times
     from sequoia_opt.repository import paths
 
     profile = csv_import.profile_of(
         rows, str(file), options.target, options.draft, options.hardware
     )
+    if round_times.COLUMN in rows[0]:
+        note(f"note: {round_times.COLUMN}: {round_times.EXPLANATION}")
     if unused := csv_import.other_columns(rows):
         columns = "column" if len(unused) == 1 else "columns"
         note(f"note: ignoring {columns} {', '.join(unused)}")
     return profile, paths.profile_path(options.hardware, options.target, options.draft, IMPORTED)
 
 
-def _acceptance(rates: FloatArray, file: Path, options: ImportOptions) -> tuple[Acceptance, Path]:
-    """Acceptance rates [depths, ranks] with what the options say of them."""
+def _acceptance(
+    rates: FloatArray,
+    file: Path,
+    options: ImportOptions,
+    verifier: str = DEFAULT_VERIFIER,
+    positions: int = 0,
+) -> tuple[Acceptance, Path]:
+    """Acceptance rates [depths, ranks] with what the options say of them.
+
+    Args:
+        verifier: whose rates they are above temperature 0, unless the options name another.
+        positions: how many steps they were counted in.
+    """
     from sequoia_opt.cli.output import note
     from sequoia_opt.plan import csv_import
     from sequoia_opt.repository import paths
 
     temperature = options.temperature
-    verifier = verifier_at(temperature, options.verifier)
+    verifier = verifier_at(temperature, options.verifier or verifier)
     acceptance = csv_import.acceptance_of(
         rates,
         str(file),
@@ -193,6 +216,7 @@ def _acceptance(rates: FloatArray, file: Path, options: ImportOptions) -> tuple[
         verifier=verifier,
         top_k=options.top_k,
         min_p=options.min_p,
+        positions=positions,
     )
     depths, ranks = rates.shape
     note(

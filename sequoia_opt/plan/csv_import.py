@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 
 from sequoia_opt.errors import SequoiaError, one_line
 from sequoia_opt.files.reading import read_text
+from sequoia_opt.plan import round_times
 from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.curves import Curve, ModelLatency
 from sequoia_opt.plan.latency import TOP_P, LatencyProfile, Overhead
@@ -144,7 +145,8 @@ def _kind_of_columns(header: Sequence[str], where: str) -> str | None:
 
 def other_columns(rows: Sequence[Sequence[str]]) -> list[str]:
     """The columns of a table of latencies that `profile_of` ignores."""
-    return [name for name in rows[0] if name and name not in LATENCY_COLUMNS]
+    known = (*LATENCY_COLUMNS, round_times.COLUMN)
+    return [name for name in rows[0] if name and name not in known]
 
 
 def acceptance_of(table: FloatArray, where: str, **facts: Any) -> Acceptance:
@@ -170,80 +172,99 @@ def profile_of(
     """A profile of latencies measured elsewhere; the unknown overhead counts as 0.
 
     Args:
-        rows: a header with `LATENCY_COLUMNS`, then one row for each measured forward pass.
+        rows: a header with `LATENCY_COLUMNS`, then one row for each measured forward pass. With
+            a column `round_ms`, the target's rows are of rounds, see `round_times`.
 
     Raises:
         SequoiaError: a missing or repeated column, a missing role, a time that is not above 0,
             or two rows for one point.
     """
     points = _latency_points(rows, where)
-    models = []
-    for role, name in zip(ROLES, (target, draft), strict=True):
-        if not any(batch == 1 for batch, _ in points[role]):
+    rounds = points.pop(round_times.COLUMN)
+    if rounds and not points["draft"]:
+        points["draft"] = round_times.no_draft_passes(rounds)
+    for role in ROLES:
+        measured = rounds if rounds and role == "target" else points[role]
+        if not any(batch == 1 for batch, _ in measured):
             raise SequoiaError(f"{where}: role: no row of {role} with batch 1")
-        curves = []
-        for (batch, context), ms_by_tokens in sorted(points[role].items()):
-            tokens = sorted(ms_by_tokens)
-            times = np.array([ms_by_tokens[count] for count in tokens])
-            curves.append(Curve(batch, context, tokens, times, times, times))
-        models.append(ModelLatency(name, "", curves))
+    draft_model = ModelLatency(draft, "", _curves(points["draft"]))
+    if rounds:
+        points["target"] = round_times.target_ms(rounds, draft_model, where)
     overheads = [GREEDY, *(verifier + cut for verifier in VERIFIERS for cut in ("", TOP_P))]
     return LatencyProfile(
         hardware={"slug": hardware, "name": hardware},
         software={},
         engine={},
-        target=models[0],
-        draft=models[1],
+        target=ModelLatency(target, "", _curves(points["target"])),
+        draft=draft_model,
         overhead=dict.fromkeys(overheads, Overhead(0.0, 0.0, 0.0)),
+        extra={"rounds": "served"} if rounds else {},
     )
 
 
-_Points = dict[str, dict[tuple[int, int], dict[int, float]]]
+def _curves(points: round_times.Points) -> list[Curve]:
+    """One curve for each batch and context, whose intervals are points."""
+    curves = []
+    for (batch, context), ms_by_tokens in sorted(points.items()):
+        tokens = sorted(ms_by_tokens)
+        times = np.array([ms_by_tokens[count] for count in tokens])
+        curves.append(Curve(batch, context, tokens, times, times, times))
+    return curves
 
 
-def _latency_points(rows: Sequence[Sequence[str]], where: str) -> _Points:
-    """The rows of a table of latencies: by role, then (batch, context), milliseconds by tokens.
+def _latency_points(rows: Sequence[Sequence[str]], where: str) -> dict[str, round_times.Points]:
+    """The rows of a table of latencies by role.
+
+    The target's rows of a table with rounds are under that column's name instead.
 
     Raises:
         SequoiaError: see `profile_of`.
     """
-    if repeated := [name for name in LATENCY_COLUMNS if rows[0].count(name) > 1]:
+    has_rounds = round_times.COLUMN in rows[0]
+    names = (*LATENCY_COLUMNS, *([round_times.COLUMN] if has_rounds else []))
+    if repeated := [name for name in names if rows[0].count(name) > 1]:
         raise SequoiaError(f"{where}: column {repeated[0]!r} is there twice")
     if missing := [name for name in LATENCY_COLUMNS if name not in rows[0]]:
         raise SequoiaError(f"{where}: column {missing[0]!r} is missing")
-    columns = [rows[0].index(name) for name in LATENCY_COLUMNS]
-    points: _Points = {role: {} for role in ROLES}
+    points: dict[str, round_times.Points] = {role: {} for role in (*ROLES, round_times.COLUMN)}
     for line, row in enumerate(rows[1:], start=2):
         if len(row) < len(rows[0]):
             raise SequoiaError(f"{where}: line {line}: found {len(row)} cells")
-        role, *cells = (row[column] for column in columns)
-        if role not in points:
+        cells = dict(zip(rows[0], row, strict=False))
+        if cells["role"] not in ROLES:
             raise SequoiaError(
-                f"{where}: line {line}: role: found {role!r}, expected target, draft"
+                f"{where}: line {line}: role: found {cells['role']!r}, expected target, draft"
             )
-        values = {
-            name: _number(cell, f"{where}: line {line}: {name}")
-            for name, cell in zip(LATENCY_COLUMNS[1:], cells, strict=True)
-        }
-        for name, minimum in MINIMA.items():
-            if values[name] != int(values[name]) or values[name] < minimum:
-                raise SequoiaError(
-                    f"{where}: line {line}: {name}: found {values[name]:g}, expected a whole "
-                    f"number from {minimum}"
-                )
-        if values["ms"] <= 0:
-            raise SequoiaError(
-                f"{where}: line {line}: ms: found {values['ms']:g}, expected a time above 0"
-            )
-        batch, context, tokens = (int(values[name]) for name in MINIMA)
+        is_round = has_rounds and cells["role"] == "target"
+        time = round_times.COLUMN if is_round else "ms"
+        (batch, context, tokens), ms = _point(cells, time, f"{where}: line {line}")
+        role = round_times.COLUMN if is_round else cells["role"]
         ms_by_tokens = points[role].setdefault((batch, context), {})
         if tokens in ms_by_tokens:
             raise SequoiaError(
                 f"{where}: line {line}: tokens: {tokens} of batch {batch} and context {context} "
                 "are there twice"
             )
-        ms_by_tokens[tokens] = values["ms"]
+        ms_by_tokens[tokens] = ms
     return points
+
+
+def _point(cells: Mapping[str, str], time: str, where: str) -> tuple[tuple[int, int, int], float]:
+    """Batch, context and tokens of a row, and the time in a column, in milliseconds.
+
+    Raises:
+        SequoiaError: a cell is not a number of its kind.
+    """
+    values = {name: _number(cells[name], f"{where}: {name}") for name in (*MINIMA, time)}
+    for name, minimum in MINIMA.items():
+        if values[name] != int(values[name]) or values[name] < minimum:
+            raise SequoiaError(
+                f"{where}: {name}: found {values[name]:g}, expected a whole number from {minimum}"
+            )
+    if values[time] <= 0:
+        raise SequoiaError(f"{where}: {time}: found {values[time]:g}, expected a time above 0")
+    batch, context, tokens = (int(values[name]) for name in MINIMA)
+    return (batch, context, tokens), values[time]
 
 
 def _is_number(cell: str) -> bool:

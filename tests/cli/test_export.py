@@ -40,14 +40,14 @@ def test_a_failed_export_leaves_the_old_file(
 def test_a_plan_that_does_not_hold_there_is_warned_of(run: Callable[..., Outcome]) -> None:
     metadata = {"temperature": 0.6, "verifier": "sequoia", "draft": "d", "draft_path": "/m/d"}
     TokenTree([-1, 0], [0, 1], metadata).save("warm.json")
-    exported = run("export", "warm.json", "--to", "vllm")
+    exported = run("export", "warm.json", "--to", "tensorrt-llm")
     assert exported.code == 0
-    assert '"model": "/m/d"' in exported.out
-    assert "note: above temperature 0 vLLM drafts greedily" in exported.err
+    assert 'speculative_model: "/m/d"' in exported.out
+    assert "note: above temperature 0 TensorRT-LLM drafts greedily" in exported.err
     assert "--verifier topk" in exported.err
-    assert (
-        '"model": "x.gguf"' in run("export", "warm.json", "--to", "vllm", "--draft", "x.gguf").out
-    )
+    named = run("export", "warm.json", "--to", "vllm", "--draft", "x.gguf")
+    assert '"model": "x.gguf"' in named.out
+    assert '"draft_sample_method": "probabilistic"' in named.out
 
 
 def test_the_bundled_draft_is_exported_by_its_folder(run: Callable[..., Outcome]) -> None:

@@ -84,3 +84,43 @@ def test_rates_of_a_cut_target_say_so(run: Callable[..., Outcome]) -> None:
     assert path.name == "unknown--unknown--imported--sequoia-T0.6-k20-m0.05.yaml"
     rates = Acceptance.load(path)
     assert (rates.top_k, rates.min_p) == (20, 0.05)
+
+
+def test_what_an_engine_counted_is_imported(run: Callable[..., Outcome]) -> None:
+    """Above temperature 0 as the rates of the verifier that accepts as the engine does."""
+    answer = {"meta_info": {"spec_correct_drafts_histogram": [40, 60, 100]}}
+    Path("answers.jsonl").write_text(f"{json.dumps(answer)}\n{json.dumps(answer)}\n")
+    done = run("import", "answers.jsonl", "--temperature", 0.6, "-o", "a.yaml")
+    assert done.code == 0, done.err
+    rates = Acceptance.load("a.yaml")
+    assert rates.by_depth is not None
+    assert rates.by_depth[:, 0].tolist() == [0.8, 0.625]
+    assert (rates.verifier, rates.positions) == ("topk", 400)
+    assert "at 2 depths, for temperature 0.6 and verifier topk" in done.err
+    named = ["--temperature", 0.6, "--verifier", "sequoia", "-o", "b.yaml"]
+    assert run("import", "answers.jsonl", *named).code == 0
+    assert Acceptance.load("b.yaml").verifier == "sequoia"
+
+
+def test_counts_of_an_unknown_version_are_one_line(run: Callable[..., Outcome]) -> None:
+    Path("vllm.log").write_text("INFO SpecDecoding metrics: acceptance 0.7\n")
+    done = run("import", "vllm.log", "-o", "a.yaml")
+    assert (done.code, done.err.count("\n"), Path("a.yaml").exists()) == (1, 1, False)
+    assert "found counts of an unknown version, expected vLLM 0.33's" in done.err
+
+
+def test_served_rounds_are_taken_over_forward_passes(run: Callable[..., Outcome]) -> None:
+    rows = ["role,batch,context,tokens,ms,round_ms"]
+    for tokens, round_ms in ((1, 10), (2, 30), (4, 70)):
+        rows += [f"target,1,512,{tokens},9,{round_ms}", f"draft,1,512,{tokens},1,"]
+    Path("t.csv").write_text("\n".join(rows) + "\n")
+    Path("r.csv").write_text("rank,acceptance\n1,0.9\n")
+    done = run("import", "t.csv", "-o", "p.yaml")
+    assert done.code == 0, done.err
+    assert "a step with a chain takes as long as its round" in done.err
+    assert run("import", "r.csv", "-o", "a.yaml").code == 0
+    solve = ["solve", "--profile", "p.yaml", "--acceptance", "a.yaml", "--json"]
+    assert len(json.loads(run(*solve).out)["parents"]) == 1
+    Path("t.csv").write_text("\n".join(row.rpartition(",")[0] for row in rows) + "\n")
+    assert run("import", "t.csv", "-o", "p.yaml").code == 0
+    assert len(json.loads(run(*solve).out)["parents"]) == 4

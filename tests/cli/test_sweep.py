@@ -35,3 +35,75 @@ def test_what_cannot_be_swept_is_a_usage_error(
 ) -> None:
     done = run("sweep", *arguments)
     assert (done.code, done.err.count("\n")) == (2, 1)
+
+
+def batched(path: Path) -> Path:
+    """A table of latencies in which larger batches make guesses cost more."""
+    rows = ["role,batch,context,tokens,ms"]
+    for batch in (1, 8, 64):
+        for tokens in (1, 2, 4, 8):
+            ms = max(1.0, batch * tokens / 32)
+            rows += [f"target,{batch},512,{tokens},{10 * ms}", f"draft,{batch},512,{tokens},{ms}"]
+    path.write_text("\n".join(rows) + "\n")
+    return path
+
+
+def served(run: Callable[..., Outcome]) -> list[str]:
+    """Options that name a profile with batches, and rates."""
+    Path("rates.csv").write_text("rank,acceptance\n1,0.8\n")
+    for source, made in ((batched(Path("times.csv")), "p.yaml"), ("rates.csv", "a.yaml")):
+        done = run("import", source, "--draft", "/m/small", "-o", made)
+        assert done.code == 0, done.err
+    return ["--profile", "p.yaml", "--acceptance", "a.yaml"]
+
+
+def test_a_sweep_of_batches_shows_where_speculation_stops_paying(
+    run: Callable[..., Outcome],
+) -> None:
+    options = served(run)
+    swept = run("sweep", "batch", *options, "--requests-per-second", "0.5,4")
+    assert swept.code == 0, swept.err
+    assert "best chain by batch size" in swept.out
+    assert "speculation stops paying at batch" in swept.out
+    assert "serving requests of 256 tokens each" in swept.out
+    document = json.loads(run("sweep", "batch", *options, "--requests-per-second", 4, "--json").out)
+    stretches = document["schedule"]["stretches"]
+    assert stretches[0]["first"] == 1
+    assert stretches[-1]["last"] == 64
+    assert document["loads"][0]["requests_per_second"] == 4
+
+
+def test_a_schedule_is_written_for_an_engine(run: Callable[..., Outcome]) -> None:
+    options = served(run)
+    printed = run("sweep", "batch", *options, "--to", "vllm")
+    assert printed.code == 0, printed.err
+    assert printed.out.startswith("--speculative-config")
+    assert '"model": "/m/small"' in printed.out
+    assert "note: speculation stops paying at batch" in printed.err
+    assert run("sweep", "batch", *options, "--to", "sglang", "-o", "s.json").code == 0
+    assert "candidate_steps" in Path("s.json").read_text()
+    named = run("sweep", "batch", *options, "--to", "tensorrt-llm", "--draft", "d", "--json")
+    assert 'speculative_model: "d"' in json.loads(named.out)["text"]
+    refused = run("sweep", "batch", *options, "--to", "sglang", "-o", "p.yaml")
+    assert (refused.code, "p.yaml" in refused.err) == (1, True)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["batch", "--to", "eagle"],
+        ["context", "--to", "vllm"],
+        ["context", "--requests-per-second", "2"],
+        ["batch", "--requests-per-second", "2,-1"],
+    ],
+)
+def test_what_is_no_schedule_is_a_usage_error(
+    run: Callable[..., Outcome], arguments: list[str]
+) -> None:
+    done = run("sweep", *arguments)
+    assert (done.code, done.err.count("\n")) == (2, 1)
+
+
+def test_a_profile_without_batches_has_no_schedule(run: Callable[..., Outcome]) -> None:
+    done = run("sweep", "batch", "--to", "vllm")
+    assert (done.code, done.err.splitlines()[-1].count("profile --batches")) == (1, 1)

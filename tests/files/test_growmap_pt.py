@@ -8,7 +8,7 @@ import torch
 
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.files import growmap_pt
-from sequoia_opt.plan import export, shapes
+from sequoia_opt.plan import shapes, tree_formats
 
 DAMAGED_OR_CODE = "never loaded because it could run code"
 
@@ -21,7 +21,7 @@ class Code:
 
 
 def test_a_growmap_is_read_as_it_was_written(tmp_path: Path) -> None:
-    growmap = export.growmap(shapes.k_ary(2, 2))
+    growmap = tree_formats.growmap(shapes.k_ary(2, 2))
     path = tmp_path / "tree.pt"
     growmap_pt.save_growmap(growmap, path)
     stored = torch.load(path, weights_only=True)

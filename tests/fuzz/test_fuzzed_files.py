@@ -25,7 +25,14 @@ from sequoia_opt.engine.torch import gguf_model, gguf_tokenizer
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.files import growmap_pt
 from sequoia_opt.measure.journal import Journal
-from sequoia_opt.plan import csv_import, decode_stats, export, shapes, tree_formats
+from sequoia_opt.plan import (
+    csv_import,
+    decode_stats,
+    engine_counters,
+    export,
+    shapes,
+    tree_formats,
+)
 from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.latency import LatencyProfile
 from sequoia_opt.plan.solver import solve
@@ -229,6 +236,8 @@ def test_trees_of_other_engines(
 TABLES = [
     b"role,batch,context,tokens,ms\ntarget,1,128,1,3.5\ntarget,1,128,2,4\ndraft,1,128,1,0.4\n"
     b"draft,1,128,2,0.5\n",
+    b"role,batch,context,tokens,ms,round_ms\ntarget,1,128,1,3.5,5\ntarget,1,128,2,4,6.5\n"
+    b"draft,1,128,1,0.4,\ndraft,1,128,2,0.5,\n",
     b"rank,acceptance\n1,0.6\n2,0.2\n",
     b"0.6,0.2,0.1\n0.5,0.2,0.1\n",
 ]
@@ -246,6 +255,31 @@ def test_tables(content: bytes, file: Callable[[str, bytes], Path]) -> None:
         return csv_import.acceptance_rates(rows, str(path))
 
     tried(read)
+
+
+COUNTS = [
+    b'vllm:spec_decode_num_drafts_total{engine="0",model_name="m"} 9.0\n'
+    b'vllm:spec_decode_num_accepted_tokens_per_pos_total{model_name="m",position="0"} 5.0\n',
+    b"SpecDecoding metrics: Drafted: 20 tokens, Per-position acceptance rate: 0.800, 0.400, Avg\n",
+    b"draft acceptance = 0.60000 (   12 accepted /    20 generated), mean len =  2.20\n"
+    b"     acc per pos = (0.800, 0.400)\n",
+    b"statistics draft-simple: #calls(b,g,a) = 1 10 10, #gen tokens = 20, #acc tokens = 12, "
+    b"#acc rate/pos = (0.800, 0.400)\n",
+    b'{"timings": {"draft_n": 20, "draft_n_accepted": 12, "predicted_n": 23}}\n',
+    b'{"acceptance_length_histogram": {"0": 2, "1": 4, "2": 4}}',
+    b'[{"spec_correct_drafts_histogram": [2, 4, 4], "spec_verify_ct": 10}]',
+]
+
+
+@cases(1000)
+@given(content=damaged(COUNTS))
+def test_counts_of_engines(content: bytes) -> None:
+    def rates() -> Any:
+        counts = engine_counters.read(content.decode(errors="replace"), "file")
+        return None if counts is None else counts.rates("file")
+
+    read = tried(rates)
+    assert read is None or ((read >= 0) & (read <= 1)).all()
 
 
 @cases(60)

@@ -52,6 +52,8 @@ def test_the_text_for_each_engine() -> None:
     assert "--speculative-num-draft-tokens 5\n" in texts["sglang"]
     assert "num_assistant_tokens=4," in texts["transformers"]
     assert "assistant_confidence_threshold=0," in texts["transformers"]
+    assert shlex.split(texts["mlx-lm"]) == ["--draft-model", "small", "--num-draft-tokens", "4"]
+    assert "max_draft_tokens=4" in texts["onnxruntime-genai"]
     assert texts["eagle"] == "[[0], [0, 0], [0, 0, 0], [0, 0, 0, 0]]\n"
     static = yaml.safe_load(texts["tensorrt-llm-tree"])["speculative_config"]
     assert static["eagle_choices"] == json.loads(texts["medusa"])
@@ -78,28 +80,36 @@ def test_notes_say_what_a_dynamic_tree_loses() -> None:
         read(text, "file")
 
 
-GREEDY_DRAFTERS = [name for name in FORMATS if name not in ("transformers", "sequoia")]
+SAMPLED = [name for name, form in FORMATS.items() if not form.greedy_only]
+VERIFIED = {name: form.verifiers for name, form in FORMATS.items() if not form.greedy_only}
 
 
-@pytest.mark.parametrize("name", GREEDY_DRAFTERS)
-def test_notes_warn_where_the_acceptance_does_not_hold(name: str) -> None:
-    """These engines draft greedily: above temperature 0 only the rates of `topk` hold there."""
+@pytest.mark.parametrize("name", SAMPLED)
+@pytest.mark.parametrize("verifier", ["sequoia", "specinfer", "topk"])
+def test_notes_say_whether_the_acceptance_holds(name: str, verifier: str) -> None:
+    """Above temperature 0 each engine accepts as some of the verifiers do, or as none."""
 
-    def notes(verifier: str, temperature: float) -> str:
+    def notes(temperature: float) -> str:
         metadata = {"temperature": temperature, "verifier": verifier}
         return "\n".join(export(TokenTree([-1, 0], [0, 1], metadata), name)[1])
 
-    for verifier in ("sequoia", "specinfer"):
-        assert f"measured for verifier {verifier} does not hold there" in notes(verifier, 0.6)
-        assert "estimate --verifier topk --temperature 0.6" in notes(verifier, 0.6)
-    assert "does not hold" not in notes("topk", 0.6)
-    assert "does not hold" not in notes("greedy", 0.0)
+    assert "above temperature 0" not in notes(0)
+    if verifier in VERIFIED[name]:
+        assert f"the acceptance measured for verifier {verifier} holds there" in notes(0.6)
+    elif VERIFIED[name]:
+        assert f"measured for verifier {verifier} does not hold there" in notes(0.6)
+        assert f"estimate --verifier {VERIFIED[name][0]} --temperature 0.6" in notes(0.6)
+    else:
+        assert "no acceptance that this program measures holds there" in notes(0.6)
 
 
-@pytest.mark.parametrize("name", ["transformers", "sequoia"])
-def test_no_warning_for_engines_that_sample_their_drafts(name: str) -> None:
-    warm = TokenTree([-1, 0], [0, 1], {"temperature": 0.6, "verifier": "sequoia"})
-    assert not any("does not hold" in note for note in export(warm, name)[1])
+def test_the_verifiers_of_each_engine() -> None:
+    """Engines that draft greedily accept as topk does, those that draw and test as sequoia does."""
+    assert VERIFIED["llama.cpp"] == VERIFIED["tensorrt-llm"] == VERIFIED["sglang"] == ("topk",)
+    assert "sequoia" in VERIFIED["transformers"]
+    assert "topk" not in VERIFIED["onnxruntime-genai"]
+    assert not VERIFIED["mlx-lm"]
+    assert not VERIFIED["openvino-genai"]
 
 
 def test_notes_name_versions_and_needs() -> None:
@@ -125,8 +135,8 @@ def test_the_draft_is_named_by_its_path(name: str, path: str) -> None:
     elif name.startswith("sglang"):
         words = shlex.split(text)
         assert words[words.index("--speculative-draft-model-path") + 1] == path
-    elif name == "llama.cpp":
-        assert shlex.split(text)[:2] == ["-md", path]
+    elif name in ("llama.cpp", "mlx-lm"):
+        assert shlex.split(text)[1] == path
     if not FORMATS[name].dynamic:
         assert read(text, "file") == tree
 

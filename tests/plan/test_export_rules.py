@@ -61,3 +61,12 @@ def test_a_rule_that_does_not_pay_is_not_exported() -> None:
     rules = {"dropping_chain": {**RULES["dropping_chain"], "speedup": 0.9}}
     with pytest.raises(SequoiaError, match="drafts one sequence"):
         export(plan(rules), "llama.cpp")
+
+
+@pytest.mark.parametrize(("to", "holds"), [("llama.cpp", True), ("transformers", False)])
+def test_numbers_of_a_rule_are_warned_of_above_temperature_0(to: str, holds: bool) -> None:
+    """Drafts are recorded for `topk`, whose guesses are not drawn as transformers draws them."""
+    metadata = {"rules": RULES, "temperature": 0.6, "verifier": "topk"}
+    notes = export(TokenTree([-1, 0], [0, 1], metadata), to)[1]
+    verdict = "holds there" if holds else "does not hold there"
+    assert f"the acceptance measured for verifier topk {verdict}" in notes[-1]
