@@ -29,12 +29,14 @@ def load_pair(
     spread: bool = True,
     engine: str | None = None,
     engine_options: Mapping[str, Any] | None = None,
+    corpus: str | Path | None = None,
 ) -> Pair:
     """Load a target and a draft model by hub id, local folder or GGUF file.
 
     By default it is the bundled pair, which either engine runs.
 
     Args:
+        draft: a model, or "lookup" for what followed the text's end where that occurred before.
         device: "cpu", "cuda", "cuda:1", …; by default CUDA if it is available.
         dtype: float64, float32, bfloat16 or float16; by default bfloat16 on CUDA, else float32.
         graphs: whether to record steps as CUDA graphs; by default on CUDA.
@@ -47,6 +49,7 @@ def load_pair(
         engine: "torch" or "llama.cpp"; by default llama.cpp for GGUF files, else torch.
         engine_options: the engine's own settings: `threads`, and on llama.cpp `gpu_layers`,
             `flash_attention`, `cache_type_k`, `cache_type_v` and `context_size`.
+        corpus: a text file, or a folder of such, that a lookup looks into besides the text.
 
     Raises:
         SequoiaError: a model cannot be loaded or run, the two do not fit together, or the engine
@@ -71,6 +74,7 @@ def load_pair(
         {role: name for role, name in asked.items() if folders[role] != name},
         engine,
         engine_options,
+        corpus,
     )
 
 

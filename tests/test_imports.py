@@ -39,6 +39,8 @@ TYPE_CYCLES = {
     ("engine.torch.compile", "engine.torch.runner"): "compares with the runner that calls it",
     ("engine.torch.tree_passes", "engine.torch.runner"): "a pass runs its runner's model",
     ("engine.torch.growing_passes", "engine.torch.runner"): "a pass runs its runner's model",
+    ("engine.torch.eagle.passes", "engine.torch.eagle.model"): "a pass runs its model",
+    ("engine.torch.eagle.feedback", "engine.torch.eagle.model"): "its outputs are the model's",
 }
 
 

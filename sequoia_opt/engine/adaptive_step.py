@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,8 +19,7 @@ from sequoia_opt.engine.drafters import Drafter, State
 from sequoia_opt.engine.drafters.growing import Drafted, GrowingDrafter
 from sequoia_opt.engine.logits_processors import LogitsProcessor
 from sequoia_opt.engine.model import Caches, Model
-from sequoia_opt.engine.step import TensorStep
-from sequoia_opt.engine.verify import Uniforms, Verifier, node_rule
+from sequoia_opt.engine.verify import Uniforms, Verifier, host_rule, node_rule
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan.policy import Growth, PauseState
 from sequoia_opt.plan.tree import TokenTree
@@ -85,12 +84,20 @@ class OfferedTree(NamedTuple):
         return cls(nodes, [drafted.tokens[node] for node in nodes], parents, children)
 
 
-class AdaptiveStep(TensorStep):
+def decides_on_host(world: World, device: torch.device) -> bool:
+    """Whether logits are in the host's memory, and no other process has to agree."""
+    return world.size == 1 and device.type == "cpu"
+
+
+class AdaptiveStep:
     """One step of speculative decoding with a tree that grows.
 
     Attributes:
         tree: the plan, which has a policy.
+        mode: see `TensorStep`.
     """
+
+    mode = torch.inference_mode
 
     def __init__(
         self,
@@ -111,7 +118,8 @@ class AdaptiveStep(TensorStep):
         self.tree, self.policy, self.processor = tree, tree.policy, processor
         self._check(target, drafter)
         self._device, self._world = target.device, world
-        self._rule = node_rule(verifier)
+        self._on_host = decides_on_host(world, target.device)
+        self._rule = (host_rule if self._on_host else node_rule)(verifier)
         self._drafter = GrowingDrafter(drafter, self.policy, self._rule, world, target.device)
         branches = max(1, self.policy.largest_size - 1)
         self._target_passes = target.growing_passes(self.policy.largest_size, branches)
@@ -132,8 +140,12 @@ class AdaptiveStep(TensorStep):
                 "positions"
             )
 
+    def started(self, state: State) -> GrowingState:
+        """The state of a text before its first step, as a step returns it."""
+        return GrowingState.of(state)
+
     def __call__(
-        self, caches: Caches, state: State | GrowingState, bound: int, uniforms: Uniforms
+        self, caches: Caches, state: GrowingState, bound: int, uniforms: Uniforms
     ) -> tuple[list[int], GrowingState]:
         """Run one step.
 
@@ -147,8 +159,6 @@ class AdaptiveStep(TensorStep):
             The step's tokens, the number of accepted ones, and how many tokens there are; and
             where the text stands now.
         """
-        if isinstance(state, State):
-            state = GrowingState.of(state)
         drafted, held = self._draft(caches, state, bound, uniforms)
         grown = drafted.growth.finish(fill=not self._rule.draws)
         tree = OfferedTree.of(drafted, grown.nodes)
@@ -168,7 +178,7 @@ class AdaptiveStep(TensorStep):
         """The step's guesses, and how many tokens of the text the draft's cache holds now."""
         lacking, held = state.lacking, state.held
         if state.pause.plain:
-            return Drafted(Growth(self.policy), [lacking[-1]], {}, {}), held
+            return Drafted(Growth(self.policy), [lacking[-1]], {}), held
         read = self._drafter.catch_up(caches.draft, lacking, held)
         held += read
         drafted = self._drafter.draft(
@@ -203,8 +213,7 @@ class AdaptiveStep(TensorStep):
         uniforms: Uniforms,
     ) -> tuple[list[int], int]:
         """Walk down from the root: the accepted nodes, and the token after them."""
-        count, visits = self._uniforms_per_node, len(drafted.growth.widths) + 1
-        numbers = uniforms(visits * count).view(visits, count)
+        numbers = self._numbers(len(drafted.growth.widths) + 1, uniforms)
         path: list[int] = []
         node = 0
         while True:
@@ -219,6 +228,14 @@ class AdaptiveStep(TensorStep):
                 return self._agreed(path, token)
             node = tree.children[node][rank - 1]
             path.append(node)
+
+    def _numbers(self, visits: int, uniforms: Uniforms) -> Any:
+        """The random numbers [visits, uniforms per node] of a walk."""
+        count = self._uniforms_per_node
+        if count == 0:
+            return [[]] * visits
+        numbers = uniforms(visits * count).view(visits, count)
+        return numbers.tolist() if self._on_host else numbers
 
     def _agreed(self, path: list[int], token: int) -> tuple[list[int], int]:
         """The first process's decision: a path and the token after it."""

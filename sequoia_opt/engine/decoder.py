@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sequoia_opt.engine.adaptive_step import AdaptiveStep
-from sequoia_opt.engine.drafters import State
+from sequoia_opt.engine.drafters import Committed, State
 from sequoia_opt.engine.logits_processors import LogitsOptions
 from sequoia_opt.engine.pair import Pair
 from sequoia_opt.engine.session import Session, first_state
@@ -69,10 +69,10 @@ class Decoder:
     ) -> None:
         check_verifier(Sampling(temperature, top_p, verifier, top_k, min_p).verifier)
         widest = int(tree.child_counts.max(initial=0))
-        if widest > pair.target.vocabulary:
+        vocabulary = min(pair.target.vocabulary, pair.drafter.width)
+        if widest > vocabulary:
             raise SequoiaError(
-                f"tree: a node has {widest} children, but the vocabulary only "
-                f"{pair.target.vocabulary} tokens"
+                f"tree: a node has {widest} children, but the vocabulary only {vocabulary} tokens"
             )
         self.pair, self.tree = pair, tree
         self.verifier = make_verifier(verifier, temperature, top_p, top_k, min_p)
@@ -149,6 +149,16 @@ class Decoder:
         check_seed(seed)
         self._seed, self._sessions = seed, 0
 
+    def blank_state(self, length: int) -> State:
+        """The state of a text of so many tokens that says nothing, for steps to be timed."""
+        pair, hidden = self.pair, self.pair.drafter.hidden
+        committed = None
+        if hidden is not None and self.tree.speculates:
+            like = torch.empty(0, dtype=pair.target.dtype, device=pair.device)
+            committed = Committed.blank(self.tree, hidden, like)
+        recent = torch.zeros(2, dtype=torch.long, device=pair.device)
+        return State(torch.tensor([length], device=pair.device), recent, committed=committed)
+
     @property
     def recording_seconds(self) -> float:
         """Time spent on recording steps so far."""
@@ -163,13 +173,18 @@ class Decoder:
         return torch.rand(self.step.uniform_count, generator=random, device=self.pair.device)
 
     def first_token(
-        self, text: Tensor, logits: Tensor, random: torch.Generator
+        self,
+        text: Tensor,
+        logits: Tensor,
+        random: torch.Generator,
+        hidden: Tensor | None = None,
     ) -> tuple[int, State]:
         """Choose the token that follows a prompt.
 
         Args:
             text: [length], the prompt's tokens.
             logits: [1, vocabulary], the target's after them.
+            hidden: [1, width], its hidden states at the last of them, if the drafter reads them.
 
         Returns:
             The token, and the state of the text with it.
@@ -193,6 +208,8 @@ class Decoder:
             state = replace(
                 state, seen=seen.index_fill(0, first, True), counts=self._processor.counts(first)
             )
+        if hidden is not None:
+            state = replace(state, committed=Committed.first(self.tree, first, hidden))
         return int(first), self.step.started(state)
 
 

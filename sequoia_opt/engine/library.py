@@ -14,6 +14,7 @@ from torch import Tensor
 from sequoia_opt.plan.sampling import Sampling
 
 NONE, DRAFT, LOOKUP = "none", "draft", "lookup"
+NO_DRAFT = "there is no draft model"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from sequoia_opt.engine.names import ENGINES, LLAMA_CPP, engine_for
+from sequoia_opt.engine.corpus import read_corpus, with_corpus
+from sequoia_opt.engine.names import ENGINES, LLAMA_CPP, LOOKUP, engine_for
 from sequoia_opt.engine.pair import Pair
 from sequoia_opt.errors import SequoiaError
 
@@ -29,10 +30,12 @@ def load_pair(
     names: Mapping[str, str] | None = None,
     engine: str | None = None,
     engine_options: Mapping[str, Any] | None = None,
+    corpus: str | Path | None = None,
 ) -> Pair:
-    """Load two models by hub id, local folder or GGUF file.
+    """Load two models by hub id, local folder or GGUF file; or one, and a lookup that drafts.
 
     Args:
+        draft: a model, or "lookup".
         device: "cpu", "cuda", "cuda:1", …; by default CUDA if it is available.
         dtype: a name in DTYPES; by default bfloat16 on CUDA and float32 elsewhere.
         graphs: whether to record steps as CUDA graphs; by default on CUDA.
@@ -46,12 +49,16 @@ def load_pair(
         engine: "torch" or "llama.cpp"; by default llama.cpp for GGUF files, else torch.
         engine_options: the engine's own settings: threads, and on llama.cpp the other fields of
             `llama_cpp.settings.Settings`.
+        corpus: a text file, or a folder of such, that a lookup looks into besides the text.
 
     Raises:
-        SequoiaError: a model cannot be loaded or run, the two do not fit together, or the engine
-            does not have an option.
+        SequoiaError: a model cannot be loaded or run, the two do not fit together, the engine
+            does not have an option, or the corpus is no text.
     """
-    sources = {"target": str(target), "draft": str(draft)}
+    sources = {"target": str(target)} | ({} if draft == LOOKUP else {"draft": str(draft)})
+    if corpus is not None and draft != LOOKUP:
+        raise SequoiaError(f"corpus: found one with the draft {draft}, expected {LOOKUP}; drop it")
+    texts = None if corpus is None else read_corpus(corpus)
     engine = engine or engine_for(sources.values())
     options = {name: value for name, value in (engine_options or {}).items() if value is not None}
     if engine not in ENGINES:
@@ -68,11 +75,12 @@ def load_pair(
         for option, is_set in refuse.items():
             if is_set:
                 raise SequoiaError(f"{option}: {_INSTEAD[option]}; drop it, or use --engine torch")
+        _refuse_head(sources["draft"])
         from sequoia_opt.engine.llama_cpp.load_pair import load as load_gguf
 
         if device == "cpu":
             options.setdefault("gpu_layers", 0)
-        return load_gguf(sources, options, names or {})
+        return with_corpus(load_gguf(sources, options, names or {}), texts)
     from sequoia_opt.engine.torch.load_pair import Request, load
 
     threads = options.pop("threads", None)
@@ -85,19 +93,30 @@ def load_pair(
         if threads < 1:
             raise SequoiaError(f"threads: found {threads}, expected at least 1")
         torch.set_num_threads(threads)
-    return load(
-        Request(
-            sources,
-            device,
-            dtype,
-            graphs,
-            random_weights,
-            offload,
-            memory_budget,
-            spread,
-            dict(names or {}),
-        )
+    request = Request(
+        sources,
+        device,
+        dtype,
+        graphs,
+        random_weights,
+        offload,
+        memory_budget,
+        spread,
+        dict(names or {}),
     )
+    return with_corpus(load(request), texts)
+
+
+def _refuse_head(draft: str) -> None:
+    """Refuse an EAGLE-3 head, which llama.cpp's library cannot run step by step."""
+    from sequoia_opt.engine.torch.eagle.config import head_config
+
+    if head_config(draft) is not None:
+        raise SequoiaError(
+            f"{draft}: is an EAGLE-3 head, which reads hidden states that llama.cpp's library does "
+            "not give away; use --engine torch or a GGUF draft model, or let llama-server run the "
+            "head as a GGUF file (--spec-type draft-eagle3)"
+        )
 
 
 _INSTEAD = {

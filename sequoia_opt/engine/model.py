@@ -115,8 +115,8 @@ class GrowingPasses(Protocol):
         ...
 
 
-class Model(Protocol):
-    """One model that an engine has loaded.
+class TimedModel(Protocol):
+    """What forward passes are timed of: a model, or a head on one.
 
     Attributes:
         name: as the user gave it.
@@ -150,11 +150,6 @@ class Model(Protocol):
         """Bytes that each forward pass brings onto the device."""
         ...
 
-    @property
-    def generation_config(self) -> Any:
-        """The model's own settings for generation, as transformers has them; None without any."""
-        ...
-
     def reserve(self, capacity: int, batch: int = 1, branches: int = 1) -> Any:
         """A cache of at least `capacity` slots for `batch` texts, the caller's until released.
 
@@ -179,6 +174,41 @@ class Model(Protocol):
             pad: [batch], how many of each text's first tokens are padding.
             held: tokens before these that the cache holds already.
         """
+        ...
+
+    def pass_to_time(
+        self, cache: Any, context: int, count: int, bound: int
+    ) -> Callable[[], object]:
+        """A forward pass over `count` tokens of each text at `context` cached ones, as in a step.
+
+        Args:
+            bound: see `TreePass.score`.
+        """
+        ...
+
+    def compile(self, batch: int = 1) -> None:
+        """Compile the forward passes of a step from now on; takes seconds to minutes.
+
+        Raises:
+            SequoiaError: the model cannot be compiled.
+        """
+        ...
+
+    def check_logits_fit(self, count: int, batch: int) -> None:
+        """Refuse a forward pass whose logits do not fit into the memory that is left.
+
+        Raises:
+            SequoiaError: they do not.
+        """
+        ...
+
+
+class Model(TimedModel, Protocol):
+    """One model that an engine has loaded."""
+
+    @property
+    def generation_config(self) -> Any:
+        """The model's own settings for generation, as transformers has them; None without any."""
         ...
 
     def extend(
@@ -221,32 +251,6 @@ class Model(Protocol):
         Args:
             nodes: the most nodes of a step, in all its passes.
             branches: the most leaves.
-        """
-        ...
-
-    def pass_to_time(
-        self, cache: Any, context: int, count: int, bound: int
-    ) -> Callable[[], object]:
-        """A forward pass over `count` tokens of each text at `context` cached ones, as in a step.
-
-        Args:
-            bound: see `TreePass.score`.
-        """
-        ...
-
-    def compile(self, batch: int = 1) -> None:
-        """Compile the forward passes of a step from now on; takes seconds to minutes.
-
-        Raises:
-            SequoiaError: the model cannot be compiled.
-        """
-        ...
-
-    def check_logits_fit(self, count: int, batch: int) -> None:
-        """Refuse a forward pass whose logits do not fit into the memory that is left.
-
-        Raises:
-            SequoiaError: they do not.
         """
         ...
 

@@ -9,6 +9,10 @@ from collections.abc import Iterable
 
 TORCH, LLAMA_CPP = "torch", "llama.cpp"
 ENGINES = (TORCH, LLAMA_CPP)
+LOOKUP = "lookup"
+"""The draft that is no model: what followed the text's end where that occurred before. A folder of
+this name is ./lookup."""
+
 GGUF = ".gguf"
 """How the name of a file ends that llama.cpp runs."""
 

@@ -17,7 +17,7 @@ from sequoia_opt.engine.codec import Codec
 from sequoia_opt.engine.distributed import ALONE, World
 from sequoia_opt.engine.drafters import Drafter
 from sequoia_opt.engine.library import Library
-from sequoia_opt.engine.model import Machine, Model
+from sequoia_opt.engine.model import Machine, Model, TimedModel
 from sequoia_opt.engine.text import Detokenizer, Tokenizer
 
 ROLES = ("target", "draft")
@@ -29,7 +29,7 @@ class Pair:
 
     Attributes:
         target: the model whose text is decoded.
-        drafter: what proposes tokens.
+        drafter: what proposes tokens: a draft model, or a lookup.
         machine: the device that they run on.
         library: what people would use instead, on the same models.
         target_name, draft_name: short names, as in the files.
@@ -61,13 +61,13 @@ class Pair:
     _codec: Codec | None = field(default=None, repr=False, compare=False)
 
     @property
-    def models(self) -> dict[str, Model]:
-        """The models that run forward passes, by role."""
+    def models(self) -> dict[str, TimedModel]:
+        """What runs forward passes, by role."""
         draft = self.drafter.model
         return {"target": self.target} | ({} if draft is None else {"draft": draft})
 
     @property
-    def draft(self) -> Model:
+    def draft(self) -> TimedModel:
         """The drafter's model.
 
         Raises:
@@ -115,7 +115,8 @@ class Pair:
             SequoiaError: a model cannot be compiled.
         """
         for role in roles:
-            self.models[role].compile(batch)
+            if role in self.models:
+                self.models[role].compile(batch)
 
     @property
     def codec(self) -> Codec:

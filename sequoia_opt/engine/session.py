@@ -19,6 +19,7 @@ from sequoia_opt.engine.devices import advice_for
 from sequoia_opt.engine.drafters import State
 from sequoia_opt.engine.model import Caches
 from sequoia_opt.engine.pair import Pair
+from sequoia_opt.engine.reading import prefill
 from sequoia_opt.engine.sampling import at_least_float32
 from sequoia_opt.engine.stream import Generation, Stream
 from sequoia_opt.errors import SequoiaError
@@ -59,6 +60,7 @@ class Session:
         self._text: list[int] = []  # tokens that are committed, the root included
         self._held: list[int] = []  # tokens that both caches hold
         self.length, self.last_node, self.texts = 0, 0, 0
+        self._drafted_length = 0  # that the last step began with
 
     def __enter__(self) -> Session:
         return self
@@ -140,20 +142,21 @@ class Session:
         self.texts += 1
         self.reserve(len(prompt) + max_new_tokens)
         held = _common_length(self._held, prompt[:-1]) if self._conversing else 0
+        if pair.drafter.hidden is not None:  # those at the last token that is held, once more
+            held = max(0, held - 1)
         self._held = []
         tokens = torch.tensor([list(prompt)], device=pair.device)
-        logits = at_least_float32(
-            pair.target.prefill(self.caches.target, tokens[:, held:], held=held)
-        )
+        prefilled = prefill(pair.target, pair.drafter, self.caches, tokens[:, held:], held=held)
+        logits = at_least_float32(prefilled.target)
         if bool(logits.isnan().any()):
             raise SequoiaError(
                 f"{pair.target.name}: its logits after the prompt are not numbers in {pair.dtype}; "
                 + advice_for(pair.target.dtype)
             )
-        if self.caches.draft is not None:
-            pair.drafter.prefill(self.caches.draft, tokens[:, held:], held=held)
-        first, self._state = decoder.first_token(tokens[0], logits, self._random)
-        self.length = len(prompt)
+        last = prefilled.states.last
+        hidden = None if last is None else last[:, 0]
+        first, self._state = decoder.first_token(tokens[0], logits, self._random, hidden)
+        self.length = self._drafted_length = len(prompt)
         self._text = [*prompt, first]
         return first
 
@@ -166,6 +169,7 @@ class Session:
         if self._state is None:
             raise SequoiaError("session: found no text to continue; start one")
         tokens, self._state = self.step_from(self._state, self.length)
+        self._drafted_length = self.length
         self.length += len(tokens)
         self._text += tokens
         return tokens
@@ -189,6 +193,8 @@ class Session:
             held = self.length - 1
             if isinstance(self._state, GrowingState):
                 held = min(self.length, self._state.held)
+            if self._decoder.pair.drafter.hidden is not None:
+                held = min(held, self._drafted_length)
             self._held = self._text[:held]
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sequoia_opt.engine.distributed import ALONE, World
-from sequoia_opt.engine.drafters import Drafter, State, TreeDrafter
+from sequoia_opt.engine.drafters import Committed, Drafter, State, TreeDrafter
 from sequoia_opt.engine.logits_processors import LogitsProcessor
 from sequoia_opt.engine.model import Caches, Model
 from sequoia_opt.engine.verify import TreeIndex, Verdict, Verifier, indices
@@ -66,6 +66,7 @@ class Step(TensorStep):
         self.index = TreeIndex(tree, self.device)
         self._target_pass = target.tree_pass(tree)
         self._drafter = drafter.on(tree, self.index, verifier, processor) if tree.size > 1 else None
+        self._hidden = None if self._drafter is None else drafter.hidden
         self._no_logits = torch.zeros(0, self.vocabulary, device=self.device)
         self._places = torch.arange(tree.depth + 1, device=self.device)
         self._outcomes = _Outcomes.of(tree, self.device)
@@ -95,6 +96,7 @@ class Step(TensorStep):
         tokens, draft_logits = self._draft(caches, state, bound, uniforms)
         tokens = self._world.agree(tokens)
         target_logits = self._target_pass.score(caches.target, tokens, state.length, bound)
+        hidden = None if self._hidden is None else self._hidden.last()[0]
         if self.processor is not None and state.seen is not None:
             target_logits = self.processor.apply_to_tree(
                 target_logits, state.seen, tokens, self.index.ancestors, state.counts
@@ -104,7 +106,7 @@ class Step(TensorStep):
         if self._drafter is not None:
             self._target_pass.accept(caches.target, state.length, verdict.last)
             self._drafter.accept(caches.draft, state.length, verdict.last)
-        return self._committed(state, tokens, verdict)
+        return self._after(state, tokens, verdict, hidden)
 
     def _draft(
         self, caches: Caches, state: State, bound: int, uniforms: Tensor
@@ -114,8 +116,15 @@ class Step(TensorStep):
             return state.recent[1:], self._no_logits
         return self._drafter.draft(caches.draft, state, bound, uniforms)
 
-    def _committed(self, state: State, tokens: Tensor, verdict: Verdict) -> tuple[Tensor, State]:
-        """What a step returns once verification has decided; see `__call__`."""
+    def _after(
+        self, state: State, tokens: Tensor, verdict: Verdict, hidden: Tensor | None
+    ) -> tuple[Tensor, State]:
+        """What a step returns once verification has decided; see `__call__`.
+
+        Args:
+            hidden: [size, width], the target's hidden states at each node, if the drafter reads
+                them.
+        """
         known = torch.cat([tokens, verdict.next])
         if self._drafter is None:
             emitted, recent, count = verdict.next, known, self._outcomes.counts
@@ -130,7 +139,11 @@ class Step(TensorStep):
             counted = (self._places < count).to(state.counts.dtype)
             counts = state.counts.index_add(0, emitted, counted)
         told = torch.cat([emitted, verdict.last, count])
-        return told, State(state.length + count, recent, seen, counts)
+        committed = None
+        if hidden is not None:
+            path = self._outcomes.paths.index_select(0, verdict.last)[0]
+            committed = Committed(emitted, hidden.index_select(0, path), count)
+        return told, State(state.length + count, recent, seen, counts, committed)
 
 
 @dataclass(frozen=True)
@@ -141,16 +154,21 @@ class _Outcomes:
         tokens: [size, depth + 3], which of the nodes' tokens, and of the one that follows them
             (index `size`), the step commits; then the two that were committed last.
         counts: [size], how many of the committed tokens count.
+        paths: [size, depth + 1], the node before each of these tokens; behind them, the last one.
     """
 
     tokens: Tensor
     counts: Tensor
+    paths: Tensor
 
     @classmethod
     def of(cls, tree: TokenTree, device: torch.device) -> _Outcomes:
         """The outcomes of a tree."""
-        rows = []
+        rows, paths = [], []
         for node in range(tree.size):
             path = np.flatnonzero(tree.ancestor_mask[node])[1:].tolist()
-            rows.append([*path, *[tree.size] * (tree.depth - len(path) + 1), node, tree.size])
-        return cls(indices(rows, device), indices(tree.depths + 1, device))
+            behind = tree.depth - len(path)
+            rows.append([*path, *[tree.size] * (behind + 1), node, tree.size])
+            paths.append([0, *path, *[node] * behind])
+        counts = indices(tree.depths + 1, device)
+        return cls(indices(rows, device), counts, indices(paths, device))

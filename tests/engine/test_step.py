@@ -13,6 +13,7 @@ from sequoia_opt.api import load_pair
 from sequoia_opt.engine.drafters import State
 from sequoia_opt.engine.model import Caches
 from sequoia_opt.engine.step import Step
+from sequoia_opt.engine.torch.causal_masks import CausalMasks
 from sequoia_opt.engine.verify import Greedy, make_verifier
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.tree import TokenTree
@@ -96,7 +97,7 @@ def test_a_step_never_touches_the_host(verifier: str, make_model: Callable[..., 
     for runner in (pair.target, pair.draft):
         runner.model.to(META)
         runner.device = runner._pool._device = META
-        runner._chunks.clear()
+        runner._causal = CausalMasks(runner.layers, runner.dtype, META)
     step = step_of(pair, verifier)
     uniforms = torch.empty(step.uniform_count, device=META)
     with torch.inference_mode():

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 
 from sequoia_opt.engine.cpu import processors
-from sequoia_opt.engine.drafters import ModelDrafter
+from sequoia_opt.engine.drafters import FINGERPRINT, Drafter, LookupDrafter, ModelDrafter
 from sequoia_opt.engine.gguf_file import (
     GgufHeader,
     check_model,
@@ -27,7 +27,7 @@ from sequoia_opt.engine.llama_cpp.model import LlamaModel
 from sequoia_opt.engine.llama_cpp.server_library import ServerLibrary
 from sequoia_opt.engine.llama_cpp.settings import ALL_LAYERS, Settings
 from sequoia_opt.engine.llama_cpp.tokenizer import tokenizer_of
-from sequoia_opt.engine.names import GGUF
+from sequoia_opt.engine.names import GGUF, LOOKUP
 from sequoia_opt.engine.pair import ROLES, Pair
 from sequoia_opt.errors import SequoiaError
 
@@ -39,36 +39,44 @@ def load(sources: Mapping[str, str], options: Mapping[str, Any], names: Mapping[
     """Load a pair.
 
     Args:
-        sources: GGUF files, by role.
+        sources: GGUF files, by role; without a draft, a lookup drafts.
         options: fields of `Settings`; by default all processors, and the GPU if there is one.
         names: short names, by role, where they are not to follow from the files.
 
     Raises:
         SequoiaError: a file cannot be read or run, or the two do not fit together.
     """
-    for role in ROLES:
-        if not is_gguf(sources[role]):
+    for role, source in sources.items():
+        if not is_gguf(source):
             raise SequoiaError(
-                f"{sources[role]}: llama.cpp runs {GGUF} files; convert the {role} with its "
+                f"{source}: llama.cpp runs {GGUF} files; convert the {role} with its "
                 "convert_hf_to_gguf.py, or use --engine torch"
             )
-    headers = {role: read_header(sources[role]) for role in ROLES}
+    headers = {role: read_header(source) for role, source in sources.items()}
     for header in headers.values():
         check_model(header)
     settings = settings_of(options)
-    _check_vocabularies(headers)
-    models = {role: LlamaModel(Path(sources[role]), headers[role], settings) for role in ROLES}
-    target, draft = models["target"], models["draft"]
+    if "draft" in headers:
+        _check_vocabularies(headers)
+    models = {
+        role: LlamaModel(Path(sources[role]), header, settings) for role, header in headers.items()
+    }
+    target, draft = models["target"], models.get("draft")
+    drafter: Drafter = LookupDrafter()
+    if draft is not None:
+        drafter = ModelDrafter(draft, target.vocabulary)
     tokenizer = tokenizer_of(target.model)
-    short = {role: stem(source) for role, source in sources.items()} | dict(names)
+    short = {"draft": LOOKUP} | {role: stem(source) for role, source in sources.items()}
+    short |= names
     return Pair(
         target=target,
-        drafter=ModelDrafter(draft, target.vocabulary),
+        drafter=drafter,
         machine=LlamaMachine(settings),
         library=ServerLibrary(sources, target.model, settings),
         target_name=short["target"],
         draft_name=short["draft"],
-        fingerprints={role: fingerprint(header) for role, header in headers.items()},
+        fingerprints={"draft": FINGERPRINT}
+        | {role: fingerprint(header) for role, header in headers.items()},
         tokenizer=tokenizer,
         end_tokens=frozenset() if tokenizer is None else tokenizer.end_tokens,
     )

@@ -13,16 +13,17 @@ import torch
 from torch import Tensor
 
 from sequoia_opt.engine.adaptive_step import AdaptiveStep
+from sequoia_opt.engine.drafters import State
 from sequoia_opt.engine.hardware import hardware, own_versions, slug
 from sequoia_opt.engine.llama_cpp.greedy import GreedyStep
 from sequoia_opt.engine.llama_cpp.library import gpu, versions
 from sequoia_opt.engine.llama_cpp.settings import Settings
 from sequoia_opt.engine.model import Caches
 from sequoia_opt.engine.names import LLAMA_CPP
-from sequoia_opt.engine.step import Step, TensorStep
+from sequoia_opt.engine.step import Step
 
 
-class OneThreadStep(TensorStep):
+class OneThreadStep:
     """A step during which torch has one thread.
 
     After a piece of work, its threads wait for the next one for a while, and would keep those of
@@ -30,11 +31,18 @@ class OneThreadStep(TensorStep):
 
     Attributes:
         uniform_count: see `Step`; 0 for an adaptive step.
+        mode: see `TensorStep`.
     """
+
+    mode = torch.inference_mode
 
     def __init__(self, step: Step | AdaptiveStep) -> None:
         self.step: Any = step
         self.uniform_count: int = getattr(step, "uniform_count", 0)
+
+    def started(self, state: State) -> Any:
+        """See `TensorStep`."""
+        return self.step.started(state)
 
     def __call__(self, caches: Caches, state: Any, bound: int, uniforms: Any) -> tuple[Any, Any]:
         """See `Step` and `AdaptiveStep`."""

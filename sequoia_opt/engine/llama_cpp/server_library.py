@@ -16,7 +16,13 @@ import psutil
 import torch
 from torch import Tensor
 
-from sequoia_opt.engine.library import NO_SPECULATION, LibraryGeneration, Speculation
+from sequoia_opt.engine.library import (
+    DRAFT,
+    NO_DRAFT,
+    NO_SPECULATION,
+    LibraryGeneration,
+    Speculation,
+)
 from sequoia_opt.engine.llama_cpp.library import bindings, features, logged, reason
 from sequoia_opt.engine.llama_cpp.server import LlamaServer
 from sequoia_opt.engine.llama_cpp.server_program import KINDS, ServerOptions, program
@@ -71,6 +77,8 @@ class ServerLibrary:
 
     def obstacle(self, speculation: Speculation, tokens: int) -> str:
         """See `Library`."""
+        if speculation.kind == DRAFT and "draft" not in self._files:
+            return NO_DRAFT
         found = program()
         kind = KINDS.get(speculation.kind, speculation.kind)
         if kind not in found.speculations:
@@ -100,7 +108,7 @@ class ServerLibrary:
         if server is not None:
             server.close()
         context = max(self._settings.context_size, tokens + -tokens % CONTEXT_STEP)
-        target, draft = self._files["target"], self._files["draft"]
+        target, draft = self._files["target"], self._files.get("draft", "")
         options = ServerOptions(target, draft, self._settings, context, speculation)
         while self._servers and not self._has_room():
             self._servers.pop(next(iter(self._servers))).close()

@@ -24,6 +24,8 @@ from transformers.cache_utils import Cache
 
 TREE_ATTENTION = "sequoia_tree"
 OPAQUE_ATTENTION = "sequoia_tree_opaque"  # the same, hidden from torch.compile
+# On CUDA: attention kernels copy a mask whose rows do not begin at a multiple of this.
+ALIGNED_SLOTS = 8
 
 Masks = dict[int | None, Tensor]
 """Additive masks [1 or batch, 1, groups · tokens, used], by sliding window (None: no window)."""
@@ -55,6 +57,10 @@ class LayerShape:
         return self.heads // self.kv_heads
 
 
+# On CUDA: attention kernels copy a mask whose rows do not begin at a multiple of this.
+ALIGNED_SLOTS = 8
+
+
 class KVCache:
     """Keys and values of all layers, preallocated: [batch, kv_heads, capacity, dim] each.
 
@@ -79,6 +85,7 @@ class KVCache:
         device: torch.device,
     ) -> None:
         self.batch, self.capacity = batch, capacity
+        self._aligned = ALIGNED_SLOTS if device.type == "cuda" else 1
         self.windows = [layer.window for layer in layers]
         self.takes_arguments = all(layer.takes_arguments for layer in layers)
         self.keys: list[Tensor] = [torch.empty(0)] * len(layers)
@@ -100,6 +107,14 @@ class KVCache:
             self._stores.append(store)
             for i, (tensors, index) in enumerate(members):
                 tensors[index] = store[i]
+
+    def read_count(self, used: int) -> int:
+        """How many slots a forward pass reads if it needs the first `used`."""
+        return min(used + -used % self._aligned, self.capacity)
+
+    def read_slots(self, used: int) -> Tensor:
+        """The slots that a forward pass reads if it needs the first `used`."""
+        return self.slots[: self.read_count(used)]
 
     def move(self, source: Tensor, destination: Tensor) -> None:
         """Copy the slots `source` [count] to the slots `destination` [count] in all layers."""

@@ -51,7 +51,7 @@ def compiled(
 
     Args:
         last_position: of the model; later ones are cut to it.
-        hidden_layers: whose hidden states it returns, see `Runner.forward_with_hidden`.
+        hidden_layers: whose hidden states it returns, see `Runner.keep_hidden`.
         hidden_states: what collects these; it is collecting them whenever this is called.
     """
 

@@ -21,8 +21,7 @@ from torch import Tensor
 from sequoia_opt.engine.drafters import State
 from sequoia_opt.engine.model import Caches
 from sequoia_opt.engine.step import TOLD, Step, TensorStep
-from sequoia_opt.engine.torch.attention import KVCache
-from sequoia_opt.engine.torch.runner import ALIGNED_SLOTS
+from sequoia_opt.engine.torch.attention import ALIGNED_SLOTS, KVCache
 from sequoia_opt.errors import SequoiaError
 
 BUCKET = 256  # cached tokens: one graph serves so many lengths
@@ -178,7 +177,7 @@ class RecordedStep(TensorStep):
         target: KVCache = caches.target
         recording = self._recordings.get(target)
         if recording is None or not recording.reads(caches.draft):
-            recording = self._recordings[target] = self._blank_recording(caches.draft)
+            recording = self._recordings[target] = self._blank_recording(caches.draft, state)
         before, after = recording.before, recording.after
         _copy(state, before)
         self._uniforms.copy_(uniforms)
@@ -197,19 +196,10 @@ class RecordedStep(TensorStep):
         self._emitted.copy_(emitted)
         _copy(state, after)
 
-    def _blank_recording(self, draft: KVCache | None) -> _Recording:
-        """A recording without replays, with memory for its text's states."""
+    def _blank_recording(self, draft: KVCache | None, state: State) -> _Recording:
+        """A recording without replays, with memory for states of the kind of `state`."""
         with torch.inference_mode():
-            return _Recording(draft, self._blank(self.step), self._blank(self.step))
-
-    def _blank(self, step: Step) -> State:
-        """Memory for a state."""
-        length, recent = (
-            torch.zeros(count, dtype=torch.long, device=self._device) for count in (1, 2)
-        )
-        if step.processor is None:
-            return State(length, recent)
-        return State(length, recent, step.processor.seen(recent), step.processor.counts(recent))
+            return _Recording(draft, state.blank(), state.blank())
 
 
 class _Recording:
@@ -231,9 +221,6 @@ class _Recording:
 
 
 def _copy(state: State, into: State) -> None:
-    into.length.copy_(state.length)
-    into.recent.copy_(state.recent)
-    if into.seen is not None and state.seen is not None:
-        into.seen.copy_(state.seen)
-    if into.counts is not None and state.counts is not None:
-        into.counts.copy_(state.counts)
+    """Copy a state into the tensors of another one of its kind."""
+    for source, destination in zip(state.tensors, into.tensors, strict=True):
+        destination.copy_(source)

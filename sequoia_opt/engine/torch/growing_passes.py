@@ -29,21 +29,45 @@ class _Inputs(NamedTuple):
     """What a forward pass over new nodes takes.
 
     Attributes:
-        numbers: [3, nodes], their tokens, positions and slots.
-        masks: what they attend to.
+        tokens, positions: [1, nodes].
+        slots: [nodes].
+        masks: what the nodes attend to.
     """
 
-    numbers: Tensor
+    tokens: Tensor
+    positions: Tensor
+    slots: Tensor
     masks: Masks
 
+    @classmethod
+    def of(cls, numbers: np.ndarray, masks: dict[int | None, np.ndarray]) -> _Inputs:
+        """Inputs in the host's memory.
+
+        Args:
+            numbers: [3, nodes], tokens, positions and slots.
+        """
+        # Arrays are cut and shaped in less time than tensors.
+        return cls(
+            torch.from_numpy(numbers[:1]),
+            torch.from_numpy(numbers[1:2]),
+            torch.from_numpy(numbers[2]),
+            {window: torch.from_numpy(mask) for window, mask in masks.items()},
+        )
+
     def on(self, device: torch.device, dtype: torch.dtype) -> _Inputs:
-        """The same on a device, with masks of this dtype."""
-        masks = {window: mask.to(device, dtype) for window, mask in self.masks.items()}
-        return _Inputs(self.numbers.to(device), masks)
+        """A copy on a device, with masks of this dtype."""
+        return _Inputs(
+            self.tokens.to(device, copy=True),
+            self.positions.to(device, copy=True),
+            self.slots.to(device, copy=True),
+            {window: mask.to(device, dtype, copy=True) for window, mask in self.masks.items()},
+        )
 
     def copy_(self, other: _Inputs) -> None:
         """Take over the values of inputs of the same sizes."""
-        self.numbers.copy_(other.numbers)
+        self.tokens.copy_(other.tokens)
+        self.positions.copy_(other.positions)
+        self.slots.copy_(other.slots)
         for window, mask in self.masks.items():
             mask.copy_(other.masks[window])
 
@@ -76,18 +100,32 @@ class TorchGrowingPasses:
         # Numpy knows no bfloat16; its smallest number is one of float32's, too.
         number = np.float64 if runner.dtype == torch.float64 else np.float32
         self._blocked = number(torch.finfo(runner.dtype).min)
-        self._mask_rows = np.full((nodes, nodes), self._blocked)  # 0 where a node sees another
-        self._depths = np.zeros(nodes, np.int64)
+        # Whether passes take arrays of the host as they are.
+        self._on_host = runner.device.type == "cpu" and number(0).dtype.name in str(runner.dtype)
+        self._nodes = nodes
+        self._masks = np.empty((nodes, 0), number)  # of each node: 0 for a slot that it sees
+        self._visible = 0  # slots that every node sees in there, the text's
+        self._rows = self._masks  # the part of the masks that is the nodes' slots
+        self._depths: list[int] = []
         self._windows = {layer.window for layer in runner.layers}
         self._groups = runner.layers[0].groups
-        self._length = self._bound = self._count = 0
+        self._length = self._bound = 0
         self._recordings: weakref.WeakKeyDictionary[KVCache, _Recordings] = (
             weakref.WeakKeyDictionary()
         )
 
     def begin(self, cache: KVCache, length: int, bound: int) -> None:
         """See `GrowingPasses`."""
-        self._cache, self._length, self._bound, self._count = cache, length, bound, 0
+        self._cache, self._length, self._bound, self._depths = cache, length, bound, []
+        if self._masks.shape[1] < cache.capacity:
+            self._masks = np.full((self._nodes, cache.capacity), self._blocked)
+            self._visible = 0
+        # The last step's nodes, and what it saw of a longer text, are not visible any more.
+        seen = max(self._visible + self._nodes, length)
+        self._masks[:, self._visible : length] = 0
+        self._masks[:, length:seen] = self._blocked
+        self._visible = length
+        self._rows = self._masks[:, length : length + self._nodes]
 
     def run(self, tokens: Sequence[int], parents: Sequence[int], rows: int) -> Tensor:
         """See `GrowingPasses`.
@@ -100,7 +138,9 @@ class TorchGrowingPasses:
         keep = 0 if rows == len(tokens) else rows
         if self._record is not None:
             return self._replayed(inputs, rows, keep, self._record)
-        return self._forward(self._cache, inputs.on(self._runner.device, self._runner.dtype), keep)
+        if not self._on_host:
+            inputs = inputs.on(self._runner.device, self._runner.dtype)
+        return self._forward(self._cache, inputs, keep)
 
     def accept(self, path: Sequence[int]) -> None:
         """See `GrowingPasses`."""
@@ -116,52 +156,45 @@ class TorchGrowingPasses:
 
     def _append(self, parents: Sequence[int]) -> None:
         """Add nodes to the tree."""
-        first, count = self._count, self._count + len(parents)
-        if count > len(self._depths):
-            raise SequoiaError(
-                f"tree: found {count} nodes in a step, prepared for {len(self._depths)}"
-            )
-        for node, parent in enumerate(parents, start=first):
-            root = parent < 0
-            self._depths[node] = 0 if root else self._depths[parent] + 1
-            self._mask_rows[node] = self._blocked if root else self._mask_rows[parent]
-            self._mask_rows[node, node] = 0
-        self._count = count
+        depths, rows = self._depths, self._rows
+        count = len(depths) + len(parents)
+        if count > self._nodes:
+            raise SequoiaError(f"tree: found {count} nodes in a step, prepared for {self._nodes}")
+        for node, parent in enumerate(parents, start=len(depths)):
+            depths.append(0 if parent < 0 else depths[parent] + 1)
+            if parent >= 0:
+                rows[node] = rows[parent]
+            rows[node, node] = 0
 
     def _inputs(self, tokens: Sequence[int]) -> _Inputs:
         """The inputs, on the host, of a pass over the last nodes, which have these tokens."""
-        length, count, new = self._length, self._count, len(tokens)
+        length, count, new = self._length, len(self._depths), len(tokens)
         first = count - new
-        used = self._bound + count
-        if self._record is not None:  # one recording for all steps of a bucket
-            used = min(self._bound + len(self._depths), self._cache.capacity)
-        used = len(self._runner.read_slots(self._cache, used))
-        numbers = np.empty((3, new), np.int64)
-        numbers[0] = tokens
-        np.add(self._depths[first:count], length, out=numbers[1])
-        numbers[2] = np.arange(length + first, length + count)
-        mask = np.full((self._groups, new, used), self._blocked)
-        mask[..., :length] = 0
-        mask[..., length : length + count] = self._mask_rows[first:count, :count]
-        masks = {
-            window: torch.from_numpy(
-                mask if window is None else self._windowed(mask, numbers[1], window)
-            ).view(1, 1, -1, used)
-            for window in self._windows
-        }
-        return _Inputs(torch.from_numpy(numbers), masks)
+        # One recording serves all steps of a bucket.
+        used = self._bound + (count if self._record is None else self._nodes)
+        used = self._cache.read_count(used)
+        positions = [length + depth for depth in self._depths[first:]]
+        numbers = np.array([tokens, positions, range(length + first, length + count)], np.int64)
+        seen = self._masks[first:count, :used]
+        if self._groups > 1:
+            seen = np.tile(seen, (self._groups, 1))
+        masks = {}
+        for window in self._windows:
+            mask = seen if window is None else self._windowed(seen, numbers[1], window)
+            masks[window] = np.ascontiguousarray(mask).reshape(1, 1, -1, used)
+        return _Inputs.of(numbers, masks)
 
     def _windowed(self, mask: np.ndarray, positions: np.ndarray, window: int) -> np.ndarray:
-        """A mask without what lies too far before nodes at these positions."""
-        length, count = self._length, self._count
+        """A mask [groups * nodes, slots] without what lies too far before these positions."""
+        first, last = self._length, self._length + len(self._depths)
         slots = np.arange(mask.shape[-1])  # positions of the slots
-        slots[length : length + count] = length + self._depths[:count]
-        return np.where(positions[:, None] - slots >= window, self._blocked, mask)
+        slots[first:last] = [first + depth for depth in self._depths]
+        too_far = np.tile(positions, self._groups)[:, None] - slots >= window
+        return np.where(too_far, self._blocked, mask)
 
     def _forward(self, cache: KVCache, inputs: _Inputs, keep: int) -> Tensor:
         """The logits [keep, or all nodes, vocabulary] after the last nodes."""
-        tokens, positions, slots = inputs.numbers.split(1)
-        logits = self._runner.forward(cache, tokens, positions, slots[0], inputs.masks, keep)
+        logits = self._runner.forward(cache, *inputs, keep)
         return at_least_float32(logits[0])
 
     def _replayed(self, inputs: _Inputs, rows: int, keep: int, record: Record) -> Tensor:
@@ -170,11 +203,11 @@ class TorchGrowingPasses:
         recordings = self._recordings.get(cache)
         if recordings is None:
             dtype = torch.promote_types(runner.dtype, torch.float32)
-            size = len(self._depths), runner.vocabulary
+            size = self._nodes, runner.vocabulary
             recordings = _Recordings(torch.empty(size, dtype=dtype, device=runner.device))
             self._recordings[cache] = recordings
         logits = recordings.logits[:rows]
-        _, new = inputs.numbers.shape
+        [new] = inputs.slots.shape
         used = next(iter(inputs.masks.values())).shape[-1]
         recorded = recordings.passes.get((new, used, rows))
         if recorded is None:

@@ -10,7 +10,26 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+
+class KeptStates:
+    """The hidden states that a model keeps of its last forward pass; see `HiddenStates`.
+
+    Attributes:
+        layers: whose states these are, by index.
+        states: of each layer, [batch, tokens, hidden size].
+        width: of all layers' states side by side.
+    """
+
+    def __init__(self, layers: tuple[int, ...] = (), hidden_size: int = 0) -> None:
+        self.layers, self.width = layers, len(layers) * hidden_size
+        self.states: tuple[Tensor, ...] = ()
+
+    def last(self) -> Tensor:
+        """The last forward pass's states, side by side: [batch, tokens, width]."""
+        return torch.cat(self.states, dim=-1)
 
 
 class HiddenStates:

@@ -19,6 +19,7 @@ from transformers.generation.streamers import BaseStreamer
 from sequoia_opt.engine.library import (
     DRAFT,
     LOOKUP,
+    NO_DRAFT,
     NO_SPECULATION,
     LibraryGeneration,
     Speculation,
@@ -33,7 +34,7 @@ class TransformersLibrary:
     """See `Library`.
 
     Args:
-        models: the pair's models, by role.
+        models: the pair's models, by role; without a draft if that is a head on the target.
     """
 
     reference = "transformers'"
@@ -53,7 +54,9 @@ class TransformersLibrary:
         """See `Library`."""
         if speculation.kind != DRAFT:
             return ""
-        target, draft = (self._models[role] for role in ("target", "draft"))
+        target, draft = self._models["target"], self._models.get("draft")
+        if draft is None:
+            return NO_DRAFT
         if tokens > draft.positions:
             return (
                 f"the draft has {draft.positions} positions, a prompt and its new tokens take "

@@ -19,11 +19,14 @@ from sequoia_opt.engine.distributed import (
     SHARE_PATIENCE,
     join,
 )
-from sequoia_opt.engine.drafters import ModelDrafter
+from sequoia_opt.engine.drafters import FINGERPRINT, Drafter, LookupDrafter, ModelDrafter
 from sequoia_opt.engine.gguf_file import is_gguf, stem
-from sequoia_opt.engine.pair import ROLES, Pair, short_name
+from sequoia_opt.engine.names import LOOKUP
+from sequoia_opt.engine.pair import Pair, short_name
 from sequoia_opt.engine.text import Tokenizer
 from sequoia_opt.engine.torch.cuda_graphs import record
+from sequoia_opt.engine.torch.eagle.config import HeadConfig, head_config
+from sequoia_opt.engine.torch.eagle.loading import head_bytes, load_head
 from sequoia_opt.engine.torch.library import TransformersLibrary
 from sequoia_opt.engine.torch.loading import (
     Loading,
@@ -45,7 +48,7 @@ class Request:
     """What to load, and how; see `load_pair`.
 
     Attributes:
-        sources: hub id, folder or GGUF file, by role.
+        sources: hub id, folder or GGUF file, by role; without a draft, a lookup drafts.
         names: short names, by role, where they are not to follow from the sources.
     """
 
@@ -83,13 +86,25 @@ def load(request: Request) -> Pair:
         # plans again for every shape, and a tree's changes with the text's length.
         torch.backends.cuda.enable_cudnn_sdp(False)
     sources = request.sources
-    configs = {role: load_config(sources[role], request.has_weights) for role in ROLES}
-    tokenizers: dict[str, Any] = {role: load_tokenizer(sources[role]) for role in ROLES}
+    head = head_config(sources["draft"]) if "draft" in sources else None
+    if head is not None:
+        _check_head_runs(head, request, parts)
+    configs = {
+        role: head if head and role == "draft" else load_config(source, request.has_weights)
+        for role, source in sources.items()
+    }
+    tokenizers: dict[str, Any] = {role: load_tokenizer(sources[role]) for role in sources}
     for tokenizer in tokenizers.values():
         if tokenizer is not None:  # a text is what its tokens say, spaces before commas included
             tokenizer.clean_up_tokenization_spaces = False
-    _check_fit(sources, configs, tokenizers)
-    sizes = {role: _weight_bytes(sources[role], configs[role], dtype) for role in ROLES}
+    if "draft" in sources and (head is None or tokenizers["draft"] is not None):
+        _check_fit(sources, configs, tokenizers)
+    sizes = {
+        role: head_bytes(head)
+        if head and role == "draft"
+        else _weight_bytes(source, configs[role], dtype)
+        for role, source in sources.items()
+    }
     _check_memory(sources, sizes, device, request.offload, parts)
     plain = Loading(device, dtype, request.random_weights)
     offload = Offload(request.offload, request.memory_budget)
@@ -100,25 +115,39 @@ def load(request: Request) -> Pair:
         ),
     }
     # The draft first: the target may take all memory that is left.
-    runners = {role: way.runner(sources[role], configs[role]) for role, way in ways.items()}
-    target, draft = runners["target"], runners["draft"]
+    loaded = load_head(head, configs["target"], dtype, device) if head else None
+    runners = {
+        role: way.runner(sources[role], configs[role])
+        for role, way in ways.items()
+        if role in sources and (role == "target" or loaded is None)
+    }
+    target = runners["target"]
+    if loaded is not None:
+        drafter: Drafter = loaded.on(target)
+    elif "draft" in runners:
+        drafter = ModelDrafter(runners["draft"], target.vocabulary)
+    else:
+        drafter = LookupDrafter()
     if graphs:
-        target.record = draft.record = record
-    names = {
+        for runner in runners.values():
+            runner.record = record
+    names = {"draft": LOOKUP} | {
         role: stem(source) if is_gguf(source) else short_name(source)
         for role, source in sources.items()
-    } | request.names
+    }
+    names |= request.names
     return Pair(
         target=target,
-        drafter=ModelDrafter(draft, target.vocabulary),
+        drafter=drafter,
         machine=TorchMachine(device, graphs),
         library=TransformersLibrary(runners),
         target_name=names["target"],
         draft_name=names["draft"],
-        fingerprints={
-            role: fingerprint(sources[role], configs[role], request.has_weights) for role in ROLES
+        fingerprints={"draft": FINGERPRINT}
+        | {
+            role: fingerprint(sources[role], configs[role], request.has_weights) for role in sources
         },
-        tokenizer=cast("Tokenizer | None", tokenizers["target"] or tokenizers["draft"]),
+        tokenizer=cast("Tokenizer | None", tokenizers["target"] or tokenizers.get("draft")),
         end_tokens=end_tokens(target.model, tokenizers["target"]),
         random_weights=request.random_weights,
         offload=request.offload,
@@ -126,6 +155,18 @@ def load(request: Request) -> Pair:
         world=world if request.spread else ALONE,
         peers=ALONE if request.spread else world,
     )
+
+
+def _check_head_runs(head: HeadConfig, request: Request, parts: int) -> None:
+    """Refuse ways of running a pair that a head does not have."""
+    if request.random_weights:
+        raise SequoiaError(
+            f"{head.source}: the weights of an EAGLE-3 head are not made up; drop --random-weights"
+        )
+    if parts > 1:
+        raise SequoiaError(
+            f"{head.source}: an EAGLE-3 head drafts for a target in one process; run one process"
+        )
 
 
 def _dtype(request: Request) -> torch.dtype:
@@ -203,9 +244,10 @@ def _check_memory(
         parts: number of processes that the target is spread over: on GPUs each has its own memory.
     """
     target = sizes["target"] // (parts if device.type == "cuda" else 1)
-    needed, names = sizes["draft"], sources["draft"]
+    needed, names = sizes.get("draft", 0), sources.get("draft", "")
     if offload == "none":
-        needed, names = needed + target, f"{sources['target']} and {names}"
+        names = f"{sources['target']} and {names}" if names else sources["target"]
+        needed += target
     spread = f", the first spread over {parts} processes," if parts > 1 else ""
     check_fits(
         needed,

@@ -7,7 +7,7 @@ and how to fill a cache with a prompt. Knows nothing of drafting or verifying.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -31,9 +31,15 @@ from sequoia_opt.engine.torch.attention import (
     places,
 )
 from sequoia_opt.engine.torch.cache_pool import CachePool
-from sequoia_opt.engine.torch.compile import Forward, compile_and_check, compiled_for_device
+from sequoia_opt.engine.torch.causal_masks import CausalMasks
+from sequoia_opt.engine.torch.compile import (
+    Forward,
+    Output,
+    compile_and_check,
+    compiled_for_device,
+)
 from sequoia_opt.engine.torch.growing_passes import Record, TorchGrowingPasses
-from sequoia_opt.engine.torch.hidden_states import HiddenStates
+from sequoia_opt.engine.torch.hidden_states import HiddenStates, KeptStates
 from sequoia_opt.engine.torch.layer_stream import LayerStream
 from sequoia_opt.engine.torch.layer_weights import decoder_layers
 from sequoia_opt.engine.torch.memory import check_fits
@@ -50,9 +56,6 @@ from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan.tree import TokenTree
 
 PREFILL_CHUNK = 512  # tokens of a prompt in one forward pass, where all weights stay
-KEPT_TABLES = 8  # causal mask tables that stay prepared, one for each chunk length
-# On CUDA: attention kernels copy a mask whose rows do not begin at a multiple of this.
-ALIGNED_SLOTS = 8
 LOGIT_COPIES = 4  # of a step's logits, in float32: themselves, warped, sorted, the residual
 
 
@@ -94,10 +97,12 @@ class Runner:
         self._attention = TREE_ATTENTION
         self.model.set_attn_implementation(self._attention)  # type: ignore[operator]
         self._pool = CachePool(self.layers, self.dtype, self.device, name)
-        self._chunks: dict[int, MaskTable] = {}
+        # With streamed layers a table's memory would count, and making it costs little.
+        self._causal = CausalMasks(self.layers, self.dtype, self.device, keep=stream is None)
         self.compiled = False
         self._graphs: dict[tuple[int, ...], Forward] = {}
         self._hidden_states: HiddenStates | None = None
+        self._kept = KeptStates()
         self._pack()
         check_agreement(self, library)
 
@@ -141,8 +146,10 @@ class Runner:
         try:
             text = torch.arange(length, device=self.device)[None] % self.vocabulary
             self.extend(cache, text.expand(batch, -1), 0)
-            for count in (1, 2):
-                compile_and_check(self, self._compiled_forward(()), cache, count, length)
+            with self._collecting():
+                forward = self._compiled_forward()
+                for count in (1, 2):
+                    compile_and_check(self, forward, cache, count, length)
         finally:
             self.release(cache)
         self.compiled = True
@@ -152,8 +159,9 @@ class Runner:
         """Whether the model is compiled as one graph and not layer by layer; see compile.py."""
         return self.device.type == "cpu"
 
-    def _compiled_forward(self, hidden_layers: tuple[int, ...]) -> Forward:
-        """The forward pass, compiled as suits the device, for these layers' hidden states."""
+    def _compiled_forward(self) -> Forward:
+        """The forward pass, compiled as suits the device, with the hidden states that are kept."""
+        hidden_layers = self._kept.layers
         if hidden_layers not in self._graphs:
             if not self.device_compiles_whole:
                 self._attention = OPAQUE_ATTENTION
@@ -202,9 +210,7 @@ class Runner:
 
     def read_slots(self, cache: KVCache, used: int) -> Tensor:
         """The slots that a forward pass reads if it needs the first `used`."""
-        if self.device.type == "cuda":
-            used = min(used + -used % ALIGNED_SLOTS, cache.capacity)
-        return cache.slots[:used]
+        return cache.read_slots(used)
 
     def tree_pass(self, tree: TokenTree) -> TorchTreePass:
         """See `Model`."""
@@ -240,34 +246,31 @@ class Runner:
         Returns:
             Logits [batch, keep or tokens, vocabulary].
         """
-        return self._forward(cache, tokens, positions, slots, masks, keep, ())[0]
+        return self._kept_of(self._forward, cache, tokens, positions, slots, masks, keep)
 
-    def forward_with_hidden(
-        self,
-        cache: KVCache,
-        tokens: Tensor,
-        positions: Tensor,
-        slots: Tensor,
-        masks: Masks,
-        keep: int,
-        layers: Sequence[int],
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The forward pass of a step, and the hidden states of chosen layers.
+    def keep_hidden(self, layers: Sequence[int]) -> KeptStates:
+        """Keep the hidden states of these layers in each forward pass from now on.
 
         Args:
-            cache, tokens, positions, slots, masks, keep: see `forward`.
-            layers: whose hidden states to return: 0 for the embeddings, i for the output of the
-                i-th layer, before the final norm.
-
-        Returns:
-            Logits [batch, keep or tokens, vocabulary]; for each of `layers`, hidden states
-            [batch, tokens, hidden size].
+            layers: see `HiddenStates.states`; none to keep nothing.
         """
-        chosen = tuple(layers)
         if self._hidden_states is None:
             self._hidden_states = HiddenStates(list(decoder_layers(self.model)[1]))
-        with self._hidden_states.collect(chosen):
-            return self._forward(cache, tokens, positions, slots, masks, keep, chosen)
+        size = int(self.model.config.get_text_config().hidden_size)  # type: ignore[union-attr, operator]
+        self._kept = KeptStates(tuple(layers), size)
+        return self._kept
+
+    def _collecting(self) -> AbstractContextManager[None]:
+        """The context in which forward passes leave the hidden states that are kept."""
+        if self._hidden_states is None:
+            return nullcontext()
+        return self._hidden_states.collect(self._kept.layers)
+
+    def _kept_of(self, run: Callable[..., Output], *arguments: Any) -> Tensor:
+        """The logits of a forward pass, whose hidden states are kept."""
+        with self._collecting():
+            logits, self._kept.states = run(*arguments)
+        return logits
 
     def _forward(
         self,
@@ -277,17 +280,15 @@ class Runner:
         slots: Tensor,
         masks: Masks,
         keep: int,
-        hidden_layers: tuple[int, ...],
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """What `forward_with_hidden` computes, compiled or eagerly."""
+    ) -> Output:
+        """What `forward` computes, compiled or eagerly, and the hidden states that are kept."""
         if not self._graphs or not self.compiled:
             # A prompt's many tokens need all processors; a step's few are computed while layers
             # are read.
             reading = self.stream is not None and self.stream.reads
             with leave_one_processor_free() if reading else nullcontext():
-                return self.eager(cache, tokens, positions, slots, masks, keep, hidden_layers)
-        graphs = self._graphs.get(hidden_layers) or self._compiled_forward(hidden_layers)
-        logits, hidden = graphs(tokens, positions, slots, masks, cache)
+                return self.eager(cache, tokens, positions, slots, masks, keep)
+        logits, hidden = self._compiled_forward()(tokens, positions, slots, masks, cache)
         return logits[:, -keep:], hidden
 
     def eager(
@@ -298,18 +299,16 @@ class Runner:
         slots: Tensor,
         masks: Masks,
         keep: int,
-        layers: tuple[int, ...] = (),
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """What `forward_with_hidden` computes, for any number of tokens."""
+    ) -> Output:
+        """What `_forward` computes, for any number of tokens."""
         output = self.model(
             input_ids=tokens,
             position_ids=positions.clamp(max=self.positions - 1),
             logits_to_keep=keep,
             **Attend(cache, slots, masks).arguments(),
         )
-        if self._hidden_states is None:
-            return output.logits, ()
-        return output.logits, tuple(self._hidden_states.states[layer] for layer in layers)
+        states = {} if self._hidden_states is None else self._hidden_states.states
+        return output.logits, tuple(states[layer] for layer in self._kept.layers)
 
     def read(
         self,
@@ -355,18 +354,9 @@ class Runner:
         count = tokens.shape[1]
         used = length + count
         slots = cache.slots[length:used]
-        [masks] = self._causal(count).masks(
-            self.places(cache, torch.tensor([length], device=self.device), used)
-        )
-        positions = slots[None]
-        if pad is not None:
-            positions = (positions - pad[:, None]).clamp(min=0)
-            padded = self.read_slots(cache, used) < pad[:, None]
-            masks = {
-                window: mask.masked_fill(padded[:, None, None], torch.finfo(mask.dtype).min)
-                for window, mask in masks.items()
-            }
-        return self.eager(cache, tokens, positions, slots, masks, keep)[0]
+        masks = self._causal.masks(self.read_slots(cache, used), length, count, pad)
+        positions = slots[None] if pad is None else (slots - pad[:, None]).clamp(min=0)
+        return self._kept_of(self.eager, cache, tokens, positions, slots, masks, keep)
 
     def pass_to_time(
         self, cache: KVCache, context: int, count: int, bound: int
@@ -383,16 +373,3 @@ class Runner:
             f"logits of {batch} x {count} tokens of {self.name}",
             "measure fewer --tokens, or free memory",
         )
-
-    def _causal(self, count: int) -> MaskTable:
-        """The mask table of `count` tokens in order. It is kept, unless layers are streamed:
-        making it costs little then, and its memory would count."""
-        if count in self._chunks:
-            return self._chunks[count]
-        order = list(range(count))
-        table = self.mask_table(np.tri(count, dtype=np.bool_), query_depths=order, depths=order)
-        if self.stream is None:
-            if len(self._chunks) >= KEPT_TABLES:
-                self._chunks.clear()
-            self._chunks[count] = table
-        return table

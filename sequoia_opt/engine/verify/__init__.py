@@ -21,6 +21,7 @@ from collections.abc import Callable
 
 from sequoia_opt.engine.verify.base import Positions, Trial, Verdict, Verifier
 from sequoia_opt.engine.verify.exact_match import Greedy, TopK
+from sequoia_opt.engine.verify.host_rules import host_rule
 from sequoia_opt.engine.verify.node_rules import NodeRule, Uniforms, node_rule
 from sequoia_opt.engine.verify.residual import Sequoia, SpecInfer
 from sequoia_opt.engine.verify.synthetic import Synthetic
@@ -43,6 +44,7 @@ __all__ = [
     "Verdict",
     "Verifier",
     "as_slice",
+    "host_rule",
     "indices",
     "make_verifier",
     "node_rule",

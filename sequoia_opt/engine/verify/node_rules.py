@@ -10,7 +10,7 @@ does a walk from the root down. Knows nothing of policies, models or text.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -39,17 +39,19 @@ class Guesses(NamedTuple):
     Attributes:
         probabilities: [nodes, ranks], the largest of the draft's, in order; growth decides by them.
         tokens: [nodes, ranks].
-        draft: [nodes, vocabulary], the distributions that drawn guesses are from; None where
-            guesses are not drawn.
+        draft: of each node, the distribution that its guesses were drawn from, as `decide` takes
+            it; None where guesses are not drawn.
     """
 
-    probabilities: Tensor
-    tokens: Tensor
-    draft: Tensor | None
+    probabilities: Any
+    tokens: Any
+    draft: Sequence[Any] | None
 
 
 class NodeRule(Protocol):
     """A verifier at a single node.
+
+    A model whose logits the host has is decided about in numpy; see `host_rules`.
 
     Attributes:
         draws: whether guesses are drawn at random.
@@ -66,15 +68,15 @@ class NodeRule(Protocol):
         ...
 
     def decide(
-        self, logits: Tensor, tokens: Sequence[int], draft: Tensor | None, uniforms: Tensor
+        self, logits: Tensor, tokens: Sequence[int], draft: Any, uniforms: Any
     ) -> tuple[int, int]:
         """Accept one of a node's guesses, or choose another token.
 
         Args:
             logits: [1, vocabulary], the target's after the node.
             tokens: of the guesses that were offered, by rank; may be none.
-            draft: [1, vocabulary], the distribution that they were drawn from.
-            uniforms: [uniform_count].
+            draft: the distribution that they were drawn from; None where they were not drawn.
+            uniforms: [uniform_count], a tensor; a list where the host has the logits.
 
         Returns:
             The accepted guess's rank, 0 for none; and the token, the guess's or the other one.
@@ -83,11 +85,16 @@ class NodeRule(Protocol):
 
 
 class MatchRule:
-    """`Greedy` and `TopK`: a guess is accepted if its token is the one that the target chooses."""
+    """`Greedy` and `TopK`: a guess is accepted if its token is the one that the target chooses.
+
+    Attributes:
+        verifier: as given.
+    """
 
     draws = False
 
     def __init__(self, verifier: Greedy) -> None:
+        self.verifier = verifier
         self._sampler = verifier if isinstance(verifier, TopK) else None
 
     def guess(self, logits: Tensor, ranks: int, uniforms: Uniforms) -> Guesses:
@@ -114,21 +121,25 @@ class MatchRule:
 
 
 class ResidualRule:
-    """`Sequoia` and `SpecInfer`: draws are tested one by one against the residual target."""
+    """`Sequoia` and `SpecInfer`: draws are tested one by one against the residual target.
+
+    Attributes:
+        verifier: as given.
+    """
 
     draws = True
 
     def __init__(self, verifier: Sequoia) -> None:
-        self._verifier = verifier
+        self.verifier = verifier
 
     def guess(self, logits: Tensor, ranks: int, uniforms: Uniforms) -> Guesses:
         """Draws from the draft at the temperature."""
-        verifier, (nodes, vocabulary) = self._verifier, logits.shape
+        verifier, (nodes, vocabulary) = self.verifier, logits.shape
         draft = warp(logits, verifier.temperature)
         count = verifier.node_uniforms(ranks, vocabulary, logits.device)
         noise = verifier.node_noise(uniforms(nodes * count).view(nodes, count))
         tokens = verifier.draft(logits, ranks, noise)
-        return Guesses(likeliest(draft, ranks)[0], tokens, draft)
+        return Guesses(likeliest(draft, ranks)[0], tokens, draft.split(1))
 
     def uniform_count(self, ranks: int) -> int:
         """One for each guess's test, and one for the next token."""
@@ -138,7 +149,7 @@ class ResidualRule:
         self, logits: Tensor, tokens: Sequence[int], draft: Tensor | None, uniforms: Tensor
     ) -> tuple[int, int]:
         """Test the guesses in order, and draw from what remains if all of them fail."""
-        verifier = self._verifier
+        verifier = self.verifier
         target = warp(logits, verifier.temperature, *verifier.cuts)
         if draft is None or not tokens:
             return 0, int(draw(target, uniforms[-1:]))

@@ -35,12 +35,12 @@ def hidden_in_two_passes(runner: Any, layers: tuple[int, ...]) -> list[torch.Ten
         length = torch.tensor([count - 2])
         slots = length + torch.arange(2)
         [masks] = table.masks(runner.places(cache, length, count))
-        logits, hidden = runner.forward_with_hidden(
-            cache, TEXT[:, -2:], slots[None], slots, masks, 1, layers
-        )
+        kept = runner.keep_hidden(layers)
+        logits = runner.forward(cache, TEXT[:, -2:], slots[None], slots, masks, 1)
         assert logits.shape == (1, 1, runner.vocabulary)
         runner.release(cache)
-        return list(hidden)
+        runner.keep_hidden(())
+        return list(kept.states)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt2"])

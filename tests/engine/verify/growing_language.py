@@ -15,10 +15,10 @@ import torch
 from enumeration import CPU, Groups, Language, Prefix, softmax
 
 from sequoia_opt.engine.adaptive_step import AdaptiveStep
-from sequoia_opt.engine.drafters import ModelDrafter, State
+from sequoia_opt.engine.drafters import Drafter, ModelDrafter, State
 from sequoia_opt.engine.model import Caches
 from sequoia_opt.engine.sampling import Cuts
-from sequoia_opt.engine.verify import make_verifier, node_rules, residual
+from sequoia_opt.engine.verify import host_rules, make_verifier, node_rules, residual
 from sequoia_opt.plan.policy import Policy
 from sequoia_opt.plan.tree import TokenTree
 
@@ -145,7 +145,7 @@ class Game:
             processor = language.options.processor(CPU, language.vocabulary)
         self.step = AdaptiveStep(
             target,  # type: ignore[arg-type]
-            ModelDrafter(draft, language.vocabulary),  # type: ignore[arg-type]
+            self.drafter(draft),
             TokenTree([-1], [0], policy=policy),
             make_verifier(name, temperature, *cuts),
             processor=processor,
@@ -154,8 +154,28 @@ class Game:
         self._groups, self._course = groups, Course([])
         for method in ("first_passing", "draw", "draw_with_replacement"):
             monkeypatch.setattr(node_rules, method, getattr(self, f"_{method}"))
+        monkeypatch.setattr(host_rules, "passes", self._passes)
+        monkeypatch.setattr(host_rules, "draw", lambda weights, _: self._choose(weights))
+        monkeypatch.setattr(
+            host_rules.HostResidualRule,
+            "draw_guesses",
+            lambda _, draft, uniforms: self._draw_guesses(draft, len(uniforms)),
+        )
         for verifier in (residual.Sequoia, residual.SpecInfer):
             monkeypatch.setattr(verifier, "draft", lambda _, *given: self._drafts(*given))
+
+    def drafter(self, draft: LanguageModel) -> Drafter:
+        """What drafts."""
+        return ModelDrafter(draft, self.language.vocabulary)  # type: ignore[arg-type]
+
+    def draft_cache(self) -> Any:
+        """The drafter's cache, with the prompt."""
+        return [PROMPT]
+
+    def held_tokens(self, cache: Any) -> list[int]:
+        """The tokens in the drafter's cache."""
+        tokens: list[int] = cache
+        return tokens
 
     def texts(self, tokens: int, steps: int) -> dict[Prefix, float]:
         """The probability of each text that so many steps emit, or fewer if it is long enough."""
@@ -193,11 +213,12 @@ class Game:
 
     def _play(self, course: Course, most: int, steps: int) -> Prefix:
         self._course = course
-        caches, text = Caches([PROMPT], [PROMPT]), []
-        state: Any = State(torch.tensor([1]), torch.tensor([PROMPT, ROOT]))
+        caches, text = Caches([PROMPT], self.draft_cache()), []
+        first = State(torch.tensor([1]), torch.tensor([PROMPT, ROOT]))
         if (processor := self.step.processor) is not None:
-            state.seen = processor.seen(torch.tensor([PROMPT, ROOT]))
-            state.counts = processor.counts(torch.tensor([ROOT]))
+            first.seen = processor.seen(torch.tensor([PROMPT, ROOT]))
+            first.counts = processor.counts(torch.tensor([ROOT]))
+        state = self.step.started(first)
         while steps and len(text) < most:
             steps -= 1
             (*tokens, accepted, count), state = self.step(caches, state, 99, torch.zeros)
@@ -205,26 +226,33 @@ class Game:
             text += tokens
             self.grown.add((state.size, state.levels))
             assert caches.target == [PROMPT, ROOT, *text[:-1]]
-            assert [*caches.draft[: state.held], *state.lacking] == [PROMPT, ROOT, *text]
+            held = self.held_tokens(caches.draft)[: state.held]
+            assert [*held, *state.lacking] == [PROMPT, ROOT, *text]
         return tuple(text)
 
     def _drafts(self, logits: torch.Tensor, ranks: int, noise: torch.Tensor) -> torch.Tensor:
-        rows = []
-        for row in logits.numpy():
-            groups = list(self._groups(softmax(row / self.temperature), ranks))
-            chosen = self._course.choose([chance for chance, _ in groups])
-            rows.append(groups[chosen][1])
-        return torch.tensor(rows)
+        drafts = [softmax(row / self.temperature) for row in logits.numpy()]
+        return torch.tensor([self._draw_guesses(draft, ranks) for draft in drafts])
+
+    def _draw_guesses(self, draft: np.ndarray, ranks: int) -> list[int]:
+        groups = list(self._groups(draft, ranks))
+        chosen = self._course.choose([chance for chance, _ in groups])
+        return list(groups[chosen][1])
+
+    def _passes(self, chance: float, uniform: float) -> bool:
+        return self._course.choose([chance, 1 - chance]) == 0
 
     def _first_passing(self, chances: torch.Tensor, uniforms: torch.Tensor) -> int:
         for rank, chance in enumerate(chances.tolist(), start=1):
-            if self._course.choose([chance, 1 - chance]) == 0:
+            if self._passes(chance, 0.0):
                 return rank
         return 0
 
+    def _choose(self, weights: np.ndarray) -> int:
+        return self._course.choose((weights / weights.sum()).tolist())
+
     def _draw(self, weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-        chances = (weights[0] / weights.sum()).tolist()
-        return torch.tensor([self._course.choose(chances)])
+        return torch.tensor([self._choose(weights[0].numpy())])
 
     def _draw_with_replacement(self, weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
         return self._draw(weights, uniforms)[:, None]

@@ -8,13 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from enumeration import METHODS, Language, most_likely
 from growing_language import Game
 from policies import random_policy
 
+from sequoia_opt.engine import adaptive_step
 from sequoia_opt.engine.drafters.growing import Drafted, GrowingDrafter
 from sequoia_opt.engine.logits_processors import LogitsOptions
 from sequoia_opt.engine.sampling import Cuts
+from sequoia_opt.engine.verify.host_rules import HostResidualRule
 from sequoia_opt.engine.verify.node_rules import Guesses, ResidualRule
 from sequoia_opt.plan.confidence import Confidence
 from sequoia_opt.plan.policy import Pause, Policy
@@ -22,6 +25,14 @@ from sequoia_opt.plan.policy import Pause, Policy
 NAMES = ["greedy", "topk", "sequoia", "specinfer"]
 SHAPES = {"chain": (3, 1, 1), "tree": (2, 2, 2), "wide": (1, 3, 1), "deep": (3, 2, 1)}
 """Of a policy: the most levels, ranks and nodes of a level."""
+
+
+@pytest.fixture(autouse=True, params=["host", "device"])
+def rules(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where steps decide: in numpy, or in tensors as on other devices."""
+    on_host = request.param == "host"
+    monkeypatch.setattr(adaptive_step, "decides_on_host", lambda *_: on_host)
+    return str(request.param)
 
 
 def game(
@@ -139,12 +150,13 @@ Rule = Callable[[Drafted], bool]
 
 def by_its_distribution(drafted: Drafted) -> bool:
     """A rule as it may be: the last guess stays by the distribution that it is drawn from."""
-    return bool(drafted.draft[1][0, 0] > drafted.draft[1][0, 1])
+    draft = drafted.draft[1].reshape(-1)
+    return bool(draft[0] > draft[1])
 
 
 def by_its_own_probability(drafted: Drafted) -> bool:
     """As engines with a threshold on the drawn token's probability do."""
-    return bool(drafted.draft[1][0, drafted.tokens[2]] > 0.3)
+    return bool(drafted.draft[1].reshape(-1)[drafted.tokens[2]] > 0.3)
 
 
 def by_its_token(drafted: Drafted) -> bool:
@@ -188,17 +200,22 @@ def test_the_enumeration_notices_an_offer_that_depends_on_its_draw(
 
 @pytest.mark.parametrize("name", ["sequoia", "specinfer"])
 def test_the_enumeration_notices_growth_by_the_drawn_tokens(
-    name: str, monkeypatch: pytest.MonkeyPatch
+    name: str, rules: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is lossless by the largest probabilities is not by those of the drawn tokens."""
     policy = Policy(Confidence((0.3,), (((0.0, 1.0),),)), 3, 1, ((1, 0.4),), 0.0, 0.3, (1, 2, 3, 4))
     assert game(name, policy, monkeypatch).deviation(4) < 1e-9
-    guess = ResidualRule.guess
+    rule = HostResidualRule if rules == "host" else ResidualRule
+    guess = rule.guess
 
     def of_the_tokens(*arguments: Any) -> Guesses:
         guesses = guess(*arguments)
         assert guesses.draft is not None
-        return guesses._replace(probabilities=guesses.draft.gather(1, guesses.tokens))
+        chances = [
+            [float(draft.reshape(-1)[token]) for token in tokens]
+            for draft, tokens in zip(guesses.draft, guesses.tokens, strict=True)
+        ]
+        return guesses._replace(probabilities=chances if rules == "host" else torch.tensor(chances))
 
-    monkeypatch.setattr(ResidualRule, "guess", of_the_tokens)
+    monkeypatch.setattr(rule, "guess", of_the_tokens)
     assert game(name, policy, monkeypatch).deviation(4) > 1e-3

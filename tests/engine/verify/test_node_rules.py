@@ -8,7 +8,7 @@ import torch
 from enumeration import softmax
 from scipy.stats import chisquare
 
-from sequoia_opt.engine.verify import make_verifier, node_rule
+from sequoia_opt.engine.verify import host_rule, make_verifier, node_rule
 from sequoia_opt.engine.verify.node_rules import first_passing
 
 TEMPERATURE = 0.8
@@ -26,11 +26,12 @@ def test_the_first_guess_that_passes_is_accepted() -> None:
 
 @pytest.mark.parametrize("name", ["topk", "sequoia", "specinfer"])
 @pytest.mark.parametrize("count", [0, 1, 3])
-def test_the_token_is_distributed_as_the_target(name: str, count: int) -> None:
+@pytest.mark.parametrize("on_host", [False, True])
+def test_the_token_is_distributed_as_the_target(name: str, count: int, on_host: bool) -> None:
     """Whatever the guesses are, with random numbers as in decoding."""
     generator = torch.Generator().manual_seed(count)
     target, draft = 2 * torch.randn(2, 1, 5, generator=generator, dtype=torch.float64)
-    rule = node_rule(make_verifier(name, TEMPERATURE))
+    rule = (host_rule if on_host else node_rule)(make_verifier(name, TEMPERATURE))
 
     def uniforms(number: int) -> torch.Tensor:
         return torch.rand(number, generator=generator)
@@ -39,8 +40,10 @@ def test_the_token_is_distributed_as_the_target(name: str, count: int) -> None:
     counts, accepted = np.zeros(5), 0
     for _ in range(runs):
         guesses = rule.guess(draft, 3, uniforms)
-        tokens = guesses.tokens[0].tolist()[:count]
-        rank, token = rule.decide(target, tokens, guesses.draft, uniforms(rule.uniform_count(3)))
+        tokens = [int(token) for token in guesses.tokens[0]][:count]
+        drawn = None if guesses.draft is None else guesses.draft[0]
+        numbers = uniforms(rule.uniform_count(3))
+        rank, token = rule.decide(target, tokens, drawn, numbers.tolist() if on_host else numbers)
         if rank:
             assert tokens[rank - 1] == token
         accepted += rank > 0

@@ -1,0 +1,116 @@
+"""The corpus of a lookup: texts that it looks into besides the one that is decoded.
+
+Knows files and tokens. Knows nothing of how a lookup guesses.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sequoia_opt.engine.drafters import FINGERPRINT, LookupDrafter
+from sequoia_opt.engine.drafters.lookup_index import CorpusIndex
+from sequoia_opt.engine.pair import Pair
+from sequoia_opt.errors import SequoiaError
+from sequoia_opt.files.reading import read_text
+
+PART = 2**17  # characters, about, that are tokenized at once
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Texts from a file or from the files of a folder.
+
+    Attributes:
+        name: of the file or folder.
+        fingerprint: of the texts and their order, 16 hexadecimal digits.
+    """
+
+    name: str
+    fingerprint: str
+    texts: list[str]
+
+    @property
+    def document(self) -> dict[str, str]:
+        """What files say of it."""
+        return {"name": self.name, "fingerprint": self.fingerprint}
+
+
+def read_corpus(path: str | Path) -> Corpus:
+    """Read a text file, or all text files below a folder.
+
+    In a folder, hidden files and folders and files that are no text are left out.
+
+    Raises:
+        SequoiaError: the file is missing or no text, or the folder has no text file.
+    """
+    path = Path(path)
+    texts = list(_texts_below(path)) if path.is_dir() else [_text(path)]
+    if not any(texts):
+        raise SequoiaError(
+            f"corpus: {path}: found no text, expected a UTF-8 text file or a folder "
+            "of such; name another"
+        )
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(f"{len(text)}:{text}".encode())
+    return Corpus(path.resolve().name, digest.hexdigest()[:16], texts)
+
+
+def with_corpus(pair: Pair, corpus: Corpus | None) -> Pair:
+    """The pair with a lookup that looks into a corpus, too; the pair itself without one.
+
+    Raises:
+        SequoiaError: the pair has no tokenizer.
+    """
+    if corpus is None:
+        return pair
+    vocabulary = pair.target.vocabulary
+    index = CorpusIndex(
+        [token for token in pair.encode(part, beginning=False) if token < vocabulary]
+        for text in corpus.texts
+        for part in _parts(text)
+    )
+    drafter = LookupDrafter(index, {"corpus": corpus.document})
+    fingerprints = pair.fingerprints | {"draft": f"{FINGERPRINT}+{corpus.fingerprint}"}
+    return replace(pair, drafter=drafter, fingerprints=fingerprints)
+
+
+def _text(path: Path) -> str:
+    """A file's text.
+
+    Raises:
+        SequoiaError: the file is missing or no text.
+    """
+    text = read_text(path)
+    if "\0" in text:
+        raise SequoiaError(f"corpus: {path}: found zero bytes, expected UTF-8 text; name another")
+    return text
+
+
+def _texts_below(folder: Path) -> Iterator[str]:
+    """The texts of a folder's files, in the order of their names."""
+    for place, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(name for name in files if not name.startswith(".")):
+            try:
+                yield _text(Path(place, name))
+            except SequoiaError:
+                continue
+
+
+def _parts(text: str) -> Iterator[str]:
+    """A text in parts of whole lines that a tokenizer takes at once."""
+    part: list[str] = []
+    length = 0
+    for line in text.splitlines(keepends=True):
+        part.append(line)
+        length += len(line)
+        if length >= PART:
+            yield "".join(part)
+            part, length = [], 0
+    if part:
+        yield "".join(part)

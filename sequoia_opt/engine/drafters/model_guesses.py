@@ -1,0 +1,97 @@
+"""A draft model as a source of guesses: one forward pass for each level of a tree that grows.
+
+Knows which tokens the draft's cache lacks. Knows nothing of policies, or of how a tree is verified.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sequoia_opt.engine.distributed import World
+from sequoia_opt.engine.drafters.base import Drafter
+from sequoia_opt.engine.drafters.guesses import Drafted, LevelGuesses
+from sequoia_opt.engine.verify import NodeRule, Uniforms
+from sequoia_opt.engine.verify.node_rules import Guesses
+from sequoia_opt.plan.policy import Policy
+
+MOST_LACKING = 2  # tokens that the first pass takes: the root, and a leaf that was accepted
+
+
+class ModelGuesses:
+    """See `GuessSource`."""
+
+    def __init__(
+        self,
+        drafter: Drafter,
+        policy: Policy,
+        rule: NodeRule,
+        world: World,
+        device: torch.device,
+    ) -> None:
+        """Prepare forward passes.
+
+        Raises:
+            SequoiaError: the drafter has no distributions by which a tree could grow.
+        """
+        self._drafter, self._ranks, self._rule = drafter, policy.ranks, rule
+        self._world, self._device = world, device
+        self._passes = drafter.growing_passes(policy.most_drafted, policy.most_drafted_leaves)
+        self._lacking: Sequence[int] = ()
+        self._passed: dict[int, int] = {}  # of each node that was run, its number in the passes
+
+    def catch_up(self, cache: Any, lacking: Sequence[int], held: int) -> int:
+        """Read all that the cache lacks but the root, where that is more than a step leaves behind;
+        see `GuessSource`."""
+        if len(lacking) <= MOST_LACKING:
+            return 0
+        count = len(lacking) - 1
+        tokens = torch.tensor([list(lacking[:count])], device=self._device)
+        self._drafter.prefill(cache, tokens, held=held)
+        return count
+
+    def begin(self, cache: Any, lacking: Sequence[int], held: int, bound: int) -> None:
+        """See `GuessSource`."""
+        self._passes.begin(cache, held, bound)
+        self._lacking, self._passed = lacking, {}
+
+    def guess(
+        self,
+        drafted: Drafted,
+        nodes: Sequence[int],
+        uniforms: Uniforms,
+        process: Callable[[Tensor], Tensor],
+    ) -> LevelGuesses:
+        """See `GuessSource`."""
+        if self._passed:
+            first = len(self._lacking) + len(self._passed) - 1
+            tokens = [drafted.tokens[node] for node in nodes]
+            above = [self._passed[drafted.growth.parents[node]] for node in nodes]
+        else:  # the root, behind what else the cache lacks
+            first = len(self._lacking) - 1
+            tokens, above = list(self._lacking), list(range(-1, first))
+        self._passed |= {node: number for number, node in enumerate(nodes, start=first)}
+        logits = process(self._passes.run(tokens, above, len(nodes)))
+        guesses = self._rule.guess(logits, self._ranks, uniforms)
+        probabilities, guessed = self._read(guesses)
+        return LevelGuesses(probabilities, guessed, guesses.draft)
+
+    def accept(self, path: Sequence[int]) -> int:
+        """See `GuessSource`."""
+        kept = [self._passed[node] for node in path if node in self._passed]
+        self._passes.accept([*range(len(self._lacking)), *kept])
+        return len(self._lacking) + len(kept)
+
+    def _read(self, guesses: Guesses) -> tuple[list[list[float]], list[list[int]]]:
+        """Probabilities and tokens on the host, the first process's."""
+        probabilities, tokens = guesses.probabilities, guesses.tokens
+        if isinstance(tokens, list):
+            return probabilities, tokens
+        # In one piece, so that the device is waited for once.
+        numbers = torch.cat([probabilities.double(), tokens.double()], dim=1)
+        rows = self._world.agree(numbers).tolist()
+        ranks = tokens.shape[1]
+        return [row[:ranks] for row in rows], [[int(t) for t in row[ranks:]] for row in rows]

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lookup_pairs import with_lookup
+
+from sequoia_opt.api import load_pair
+from sequoia_opt.engine import corpus as corpora
+from sequoia_opt.engine.corpus import read_corpus, with_corpus
+from sequoia_opt.engine.drafters import FINGERPRINT, LookupDrafter
+from sequoia_opt.engine.drafters.lookup_index import TextIndex, as_bytes
+from sequoia_opt.errors import SequoiaError
+
+
+class LetterTokenizer:
+    """A token for each letter; one of them the target does not have."""
+
+    bos_token_id = None
+
+    def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
+        assert not add_special_tokens
+        return {"input_ids": [999 if letter == "?" else ord(letter) - 96 for letter in text]}
+
+
+def folder_of(tmp_path: Path, files: dict[str, bytes]) -> Path:
+    for name, content in files.items():
+        path = tmp_path / "texts" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return tmp_path / "texts"
+
+
+def test_a_folder_s_texts_come_in_the_order_of_names(tmp_path: Path) -> None:
+    files = {
+        "b.txt": b"two",
+        "a/x.py": b"one",
+        ".git/config": b"hidden",
+        ".env": b"hidden",
+        "picture.png": b"\x89PNG\0\xff",
+        "zeros.bin": b"a\0b",
+        "c.md": "drei ä".encode(),
+    }
+    corpus = read_corpus(folder_of(tmp_path, files))
+    assert corpus.texts == ["two", "drei ä", "one"]
+    assert corpus.document == {"name": "texts", "fingerprint": corpus.fingerprint}
+
+
+def test_the_fingerprint_is_of_the_texts(tmp_path: Path) -> None:
+    first = folder_of(tmp_path / "1", {"a.txt": b"ab", "b.txt": b"c"})
+    moved = folder_of(tmp_path / "2", {"x.txt": b"ab", "y.txt": b"c"})
+    other = folder_of(tmp_path / "3", {"a.txt": b"a", "b.txt": b"bc"})
+    fingerprints = [read_corpus(folder).fingerprint for folder in (first, moved, other)]
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
+    assert read_corpus(first / "a.txt").name == "a.txt"
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (None, "no such file"),
+        (b"\xff\xfe\xfa", "not UTF-8 text"),
+        (b"a\0b", "found zero bytes"),
+        (b"", "found no text"),
+    ],
+)
+def test_a_corpus_that_is_no_text(tmp_path: Path, content: bytes | None, complaint: str) -> None:
+    path = tmp_path / "corpus"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(SequoiaError, match=complaint) as refusal:
+        read_corpus(path)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_folder_without_text(tmp_path: Path) -> None:
+    with pytest.raises(SequoiaError, match="found no text"):
+        read_corpus(folder_of(tmp_path, {"a.png": b"\0"}))
+
+
+def test_a_lookup_looks_into_every_part_of_the_texts(
+    tmp_path: Path, make_pair: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In parts of whole lines; a token that the target lacks is left out."""
+    monkeypatch.setattr(corpora, "PART", 4)
+    pair = replace(with_lookup(make_pair()), tokenizer=LetterTokenizer())
+    corpus = read_corpus(folder_of(tmp_path, {"a.txt": b"abc?d", "b.txt": b"xy"}))
+    read = with_corpus(pair, corpus)
+    assert read.drafter.about == {"corpus": corpus.document}
+    assert read.fingerprints["draft"] == f"{FINGERPRINT}+{corpus.fingerprint}"
+    for context, token in ((1, 2), (3, 4), (24, 25)):
+        assert read.drafter.candidates(TextIndex(), as_bytes([context]), 3)[1] == [token]
+    assert read.drafter.candidates(TextIndex(), as_bytes([4]), 3) == ([], [])
+    assert with_corpus(pair, None) is pair
+
+
+def test_only_a_lookup_takes_a_corpus(make_model: Callable[..., Path], tmp_path: Path) -> None:
+    folder = make_model("llama")
+    with pytest.raises(SequoiaError, match="corpus: found one with the draft"):
+        load_pair(folder, folder, "cpu", corpus=tmp_path)
+
+
+def test_lookup_is_a_reserved_name(
+    make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A folder of that name is named as one."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lookup").symlink_to(make_model("llama"))
+    pair = load_pair(make_model("llama"), "lookup", "cpu")
+    assert isinstance(pair.drafter, LookupDrafter)
+    assert (pair.draft_name, pair.fingerprints["draft"]) == ("lookup", FINGERPRINT)
+    assert load_pair(make_model("llama"), "./lookup", "cpu").drafter.model is not None

@@ -1,0 +1,105 @@
+"""Decisions in numpy against those in tensor operations, and their draws against chance."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from enumeration import without_replacement
+from scipy.stats import chisquare
+
+from sequoia_opt.engine.verify import host_rule, host_rules, make_verifier, node_rule
+from sequoia_opt.engine.verify.host_rules import HostResidualRule
+
+TEMPERATURE = 0.8
+NAMES = ["greedy", "topk", "sequoia", "specinfer"]
+
+
+def random_logits(seed: int, vocabulary: int = 9) -> torch.Tensor:
+    """Logits [2, 1, vocabulary] of a target and a draft that agree more or less."""
+    generator = torch.Generator().manual_seed(seed)
+    target, noise = torch.randn(2, vocabulary, generator=generator, dtype=torch.float64)
+    return torch.stack([3 * target, 3 * target + seed % 4 * noise])[:, None]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("cuts", [(), (0.8,), (1.0, 3), (1.0, 0, 0.2)])
+@pytest.mark.parametrize("count", range(4))
+def test_the_same_numbers_give_the_same_decision(
+    name: str, cuts: tuple[float, ...], count: int
+) -> None:
+    verifier = make_verifier(name, 0 if name == "greedy" else TEMPERATURE, *cuts)  # type: ignore[arg-type]
+    host, device = host_rule(verifier), node_rule(verifier)
+    for seed in range(60):
+        target, draft = random_logits(seed)
+        generator = torch.Generator().manual_seed(seed)
+        guesses = device.guess(draft, 3, lambda n: torch.rand(n, generator=generator))
+        tokens = guesses.tokens[0].tolist()[:count]
+        uniforms = torch.rand(device.uniform_count(3), generator=generator, dtype=torch.float64)
+        drawn = None if guesses.draft is None else guesses.draft[0]
+        expected = device.decide(target, tokens, drawn, uniforms)
+        on_host = None if drawn is None else drawn[0].numpy()
+        assert host.decide(target, tokens, on_host, uniforms.tolist()) == expected
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_growth_goes_by_the_same_probabilities(name: str) -> None:
+    verifier = make_verifier(name, 0 if name == "greedy" else TEMPERATURE)
+    host, device = host_rule(verifier), node_rule(verifier)
+    logits = torch.cat([random_logits(seed)[0] for seed in range(5)])
+    before = logits.clone()
+    ours, expected = (rule.guess(logits, 4, torch.zeros) for rule in (host, device))
+    np.testing.assert_allclose(ours.probabilities, expected.probabilities, rtol=1e-12)
+    assert torch.equal(logits, before)
+    assert host.draws == device.draws
+    if not host.draws:
+        assert ours.tokens == expected.tokens.tolist()
+    else:
+        assert ours.draft is not None
+        assert expected.draft is not None
+        np.testing.assert_allclose(
+            ours.draft, [row[0].numpy() for row in expected.draft], rtol=1e-12
+        )
+
+
+def test_draws_without_replacement_are_distributed_as_one_after_another() -> None:
+    rule = host_rule(make_verifier("sequoia", 1.0))
+    assert isinstance(rule, HostResidualRule)
+    draft, random = np.array([0.5, 0.3, 0.0, 0.2]), np.random.default_rng(1)
+    chances = {order: chance for chance, order in without_replacement(draft, 2) if chance > 0}
+    counts = dict.fromkeys(chances, 0)
+    runs = 3000
+    for _ in range(runs):
+        counts[tuple(rule.draw_guesses(draft, random.random(2)))] += 1  # type: ignore[index]
+    assert chisquare(list(counts.values()), [runs * c for c in chances.values()]).pvalue > 1e-3
+
+
+def test_what_a_draft_cannot_draw_is_void() -> None:
+    """More guesses than tokens of a probability above 0: the others never pass."""
+    verifier = make_verifier("sequoia", 1.0)
+    host = host_rule(verifier)
+    draft = torch.tensor([[0.0, -torch.inf, 0.0, -torch.inf]], dtype=torch.float64)
+    guesses = host.guess(draft, 4, lambda n: torch.full((n,), 0.7))
+    assert guesses.draft is not None
+    [tokens] = guesses.tokens
+    assert tokens[:2] == [2, 0]
+    assert all(guesses.draft[0][token] == 0 for token in tokens[2:])
+    target = torch.tensor([[-torch.inf, 0.0, -torch.inf, -torch.inf]], dtype=torch.float64)
+    for uniform in (0.0, 0.999):
+        numbers = [uniform] * host.uniform_count(4)
+        assert host.decide(target, tokens, guesses.draft[0], numbers) == (0, 1)
+
+
+def test_very_low_temperatures_do_not_overflow() -> None:
+    logits = np.array([3.0, 100.0, 99.0], np.float32)
+    with np.errstate(all="raise", under="ignore"):
+        np.testing.assert_array_equal(host_rules.softmax(logits, 1e-38), [0, 1, 0])
+
+
+@pytest.mark.parametrize("weights", [[0.0, 2.0, 0.0, 6.0, 0.0], [1.0, 1.0, 1.0, 1.0, 1.0]])
+def test_draws_by_inversion(weights: list[float]) -> None:
+    """A uniform u draws the first token whose cumulative share exceeds u."""
+    row = np.array(weights, np.float32)
+    shares = np.cumsum(row) / row.sum()
+    for uniform in (0.0, 0.1, 0.249, 0.251, 0.6, 0.9999999):
+        assert host_rules.draw(row, uniform) == int(np.flatnonzero(shares > uniform)[0])
