@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sequoia_opt.engine.library import DRAFT, LOOKUP, NO_SPECULATION, Speculation
+from sequoia_opt.engine.names import LOOKUP as LOOKUP_DRAFT
 from sequoia_opt.engine.pair import Pair
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.files.names import content_fingerprint
@@ -30,6 +31,7 @@ from sequoia_opt.measure.method_names import (
     BLIND,
     LIBRARY_METHODS,
     METHODS,
+    PLANNED,
     REVERIFIED,
     SERVER_GUESSES,
     SERVER_NGRAMS,
@@ -297,6 +299,8 @@ def default_methods(tree: TokenTree, sampling: Sampling, synthetic: bool = False
         same.add(STATIC)
     elif synthetic:  # trees grow by what the draft says, which is not simulated
         same.add("tree")
+    if tree.metadata.get("draft") == LOOKUP_DRAFT:  # it has no static trees
+        same |= {STATIC, *PLANNED, *REVERIFIED}
     names = [name for name in METHODS if name not in same]
     names = distinct_methods(names, tree)
     return [name for name in names if name in SYNTHETIC] if synthetic else names

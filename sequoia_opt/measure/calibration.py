@@ -257,7 +257,9 @@ def calibrate(
     contexts = [curve.context for curve in profile.target.curves]
     context = round(np.clip(middle, min(contexts), max(contexts)))
     plan = solve(profile, acceptance, context=context, recording=acceptance.recording)
-    largest = min(profile.target.largest(), profile.draft.largest())
+    largest = profile.target.largest()
+    if not profile.draft.is_free:
+        largest = min(largest, profile.draft.largest())
     trees = plans_to_race(plan, largest)
     sampling = replace(acceptance.sampling, verifier=verifier_of(acceptance))
     methods = [

@@ -35,7 +35,7 @@ class DraftResult:
 
     Attributes:
         draft: the draft's short name.
-        parameters: the draft's number of parameters.
+        parameters: the draft's number of parameters; 0 of a lookup.
     """
 
     draft: str
@@ -71,8 +71,8 @@ class DraftResult:
             "parameters": self.parameters,
             "acceptance": self.acceptance.rates.tolist(),
             "relative_cost": self.relative_cost,
-            "size": self.choice.tree.size,
-            "depth": self.choice.tree.depth,
+            "size": self.choice.tree.largest_size,
+            "depth": self.choice.tree.largest_depth,
             "tokens": float(self.choice.tokens[0]),
             "speedup": float(self.choice.speedup[0]),
             "speedup_low": low,
@@ -107,8 +107,10 @@ def measure_draft(
             )
     except torch.OutOfMemoryError as error:
         raise SequoiaError(f"{pair.draft_name}: out of memory ({one_line(error)[:120]})") from None
-    plan = solve(profile, acceptance)
-    return DraftResult(pair.draft_name, pair.draft.parameters, profile, acceptance, plan)
+    plan = solve(profile, acceptance, recording=acceptance.recording)
+    model = pair.drafter.model
+    parameters = 0 if model is None else model.parameters
+    return DraftResult(pair.draft_name, parameters, profile, acceptance, plan)
 
 
 def ranked(results: Sequence[DraftResult]) -> list[DraftResult]:

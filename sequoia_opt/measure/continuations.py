@@ -76,7 +76,8 @@ def sample_continuations(
             is_running &= ~np.isin(tokens.cpu().numpy(), list(pair.end_tokens))
             if not is_running.any() or step + 1 == steps:
                 break
-            logits = reader.extend(tokens, longest + step, padding_counts)
+            runs = torch.tensor([tally.run for tally in sampler.tallies], device=pair.device)
+            logits = reader.extend(tokens, longest + step, padding_counts, runs)
 
 
 def _keep(

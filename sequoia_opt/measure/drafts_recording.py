@@ -37,11 +37,16 @@ def check_recordable(pair: Pair) -> None:
     """Refuse a pair whose drafts cannot be recorded.
 
     Raises:
-        SequoiaError: its drafter has no model.
+        SequoiaError: its drafter has no model, or trees cannot grow with it.
     """
     if pair.drafter.model is None:
         raise SequoiaError(
             f"envelope: {pair.draft_name} has no model whose probabilities could be recorded; "
+            "estimate with --no-envelope"
+        )
+    if not pair.drafter.grows:
+        raise SequoiaError(
+            f"envelope: {pair.draft_name} drafts fixed trees only, which need no recording; "
             "estimate with --no-envelope"
         )
 

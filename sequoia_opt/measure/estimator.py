@@ -16,12 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from sequoia_opt.engine.drafters import LookupDrafter
 from sequoia_opt.engine.pair import Pair
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure.continuations import Continuation, sample_continuations
 from sequoia_opt.measure.dataset import spread_over
 from sequoia_opt.measure.drafts_recording import check_recordable, record_drafts
 from sequoia_opt.measure.journal import Journal
+from sequoia_opt.measure.lookup_sampling import check_sampling, sample_lookups
 from sequoia_opt.measure.progress import Note, Progress, no_note, no_progress
 from sequoia_opt.measure.records import Document
 from sequoia_opt.measure.sample_texts import SampleText, prepare_texts
@@ -121,7 +123,10 @@ def estimate(
     """
     options, journal = options or EstimateOptions(), journal or Journal()
     _check(samplings, options)
-    if options.envelope is not None:
+    if isinstance(pair.drafter, LookupDrafter):
+        for sampling in samplings:
+            check_sampling(sampling, options.teacher_forced)
+    elif options.envelope is not None:
         check_recordable(pair)
     documents = spread_over(documents, options.limit or len(documents))
     texts = prepare_texts(
@@ -255,6 +260,10 @@ def _sample(
         yield from sample_teacher_forced(pair, samplers, texts, width)
         return
     (sampler,) = samplers
+    if isinstance(pair.drafter, LookupDrafter):
+        recorded = None if options.envelope is None else options.envelope.within(width)
+        yield from sample_lookups(pair, pair.drafter, sampler, texts, width, recorded)
+        return
     if options.envelope is None:
         yield from sample_continuations(pair, sampler, texts, width)
         return
@@ -303,6 +312,7 @@ def _acceptance(pair: Pair, sampler: Sampler, dataset: str, options: EstimateOpt
             "seed": options.seed,
             **options.template.document(),
             "fingerprints": pair.fingerprints,
+            **pair.drafter.about,
         },
     )
     recordings = [tally.recording for tally in sampler.tallies if tally.recording is not None]

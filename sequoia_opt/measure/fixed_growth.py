@@ -66,3 +66,19 @@ def fixed_growths(largest: int, few: bool = False) -> list[FixedGrowth]:
         FixedGrowth.of(2, 1, 3),
     ]
     return [growth for growth in growths[: 4 if few else 5] if growth.size <= largest]
+
+
+def fixed_chains(largest: int, few: bool = False) -> list[FixedGrowth]:
+    """The same of chains alone, for a drafter that has few guesses at a node.
+
+    Args:
+        largest, few: see `fixed_growths`.
+    """
+    growths = [
+        FixedGrowth.of(0, 1, 1),
+        FixedGrowth.of(6, 1, 7),
+        FixedGrowth.of(2, 1, 3),
+        FixedGrowth.of(2, 1, 8),
+        FixedGrowth.of(1, 1, 2),
+    ]
+    return [growth for growth in growths[: 4 if few else 5] if growth.size <= largest]

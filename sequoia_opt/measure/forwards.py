@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from sequoia_opt.engine.distributed import World
-from sequoia_opt.engine.model import Caches, Model
+from sequoia_opt.engine.model import Caches, TimedModel
 from sequoia_opt.engine.pair import ROLES, Pair
 from sequoia_opt.errors import SequoiaError, one_line
 from sequoia_opt.measure.fixed_growth import fixed_growths
@@ -174,7 +174,7 @@ def overhead_trees(largest: int, few: bool = False) -> list[TokenTree]:
     return [tree for tree in trees[:: 2 if few else 1] if tree.size <= largest]
 
 
-def _reserve(pair: Pair, model: Model, context: int, most_tokens: int, batch: int) -> Any:
+def _reserve(pair: Pair, model: TimedModel, context: int, most_tokens: int, batch: int) -> Any:
     """A cache for `context` tokens of each text and `most_tokens` more."""
     capacity = pair.machine.capacity_for(context) + most_tokens + SPARE_SLOTS
     # Of one text whole steps are timed too, with trees of up to `most_tokens` nodes.
@@ -185,7 +185,7 @@ def _reserve(pair: Pair, model: Model, context: int, most_tokens: int, batch: in
     return model.reserve(capacity, batch, branches if batch == 1 else 1)
 
 
-def _fill(model: Model, cache: Any, context: int) -> None:
+def _fill(model: TimedModel, cache: Any, context: int) -> None:
     """Put `context` random tokens of each text into a cache."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(model.vocabulary, (cache.batch, context), generator=generator)

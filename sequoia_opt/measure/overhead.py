@@ -11,17 +11,16 @@ import torch
 from scipy.optimize import nnls
 
 from sequoia_opt.engine.decoder import Decoder
-from sequoia_opt.engine.drafters import State
 from sequoia_opt.engine.model import Caches
 from sequoia_opt.engine.pair import Pair
-from sequoia_opt.measure.fixed_growth import fixed_growths
+from sequoia_opt.measure.fixed_growth import fixed_chains, fixed_growths
 from sequoia_opt.measure.forwards import Filled, Point, overhead_trees
 from sequoia_opt.measure.timing import PLAIN_TURNS, Timed
 from sequoia_opt.plan.draft_passes import draft_passes
 from sequoia_opt.plan.latency import Overhead, overhead_name
 from sequoia_opt.plan.policy_times import ADAPTIVE
 from sequoia_opt.plan.sampling import Sampling
-from sequoia_opt.plan.verifiers import VERIFIERS
+from sequoia_opt.plan.verifiers import DETERMINISTIC_VERIFIER, VERIFIERS
 from sequoia_opt.types import FloatArray
 
 # Sampling, and sampling from a cut distribution: the overhead depends on which of these a step
@@ -34,6 +33,11 @@ def samplings(verifiers: Sequence[str]) -> list[Sampling]:
     cut distribution."""
     greedy = [Sampling(0.0)]
     return greedy + [Sampling(TEMPERATURE, top_p, name) for name in verifiers for top_p in NUCLEI]
+
+
+def verifiers_of(pair: Pair, asked: Sequence[str]) -> Sequence[str]:
+    """The verifiers to measure of those asked for; a lookup has one only."""
+    return asked if pair.drafter.model is not None else [DETERMINISTIC_VERIFIER]
 
 
 @dataclass(frozen=True)
@@ -85,11 +89,25 @@ def steps_to_time(
         adaptive: whether to time steps of trees that grow, too.
     """
     steps = []
+    caches = _caches_of_text(pair, filled, context)
+    largest = filled.tokens[-1]
     for way in ways:
-        steps += _static_steps(pair, filled, context, way)
-        if adaptive and can_grow(way):
-            steps += _adaptive_steps(pair, filled, context, way)
+        steps += _static_steps(pair, caches, largest, context, way)
+        if adaptive and pair.drafter.grows and can_grow(way):
+            steps += _adaptive_steps(pair, caches, largest, context, way)
     return steps
+
+
+def _caches_of_text(pair: Pair, filled: Filled, context: int) -> Caches:
+    """The caches as a step takes them; a lookup's index has a text that repeats itself, so that
+    steps draft as deep as they may."""
+    if pair.drafter.model is not None:
+        return filled.as_text
+    random = np.random.default_rng(0)
+    text = np.resize([0, *random.integers(1, pair.target.vocabulary, 1 + context // 2)], context)
+    index = pair.drafter.reserve(context)
+    pair.drafter.prefill(index, torch.from_numpy(text)[None])
+    return Caches(filled.caches["target"], index)
 
 
 def can_grow(way: Sampling) -> bool:
@@ -97,15 +115,22 @@ def can_grow(way: Sampling) -> bool:
     return way.temperature == 0 or VERIFIERS[way.verifier].has_rates
 
 
-def _static_steps(pair: Pair, filled: Filled, context: int, way: Sampling) -> list[TimedStep]:
-    """Steps of fixed trees."""
-    streams, largest = pair.target.streamed_layers > 0, filled.tokens[-1]
+def _static_steps(
+    pair: Pair, caches: Caches, largest: int, context: int, way: Sampling
+) -> list[TimedStep]:
+    """Steps of fixed trees; of a drafter that has none, of the one-node tree.
+
+    Args:
+        largest: nodes that any tree may have.
+    """
+    streams = pair.target.streamed_layers > 0
+    largest = largest if pair.drafter.model is not None else 1
     enough = overhead_trees(largest, few=True)
     steps = []
     for tree in overhead_trees(largest, few=streams):
         decoder = Decoder(pair, tree, **asdict(way))
         timed = Timed(
-            whole_step(decoder, filled.as_text, context),
+            whole_step(decoder, caches, context),
             turns=_turns(tree.size, streams),
             streams=streams,
             optional=tree not in enough,
@@ -115,15 +140,22 @@ def _static_steps(pair: Pair, filled: Filled, context: int, way: Sampling) -> li
     return steps
 
 
-def _adaptive_steps(pair: Pair, filled: Filled, context: int, way: Sampling) -> list[TimedStep]:
-    """Steps of trees that grow; the draft's cache lacks nothing but the root."""
-    streams, largest = pair.target.streamed_layers > 0, filled.tokens[-1]
-    enough = fixed_growths(largest, few=True)
+def _adaptive_steps(
+    pair: Pair, caches: Caches, largest: int, context: int, way: Sampling
+) -> list[TimedStep]:
+    """Steps of trees that grow; the draft's cache lacks nothing but the root.
+
+    Args:
+        largest: nodes that any forward pass may have.
+    """
+    streams = pair.target.streamed_layers > 0
+    growths = fixed_growths if pair.drafter.model is not None else fixed_chains
+    enough = growths(largest, few=True)
     steps = []
-    for growth in fixed_growths(largest, few=streams):
+    for growth in growths(largest, few=streams):
         decoder = Decoder(pair, growth.plan, **asdict(way))
         timed = Timed(
-            whole_step(decoder, filled.as_text, context),
+            whole_step(decoder, caches, context),
             turns=_turns(growth.size, streams),
             streams=streams,
             optional=growth not in enough,
@@ -146,10 +178,13 @@ def overhead_of(
     It is computed round by round, a step less the forward passes of the same round: the machine's
     drift, which is larger than any overhead, cancels.
     """
-    target, draft = (
-        np.array([forwards[role, 1, context, count].times for count in tokens])
+    times = {
+        role: np.array([forwards[role, 1, context, count].times for count in tokens])
         for role in ("target", "draft")
-    )
+        if (role, 1, context, tokens[0]) in forwards
+    }
+    target = times["target"]
+    draft = times.get("draft", np.zeros_like(target))
     rows: dict[str, list[Residual]] = {}
     for step in steps:
         row = Residual(
@@ -166,12 +201,7 @@ def whole_step(decoder: Decoder, caches: Caches, context: int) -> Callable[[], o
     """One step at a context length of `context`, repeated from the same state."""
     device = decoder.pair.device
     random = torch.Generator(device).manual_seed(0)
-    state = decoder.step.started(
-        State(
-            torch.tensor([context], device=device),
-            torch.zeros(2, dtype=torch.long, device=device),
-        )
-    )
+    state = decoder.step.started(decoder.blank_state(context))
 
     def run() -> object:
         told, _ = decoder.step(caches, state, context, decoder.uniforms_for_step(random))

@@ -11,7 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sequoia_opt.engine.model import Caches
 from sequoia_opt.engine.pair import Pair
+from sequoia_opt.engine.reading import StatesBefore, prefill
 from sequoia_opt.engine.sampling import at_least_float32
 
 
@@ -42,6 +44,7 @@ class PairReader:
         self._target, self._drafter = pair.target, pair.drafter
         self._target_cache = pair.target.reserve(capacity, batch)
         self._draft_cache = pair.drafter.reserve(capacity, batch)
+        self._states = StatesBefore(pair.drafter.hidden)
 
     def __enter__(self) -> PairReader:
         return self
@@ -58,23 +61,28 @@ class PairReader:
             tokens: [batch, count], padded on the left.
             padding: [batch], how many padding tokens each prompt begins with.
         """
-        return PairLogits(
-            at_least_float32(self._target.prefill(self._target_cache, tokens, padding)),
-            self._drafter.prefill(self._draft_cache, tokens, padding),
-        )
+        caches = Caches(self._target_cache, self._draft_cache)
+        logits = prefill(self._target, self._drafter, caches, tokens, padding)
+        assert logits.draft is not None
+        self._states = logits.states
+        return PairLogits(at_least_float32(logits.target), logits.draft)
 
     @torch.inference_mode()
-    def extend(self, tokens: Tensor, length: int, padding: Tensor) -> PairLogits:
+    def extend(
+        self, tokens: Tensor, length: int, padding: Tensor, runs: Tensor | None = None
+    ) -> PairLogits:
         """Append one token to each text; logits [batch, vocabulary] after it.
 
         Args:
             tokens: [batch].
             length: cached tokens of each text, padding included.
             padding: as in `prefill`.
+            runs: [batch], how many of each text's last tokens were accepted guesses in a row.
         """
         new = tokens[:, None]
         target = self._target.extend(self._target_cache, new, length, padding)
-        draft = self._drafter.extend(self._draft_cache, new, length, padding)
+        before = next(self._states)
+        draft = self._drafter.extend(self._draft_cache, new, length, padding, before, runs)
         return PairLogits(at_least_float32(target)[:, 0], draft[:, 0])
 
     @torch.inference_mode()
@@ -89,6 +97,7 @@ class PairReader:
             The position of the chunk's first token, and the logits [batch, chunk, vocabulary].
         """
         target = self._target.read(self._target_cache, tokens, keep=0, chunk=chunk)
-        draft = self._drafter.read(self._draft_cache, tokens, chunk)
+        before = StatesBefore(self._drafter.hidden)
+        draft = self._drafter.read(self._draft_cache, tokens, chunk, before)
         for (start, target_logits), (_, draft_logits) in zip(target, draft, strict=True):
             yield start, PairLogits(at_least_float32(target_logits), draft_logits)

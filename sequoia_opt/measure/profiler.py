@@ -24,7 +24,13 @@ from sequoia_opt.measure.forwards import (
     forwards_to_time,
 )
 from sequoia_opt.measure.journal import Journal
-from sequoia_opt.measure.overhead import TimedStep, overhead_of, samplings, steps_to_time
+from sequoia_opt.measure.overhead import (
+    TimedStep,
+    overhead_of,
+    samplings,
+    steps_to_time,
+    verifiers_of,
+)
 from sequoia_opt.measure.progress import Note, Progress, no_note, no_progress
 from sequoia_opt.measure.timing import (
     MIN_ROUNDS,
@@ -184,7 +190,7 @@ class _Profiling:
         self.forwards |= points
         timed = list(points.values())
         if batch == 1:  # sequences are decoded one at a time
-            ways = samplings(self.options.verifiers)
+            ways = samplings(verifiers_of(self.pair, self.options.verifiers))
             self.steps = steps_to_time(self.pair, filled, self.context, ways)
             timed += [step.timed for step in self.steps]
         part = _part(self.progress, number, len(self.batches))
@@ -296,7 +302,9 @@ def latencies(
     Args:
         measured: token counts of each batch.
     """
-    return {
+    roles = pair.models
+    names = {"target": pair.target_name, "draft": pair.draft_name}
+    measured_models = {
         role: ModelLatency(
             name,
             pair.fingerprints[role],
@@ -308,8 +316,14 @@ def latencies(
             ],
             _path(name, pair.models[role].name),
         )
-        for role, name in (("target", pair.target_name), ("draft", pair.draft_name))
+        for role, name in names.items()
+        if role in roles
     }
+    if "draft" not in roles:
+        measured_models["draft"] = ModelLatency(
+            pair.draft_name, pair.fingerprints["draft"], [], is_free=True
+        )
+    return measured_models
 
 
 def _path(name: str, source: str) -> dict[str, str]:

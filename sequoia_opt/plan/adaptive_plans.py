@@ -81,7 +81,7 @@ class AdaptivePlans:
         fitted, held_out: numbers of documents.
         overhead: name of the overhead that adaptive steps were priced with.
         rules: the best numbers of other engines' own rules, see `engine_rules.solved_rules`; none
-            where their guesses are not what was recorded, drawn ones.
+            where their guesses are not what was recorded: drawn ones, or a lookup's.
     """
 
     compared: list[Candidate]
@@ -219,7 +219,7 @@ def adaptive_plans(
         held_out=held_out.documents,
         overhead=ADAPTIVE + overhead if policy_times.is_measured else overhead,
         rules=solved_rules(fitting, held_out, policy_times, weights, times.plain_ms)
-        if fill
+        if fill and not profile.draft.is_free
         else {},
     )
     return plans, _notes(policy_times, overhead)

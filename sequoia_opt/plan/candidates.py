@@ -85,6 +85,8 @@ class SearchSpace:
         if options.depth is not None:
             max_depth = options.depth
         max_depth = min(max_depth, max_size - 1)  # no tree is deeper
+        if profile.draft.is_free:
+            max_depth = _without_static_trees(options, profile)
         if max_depth and not times.can_draft:
             raise SequoiaError(
                 f"the profile of {profile.draft.model} has no point for {profile.first_pass} "
@@ -100,6 +102,23 @@ class SearchSpace:
             shape=options.shape,
             size=options.size,
         )
+
+
+def _without_static_trees(options: SolveOptions, profile: LatencyProfile) -> int:
+    """The depth limit where the drafter has no static trees, as a lookup: its trees follow the
+    match, so that plain decoding alone competes with adaptive plans.
+
+    Raises:
+        SequoiaError: a static tree was asked for.
+    """
+    for name in ("size", "depth"):
+        value = getattr(options, name)
+        if value is not None and value > (name == "size"):
+            raise SequoiaError(
+                f"{name}: found {value}, but the trees of {profile.draft.model} follow the match; "
+                f"drop it, or limit them with --max-{name}"
+            )
+    return 0
 
 
 def surface(best: BestTrees, times: StepTimes, space: SearchSpace) -> FloatArray:

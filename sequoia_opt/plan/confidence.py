@@ -87,17 +87,19 @@ class Confidence:
         return rates
 
     def of_many(self, depth: int, probabilities: FloatArray) -> FloatArray:
-        """What `of` says of many nodes at once, [..., ranks].
+        """What `of` says of many nodes at once, [..., ranks]; NaN where there is no guess.
 
         Args:
             depth: of the guesses, from 1.
-            probabilities: [..., ranks], the draft's, in the order of rank.
+            probabilities: [..., ranks], the draft's, in the order of rank; 0 where a node has
+                fewer guesses.
         """
         table = self.acceptance[min(depth, len(self.acceptance)) - 1]
         bins = np.searchsorted(np.asarray(self.edges), probabilities, side="right")
         ranks = min(probabilities.shape[-1], self.ranks)
-        rates = [np.asarray(table[rank])[bins[..., rank]] for rank in range(ranks)]
-        return np.asarray(np.minimum.accumulate(np.stack(rates, axis=-1), axis=-1))
+        by_rank = [np.asarray(table[rank])[bins[..., rank]] for rank in range(ranks)]
+        rates = np.minimum.accumulate(np.stack(by_rank, axis=-1), axis=-1)
+        return np.where(probabilities[..., :ranks] > 0, rates, np.nan)
 
     def document(self) -> dict[str, Any]:
         """As files have it."""

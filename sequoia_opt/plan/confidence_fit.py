@@ -146,12 +146,14 @@ def fit_confidence(recording: Recording, name: str = "") -> FittedConfidence:
     confidence = _fitted(recording.of_documents(fitting_documents(recording)))
     held_out = recording.of_documents(held_out_documents(recording))
     probabilities, accepted, depths = _events(held_out)
-    predicted = [
-        confidence.of_many(depth, probabilities[depths == depth]).ravel()
-        for depth in range(1, DEPTH_CLASSES + 1)
-    ]
-    outcomes = [accepted[depths == depth].ravel() for depth in range(1, DEPTH_CLASSES + 1)]
-    by_draft = Reliability.of(probabilities.ravel(), accepted.ravel())
+    predicted, outcomes = [], []
+    for depth in range(1, DEPTH_CLASSES + 1):
+        of_depth = depths == depth
+        exists = probabilities[of_depth] > 0
+        predicted.append(confidence.of_many(depth, probabilities[of_depth])[exists])
+        outcomes.append(accepted[of_depth][exists])
+    exists = probabilities > 0
+    by_draft = Reliability.of(probabilities[exists], accepted[exists])
     return FittedConfidence(
         confidence=confidence,
         reliability=Reliability.of(np.concatenate(predicted), np.concatenate(outcomes)),
@@ -170,7 +172,7 @@ def _events(recording: Recording) -> tuple[FloatArray, FloatArray, IntArray]:
     class of depths.
 
     Returns:
-        probabilities: [events, K].
+        probabilities: [events, K], 0 where there is no guess.
         accepted: [events, K], 1 for the guess that was accepted.
         depths: [events], of the guesses, from 1 to `DEPTH_CLASSES`.
     """
@@ -198,7 +200,8 @@ def _fitted(recording: Recording) -> Confidence:
     cells = ((depths[:, None] - 1) * ranks + np.arange(ranks)) * count + bins
     shape = (DEPTH_CLASSES, ranks, count)
     size = DEPTH_CLASSES * ranks * count
-    guesses = np.bincount(cells.ravel(), minlength=size).reshape(shape).astype(np.float64)
+    exists = (probabilities > 0).ravel()
+    guesses = np.bincount(cells.ravel(), exists, size).reshape(shape)
     hits = np.bincount(cells.ravel(), accepted.ravel(), size).reshape(shape)
     # A position counts in several classes of depths; the rates for all depths count it once.
     of_all = _filled(hits[0].sum(axis=0), guesses[0].sum(axis=0))
@@ -226,7 +229,8 @@ def _edges(probabilities: FloatArray, accepted: FloatArray) -> FloatArray:
     Args:
         probabilities, accepted: [events, K].
     """
-    samples = [(probabilities[:, 0], FIRST_RANK_EDGES)]
+    firsts = probabilities[:, 0]
+    samples = [(firsts[firsts > 0], FIRST_RANK_EDGES)]
     later = probabilities[:, 1:][accepted[:, 1:] > 0]
     samples.append((later, LATER_RANK_EDGES))
     edges: set[float] = set()

@@ -18,6 +18,9 @@ from sequoia_opt.files.fields import Fields
 from sequoia_opt.types import FloatArray
 
 QUANTITIES = ("median_ms", "low_ms", "high_ms")
+NO_PASSES = "none"
+"""What a profile says of the forward passes of a drafter that makes none."""
+
 UNSURE = 0.5  # a median whose interval is wider than this share of it is not to be trusted
 
 
@@ -53,7 +56,8 @@ class ModelLatency:
     Attributes:
         model: name of the model.
         fingerprint: of its config and weights.
-        curves: one for each batch and context.
+        curves: one for each batch and context; none of what makes no forward pass.
+        is_free: whether it makes no forward pass, as a lookup does: then it takes no time.
         extra: `path`, the model's folder, if it has one; and fields of the file that this
             program does not know. Saving keeps them.
     """
@@ -62,6 +66,7 @@ class ModelLatency:
     fingerprint: str
     curves: list[Curve]
     extra: dict[str, Any] = field(default_factory=dict)
+    is_free: bool = False
 
     def at(
         self, tokens: FloatArray | list[int], context: float, batch: int = 1, of: str = "median_ms"
@@ -79,6 +84,8 @@ class ModelLatency:
             SequoiaError: a point outside the measured range.
         """
         counts = np.asarray(tokens, dtype=np.float64)
+        if self.is_free:
+            return np.zeros(counts.shape)
         shares = self.between(context, batch)
         first = max(curve.tokens[0] for curve, _ in shares)
         last = min(curve.tokens[-1] for curve, _ in shares)
@@ -136,19 +143,14 @@ class ModelLatency:
 
     def document(self) -> dict[str, Any]:
         """The model's section of a profile."""
+        if self.is_free:
+            latency: dict[str, Any] = {"passes": NO_PASSES}
+        else:
+            latency = {"latency": [_curve_document(curve) for curve in self.curves]}
         return {
             "model": self.model,
             "fingerprint": self.fingerprint,
-            "latency": [
-                {
-                    "batch": curve.batch,
-                    "context": curve.context,
-                    "tokens": curve.tokens,
-                    **{name: rounded(getattr(curve, name), 5) for name in QUANTITIES},
-                    **curve.extra,
-                }
-                for curve in self.curves
-            ],
+            **latency,
             **self.extra,
         }
 
@@ -158,21 +160,38 @@ class ModelLatency:
 
         Raises:
             SequoiaError: a malformed section, two curves of one batch and context, or no curve
-                of batch 1.
+                of batch 1 though it makes forward passes.
         """
-        curves = [_read_curve(curve) for curve in fields.sections("latency")]
+        is_free = fields.text("passes", "") == NO_PASSES
+        if is_free and fields.mapping.get("latency"):
+            raise fields.fail("latency", f"none, since `passes` is {NO_PASSES}")
+        curves = [] if is_free else [_read_curve(c) for c in fields.sections("latency")]
         keys = [(curve.batch, curve.context) for curve in curves]
         if len(set(keys)) < len(keys):
             raise SequoiaError(f"{fields.where}: latency: two curves of one batch and context")
-        if not any(batch == 1 for batch, _ in keys):
+        if not is_free and not any(batch == 1 for batch, _ in keys):
             raise SequoiaError(f"{fields.where}: latency: no curve of batch 1")
         fields.text("path", "")  # stays in `extra`, for exports
         return cls(
             model=fields.text("model"),
             fingerprint=fields.text("fingerprint", ""),
             curves=curves,
-            extra=unknown_fields(fields, "model", "fingerprint", "latency"),
+            extra=unknown_fields(
+                fields, "model", "fingerprint", "latency", *(["passes"] if is_free else [])
+            ),
+            is_free=is_free,
         )
+
+
+def _curve_document(curve: Curve) -> dict[str, Any]:
+    """A curve as a profile has it."""
+    return {
+        "batch": curve.batch,
+        "context": curve.context,
+        "tokens": curve.tokens,
+        **{name: rounded(getattr(curve, name), 5) for name in QUANTITIES},
+        **curve.extra,
+    }
 
 
 def _read_curve(fields: Fields) -> Curve:

@@ -1,8 +1,8 @@
 """The forward passes of the drafter in one step with a tree.
 
-Today's drafter is a model that runs once for each level of internal nodes. This is the only
-module of `plan` that knows that: a drafter with one pass per step, or with none, changes
-`pass_tokens` and nothing else. Knows nothing of times.
+A draft model runs once for each level of internal nodes. This is the only module of `plan` that
+knows that: a drafter with one pass per step would change `pass_tokens` and nothing else. A lookup
+makes no pass: its profile says so, and a level takes no time. Knows nothing of times.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ FIRST_WIDTH = 2
 """Tokens of a draft model's first pass: the root, and the token before it, which the draft's
 KV cache lacks if that token was an accepted leaf. An engine whose passes need not have the same
 shape in every step takes that token along only where the cache lacks it: then the first pass has
-one token in most steps."""
+one token in most steps. A head on the target reads all that a step can commit in its first pass, a
+token more for each level: these are in the overhead per level, which is fitted to whole steps."""
 
 
 def pass_tokens(level: int, internal: int, first: int = FIRST_WIDTH) -> int:

@@ -17,9 +17,9 @@ import numpy as np
 
 from sequoia_opt.files.documents import rounded
 from sequoia_opt.plan.intervals import interval
-from sequoia_opt.plan.policy_replay import Counts, Steps, text_ranks, walk
+from sequoia_opt.plan.policy_replay import Counts, Steps, walk
 from sequoia_opt.plan.policy_times import PolicyTimes
-from sequoia_opt.plan.recording import Recording
+from sequoia_opt.plan.recording import Recording, text_ranks
 from sequoia_opt.plan.tree import IntArray
 from sequoia_opt.types import FloatArray
 

@@ -134,14 +134,15 @@ def fewer_sizes(counts: IntArray, target_ms: FloatArray, given_up: float) -> tup
 
 
 def _with_pause(search: PolicySearch, solution: Solution) -> Solution:
-    """The policy with a pause, an insurance against text in which nothing is accepted.
+    """The policy with a pause, an insurance against text in which nothing is accepted; without
+    one where drafting costs too little.
 
     A pause may cost as large a share of the speed on the recorded text as it saves on hopeless
     text beyond `MOST_LOST`.
     """
     steps = search.steps(solution.policy)
     ratio = _miss_ratio(search, steps)
-    solutions = []
+    solutions = [solution]
     for misses, lengths in product(MISSES, PAUSES):
         policy = replace(solution.policy, pause=Pause(misses, lengths))
         counts = search.replay.walk(steps, policy)

@@ -151,8 +151,9 @@ class LatencyProfile:
         return lines
 
     @property
-    def _models(self) -> tuple[ModelLatency, ModelLatency]:
-        return self.target, self.draft
+    def _models(self) -> tuple[ModelLatency, ...]:
+        """Those that make forward passes."""
+        return tuple(model for model in (self.target, self.draft) if not model.is_free)
 
     def overhead_for(self, name: str) -> Overhead:
         """The overhead of that name, see `overhead_name`.

@@ -82,6 +82,7 @@ class Plan:
             "target": profile.target.model,
             "draft": profile.draft.model,
             "draft_path": profile.draft.extra.get("path"),
+            "corpus": acceptance.extra.get("corpus"),
             "dataset": acceptance.dataset,
             "temperature": acceptance.temperature,
             "top_p": acceptance.top_p,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan.confidence import Confidence
 from sequoia_opt.plan.policy import Pause, Policy
-from sequoia_opt.plan.recording import Recording
+from sequoia_opt.plan.recording import Recording, text_ranks
 from sequoia_opt.plan.tree import BoolArray, IntArray
 from sequoia_opt.types import FloatArray
 
@@ -176,7 +176,7 @@ class _Level:
 
     Attributes:
         rows: [rows], the positions, ascending.
-        values: [rows, guesses], -1 where a guess does not exist or is offered.
+        values: [rows, guesses], -1 or NaN where a guess does not exist or is offered.
         path: [rows], which guess the text is, -1 if none.
     """
 
@@ -255,7 +255,8 @@ class _Forest:
     def _draft(
         self, level: int, rows: IntArray, widths: IntArray, values: FloatArray, offered: BoolArray
     ) -> tuple[FloatArray, BoolArray]:
-        """The values of a level's guesses and whether they are offered, [rows, guesses].
+        """The values of a level's guesses, NaN of those that do not exist, and whether they are
+        offered, [rows, guesses].
 
         Args:
             widths: [rows], nodes of the level.
@@ -330,18 +331,6 @@ class _Forest:
                 precedes |= (values == value) & (np.arange(values.shape[1]) < path[:, None])
             before += np.where(drafts, precedes.sum(axis=1), 0)
         return before
-
-
-def text_ranks(recording: Recording) -> list[IntArray]:
-    """The rank that the text has at each level below each position, 0 past its document's end."""
-    ranks = recording.ranks.astype(np.int64)
-    ends = np.repeat(recording.starts[1:], np.diff(recording.starts))
-    positions = np.arange(len(ranks))
-    padded = np.append(ranks, np.zeros(recording.levels, np.int64))
-    return [
-        np.where(positions + level < ends, padded[positions + level], 0)
-        for level in range(recording.levels)
-    ]
 
 
 def _path_slots(recording: Recording, text: Sequence[IntArray]) -> list[IntArray]:

@@ -27,6 +27,7 @@ from sequoia_opt.types import FloatArray
 
 FORMAT, VERSION = "sequoia-opt/recording", 1
 ARRAYS = ("probabilities", "origins", "ranks", "starts")
+PATH_RANKS = "path_ranks"
 DAMAGED = (
     OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, zipfile.BadZipFile,
     zlib.error,
@@ -100,23 +101,32 @@ class Envelope:
         return f"{self.levels}x{self.slots}x{self.ranks}"
 
 
+LOOKUP_ENVELOPE = Envelope(levels=16)
+"""What is recorded of a lookup, whose levels cost nothing."""
+
+
 @dataclass(frozen=True)
 class Recording:
     """What the draft said.
 
     At each position the draft grew a tree: its first level has one node, the text's last token,
     and each later level has W slots, filled as `policy.nested_slots` says. Of each slot's node the
-    K likeliest guesses are recorded.
+    K likeliest guesses are recorded. A lookup may have fewer guesses, and fill fewer slots.
 
     Attributes:
         probabilities: [positions, 1 + (levels - 1) · W, K], float16: the draft's probabilities of
-            a node's K likeliest tokens, in order; level by level. 0 where a slot is empty.
+            a node's K likeliest tokens, in order; level by level. 0 where there is no guess, and
+            where a slot is empty.
         origins: [positions, levels - 1, W], which guess a slot's node is: of the slot of the level
-            above with the number `origin // K`, the one of rank `1 + origin % K`.
+            above with the number `origin // K`, the one of rank `1 + origin % K`. A slot whose
+            guess does not exist is empty.
         ranks: [positions], which guess a verification of full width accepted, counted from 1; 0 if
             it accepted none, or one past the K-th.
         starts: [documents + 1], where each document's positions begin, and where the last ends.
         about: the pair, the sampling and the fingerprints that it was recorded with.
+        path_ranks: [positions, levels], which guess the text is at its own node of each level, 0
+            if none. None where that is what `ranks` says of the positions behind: a model's guesses
+            depend on the tokens before alone, a lookup's also on how far the text has come.
     """
 
     probabilities: NDArray[np.float16]
@@ -124,9 +134,16 @@ class Recording:
     ranks: NDArray[np.uint8]
     starts: NDArray[np.int64]
     about: Mapping[str, Any] = field(default_factory=dict)
+    path_ranks: NDArray[np.uint8] | None = None
 
     def __post_init__(self) -> None:
         positions = len(self.ranks)
+        along = self.path_ranks
+        if along is not None and (
+            along.shape != (positions, self.levels)
+            or (positions and int(along.max()) > self.width_of_node)
+        ):
+            raise SequoiaError("recording: path_ranks: found no ranks of all positions and levels")
         if (
             self.probabilities.ndim != 3
             or self.origins.ndim != 3
@@ -182,11 +199,17 @@ class Recording:
     def fingerprint(self) -> str:
         """Hash of what was recorded, 16 hexadecimal digits; acceptance files name it."""
         digest = hashlib.sha256()
-        for name in ARRAYS:
-            values = np.ascontiguousarray(getattr(self, name))
+        for array in self._arrays.values():
+            values = np.ascontiguousarray(array)
             digest.update(f"{values.dtype}{values.shape}".encode())
             digest.update(values.tobytes())
         return digest.hexdigest()[:16]
+
+    @property
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        """By name, those that there are."""
+        arrays = {name: getattr(self, name) for name in (*ARRAYS, PATH_RANKS)}
+        return {name: array for name, array in arrays.items() if array is not None}
 
     def level(self, number: int) -> FloatArray:
         """The probabilities of a level, from 0: [positions, 1 or W, K]."""
@@ -205,18 +228,21 @@ class Recording:
             self.ranks[chosen],
             np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
             self.about,
+            None if self.path_ranks is None else self.path_ranks[chosen],
         )
 
     @classmethod
     def joined(cls, parts: Sequence[Recording], about: Mapping[str, Any]) -> Recording:
         """The documents of several recordings of one envelope, at least one, in order."""
         counts = np.concatenate([np.diff(part.starts) for part in parts])
+        along = [part.path_ranks for part in parts if part.path_ranks is not None]
         return cls(
             np.concatenate([part.probabilities for part in parts]),
             np.concatenate([part.origins for part in parts]),
             np.concatenate([part.ranks for part in parts]),
             np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
             about,
+            np.concatenate(along) if along else None,
         )
 
     def save(self, path: str | Path) -> None:
@@ -226,11 +252,12 @@ class Recording:
     def content(self) -> bytes:
         """The file's bytes."""
         about = {"format": FORMAT, "version": VERSION, **self.about}
+        arrays: Any = self._arrays
         content = io.BytesIO()
         np.savez_compressed(
             content,
             about=np.array(json.dumps(about)),
-            **{name: getattr(self, name) for name in ARRAYS},
+            **arrays,
         )
         return content.getvalue()
 
@@ -261,7 +288,8 @@ class Recording:
         try:
             with np.load(source, allow_pickle=False) as arrays:
                 about = json.loads(str(arrays["about"]))
-                values = {name: arrays[name] for name in ARRAYS}
+                names = (*ARRAYS, *([PATH_RANKS] if PATH_RANKS in arrays else []))
+                values = {name: arrays[name] for name in names}
         except FileNotFoundError:
             raise SequoiaError(
                 f"{path}: no such file; record it with `sequoia-opt estimate`"
@@ -276,8 +304,9 @@ class Recording:
                 f"{path}: found {about.get('format')!r} version {about.get('version')!r}, expected "
                 f"{FORMAT!r} version {VERSION}"
             )
-        for name, kind in (("probabilities", "f"), ("origins", "u"), ("ranks", "u")):
-            if values[name].dtype.kind != kind:
+        kinds = {"probabilities": "f", "origins": "u", "ranks": "u", PATH_RANKS: "u"}
+        for name, kind in kinds.items():
+            if name in values and values[name].dtype.kind != kind:
                 raise SequoiaError(f"{path}: {name}: found {values[name].dtype}")
         try:
             return cls(**values, about=about)
@@ -289,14 +318,31 @@ def slots_of(probabilities: FloatArray, products: Sequence[float], width: int) -
     """The origins of the next level's slots, see `Recording.origins`.
 
     Args:
-        probabilities: [nodes, K], of the level's guesses.
+        probabilities: [nodes, K], of the level's guesses; 0 where a node has fewer.
         products: [nodes], of the draft's probabilities on the path to each node.
-        width: W.
+        width: W, at most K.
     """
     ranks = probabilities.shape[1]
     reached = (np.asarray(products)[:, None] * probabilities).ravel().tolist()
-    guesses = [range(node * ranks, (node + 1) * ranks) for node in range(len(probabilities))]
-    return nested_slots(guesses, reached, width)
+    counts = (probabilities > 0).sum(axis=1).tolist()
+    guesses = [range(node * ranks, node * ranks + count) for node, count in enumerate(counts)]
+    slots = nested_slots(guesses, reached, width)
+    # Where a slot stays empty the first node's guesses are used up: its next one does not exist.
+    return slots + [counts[0]] * (width - len(slots))
+
+
+def text_ranks(recording: Recording) -> list[NDArray[np.int64]]:
+    """The rank that the text has at each level below each position, 0 past its document's end."""
+    if recording.path_ranks is not None:
+        return list(recording.path_ranks.T.astype(np.int64))
+    ranks = recording.ranks.astype(np.int64)
+    ends = np.repeat(recording.starts[1:], np.diff(recording.starts))
+    positions = np.arange(len(ranks))
+    padded = np.append(ranks, np.zeros(recording.levels, np.int64))
+    return [
+        np.where(positions + level < ends, padded[positions + level], 0)
+        for level in range(recording.levels)
+    ]
 
 
 def recording_path(acceptance_path: str | Path) -> Path:

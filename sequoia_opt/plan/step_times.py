@@ -78,11 +78,14 @@ class StepTimes:
     def _resampled_table(
         self, model: ModelLatency, replicates: int, generator: np.random.Generator
     ) -> FloatArray:
-        """Milliseconds by number of tokens: the medians, then replicates of them.
+        """Milliseconds by number of tokens: the medians, then replicates of them. Of a drafter
+        that makes no forward pass, 0 for as many tokens as the target has.
 
         A replicate multiplies each measured median by a log-normal error as wide as its
         interval; points between measured ones follow their neighbours.
         """
+        if model.is_free:
+            return np.zeros_like(self.target_ms)
         sizes = np.arange(1, model.largest(self._batch) + 1)
         table = np.zeros((replicates + 1, len(sizes) + 1))
         errors = {

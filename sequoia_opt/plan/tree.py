@@ -292,7 +292,7 @@ def _check_metadata(fields: Fields) -> None:
         metadata["min_p"] = fields.number("min_p", 0.0, 1.0)
     for key in ("target", "draft", "draft_path", "verifier"):
         fields.text(key, "")
-    for key in ("hardware", "engine", "provenance", "adaptive"):
+    for key in ("hardware", "engine", "provenance", "adaptive", "corpus"):
         if key in metadata:
             fields.section(key)
     engine = fields.section("engine") if "engine" in metadata else Fields({}, "")

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from sequoia_opt.engine.logits_processors import LogitsOptions
+from sequoia_opt.engine.torch.causal_masks import CausalMasks
 from sequoia_opt.measure import methods
 from sequoia_opt.measure.divergence import divergence, library_divergence
 from sequoia_opt.plan import shapes
@@ -56,7 +57,8 @@ def test_transformers_finds_an_error_that_plain_decoding_shares(
     monkeypatch.setattr(pair.target, "layers", narrow)
     monkeypatch.setattr(pair.target._pool, "idle", None)
     monkeypatch.setattr(pair.target._pool, "_layers", narrow)
-    monkeypatch.setattr(pair.target, "_chunks", {})
+    causal = CausalMasks(narrow, pair.target.dtype, pair.target.device)
+    monkeypatch.setattr(pair.target, "_causal", causal)
     plain, tree = (
         methods.with_tree(pair, "any", shape).run(prompt, 10).tokens
         for shape in (shapes.chain(1), shapes.k_ary(2, 3))

@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from lookup_pairs import with_lookup
 
 from sequoia_opt import demo
 from sequoia_opt.api import load_pair
@@ -21,7 +22,7 @@ from sequoia_opt.engine.torch.attention import Attend
 from sequoia_opt.engine.torch.runner import LOGIT_COPIES
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure import profiler
-from sequoia_opt.measure.fixed_growth import fixed_growths
+from sequoia_opt.measure.fixed_growth import fixed_chains, fixed_growths
 from sequoia_opt.measure.forwards import fill, forwards_to_time, overhead_trees
 from sequoia_opt.measure.interleaved import Interleaved
 from sequoia_opt.measure.journal import Journal
@@ -322,3 +323,17 @@ def test_a_profile_has_the_paths_of_its_models(make_pair: Callable[..., Any]) ->
     assert plan.tree.metadata["draft_path"] == path
     assert profiler._path("demo-draft", demo.resolve("demo-draft")) == {}
     assert profiler._path("JackFram/llama-68m", "JackFram/llama-68m") == {}
+
+
+def test_a_lookup_has_no_draft_passes(make_pair: Callable[..., Any]) -> None:
+    """Its steps are timed on a text that repeats itself, so that they draft."""
+    options = ProfileOptions([1, 2, 8], [16, 32], verifiers=["sequoia"], repeats=5)
+    measured = profile(with_lookup(make_pair()), options)
+    assert measured.draft.is_free
+    assert (measured.draft.model, measured.draft.curves) == ("lookup", [])
+    assert measured.document()["draft"]["passes"] == "none"
+    assert set(measured.overhead) == {
+        f"{kind}{name}" for kind in ("", "adaptive ") for name in ("greedy", "topk", "topk-top-p")
+    }
+    grown = fixed_chains(8)
+    assert {(growth.widths, growth.size) for growth in grown} >= {((1,) * 6, 7), ((1, 1), 8)}
