@@ -14,7 +14,7 @@ from sequoia_opt.errors import SequoiaError
 from sequoia_opt.files.atomic import is_stream
 from sequoia_opt.plan import acceptance, recording
 from sequoia_opt.plan.acceptance import Acceptance
-from sequoia_opt.plan.recording import Envelope, recording_path
+from sequoia_opt.plan.recording import LOOKUP_ENVELOPE, Envelope, recording_path
 from sequoia_opt.plan.sampling import Sampling
 from sequoia_opt.plan.verifiers import verifier_at
 
@@ -23,7 +23,7 @@ EnvelopeOption = Annotated[
     typer.Option(
         help="What to record of the draft at each position, for adaptive plans: levels, nodes of "
         "a level, guesses of a node.",
-        show_default=str(Envelope()),
+        show_default=f"{Envelope()}, of a lookup {LOOKUP_ENVELOPE}",
     ),
 ]
 NoEnvelope = Annotated[
@@ -105,8 +105,11 @@ class AcceptanceWriter:
         return written
 
 
-def envelope_of(named: str | None, is_left_out: bool) -> Envelope | None:
+def envelope_of(named: str | None, is_left_out: bool, of_lookup: bool = False) -> Envelope | None:
     """What to record; None for nothing.
+
+    Args:
+        of_lookup: whether a lookup drafts, which goes deeper.
 
     Raises:
         typer.BadParameter: it is malformed or out of range, or named and left out.
@@ -116,7 +119,9 @@ def envelope_of(named: str | None, is_left_out: bool) -> Envelope | None:
     if is_left_out:
         return None
     try:
-        return Envelope() if named is None else Envelope.parse(named)
+        if named is None:
+            return LOOKUP_ENVELOPE if of_lookup else Envelope()
+        return Envelope.parse(named)
     except SequoiaError as error:
         reason = str(error).removeprefix("envelope: ")
         raise typer.BadParameter(reason, param_hint="--envelope") from None

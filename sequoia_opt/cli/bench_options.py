@@ -18,6 +18,7 @@ from sequoia_opt.cli.engine_options import EngineOptions
 from sequoia_opt.cli.loading import load, tell_unused_settings
 from sequoia_opt.cli.options import (
     Chat,
+    Corpus,
     DatasetOption,
     Device,
     Draft,
@@ -46,6 +47,7 @@ from sequoia_opt.cli.tree_defaults import (
     TreeVerifier,
     check_world,
     compiled_roles,
+    corpus_of,
     models_of,
     offload_of,
     sampling_of,
@@ -99,6 +101,7 @@ class PairOptions(EngineOptions):
 
     target: Target = None
     draft: Draft = None
+    corpus: Corpus = None
     compile: TreeCompile = None
     graphs: Graphs = None
     device: Device = None
@@ -123,6 +126,7 @@ class PairOptions(EngineOptions):
             place,
             budget,
             running=self.on(tree),
+            corpus=corpus_of(tree, self.corpus),
         )
         tell_unused_settings(pair)
         return pair

@@ -132,6 +132,8 @@ def profile(measured: LatencyProfile) -> None:
     """Print a profile's table, then each model's curve at a middle context length."""
     profile_summary(measured)
     for role, model in (("target", measured.target), ("draft", measured.draft)):
+        if model.is_free:
+            continue
         unbatched = [curve for curve in model.curves if curve.batch == 1]
         out.print(_curve_table(role, unbatched[len(unbatched) // 2]))
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sequoia_opt.cli.app import app
 from sequoia_opt.cli.engine_options import EngineOptions
-from sequoia_opt.cli.loading import load, tell_unused_settings
+from sequoia_opt.cli.loading import draft_source, load, tell_unused_settings
 from sequoia_opt.cli.option_groups import with_option_groups
 from sequoia_opt.cli.options import (
     Chat,
     Compile,
+    Corpus,
     DatasetOption,
     Device,
     Dtype,
@@ -32,7 +34,9 @@ from sequoia_opt.cli.options import (
     print_json,
     template_of,
 )
+from sequoia_opt.engine.names import LOOKUP
 from sequoia_opt.errors import SequoiaError
+from sequoia_opt.plan.recording import LOOKUP_ENVELOPE, Envelope
 from sequoia_opt.plan.sampling import Sampling
 from sequoia_opt.plan.verifiers import DEFAULT_VERIFIER, VERIFIERS
 from sequoia_opt.processes import is_one_of_several
@@ -56,9 +60,10 @@ def compare_drafts(
     draft: Annotated[
         list[str] | None,
         typer.Option(
-            help="Draft model to compare: a hub id, a folder or a .gguf file; repeat for each."
+            help="Draft to compare: a hub id, a folder, a .gguf file or lookup; repeat for each."
         ),
     ] = None,
+    corpus: Corpus = None,
     dataset: DatasetOption = None,
     chat: Chat = False,
     system: System = None,
@@ -102,7 +107,7 @@ def compare_drafts(
     if is_one_of_several():
         raise SequoiaError("compare-drafts runs in one process; start it without torchrun")
     drafts = list(dict.fromkeys(draft or []))
-    _check_drafts(drafts)
+    _check_drafts(drafts, corpus)
     sampling = Sampling(temperature, top_p, verifier, top_k, min_p)
     lengths = integers("--contexts", contexts) if contexts is not None else []
     from sequoia_opt.api import load_dataset
@@ -132,6 +137,7 @@ def compare_drafts(
             ROLES if compile else (),
             graphs,
             running=running,
+            corpus=corpus if draft_name == LOOKUP else None,
         )
         if draft_name == drafts[0]:
             tell_unused_settings(pair)
@@ -139,21 +145,21 @@ def compare_drafts(
 
     results = []
     for draft_name in drafts:
-        try:
-            # No name holds the pair, so that its memory is free for the next one.
-            result = job.measure(loaded(draft_name))
-        except SequoiaError as error:
-            note(f"left out: {error}")
-            continue
-        job.save(result, sources_of(target, draft_name, dataset), force)
-        results.append(result)
+        # No name holds the pair, so that its memory is free for the next one.
+        result = job.attempt(loaded, draft_name)
+        if result is not None:
+            sources = sources_of(target, draft_source(draft_name, corpus), dataset)
+            job.save(result, sources, force)
+            results.append(result)
     if not results:
         raise SequoiaError("no draft could be measured")
     _print(ranked(results), job, as_json)
 
 
-def _check_drafts(drafts: Sequence[str]) -> None:
-    """Refuse a single draft, and drafts whose files would have the same names."""
+def _check_drafts(drafts: Sequence[str], corpus: Path | None) -> None:
+    """Refuse a corpus without a lookup, a single draft, and drafts whose files have one name."""
+    if corpus and LOOKUP not in drafts:
+        raise typer.BadParameter(f"goes with --draft {LOOKUP}", param_hint="--corpus")
     if len(drafts) < 2:
         raise typer.BadParameter(
             f"found {len(drafts)}, expected two or more to compare", param_hint="--draft"
@@ -180,18 +186,29 @@ class _Job:
     profiling: ProfileOptions
     estimating: EstimateOptions
 
-    def measure(self, pair: Pair) -> DraftResult:
+    def attempt(self, load: Callable[[str], Pair], draft: str) -> DraftResult | None:
+        """Load a draft with its target and measure it; None if that fails, with a note."""
+        from sequoia_opt.cli.output import note
+
+        try:
+            return self.measure(load(draft), draft == LOOKUP)
+        except SequoiaError as error:
+            note(f"left out: {error}")
+            return None
+
+    def measure(self, pair: Pair, is_lookup: bool) -> DraftResult:
         """Profile a pair, estimate its acceptance and solve for it."""
         from sequoia_opt.cli.output import note, progress
         from sequoia_opt.measure.compare_drafts import measure_draft
 
+        envelope = LOOKUP_ENVELOPE if is_lookup else Envelope()
         return measure_draft(
             pair,
             self.documents,
             self.dataset,
             self.sampling,
             self.profiling,
-            self.estimating,
+            replace(self.estimating, envelope=envelope if pair.drafter.grows else None),
             progress,
             note,
         )

@@ -16,6 +16,7 @@ import typer
 from sequoia_opt.cli.engine_options import EngineOptions
 from sequoia_opt.cli.loading import load
 from sequoia_opt.cli.options import (
+    Corpus,
     Device,
     Draft,
     Dtype,
@@ -35,6 +36,7 @@ from sequoia_opt.cli.tree_defaults import (
     TreeVerifier,
     check_world,
     compiled_roles,
+    corpus_of,
     models_of,
     offload_of,
     sampling_of,
@@ -132,6 +134,7 @@ class DecodingOptions(EngineOptions):
     ] = True
     target: Target = None
     draft: Draft = None
+    corpus: Corpus = None
     compile: TreeCompile = None
     graphs: Graphs = None
     device: Device = None
@@ -224,6 +227,7 @@ def prepare(
         offload=offload,
         memory_budget=budget,
         running=options.on(tree),
+        corpus=corpus_of(tree, options.corpus),
     )
     if template.for_all or template.options or documents:
         check_template(pair, documents, template, note)

@@ -35,13 +35,14 @@ def drafts_table(results: Sequence[DraftResult]) -> None:
         table.add_column(column, justify="right", no_wrap=True)
     for result in results:
         choice = result.choice
+        at_most = "" if choice.tree.policy is None else "≤ "
         table.add_row(
             result.draft,
-            f"{result.parameters / 1e6:,.1f}M",
+            f"{result.parameters / 1e6:,.1f}M" if result.parameters else "–",
             f"{result.acceptance.rates[0]:.2f}",
             f"{100 * result.relative_cost:.0f}%",
-            str(choice.tree.size),
-            str(choice.tree.depth),
+            f"{at_most}{choice.tree.largest_size}",
+            f"{at_most}{choice.tree.largest_depth}",
             f"{choice.tokens[0]:.2f}",
             f"{choice.speedup[0]:.2f}x{interval_text(*result.speedup_interval)}",
         )

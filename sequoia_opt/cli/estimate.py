@@ -40,6 +40,7 @@ from sequoia_opt.cli.options import (
     print_json,
     template_of,
 )
+from sequoia_opt.engine.names import LOOKUP
 from sequoia_opt.plan import acceptance
 from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.sampling import Sampling
@@ -125,7 +126,7 @@ def estimate(
         numbers("--temperature", temperature), names(verifier), top_p, top_k, min_p
     )
     sources = sources_of(dataset=dataset)
-    recorded = envelope_of(envelope, no_envelope)
+    recorded = envelope_of(envelope, no_envelope, models.draft == LOOKUP)
     unrecorded = writer.no_recording(teacher_forced)
     writer.check(len(samplings), [*map(Path, sources.values())])
     from sequoia_opt.api import load_dataset
@@ -151,11 +152,18 @@ def estimate(
     )
     name, documents = load_dataset(dataset, note)
     pair = models.load(spread=False)
+    options = _recordable(options, pair, envelope)
     check_template(pair, documents, options.template, note)
     tell_unused_settings(pair)
-    sources = sources_of(models.target, models.draft) | sources
+    sources = models.sources | sources
     run = _Run(pair, name, documents, samplings, options, sources)
     run.execute(writer, resume, max_seconds, as_json)
+
+
+def _recordable(options: EstimateOptions, pair: Pair, envelope: str | None) -> EstimateOptions:
+    """The options without a recording that nobody asked for and no adaptive plan could use."""
+    useless = envelope is None and not pair.drafter.grows
+    return replace(options, envelope=None) if useless else options
 
 
 @dataclass(frozen=True)

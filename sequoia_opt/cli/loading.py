@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sequoia_opt.cli.engine_options import EngineOptions
 from sequoia_opt.cli.options import (
+    Corpus,
     Device,
     Draft,
     Dtype,
@@ -19,6 +21,8 @@ from sequoia_opt.cli.options import (
     Target,
     byte_count,
 )
+from sequoia_opt.engine.names import LOOKUP
+from sequoia_opt.repository.provenance import sources_of
 
 if TYPE_CHECKING:
     from sequoia_opt.engine.pair import Pair
@@ -30,6 +34,7 @@ class PairToMeasure(EngineOptions):
 
     target: Target = None
     draft: Draft = None
+    corpus: Corpus = None
     device: Device = None
     dtype: Dtype = None
     offload: Offload = "none"
@@ -60,7 +65,13 @@ class PairToMeasure(EngineOptions):
             self.budget,
             spread,
             self,
+            self.corpus,
         )
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """The paths of the models; of a lookup, the corpus's."""
+        return sources_of(self.target, draft_source(self.draft, self.corpus))
 
 
 def load(
@@ -75,11 +86,13 @@ def load(
     memory_budget: int | None = None,
     spread: bool = True,
     running: EngineOptions | None = None,
+    corpus: Path | None = None,
 ) -> Pair:
     """Load the pair of models that the options name, and compile the roles in `compiled`.
 
     Args:
         running: the engine and its settings; by default the models' own and the machine's.
+        corpus: of a lookup.
     """
     from sequoia_opt.api import load_pair
     from sequoia_opt.cli.output import note, waiting
@@ -97,10 +110,14 @@ def load(
             spread,
             running.engine if running else None,
             running.settings if running else None,
+            corpus,
         )
-    if pair.draft.parameters >= pair.target.parameters:
+    draft_model = pair.drafter.model
+    if draft_model is not None and draft_model.parameters >= pair.target.parameters:
         note("the draft is no smaller than the target, so speculation can hardly pay")
     for role in compiled:
+        if role not in pair.models:
+            continue
         if role == "target" and pair.world.size > 1:
             note("the target is not compiled, because several processes share it")
             continue
@@ -110,6 +127,13 @@ def load(
         with waiting(f"compiling the {role}'s forward passes"):
             pair.compile([role])
     return pair
+
+
+def draft_source(draft: str | None, corpus: Path | None) -> str | None:
+    """Where a drafter was read from: a model's name or path, a lookup's corpus if it has one."""
+    if draft == LOOKUP:
+        return None if corpus is None else str(corpus)
+    return draft
 
 
 def tell_unused_settings(pair: Pair) -> None:

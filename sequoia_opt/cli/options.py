@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sequoia_opt.engine.names import LOOKUP
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan.verifiers import VERIFIERS
 
@@ -64,8 +65,18 @@ Target = Annotated[
 Draft = Annotated[
     str | None,
     typer.Option(
-        help="Draft model: a hub id, a folder or a .gguf file.",
+        help=f"Draft model: a hub id, a folder or a .gguf file; or {LOOKUP}, to guess what "
+        "followed the text's end before.",
         show_default="bundled",
+        rich_help_panel=MODELS,
+    ),
+]
+Corpus = Annotated[
+    Path | None,
+    typer.Option(
+        "--corpus",
+        help=f"Text file, or folder of such, that --draft {LOOKUP} looks into besides the text.",
+        show_default="none",
         rich_help_panel=MODELS,
     ),
 ]

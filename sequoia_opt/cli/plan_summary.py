@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from sequoia_opt.cli.output import out, show
-from sequoia_opt.cli.policy_summary import rule
 from sequoia_opt.plan.adaptive_plans import ORACLE, AdaptivePlans, Bound
 from sequoia_opt.plan.intervals import interval
 from sequoia_opt.plan.judge import kind
+from sequoia_opt.plan.policy_text import rule
 
 if TYPE_CHECKING:
     from sequoia_opt.plan.judge import Candidate

@@ -1,4 +1,4 @@
-"""What is printed of an adaptive plan: its rule in words, its calibration, and what replay showed.
+"""What is printed of an adaptive plan: its rule, its calibration, and what replay showed.
 
 Knows policies, the plan's file and the calibration of an acceptance file. Computes nothing that
 they do not say.
@@ -17,32 +17,15 @@ from sequoia_opt.files.fields import Fields
 if TYPE_CHECKING:
     from sequoia_opt.plan.confidence import Confidence
     from sequoia_opt.plan.confidence_fit import FittedConfidence
-    from sequoia_opt.plan.policy import Policy
     from sequoia_opt.plan.tree import TokenTree
 
 BAR = 30  # characters
 
 
-def rule(policy: Policy) -> list[str]:
-    """How trees grow, in lines of words."""
-    guesses = "1 guess" if policy.ranks == 1 else f"up to {policy.ranks} guesses"
-    lines = [f"drafts up to {policy.depth} levels, {guesses} for each node"]
-    for width, threshold in policy.expand:
-        nodes = "1 node" if width == 1 else f"{width} nodes"
-        lines.append(f"drafts another level of {nodes} if it is reached above {threshold:g}")
-    lines.append(f"verifies guesses that are reached with probability {policy.offer:g} or more")
-    lines.append(f"target passes of {', '.join(map(str, policy.sizes))} nodes")
-    if (pause := policy.pause) is not None:
-        misses = f"{pause.misses} steps in a row" if pause.misses > 1 else "a step"
-        first, *rest = pause.steps
-        plain = "1 plain step" if first == 1 else f"{first} plain steps"
-        then = f", then {', '.join(map(str, rest))} while that goes on" if rest else ""
-        lines.append(f"after {misses} without an accepted guess: {plain}{then}")
-    return lines
-
-
 def policy_summary(plan: TokenTree) -> None:
     """Print an adaptive plan's policy, its calibration and its metadata."""
+    from sequoia_opt.plan.policy_text import rule
+
     policy = plan.policy
     assert policy is not None
     for line in rule(policy):

@@ -30,7 +30,7 @@ from sequoia_opt.cli.options import (
 )
 from sequoia_opt.plan import latency
 from sequoia_opt.plan.verifiers import DEFAULT_VERIFIER, VERIFIERS
-from sequoia_opt.repository.provenance import origins_of, sources_of
+from sequoia_opt.repository.provenance import origins_of
 
 if TYPE_CHECKING:
     from sequoia_opt.engine.pair import Pair
@@ -107,7 +107,7 @@ def profile(
     options = profiler.ProfileOptions(
         **asked, verifiers=names(verifiers), repeats=repeats or profiler.default_repeats(pair)
     )
-    sources = sources_of(models.target, models.draft)
+    sources = models.sources
     journal_beside = output or _usual_path(pair)
     if output is None:
         # Finished parts are kept next to the file that is named after the measurement.

@@ -5,10 +5,10 @@ Knows a tree's metadata and the options that override it. Knows nothing of decod
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,7 +22,7 @@ from sequoia_opt.cli.options import (
     VERIFIER_HELP,
     byte_count,
 )
-from sequoia_opt.engine.names import TORCH
+from sequoia_opt.engine.names import LOOKUP, TORCH
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan.sampling import Sampling
 from sequoia_opt.plan.verifiers import (
@@ -152,14 +152,23 @@ def sampling_of(
 def models_of(
     tree: TokenTree, target: str | None, draft: str | None
 ) -> tuple[str | None, str | None]:
-    """The target and the draft that the options name; None stands for the bundled ones.
+    """The target and the draft that the options name; None stands for the bundled ones, or for
+    the lookup that the tree was solved for.
 
     Raises:
         SequoiaError: the tree was solved for other models than the bundled ones, and no option
-            names any.
+            names any; or for a draft model, and a lookup is named.
     """
     from sequoia_opt import demo
 
+    solved_draft = tree.metadata.get("draft", LOOKUP)
+    if draft is None and solved_draft == LOOKUP and "draft" in tree.metadata:
+        draft = LOOKUP
+    if draft == LOOKUP and tree.speculates and solved_draft != LOOKUP:
+        raise SequoiaError(
+            f"the tree was solved for draft {solved_draft}; profile, estimate and solve with "
+            f"--draft {LOOKUP} for a lookup's"
+        )
     for role, named, bundled in (
         ("target", target, demo.TARGET_NAME), ("draft", draft, demo.DRAFT_NAME)
     ):  # fmt: skip
@@ -167,6 +176,20 @@ def models_of(
         if named is None and solved != bundled:
             raise SequoiaError(f"the tree was solved for {role} {solved}; name it with --{role}")
     return target, draft
+
+
+def corpus_of(tree: TokenTree, corpus: Path | None) -> Path | None:
+    """The corpus that the option names.
+
+    Raises:
+        SequoiaError: the tree was solved for a lookup with one, and the option names none.
+    """
+    solved = tree.metadata.get("corpus")
+    if corpus is None and solved is not None:
+        raise SequoiaError(
+            f"the tree was solved with the corpus {solved.get('name')}; name it with --corpus"
+        )
+    return corpus
 
 
 def tree_for_this_machine(
@@ -253,6 +276,7 @@ def comparable(tree: TokenTree, pair: Pair, sampling: Sampling) -> Comparable:
         and solved.get("verifier", verifier) == verifier
         and solved.get("top_k", 0) == sampling.top_k
         and solved.get("min_p", 0.0) == sampling.min_p
+        and _fingerprint(solved) == _fingerprint(pair.drafter.about)
     )
     same_engine = (
         engine.get("name", TORCH) == pair.engine
@@ -265,3 +289,9 @@ def comparable(tree: TokenTree, pair: Pair, sampling: Sampling) -> Comparable:
     )
     same_machine = solved.get("hardware", {}).get("slug") == pair.machine.hardware["slug"]
     return Comparable(tokens=same_tokens, times=same_tokens and same_machine and same_engine)
+
+
+def _fingerprint(about: Mapping[str, Any]) -> str | None:
+    """The fingerprint of the corpus that a tree or a drafter names; None if it names none."""
+    fingerprint: str | None = about.get("corpus", {}).get("fingerprint")
+    return fingerprint

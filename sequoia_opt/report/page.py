@@ -7,7 +7,6 @@ show what the tree was chosen among. Knows nothing of how the figures are drawn.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from string import Template
@@ -17,34 +16,21 @@ from sequoia_opt import __version__
 from sequoia_opt.plan.curves import ModelLatency
 from sequoia_opt.plan.intervals import interval
 from sequoia_opt.plan.plan import Plan
+from sequoia_opt.plan.policy_text import rule
 from sequoia_opt.plan.tree import TokenTree
 from sequoia_opt.report import page_figures
 from sequoia_opt.report.bench_results import Results
+from sequoia_opt.report.policy_sections import compared_plans, policy_sections
+from sequoia_opt.report.section import Section
 
 PAGE = Path(__file__).parent / "page.html"
 
 
-@dataclass(frozen=True)
-class Section:
-    """A figure with its heading and text.
-
-    Attributes:
-        name: of its element in the page.
-        text: what the figure shows, in one or two sentences.
-        figure: plotly's JSON.
-    """
-
-    name: str
-    title: str
-    text: str
-    figure: str
-
-
 def page(tree: TokenTree, plan: Plan, results: Sequence[Results] = (), mark: str = "") -> str:
-    """The page of a tree, as HTML.
+    """The page of a plan, as HTML. Of an adaptive one, the tree is its best fixed tree.
 
     Args:
-        tree: the tree to show.
+        tree: the plan to show.
         plan: the plan that was solved from the tree's inputs, with the tree as `given`.
         results: results of `bench` or `calibrate` to show too.
         mark: names the page's sources.
@@ -52,17 +38,22 @@ def page(tree: TokenTree, plan: Plan, results: Sequence[Results] = (), mark: str
     import plotly
 
     sections = [
+        *(policy_sections(tree) if tree.policy is not None else []),
         *_tree_sections(tree, plan),
-        *(_latency_section(role, plan) for role in ("target", "draft")),
+        *(
+            _latency_section(role, plan)
+            for role in ("target", "draft")
+            if not getattr(plan.profile, role).is_free
+        ),
         *_acceptance_sections(plan),
         *(_results_section(index, measured, plan) for index, measured in enumerate(results)),
     ]
     pair = f"{plan.profile.target.model} with {plan.profile.draft.model}"
     return Template(PAGE.read_text(encoding="utf-8")).substitute(
-        title=escape(f"{pair}: {tree.size} nodes"),
+        title=escape(f"{pair}: {_extent(tree)}"),
         pair=escape(pair),
         summary=escape(_summary(tree, plan)),
-        facts=_table(_facts(plan)),
+        facts=_table(_facts(tree, plan)),
         sections="\n".join(_section_html(section) for section in sections),
         version=escape(__version__),
         mark=escape(mark),
@@ -70,8 +61,17 @@ def page(tree: TokenTree, plan: Plan, results: Sequence[Results] = (), mark: str
     )
 
 
+def _extent(tree: TokenTree) -> str:
+    """How large a plan's trees are."""
+    if tree.policy is None:
+        return f"{tree.size} nodes"
+    return f"up to {tree.policy.largest_size} nodes"
+
+
 def _tree_sections(tree: TokenTree, plan: Plan) -> list[Section]:
-    """The tree, and the trees that it was chosen among."""
+    """The tree, or an adaptive plan's best fixed tree, and the trees that it was chosen among."""
+    title = "The tree" if tree.policy is None else "The best fixed tree"
+    tree = tree.static
     values = plan.acceptance.node_values(tree)
     text = (
         "The root is the last committed token, every other node is a speculated token; its label "
@@ -81,7 +81,7 @@ def _tree_sections(tree: TokenTree, plan: Plan) -> list[Section]:
     if tree.size > 1:
         text += f" The most valuable node adds {values[1:].max():.2f} tokens per step."
     return [
-        Section("tree", "The tree", text, page_figures.tree(tree, values)),
+        Section("tree", title, text, page_figures.tree(tree, values)),
         Section(
             "surface",
             "Speed by size and depth",
@@ -172,7 +172,9 @@ def _predicted_speedups(results: Results, plan: Plan) -> dict[str, float]:
 
 
 def _summary(tree: TokenTree, plan: Plan) -> str:
-    """The tree's predicted speed, in a sentence."""
+    """The plan's predicted speed, in a sentence."""
+    if tree.policy is not None:
+        return _adaptive_summary(tree)
     [this] = plan.given
     if tree.size == 1:
         if not plan.fastest.is_faster:
@@ -192,14 +194,27 @@ def _summary(tree: TokenTree, plan: Plan) -> str:
     return summary
 
 
-def _facts(plan: Plan) -> dict[str, str]:
-    """The machine, versions and settings, by their names."""
+def _adaptive_summary(tree: TokenTree) -> str:
+    """An adaptive plan's predicted speed, in a sentence."""
+    assert tree.policy is not None
+    kind = "chain" if tree.policy.is_chain else "tree"
+    summary = f"An adaptive {kind} of {_extent(tree)}, {tree.policy.depth} levels at most"
+    prediction = compared_plans(tree).get(f"adaptive {kind}")
+    if prediction is None:
+        return f"{summary}."
+    speedup, low, high = prediction
+    return f"{summary}: {speedup:.2f}x plain decoding ({low:.2f}–{high:.2f})."
+
+
+def _facts(tree: TokenTree, plan: Plan) -> dict[str, str]:
+    """The policy, the machine, versions and settings, by their names."""
     profile, rates = plan.profile, plan.acceptance
     dataset = f"{rates.dataset}, {rates.positions} tokens"
     if rates.traces:
         dataset += f" of {len(rates.traces)} documents"
     sampling = f"temperature {rates.temperature:g}, top-p {rates.top_p:g}{rates.sampling.cuts}"
-    facts = {
+    policy = {} if tree.policy is None else {"policy": "; ".join(rule(tree.policy))}
+    facts = policy | {
         "machine": _machine(plan),
         "engine": _engine(profile.engine),
         "versions": ", ".join(f"{name} {version}" for name, version in profile.software.items()),
