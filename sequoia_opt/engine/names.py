@@ -10,7 +10,7 @@ from collections.abc import Iterable
 TORCH, LLAMA_CPP = "torch", "llama.cpp"
 ENGINES = (TORCH, LLAMA_CPP)
 LOOKUP = "lookup"
-"""The draft that is no model: what followed the text's end where that occurred before. A folder of
+"""A draft without a model: what followed the text's end where that occurred before. A folder of
 this name is ./lookup."""
 
 GGUF = ".gguf"
