@@ -270,30 +270,25 @@ class Growth:
         policy, depth = self._policy, len(self.widths) + 1
         self.widths.append(len(nodes))
         offered = []
-        new: list[list[int]] = []
+        new: list[range] = []
         for node, row in zip(nodes, probabilities, strict=True):
             row = row[: policy.ranks]
-            rates = policy.confidence.of(depth, row)
-            numbers = range(len(self.parents), len(self.parents) + len(rates))
-            new.append(list(numbers))
+            value, product = self.values[node], self._products[node]
+            values = [value * rate for rate in policy.confidence.of(depth, row)]
+            guesses, most = len(values), min(len(values), self._room)
             count = 0
-            for rank, (rate, probability) in enumerate(zip(rates, row, strict=False), start=1):
-                value = self.values[node] * rate
-                takes = (
-                    self.is_offered[node]
-                    and count == rank - 1
-                    and value >= policy.offer
-                    and self._room > 0
-                )
-                count += takes
-                self._room -= takes
-                self.parents.append(node)
-                self.ranks.append(rank)
-                self.depths.append(depth)
-                self.values.append(value)
-                self.is_offered.append(takes)
-                self._products.append(self._products[node] * probability)
+            if self.is_offered[node]:
+                while count < most and values[count] >= policy.offer:
+                    count += 1
+            self._room -= count
             offered.append(count)
+            new.append(range(len(self.parents), len(self.parents) + guesses))
+            self.parents += [node] * guesses
+            self.ranks += range(1, guesses + 1)
+            self.depths += [depth] * guesses
+            self.values += values
+            self.is_offered += [rank < count for rank in range(guesses)]
+            self._products += [product * probability for probability in row[:guesses]]
         self._slots = nested_slots(new, self._products, policy.width)
         return offered
 

@@ -76,11 +76,6 @@ class Batch:
             address + ITEM * start for start in (tokens, positions, lengths, 0, flags)
         ]
         self._kept = memory  # the struct points to it
-        # A few numbers are written faster into these than into numpy's arrays of the same memory.
-        array: Any = ctypes.c_int32 * count
-        self._tokens, self._positions = (
-            array.from_address(address + ITEM * start) for start in (tokens, positions)
-        )
 
     def fill(self, tokens: list[int], positions: list[int]) -> None:
         """Put in all tokens and their positions."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from sequoia_opt.engine.adaptive_step import AdaptiveStep
 from sequoia_opt.engine.drafters import State
 from sequoia_opt.engine.hardware import hardware, own_versions, slug
-from sequoia_opt.engine.llama_cpp.greedy import GreedyStep
+from sequoia_opt.engine.llama_cpp.host_step import HostStep
 from sequoia_opt.engine.llama_cpp.library import gpu, versions
 from sequoia_opt.engine.llama_cpp.settings import Settings
 from sequoia_opt.engine.model import Caches
@@ -99,10 +99,10 @@ class LlamaMachine:
         """See `Machine`."""
         return length
 
-    def prepared(self, step: Step | AdaptiveStep) -> OneThreadStep | GreedyStep:
+    def prepared(self, step: Step | AdaptiveStep) -> OneThreadStep | HostStep:
         """See `Machine`."""
-        if isinstance(step, Step) and (greedy := GreedyStep.of(step)) is not None:
-            return greedy
+        if isinstance(step, Step) and (on_host := HostStep.of(step)) is not None:
+            return on_host
         return OneThreadStep(step)
 
     def repeated(self, work: Callable[[], object]) -> Callable[[], object]:

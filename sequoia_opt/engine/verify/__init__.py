@@ -21,7 +21,7 @@ from collections.abc import Callable
 
 from sequoia_opt.engine.verify.base import Positions, Trial, Verdict, Verifier
 from sequoia_opt.engine.verify.exact_match import Greedy, TopK
-from sequoia_opt.engine.verify.host_rules import host_rule
+from sequoia_opt.engine.verify.host_rules import HostRule, host_rule, takes_rows
 from sequoia_opt.engine.verify.node_rules import NodeRule, Uniforms, node_rule
 from sequoia_opt.engine.verify.residual import Sequoia, SpecInfer
 from sequoia_opt.engine.verify.synthetic import Synthetic
@@ -31,6 +31,7 @@ from sequoia_opt.engine.verify.tree_index import TreeIndex, as_slice, indices
 __all__ = [
     "VERIFIER_CLASSES",
     "Greedy",
+    "HostRule",
     "NodeRule",
     "Positions",
     "Sequoia",
@@ -48,6 +49,7 @@ __all__ = [
     "indices",
     "make_verifier",
     "node_rule",
+    "takes_rows",
 ]
 
 VERIFIER_CLASSES: dict[str, Callable[[float, float, int, float], Verifier]] = {

@@ -103,3 +103,21 @@ def test_draws_by_inversion(weights: list[float]) -> None:
     shares = np.cumsum(row) / row.sum()
     for uniform in (0.0, 0.1, 0.249, 0.251, 0.6, 0.9999999):
         assert host_rules.draw(row, uniform) == int(np.flatnonzero(shares > uniform)[0])
+
+
+@pytest.mark.parametrize("count", [255, 256, 257, 1000])
+def test_blocks_change_no_draw(count: int) -> None:
+    random = np.random.default_rng(count)
+    weights = random.random(count) * (random.random(count) < 0.3)
+    shares = weights.cumsum() / weights.sum()
+    for uniform in (0.0, *random.random(300), np.nextafter(1, 0)):
+        drawn = host_rules.draw(weights, float(uniform))
+        assert weights[drawn] > 0
+        assert drawn == min(int((shares <= uniform).sum()), int(np.flatnonzero(weights)[-1]))
+
+
+@pytest.mark.parametrize("count", [1, 2, 16, 17, 40])
+def test_the_most_likely_come_in_order(count: int) -> None:
+    logits = np.random.default_rng(count).permutation(40).astype(np.float32)
+    expected = np.argsort(-logits)[:count].tolist()
+    assert host_rules.most_likely(logits, count) == expected
