@@ -39,7 +39,7 @@ from sequoia_opt.measure.timing import (
     median_interval,
 )
 from sequoia_opt.plan.curves import Curve, ModelLatency
-from sequoia_opt.plan.draft_passes import FIRST_WIDTH
+from sequoia_opt.plan.draft_passes import FIRST_WIDTH, NO_PASSES
 from sequoia_opt.plan.latency import LatencyProfile
 from sequoia_opt.plan.verifiers import DEFAULT_VERIFIER, check_verifier
 
@@ -321,7 +321,7 @@ def latencies(
     }
     if "draft" not in roles:
         measured_models["draft"] = ModelLatency(
-            pair.draft_name, pair.fingerprints["draft"], [], is_free=True
+            pair.draft_name, pair.fingerprints["draft"], [], passes=NO_PASSES
         )
     return measured_models
 

@@ -154,12 +154,11 @@ def may_be_faster(
         best: the highest speed so far, tokens per ms.
         allowed: sizes that a tree may have, [size + 1].
     """
-    depths, sizes = (np.arange(count) for count in expected.shape)
-    widths = np.stack((np.ones_like(sizes), sizes), axis=1)  # of a first and of a later level
-    levels = times.levels_ms(widths[1:])
-    first = times.levels_ms(widths[:1, :1])[0, 0]
-    cheapest = levels[:, 1].min(initial=np.inf)
-    drafting = np.cumsum(np.select([depths == 1, depths > 1], [first, cheapest]))
+    depth, sizes = len(expected) - 1, np.arange(expected.shape[1])
+    widths = np.tile(sizes[1:, None], (1, depth))
+    widths[:, :1] = 1  # the root
+    cheapest = times.levels_ms(widths).min(axis=0, initial=np.inf)
+    drafting = np.concatenate(([0.0], np.cumsum(cheapest)))
     least_ms = times.rest_ms(sizes) + drafting[:, None]
     # Overheads may be fitted below 0; if they leave no time at all, the bound says nothing.
     return np.asarray(((expected > best * (1 + TIE) * least_ms) | (least_ms <= 0)) & allowed)

@@ -20,13 +20,15 @@ from sequoia_opt.files.reading import read_text
 from sequoia_opt.plan import round_times
 from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.curves import Curve, ModelLatency
+from sequoia_opt.plan.draft_passes import PER_BLOCK, PER_LEVEL
 from sequoia_opt.plan.latency import TOP_P, LatencyProfile, Overhead
 from sequoia_opt.plan.verifiers import GREEDY, VERIFIERS
 from sequoia_opt.types import FloatArray
 
 LATENCY_COLUMNS = ("role", "batch", "context", "tokens", "ms")
 MINIMA = {"batch": 1, "context": 0, "tokens": 1}  # of the whole numbers in a table of latencies
-ROLES = ("target", "draft")
+TARGET, DRAFT, BLOCK = "target", "draft", "block"
+ROLES = (TARGET, DRAFT)
 BY = ("rank", "depth")  # what a single row or column of rates may be counted by
 _KINDS = {"rank": "rank", "k": "rank", "depth": "depth", "d": "depth", "level": "depth"}
 RATES = ("acceptance", "accepted", "rate", "rates", "p", "probability")
@@ -173,29 +175,36 @@ def profile_of(
 
     Args:
         rows: a header with `LATENCY_COLUMNS`, then one row for each measured forward pass. With
-            a column `round_ms`, the target's rows are of rounds, see `round_times`.
+            a column `round_ms`, the target's rows are of rounds, see `round_times`. Rows of the
+            role `block` take the place of the draft's: `tokens` are the positions that one pass
+            of a block drafter guesses.
 
     Raises:
-        SequoiaError: a missing or repeated column, a missing role, a time that is not above 0,
-            or two rows for one point.
+        SequoiaError: a missing or repeated column, a missing role, a draft that is both, a time
+            that is not above 0, or two rows for one point.
     """
     points = _latency_points(rows, where)
+    block = points.pop(BLOCK)
+    if block and points[DRAFT]:
+        raise SequoiaError(f"{where}: role: found rows of draft and of block, expected one of them")
+    points[DRAFT] = points[DRAFT] or block
     rounds = points.pop(round_times.COLUMN)
-    if rounds and not points["draft"]:
-        points["draft"] = round_times.no_draft_passes(rounds)
+    if rounds and not points[DRAFT]:
+        points[DRAFT] = round_times.no_draft_passes(rounds)
     for role in ROLES:
-        measured = rounds if rounds and role == "target" else points[role]
+        measured = rounds if rounds and role == TARGET else points[role]
         if not any(batch == 1 for batch, _ in measured):
             raise SequoiaError(f"{where}: role: no row of {role} with batch 1")
-    draft_model = ModelLatency(draft, "", _curves(points["draft"]))
+    passes = PER_BLOCK if block else PER_LEVEL
+    draft_model = ModelLatency(draft, "", _curves(points[DRAFT]), passes=passes)
     if rounds:
-        points["target"] = round_times.target_ms(rounds, draft_model, where)
+        points[TARGET] = round_times.target_ms(rounds, draft_model, where)
     overheads = [GREEDY, *(verifier + cut for verifier in VERIFIERS for cut in ("", TOP_P))]
     return LatencyProfile(
         hardware={"slug": hardware, "name": hardware},
         software={},
         engine={},
-        target=ModelLatency(target, "", _curves(points["target"])),
+        target=ModelLatency(target, "", _curves(points[TARGET])),
         draft=draft_model,
         overhead=dict.fromkeys(overheads, Overhead(0.0, 0.0, 0.0)),
         extra={"rounds": "served"} if rounds else {},
@@ -226,16 +235,17 @@ def _latency_points(rows: Sequence[Sequence[str]], where: str) -> dict[str, roun
         raise SequoiaError(f"{where}: column {repeated[0]!r} is there twice")
     if missing := [name for name in LATENCY_COLUMNS if name not in rows[0]]:
         raise SequoiaError(f"{where}: column {missing[0]!r} is missing")
-    points: dict[str, round_times.Points] = {role: {} for role in (*ROLES, round_times.COLUMN)}
+    points: dict[str, round_times.Points] = {role: {} for role in (*ROLES, BLOCK, round_times.COLUMN)}
     for line, row in enumerate(rows[1:], start=2):
         if len(row) < len(rows[0]):
             raise SequoiaError(f"{where}: line {line}: found {len(row)} cells")
         cells = dict(zip(rows[0], row, strict=False))
-        if cells["role"] not in ROLES:
+        if cells["role"] not in (*ROLES, BLOCK):
             raise SequoiaError(
-                f"{where}: line {line}: role: found {cells['role']!r}, expected target, draft"
+                f"{where}: line {line}: role: found {cells['role']!r}, expected target, draft or "
+                "block"
             )
-        is_round = has_rounds and cells["role"] == "target"
+        is_round = has_rounds and cells["role"] == TARGET
         time = round_times.COLUMN if is_round else "ms"
         (batch, context, tokens), ms = _point(cells, time, f"{where}: line {line}")
         role = round_times.COLUMN if is_round else cells["role"]

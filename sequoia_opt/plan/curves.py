@@ -15,12 +15,10 @@ import numpy as np
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.files.documents import rounded
 from sequoia_opt.files.fields import Fields
+from sequoia_opt.plan.draft_passes import NO_PASSES, PER_BLOCK, PER_LEVEL
 from sequoia_opt.types import FloatArray
 
 QUANTITIES = ("median_ms", "low_ms", "high_ms")
-NO_PASSES = "none"
-"""What a profile says of the forward passes of a drafter that makes none."""
-
 UNSURE = 0.5  # a median whose interval is wider than this share of it is not to be trusted
 
 
@@ -56,8 +54,9 @@ class ModelLatency:
     Attributes:
         model: name of the model.
         fingerprint: of its config and weights.
-        curves: one for each batch and context; none of what makes no forward pass.
-        is_free: whether it makes no forward pass, as a lookup does: then it takes no time.
+        curves: one for each batch and context; none of what makes no forward pass. Tokens of a
+            block drafter's pass are the positions that it guesses.
+        passes: of a draft, see `draft_passes.PER_LEVEL`.
         extra: `path`, the model's folder, if it has one; and fields of the file that this
             program does not know. Saving keeps them.
     """
@@ -66,7 +65,18 @@ class ModelLatency:
     fingerprint: str
     curves: list[Curve]
     extra: dict[str, Any] = field(default_factory=dict)
-    is_free: bool = False
+    passes: str = PER_LEVEL
+
+    @property
+    def is_free(self) -> bool:
+        """Whether it makes no forward pass, as a lookup does: then it takes no time."""
+        return self.passes == NO_PASSES
+
+    @property
+    def drafts_block(self) -> bool:
+        """Whether one forward pass guesses all positions of a step. Of fewer positions than were
+        measured it takes as long as of the fewest: what is not needed is left unused."""
+        return self.passes == PER_BLOCK
 
     def at(
         self, tokens: FloatArray | list[int], context: float, batch: int = 1, of: str = "median_ms"
@@ -88,6 +98,8 @@ class ModelLatency:
             return np.zeros(counts.shape)
         shares = self.between(context, batch)
         first = max(curve.tokens[0] for curve, _ in shares)
+        if self.drafts_block:
+            counts = np.maximum(counts, first)
         last = min(curve.tokens[-1] for curve, _ in shares)
         for value in (counts.min(initial=first), counts.max(initial=last)):
             if not first <= value <= last:
@@ -144,12 +156,14 @@ class ModelLatency:
     def document(self) -> dict[str, Any]:
         """The model's section of a profile."""
         if self.is_free:
-            latency: dict[str, Any] = {"passes": NO_PASSES}
+            latency: dict[str, Any] = {}
         else:
             latency = {"latency": [_curve_document(curve) for curve in self.curves]}
+        passes = {} if self.passes == PER_LEVEL else {"passes": self.passes}
         return {
             "model": self.model,
             "fingerprint": self.fingerprint,
+            **passes,
             **latency,
             **self.extra,
         }
@@ -162,7 +176,10 @@ class ModelLatency:
             SequoiaError: a malformed section, two curves of one batch and context, or no curve
                 of batch 1 though it makes forward passes.
         """
-        is_free = fields.text("passes", "") == NO_PASSES
+        passes = fields.text("passes", PER_LEVEL)
+        if passes not in (PER_LEVEL, PER_BLOCK, NO_PASSES):
+            raise fields.fail("passes", f"{PER_LEVEL}, {PER_BLOCK} or {NO_PASSES}")
+        is_free = passes == NO_PASSES
         if is_free and fields.mapping.get("latency"):
             raise fields.fail("latency", f"none, since `passes` is {NO_PASSES}")
         curves = [] if is_free else [_read_curve(c) for c in fields.sections("latency")]
@@ -176,10 +193,8 @@ class ModelLatency:
             model=fields.text("model"),
             fingerprint=fields.text("fingerprint", ""),
             curves=curves,
-            extra=unknown_fields(
-                fields, "model", "fingerprint", "latency", *(["passes"] if is_free else [])
-            ),
-            is_free=is_free,
+            extra=unknown_fields(fields, "model", "fingerprint", "latency", "passes"),
+            passes=passes,
         )
 
 

@@ -175,6 +175,10 @@ class LatencyProfile:
         first = self.engine.get("first_pass_tokens")
         return first if isinstance(first, int) and first > 0 else FIRST_WIDTH
 
+    def draft_passes(self, tree: TokenTree) -> list[int]:
+        """Tokens of each forward pass of the draft in one step; see `draft_passes`."""
+        return list(draft_passes(tree, self.first_pass, self.draft.passes))
+
     def step_ms(
         self, tree: TokenTree, overhead: str, context: float, batch: int = 1, of: str = "median_ms"
     ) -> float:
@@ -187,7 +191,7 @@ class LatencyProfile:
         Raises:
             SequoiaError: the profile has no point for the step, or no such overhead.
         """
-        overhead_ms = self.overhead_for(overhead).at(tree.size, len(draft_passes(tree)))
+        overhead_ms = self.overhead_for(overhead).at(tree.size, len(self.draft_passes(tree)))
         return self.forwards_ms(tree, context, batch, of) + overhead_ms
 
     def forwards_ms(
@@ -198,7 +202,7 @@ class LatencyProfile:
         Raises:
             SequoiaError: the profile has no point for one of them.
         """
-        passes = list(draft_passes(tree, self.first_pass))
+        passes = self.draft_passes(tree)
         milliseconds = self.target.at([tree.size], context, batch, of).sum()
         if passes:
             milliseconds += self.draft.at(passes, context, batch, of).sum()

@@ -69,7 +69,7 @@ def _draft_ms(draft: ModelLatency, batch: int, context: int, tokens: int, where:
     Raises:
         SequoiaError: they were not measured.
     """
-    passes = list(draft_passes(shapes.chain(tokens)))
+    passes = list(draft_passes(shapes.chain(tokens), passes=draft.passes))
     if not passes:
         return 0.0
     try:

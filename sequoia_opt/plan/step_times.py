@@ -13,7 +13,7 @@ import numpy as np
 
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan.curves import ModelLatency
-from sequoia_opt.plan.draft_passes import FIRST_WIDTH, draft_passes, pass_tokens
+from sequoia_opt.plan.draft_passes import FIRST_WIDTH, pass_tokens
 from sequoia_opt.plan.intervals import deviation
 from sequoia_opt.plan.latency import LatencyProfile
 from sequoia_opt.plan.tree import AUTOREGRESSIVE, IntArray, TokenTree
@@ -36,7 +36,7 @@ class StepTimes:
         contexts: weight of each context length; the weights sum to 1.
 
     The first row of each table holds the medians, the other rows are resampled. Entries below
-    the fewest tokens that were measured are infinite.
+    the fewest tokens that were measured are infinite; of a block drafter they are the fewest's.
     """
 
     def __init__(
@@ -88,6 +88,7 @@ class StepTimes:
             return np.zeros_like(self.target_ms)
         sizes = np.arange(1, model.largest(self._batch) + 1)
         table = np.zeros((replicates + 1, len(sizes) + 1))
+        fewest = 1  # tokens that were measured at every context
         errors = {
             id(curve): generator.standard_normal((replicates, len(curve.tokens)))
             for curve in model.curves
@@ -98,7 +99,8 @@ class StepTimes:
                 points = curve.median_ms * np.exp(errors[id(curve)] * deviation(low, high))
                 points = np.vstack((curve.median_ms, points))
                 table[:, 1:] += weight * share * _interpolated(points, curve.tokens, sizes)
-                table[:, 1 : curve.tokens[0]] = np.inf
+                fewest = max(fewest, curve.tokens[0])
+        table[:, 1:fewest] = table[:, [fewest]] if model.drafts_block else np.inf
         return table
 
     @property
@@ -156,7 +158,7 @@ class StepTimes:
         Raises:
             SequoiaError: the profile has no point for one of its forward passes.
         """
-        passes = list(draft_passes(tree, self._profile.first_pass))
+        passes = self._profile.draft_passes(tree)
         for model, table, tokens in (
             (self._profile.target, self.target_ms, tree.size),
             (self._profile.draft, self.draft_ms, max(passes, default=0)),
@@ -177,9 +179,7 @@ class StepTimes:
             sizes: nodes of each tree, [...].
             widths: internal nodes on each level of each tree, [..., levels].
         """
-        first, later = self._level_ms
-        later_levels = _looked_up(later, widths[..., 1:]).sum(axis=-1)
-        return np.asarray(self.rest_ms(sizes) + _looked_up(first, widths[..., 0]) + later_levels)
+        return np.asarray(self.rest_ms(sizes) + self.levels_ms(widths).sum(axis=-1))
 
     def rest_ms(self, sizes: IntArray) -> FloatArray:
         """Median time of a step without its drafting, by size, [...]."""
@@ -196,6 +196,8 @@ class StepTimes:
         Returns:
             [..., levels].
         """
+        if self._profile.draft.drafts_block:
+            return np.where(widths > 0, self._block_ms(widths.shape[-1]), 0.0)
         first, later = self._level_ms
         times = (_looked_up(first, widths[..., :1]), _looked_up(later, widths[..., 1:]))
         return np.concatenate(times, axis=-1)
@@ -211,6 +213,17 @@ class StepTimes:
             below_rises = steepest[rises[steepest] > STEEP * max(rises.mean(), 0.0)] + 1
         candidates = (width - 2, width - 1, width // 2, *below_rises.tolist())
         return sorted({candidate for candidate in candidates if candidate >= 1})
+
+    def _block_ms(self, levels: int) -> FloatArray:
+        """What each level adds to the median time of a block drafter's pass, [levels].
+
+        Infinite from the first level on that is deeper than was measured.
+        """
+        measured = self.draft_ms[0, 1 : levels + 1]
+        added_ms = np.full(levels, np.inf)
+        added_ms[: len(measured)] = np.diff(measured, prepend=0.0)
+        added_ms[:1] += self._overhead.per_level_ms + self._overhead.drafting_ms
+        return added_ms
 
     @cached_property
     def _rest_ms(self) -> FloatArray:

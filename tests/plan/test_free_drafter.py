@@ -27,7 +27,7 @@ RECORDING = make_recording([120] * 12, sureness=2.0)
 
 def free_profile(**options: Any) -> LatencyProfile:
     profile = with_adaptive_overhead(make_profile(**options))
-    return replace(profile, draft=ModelLatency("lookup", "lookup1", [], is_free=True))
+    return replace(profile, draft=ModelLatency("lookup", "lookup1", [], passes="none"))
 
 
 def solved(profile: LatencyProfile, **options: Any) -> Any:
