@@ -36,18 +36,9 @@ def _one_of(names: Collection[str]) -> Callable[[str | None], str | None]:
 
 
 @dataclass(frozen=True)
-class EngineOptions:
-    """The engine and its settings; None for a tree's or the machine's default."""
+class EngineSettings:
+    """How an engine runs the models; None for a tree's or the machine's default."""
 
-    engine: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Engine: {' or '.join(ENGINES)}.",
-            show_default=f"llama.cpp for {GGUF} files, else torch",
-            rich_help_panel=ENGINE,
-            callback=_one_of(ENGINES),
-        ),
-    ] = None
     threads: Annotated[
         int | None,
         typer.Option(
@@ -109,6 +100,21 @@ class EngineOptions:
         values = {name: getattr(self, name) for name in SETTINGS}
         return {name: value for name, value in values.items() if value is not None}
 
+
+@dataclass(frozen=True)
+class EngineOptions(EngineSettings):
+    """The engine and its settings; None for a tree's or the machine's default."""
+
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Engine: {' or '.join(ENGINES)}.",
+            show_default=f"llama.cpp for {GGUF} files, else torch",
+            rich_help_panel=ENGINE,
+            callback=_one_of(ENGINES),
+        ),
+    ] = None
+
     def on(self, tree: TokenTree) -> EngineOptions:
         """The engine that runs a tree, None to decide by the models; and its settings.
 
@@ -121,7 +127,7 @@ class EngineOptions:
         solved = tree.metadata.get("engine", {})
         engine = self.engine or solved.get("name")
         if (engine or TORCH) != solved.get("name", TORCH):
-            return EngineOptions(engine, **self.settings)
+            return EngineOptions(engine=engine, **self.settings)
         carried = {name: solved[name] for name in SETTINGS if name in solved}
         if not _has_its_threads_here(tree):
             carried.pop("threads", None)
@@ -133,7 +139,7 @@ class EngineOptions:
                     f"--{option}: found {value}, but the tree was solved for {solved_for}; drop "
                     "the option, or profile with it and solve again"
                 )
-        return EngineOptions(engine, **carried | self.settings)
+        return EngineOptions(engine=engine, **carried | self.settings)
 
 
 SETTINGS = [setting.name for setting in fields(Settings)]

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+import psutil
 import torch
 
 
@@ -17,6 +18,12 @@ def processors() -> list[int]:
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
+
+
+def computing_threads() -> int:
+    """Threads that compute by default: one for each core that this process may run on."""
+    usable = len(processors())
+    return min(usable, psutil.cpu_count(logical=False) or usable)
 
 
 def cpu_name() -> str:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from sequoia_opt.plan.draft_names import model_of
 from sequoia_opt.plan.tree import TokenTree
 from sequoia_opt.plan.tree_formats import growmap, paths
 from sequoia_opt.plan.verifiers import DEFAULT_VERIFIER, DETERMINISTIC_VERIFIER
@@ -91,7 +92,7 @@ def lines(*texts: str) -> str:
 def draft_name(tree: TokenTree) -> str:
     """The draft as an engine can load it: its folder or its hub id; DRAFT if it is not known."""
     name = tree.metadata.get("draft", UNKNOWN)
-    return str(tree.metadata.get("draft_path") or ("DRAFT" if name == UNKNOWN else name))
+    return str(tree.metadata.get("draft_path") or ("DRAFT" if name == UNKNOWN else model_of(name)))
 
 
 def is_sampled(tree: TokenTree) -> bool:
@@ -132,16 +133,23 @@ def _vllm_tree(tree: TokenTree) -> str:
     })  # fmt: skip
 
 
-def _llama_cpp(tree: TokenTree) -> str:
-    """Flags of llama-server and llama-cli.
+def llama_cpp_flags(draft: str, guesses: int, threshold: float = 0.0) -> str:
+    """Flags of llama-server and llama-cli for a chain.
 
     Without --spec-type llama.cpp loads the draft and never uses it (ggml-org/llama.cpp 25345).
     Until May 2026 --spec-draft-p-min was 0.75 by default, which ends chains early.
+
+    Args:
+        threshold: the draft's probability below which a step guesses no further.
     """
-    return lines(
-        f"-md {shlex.quote(draft_name(tree))} --spec-type draft-simple "
-        f"--spec-draft-n-max {count_guesses(tree)} --spec-draft-n-min 0 --spec-draft-p-min 0"
+    return (
+        f"-md {shlex.quote(draft)} --spec-type draft-simple --spec-draft-n-max {guesses} "
+        f"--spec-draft-n-min 0 --spec-draft-p-min {threshold:g}"
     )
+
+
+def _llama_cpp(tree: TokenTree) -> str:
+    return lines(llama_cpp_flags(draft_name(tree), count_guesses(tree)))
 
 
 def _tensorrt_llm(tree: TokenTree) -> str:

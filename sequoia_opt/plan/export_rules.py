@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sequoia_opt.plan.export_formats import lines, llama_cpp_flags
 from sequoia_opt.plan.tree import TokenTree
 
 Numbers = Mapping[str, Any]
@@ -32,10 +33,7 @@ class RuleText:
 
 
 def _llama_cpp(draft: str, numbers: Numbers) -> str:
-    return (
-        f"-md {shlex.quote(draft)} --spec-type draft-simple --spec-draft-n-max "
-        f"{numbers['guesses']} --spec-draft-n-min 0 --spec-draft-p-min {numbers['threshold']:g}\n"
-    )
+    return lines(llama_cpp_flags(draft, numbers["guesses"], numbers["threshold"]))
 
 
 def _transformers(draft: str, numbers: Numbers) -> str:

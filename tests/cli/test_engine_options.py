@@ -116,8 +116,8 @@ def test_threads_are_those_of_the_tree_on_its_machine(
     with refused if counts else nullcontext():
         assert EngineOptions(threads=2).on(tree).threads == 2
     other = "torch" if engine.get("name") == "llama.cpp" else "llama.cpp"
-    assert EngineOptions(other, threads=2).on(tree).threads == 2
-    assert EngineOptions(other).on(tree).threads is None
+    assert EngineOptions(engine=other, threads=2).on(tree).threads == 2
+    assert EngineOptions(engine=other).on(tree).threads is None
 
 
 def test_a_torch_tree_is_refused_with_other_threads(

@@ -9,9 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-from sequoia_opt.engine.cpu import processors
+from sequoia_opt.engine.cpu import computing_threads
 from sequoia_opt.engine.drafters import FINGERPRINT, Drafter, LookupDrafter, ModelDrafter
 from sequoia_opt.engine.gguf_file import (
     GgufHeader,
@@ -27,9 +25,10 @@ from sequoia_opt.engine.llama_cpp.model import LlamaModel
 from sequoia_opt.engine.llama_cpp.server_library import ServerLibrary
 from sequoia_opt.engine.llama_cpp.settings import ALL_LAYERS, Settings
 from sequoia_opt.engine.llama_cpp.tokenizer import tokenizer_of
-from sequoia_opt.engine.names import GGUF, LOOKUP
+from sequoia_opt.engine.names import GGUF
 from sequoia_opt.engine.pair import ROLES, Pair
 from sequoia_opt.errors import SequoiaError
+from sequoia_opt.plan.draft_names import LOOKUP
 
 SAME_TOKENS = 0.05  # share of two vocabularies that may differ, as long as no usual text has them
 SPECIAL = (3, 4, 5)  # llama.cpp's types of control, user-defined and unused tokens
@@ -57,7 +56,7 @@ def load(sources: Mapping[str, str], options: Mapping[str, Any], names: Mapping[
         check_model(header)
     settings = settings_of(options)
     if "draft" in headers:
-        _check_vocabularies(headers)
+        check_vocabularies(headers)
     models = {
         role: LlamaModel(Path(sources[role]), header, settings) for role, header in headers.items()
     }
@@ -88,16 +87,14 @@ def settings_of(options: Mapping[str, Any]) -> Settings:
     Raises:
         SequoiaError: an option is out of range.
     """
-    usable = len(processors())
-    cores = psutil.cpu_count(logical=False) or usable
     defaults: dict[str, Any] = {
-        "threads": min(usable, cores),
+        "threads": computing_threads(),
         "gpu_layers": ALL_LAYERS if has_gpu() else 0,
     }
     return Settings(**defaults | dict(options))
 
 
-def _check_vocabularies(headers: Mapping[str, GgufHeader]) -> None:
+def check_vocabularies(headers: Mapping[str, GgufHeader]) -> None:
     """Refuse a draft whose token ids mean other tokens than the target's.
 
     As on torch, tokens that only one has may differ, and so may a few special ones.

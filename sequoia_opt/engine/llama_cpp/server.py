@@ -1,6 +1,7 @@
 """llama.cpp's own server in a process of its own: what people would use instead of this program.
 
-Knows how a server is started, asked and ended. Knows nothing of what its answers are compared with.
+Knows how a server is started and ended, and why one failed. What it is asked is in
+`server_client`.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import http.client
-import json
 import os
 import re
 import signal
@@ -17,14 +17,12 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO
 
-from sequoia_opt.engine.library import LibraryGeneration
+from sequoia_opt.engine.llama_cpp.server_client import Answer, ServerClient
 from sequoia_opt.engine.llama_cpp.server_program import (
     HOST,
     INSTALL,
-    PROBE_SECONDS,
     ServerOptions,
     environment,
     program,
@@ -33,7 +31,6 @@ from sequoia_opt.errors import SequoiaError, one_line
 from sequoia_opt.plan.sampling import Sampling
 
 START_SECONDS = 600.0
-REQUEST_SECONDS = 3600.0
 POLL_SECONDS = 0.05
 HEALTH_SECONDS = 10.0
 ERROR = re.compile(r"(?i:error|fail)| E ")
@@ -52,6 +49,7 @@ class LlamaServer:
     Attributes:
         options: what it runs.
         program: which program it is.
+        client: what asks it.
     """
 
     def __init__(self, options: ServerOptions) -> None:
@@ -76,10 +74,11 @@ class LlamaServer:
 
     def _start(self) -> None:
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the server
-        self._port = free_port()
+        port = free_port()
+        self.client = ServerClient(self.program.name, (HOST, port), self._failure)
         try:
             self._process = subprocess.Popen(
-                self.program.command(self.options, self._port),
+                self.program.command(self.options, port),
                 stdin=subprocess.PIPE,  # the server ends with it, and so with this program
                 stdout=self._log,
                 stderr=self._log,
@@ -102,7 +101,7 @@ class LlamaServer:
         deadline = time.monotonic() + START_SECONDS
         while self._process.poll() is None:
             with contextlib.suppress(OSError, http.client.HTTPException):
-                if self._ask("GET", "/health", timeout=HEALTH_SECONDS)[0] == http.client.OK:
+                if self.client.ask("GET", "/health", timeout=HEALTH_SECONDS)[0] == http.client.OK:
                     return
             if time.monotonic() > deadline:
                 raise SequoiaError(
@@ -142,50 +141,7 @@ class LlamaServer:
         Raises:
             SequoiaError: it refuses the request, or has ended.
         """
-        request = {
-            "prompt": list(prompt),
-            "n_predict": new_tokens,
-            "ignore_eos": True,
-            "cache_prompt": False,
-            "return_tokens": True,
-            **_sampling_options(sampling),
-        }
-        try:
-            status, answer = self._ask("POST", "/completion", request, REQUEST_SECONDS)
-        except (OSError, http.client.HTTPException):
-            raise self._failure("ended, or does not answer") from None
-        if status != http.client.OK or "timings" not in answer:
-            message = answer.get("error", {}).get("message", f"status {status}")
-            raise SequoiaError(
-                f"{self.program.name}: refuses a prompt of {len(prompt)} tokens "
-                f"({_folded(message)[:160]})"
-            )
-        timings = answer["timings"]
-        return Answer(
-            tokens=[int(token) for token in answer["tokens"]],
-            predicted=int(timings["predicted_n"]),
-            predicted_ms=float(timings["predicted_ms"]),
-            drafted=int(timings.get("draft_n", 0)),
-            accepted=int(timings.get("draft_n_accepted", 0)),
-        )
-
-    def _ask(
-        self, method: str, path: str, body: object = None, timeout: float = PROBE_SECONDS
-    ) -> tuple[int, dict[str, Any]]:
-        """The status and the document of an answer."""
-        connection = http.client.HTTPConnection(HOST, self._port, timeout=timeout)
-        try:
-            content = None if body is None else json.dumps(body)
-            connection.request(method, path, content, {"Content-Type": "application/json"})
-            response = connection.getresponse()
-            text = response.read()
-        finally:
-            connection.close()
-        try:
-            document = json.loads(text)
-        except ValueError:
-            document = {}
-        return response.status, document if isinstance(document, dict) else {}
+        return self.client.generate(prompt, new_tokens, sampling)
 
     def _log_end(self, size: int = 4000) -> str:
         """The end of what it logged."""
@@ -219,51 +175,8 @@ def last_error(lines: Sequence[str]) -> str:
     return LOG_PREFIX.sub("", lines[place]) if lines else "it does not say why"
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What a server decoded.
-
-    Attributes:
-        tokens: the new tokens.
-        predicted: their number.
-        predicted_ms: time from the end of the prompt's forward pass, which yields the first token.
-        drafted, accepted: tokens that were guessed, and those of them that were accepted.
-    """
-
-    tokens: list[int]
-    predicted: int
-    predicted_ms: float
-    drafted: int
-    accepted: int
-
-    @property
-    def steps(self) -> int:
-        """Forward passes of the target after the prompt's; each yields one token of its own."""
-        return self.predicted - 1 - self.accepted
-
-    @property
-    def generation(self) -> LibraryGeneration:
-        """The same in the words that libraries have in common."""
-        seconds = self.predicted_ms / 1000
-        return LibraryGeneration(self.tokens, self.steps, self.predicted - 1, seconds)
-
-
 def free_port() -> int:
     """A port that no process listens on now."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])
-
-
-def _sampling_options(sampling: Sampling) -> dict[str, Any]:
-    """A request's fields: samplers in this program's order, and none that change nothing."""
-    if sampling.temperature == 0:
-        return {"temperature": 0, "samplers": ["top_k"], "top_k": 1}
-    fields: dict[str, Any] = {"temperature": sampling.temperature}
-    if sampling.top_k:
-        fields["top_k"] = sampling.top_k
-    if sampling.top_p < 1:
-        fields["top_p"] = sampling.top_p
-    if sampling.min_p:
-        fields["min_p"] = sampling.min_p
-    return {**fields, "samplers": list(fields)}

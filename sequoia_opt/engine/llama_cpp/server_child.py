@@ -21,9 +21,11 @@ def main() -> None:
     settings = json.loads(sys.argv[1])
     if not settings:
         kinds = list(wheel.common_speculative_type.__members__)
+        draft = wheel.CommonParams().speculative.draft
         description = {
             "version": wheel.__version__,
             "system": wheel.get_system_info(),
+            "default_chain": [draft.n_max, round(draft.p_min, 4)],
             "speculations": [_plain_name(kind) for kind in kinds if kind.startswith(KIND)],
         }
         print(json.dumps(description))
@@ -55,7 +57,8 @@ def parameters(wheel: Any, settings: Mapping[str, Any]) -> Any:
         draft.cpuparams.n_threads = draft.cpuparams_batch.n_threads = settings["threads"]
         draft.cache_type_k, draft.cache_type_v = cache_k, cache_v
         if settings["guesses"] is not None:
-            draft.n_max, draft.n_min, draft.p_min = settings["guesses"], 0, 0.0
+            draft.n_max, draft.n_min = settings["guesses"], 0
+            draft.p_min = settings["threshold"]
     return chosen
 
 

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor
 
@@ -24,21 +22,13 @@ from sequoia_opt.engine.library import (
     Speculation,
 )
 from sequoia_opt.engine.llama_cpp.library import bindings, features, logged, reason
-from sequoia_opt.engine.llama_cpp.server import LlamaServer
-from sequoia_opt.engine.llama_cpp.server_program import KINDS, ServerOptions, program
+from sequoia_opt.engine.llama_cpp.server_pool import REMEMBERING, ServerPool
+from sequoia_opt.engine.llama_cpp.server_program import KINDS, program
 from sequoia_opt.engine.llama_cpp.settings import CACHE_TYPES, FLASH_ATTENTION, Settings
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan.sampling import Sampling
 
-REMEMBERING = ("ngram-cache", "ngram-map-k", "ngram-map-k4v", "ngram-mod")
-"""Kinds of speculation that guess from texts of earlier requests too.
-
-A benchmark decodes a prompt several times, and would measure how well a text is remembered.
-"""
-
-CONTEXT_STEP = 1024  # a server's context is a multiple, so that few prompts need another server
 SLACK = 32  # tokens that a server wants room for beside a text
-FREE_SHARE = 0.25  # of the host's memory that further servers leave free
 
 
 class ServerLibrary:
@@ -48,13 +38,16 @@ class ServerLibrary:
         files: GGUF files of target and draft, by role.
         model: llama.cpp's own of the target, which has to live as long.
         settings: how the models run.
+
+    Attributes:
+        pool: the servers.
     """
 
     reference = "llama.cpp's"
 
     def __init__(self, files: Mapping[str, str], model: Any, settings: Settings) -> None:
         self._files, self._model, self._settings = dict(files), model, settings
-        self._servers: dict[Speculation, LlamaServer] = {}
+        self.pool = ServerPool(files, settings)
 
     def description(self) -> dict[str, str]:
         """See `Library`."""
@@ -93,35 +86,11 @@ class ServerLibrary:
         speculation: Speculation = NO_SPECULATION,
     ) -> LibraryGeneration:
         """See `Library`."""
-        server = self._server(speculation, len(prompt) + new_tokens + SLACK)
+        server = self.pool.server(speculation, len(prompt) + new_tokens + SLACK)
         generation = server.generate(prompt, new_tokens, sampling).generation
         if speculation.kind in REMEMBERING:
-            self._servers.pop(speculation).close()
+            self.pool.end(speculation)
         return generation
-
-    def _server(self, speculation: Speculation, tokens: int) -> LlamaServer:
-        """The server that speculates so, with room for this many tokens."""
-        server = self._servers.pop(speculation, None)
-        if server is not None and server.options.context >= tokens:
-            self._servers[speculation] = server  # now the last that was used
-            return server
-        if server is not None:
-            server.close()
-        context = max(self._settings.context_size, tokens + -tokens % CONTEXT_STEP)
-        target, draft = self._files["target"], self._files.get("draft", "")
-        options = ServerOptions(target, draft, self._settings, context, speculation)
-        while self._servers and not self._has_room():
-            self._servers.pop(next(iter(self._servers))).close()
-        self._servers[speculation] = server = LlamaServer(options)
-        return server
-
-    def _has_room(self) -> bool:
-        """Whether another server fits beside those that run."""
-        if self._settings.gpu_layers:
-            return False  # how much memory of a GPU a server takes is not known
-        memory = psutil.virtual_memory()
-        needed = sum(Path(file).stat().st_size for file in self._files.values())
-        return bool(memory.available - needed > FREE_SHARE * memory.total)
 
     def text_logits(self, text: list[int], keep: int) -> Tensor:
         """See `Library`: one batch in a context of its own."""
@@ -161,7 +130,4 @@ class ServerLibrary:
 
     def close(self) -> None:
         """See `Library`."""
-        for server in self._servers.values():  # all of them, before a second signal comes
-            server.kill()
-        while self._servers:
-            self._servers.popitem()[1].close()
+        self.pool.close()

@@ -10,10 +10,11 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,6 +22,8 @@ from pathlib import Path
 from sequoia_opt.engine.library import DRAFT, NO_SPECULATION, NONE, Speculation
 from sequoia_opt.engine.llama_cpp.settings import Settings
 from sequoia_opt.errors import SequoiaError, one_line
+from sequoia_opt.plan.chain_tuning import ChainSetting
+from sequoia_opt.plan.export_formats import llama_cpp_flags
 
 INSTALL = "put a llama-server on the PATH, or pip install xllamacpp"
 HOST = "127.0.0.1"
@@ -28,6 +31,9 @@ PROBE_SECONDS = 60.0
 ALL_GPU_LAYERS = 9999  # a number that every version takes for all
 KINDS = {NONE: "none", DRAFT: "draft-simple"}
 """llama.cpp's names of kinds of speculation that have another one here."""
+
+DEFAULT_CHAIN = ChainSetting(3)
+"""What llama.cpp drafts since May 2026 if it is told nothing."""
 
 CHILD = Path(__file__).with_name("server_child.py")
 WATCH = Path(__file__).with_name("server_watch.py")
@@ -68,6 +74,7 @@ class Program:
         speculations: llama.cpp's names of the kinds of speculation that it has.
         path: of the executable; None for the wheel.
         options: those that it has, of an executable.
+        default_chain: what it drafts if it is told nothing.
     """
 
     name: str
@@ -76,11 +83,12 @@ class Program:
     speculations: frozenset[str]
     path: str | None = None
     options: frozenset[str] = frozenset()
+    default_chain: ChainSetting = DEFAULT_CHAIN
 
     def command(self, options: ServerOptions, port: int) -> list[str]:
         """The command line that starts it: a server that ends when standard input does."""
-        settings, guesses = options.settings, options.speculation.guesses
-        uses_draft = options.speculation.kind == DRAFT
+        settings, speculation = options.settings, options.speculation
+        uses_draft = speculation.kind == DRAFT
         layers = ALL_GPU_LAYERS if settings.gpu_layers < 0 else settings.gpu_layers
         if self.path is None:
             document = {
@@ -90,7 +98,8 @@ class Program:
                 "draft": options.draft if uses_draft else None,
                 "context": options.context,
                 "speculation": options.kind,
-                "guesses": guesses,
+                "guesses": speculation.guesses,
+                "threshold": speculation.threshold,
                 "port": port,
             }
             return [sys.executable, "-P", str(CHILD), json.dumps(document)]
@@ -111,10 +120,46 @@ class Program:
         if uses_draft:
             command += ["-md", options.draft, "-ngld", str(layers)]
             command += ["-td", threads, "-tbd", threads, "-ctkd", types[0], "-ctvd", types[1]]
-            if guesses is not None:
-                command += ["--spec-draft-n-max", str(guesses)]
-                command += ["--spec-draft-n-min", "0", "--spec-draft-p-min", "0"]
+            if speculation.guesses is not None:
+                command += ["--spec-draft-n-max", str(speculation.guesses)]
+                command += ["--spec-draft-n-min", "0"]
+                command += ["--spec-draft-p-min", f"{speculation.threshold:g}"]
         return command
+
+
+def pasted(files: Mapping[str, str], settings: Settings, speculation: Speculation) -> str:
+    """The command line that starts a llama-server with these settings, for people to paste.
+
+    Args:
+        files: GGUF files of target and draft, by role.
+    """
+    usual = Settings(settings.threads)
+    layers = "all" if settings.gpu_layers < 0 else settings.gpu_layers
+    words = ["llama-server", "-m", shlex.quote(files["target"]), "-t", str(settings.threads)]
+    for option, value, default in (
+        ("-ngl", layers, usual.gpu_layers),
+        ("-fa", settings.flash_attention, usual.flash_attention),
+        ("-ctk", settings.cache_type_k, usual.cache_type_k),
+        ("-ctv", settings.cache_type_v, usual.cache_type_v),
+        ("-c", settings.context_size, usual.context_size),
+    ):
+        if value != default:
+            words += [option, str(value)]
+    if speculation != NO_SPECULATION:
+        words.append(speculation_flags(files.get("draft", ""), speculation))
+    return " ".join(words)
+
+
+def speculation_flags(draft: str, speculation: Speculation) -> str:
+    """The flags of a way to speculate, for people to paste.
+
+    Args:
+        draft: GGUF file, where the draft model speculates.
+    """
+    if speculation.kind == DRAFT and speculation.guesses is not None:
+        return llama_cpp_flags(draft, speculation.guesses, speculation.threshold)
+    kind = f"--spec-type {KINDS.get(speculation.kind, speculation.kind)}"
+    return f"-md {shlex.quote(draft)} {kind}" if speculation.kind == DRAFT else kind
 
 
 @cache
@@ -147,7 +192,17 @@ def _executable(path: str) -> Program:
         frozenset(kinds[1].split(",") if kinds else ["none"]),
         path,
         frozenset(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", text)),
+        ChainSetting(
+            int(_default(text, "n-max", DEFAULT_CHAIN.guesses)),
+            float(_default(text, "p-min", DEFAULT_CHAIN.threshold)),
+        ),
     )
+
+
+def _default(text: str, option: str, otherwise: float) -> str | float:
+    """The default that a help text gives for an option of chains."""
+    match = re.search(rf"--spec-draft-{option}\b.*?\(default: ([\d.]+)\)", text, re.DOTALL)
+    return match[1] if match else otherwise
 
 
 def _wheel() -> Program:
@@ -164,6 +219,7 @@ def _wheel() -> Program:
         str(description["version"]),
         _features(description["system"]),
         frozenset(description["speculations"]),
+        default_chain=ChainSetting(*description["default_chain"]),
     )
 
 

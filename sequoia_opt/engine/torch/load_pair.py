@@ -21,7 +21,6 @@ from sequoia_opt.engine.distributed import (
 )
 from sequoia_opt.engine.drafters import FINGERPRINT, Drafter, LookupDrafter, ModelDrafter
 from sequoia_opt.engine.gguf_file import is_gguf, stem
-from sequoia_opt.engine.names import LOOKUP
 from sequoia_opt.engine.pair import Pair, short_name
 from sequoia_opt.engine.text import Tokenizer
 from sequoia_opt.engine.torch.cuda_graphs import record
@@ -39,6 +38,7 @@ from sequoia_opt.engine.torch.machine import TorchMachine
 from sequoia_opt.engine.torch.memory import check_fits, weight_bytes
 from sequoia_opt.engine.torch.offload import PLACES, Offload
 from sequoia_opt.errors import SequoiaError, one_line
+from sequoia_opt.plan.draft_names import LOOKUP
 
 SAME_TOKENS = 0.05  # share of two vocabularies that may differ, if no ordinary text has them
 

@@ -13,9 +13,10 @@ import pytest
 
 from sequoia_opt.engine.decoder import Decoder
 from sequoia_opt.engine.library import DRAFT, NO_SPECULATION, Speculation
-from sequoia_opt.engine.llama_cpp import server_library
-from sequoia_opt.engine.llama_cpp.server import LlamaServer, _sampling_options
-from sequoia_opt.engine.llama_cpp.server_library import REMEMBERING, ServerLibrary
+from sequoia_opt.engine.llama_cpp.server import LlamaServer
+from sequoia_opt.engine.llama_cpp.server_client import sampling_options
+from sequoia_opt.engine.llama_cpp.server_library import ServerLibrary
+from sequoia_opt.engine.llama_cpp.server_pool import REMEMBERING, ServerPool
 from sequoia_opt.engine.llama_cpp.server_program import ServerOptions, program
 from sequoia_opt.engine.llama_cpp.settings import Settings
 from sequoia_opt.errors import SequoiaError
@@ -77,18 +78,18 @@ def test_lookup_decodes_the_same_tokens(
 
 
 def test_a_server_that_remembers_texts_is_not_asked_twice(library: ServerLibrary) -> None:
-    assert not any(speculation.kind in REMEMBERING for speculation in library._servers)
+    assert not any(speculation.kind in REMEMBERING for speculation in library.pool.servers)
 
 
 def test_a_longer_text_gets_another_server(
     library: ServerLibrary, prompts: list[list[int]]
 ) -> None:
     library.generate(prompts[0], 4, Sampling())
-    before = library._servers[NO_SPECULATION]
+    before = library.pool.servers[NO_SPECULATION]
     library.generate(prompts[0], 5, Sampling())
-    assert library._servers[NO_SPECULATION] is before
+    assert library.pool.servers[NO_SPECULATION] is before
     library.generate(prompts[0] * 30, 4, Sampling())
-    after = library._servers[NO_SPECULATION]
+    after = library.pool.servers[NO_SPECULATION]
     assert after.options.context > before.options.context
     assert before._process.poll() is not None
 
@@ -99,13 +100,13 @@ def test_as_many_servers_run_as_memory_holds(
     prompts: list[list[int]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(server_library.ServerLibrary, "_has_room", lambda self: False)
+    monkeypatch.setattr(ServerPool, "has_room", lambda self: False)
     library = ServerLibrary(bundled_files, pair.target.model, SETTINGS)
     for speculation in (NO_SPECULATION, Speculation("ngram-simple")):
         library.generate(prompts[0], 4, Sampling(), speculation)
-        assert list(library._servers) == [speculation]
+        assert list(library.pool.servers) == [speculation]
     library.close()
-    assert not library._servers
+    assert not library.pool.servers
 
 
 def test_it_samples(library: ServerLibrary, prompts: list[list[int]]) -> None:
@@ -115,7 +116,7 @@ def test_it_samples(library: ServerLibrary, prompts: list[list[int]]) -> None:
 
 
 def test_samplers_stand_in_this_programs_order() -> None:
-    found = _sampling_options(Sampling(temperature=0.5, min_p=0.1, top_p=0.9))
+    found = sampling_options(Sampling(temperature=0.5, min_p=0.1, top_p=0.9))
     assert found == {
         "temperature": 0.5, "top_p": 0.9, "min_p": 0.1,
         "samplers": ["temperature", "top_p", "min_p"],

@@ -63,7 +63,7 @@ def test_the_tree_and_the_server_decode_the_same_text(pair: Any, tmp_path: Path)
     assert results[0].tokens_per_step == results[1].tokens_per_step == 1
     assert 1 < results[2].tokens_per_step <= results[3].tokens_per_step <= 4
     assert prepared.settings["library"]["server"] == program().name
-    assert not pair.library._servers  # none is left running
+    assert not pair.library.pool.servers  # none is left running
 
 
 def test_each_engine_has_its_own_library() -> None:

@@ -1,0 +1,177 @@
+"""The command `tune`: the fastest setting of an engine's own speculation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sequoia_opt.cli.app import app
+from sequoia_opt.cli.bench_options import Format, PrintFormat
+from sequoia_opt.cli.engine_options import EngineSettings
+from sequoia_opt.cli.option_groups import with_option_groups
+from sequoia_opt.cli.options import MODELS, Force, Json, check_output, print_json
+from sequoia_opt.engine.names import LLAMA_CPP
+
+if TYPE_CHECKING:
+    from sequoia_opt.measure.tune.llama_cpp import Task, TunedServer
+
+TUNABLE = (LLAMA_CPP,)
+PROFILE, ACCEPTANCE = "profile.yaml", "acceptance.yaml"
+
+
+def _checked_engine(engine: str) -> str:
+    if engine not in TUNABLE:
+        raise typer.BadParameter(f"found {engine!r}, expected {' or '.join(TUNABLE)}")
+    return engine
+
+
+@app.command(
+    epilog="Example: sequoia-opt tune llama.cpp --model big.gguf --draft small.gguf "
+    "--prompts prompts.jsonl"
+)
+@with_option_groups
+def tune(
+    engine: Annotated[
+        str,
+        typer.Argument(help=f"Engine to tune: {' or '.join(TUNABLE)}.", callback=_checked_engine),
+    ] = LLAMA_CPP,
+    *,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Model to serve: a .gguf file.", show_default="bundled", rich_help_panel=MODELS
+        ),
+    ] = None,
+    draft: Annotated[
+        str | None,
+        typer.Option(
+            help="Draft model: a .gguf file.",
+            show_default="bundled, or none with --model",
+            rich_help_panel=MODELS,
+        ),
+    ] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(
+            help="Tune the server that runs at this address, e.g. http://127.0.0.1:8080, "
+            "instead of starting servers."
+        ),
+    ] = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            help="Decode prompts of this dataset, which should be like those that will be served; "
+            "see `estimate --dataset`.",
+            show_default="bundled",
+        ),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=2, help="Number of prompts to decode.")] = 8,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=8, help="New tokens to decode for each prompt.")
+    ] = 128,
+    minutes: Annotated[
+        float, typer.Option(min=0.1, help="Stop after about this many minutes.")
+    ] = 5.0,
+    settings: EngineSettings,
+    save: Annotated[
+        Path | None,
+        typer.Option(help=f"Write the measurements to this folder, as {PROFILE} and {ACCEPTANCE}."),
+    ] = None,
+    force: Force = False,
+    form: PrintFormat = Format.table,
+    as_json: Json = False,
+) -> None:
+    """Find the fastest setting of a server's own speculation, and prove it.
+
+    Predicts the speed of every length and threshold of the draft's chains from
+    a few runs. Then plain decoding, the server's default, the best setting and
+    the server's n-gram lookups race on the prompts. Prints the fastest one's command.
+    """
+    if url is not None and (model or draft or settings.settings):
+        raise typer.BadParameter(
+            "found models or settings too, expected only the address: a running server has its own",
+            param_hint="--url",
+        )
+    outputs = _outputs(save, force)
+    from sequoia_opt.api import load_dataset
+    from sequoia_opt.cli.output import note, written
+    from sequoia_opt.measure.tune.llama_cpp import Task
+    from sequoia_opt.measure.tune.tuning import TuneSpec
+
+    name, documents = load_dataset(prompts, note)
+    task = Task(name, documents, limit, TuneSpec(new_tokens=max_new_tokens, minutes=minutes))
+    outcome = _tuned(url, _files(model, draft), settings, task)
+    for path in _saved(outcome, outputs):
+        written(path)
+    _print(outcome, Format.json if as_json else form)
+
+
+def _files(model: str | None, draft: str | None) -> dict[str, str]:
+    """The models' files by role; the bundled pair's without any."""
+    from sequoia_opt import demo
+
+    if model is None:
+        model, draft = demo.TARGET_NAME, draft or demo.DRAFT_NAME
+    named = {"target": model} | ({"draft": draft} if draft else {})
+    return {role: demo.resolve(name, LLAMA_CPP) for role, name in named.items()}
+
+
+def _tuned(
+    url: str | None, files: Mapping[str, str], settings: EngineSettings, task: Task
+) -> TunedServer:
+    from sequoia_opt.cli.output import note, progress
+    from sequoia_opt.measure.tune.llama_cpp import tune_files, tune_url
+
+    if url is not None:
+        return tune_url(url, task, progress, note)
+    return tune_files(files, settings.settings, task, progress, note)
+
+
+def _outputs(folder: Path | None, force: bool) -> list[Path]:
+    """The files to write, checked before anything that takes long; none without a folder."""
+    from sequoia_opt.plan import acceptance, latency
+
+    if folder is None:
+        return []
+    folder.mkdir(parents=True, exist_ok=True)
+    formats = {PROFILE: latency.FORMAT, ACCEPTANCE: acceptance.FORMAT}
+    for file, kind in formats.items():
+        check_output(folder / file, kind, force=force)
+    return [folder / file for file in formats]
+
+
+def _saved(outcome: TunedServer, outputs: list[Path]) -> list[Path]:
+    """Write the measurements of chains, and return the files that were written."""
+    from sequoia_opt.cli.output import note
+    from sequoia_opt.measure.tune.files import acceptance_of, profile_of
+
+    if not outputs:
+        return []
+    if outcome.tuned.study is None:
+        note("note: nothing to save, since no chains are measured without a draft model")
+        return []
+    profile, acceptance = outputs
+    profile_of(outcome.tuned.study, outcome.tried).save(profile)
+    acceptance_of(outcome.tuned.study, outcome.tried).save(acceptance)
+    return outputs
+
+
+def _print(outcome: TunedServer, form: Format) -> None:
+    from sequoia_opt.cli import bench_tables, tune_summary
+
+    results = outcome.tuned.results
+    if form is Format.json:
+        print_json(tune_summary.document(outcome))
+    elif form is Format.csv:
+        tune_summary.show_csv(outcome)
+    else:
+        show = bench_tables.race_markdown if form is Format.md else bench_tables.race_table
+        tune_summary.show_study(outcome)
+        if results:
+            show(results, tune_summary.title(outcome), True)
+        elif outcome.tuned.study is not None:
+            tune_summary.show_predictions(outcome.tuned.study)
+        tune_summary.show_verdict(outcome)

@@ -1,0 +1,165 @@
+"""What `tune` prints: its measurements of chains, predictions beside the race, and the verdict.
+
+Knows results. Knows nothing of how they were measured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from sequoia_opt.cli.bench_tables import interval_text, race_csv
+from sequoia_opt.cli.csv_output import flat, print_csv
+from sequoia_opt.cli.output import counted, digits, note, out, plain
+from sequoia_opt.engine.library import NO_SPECULATION
+from sequoia_opt.measure.tune.runs import with_draft
+from sequoia_opt.measure.tune.tuning import label_of
+
+if TYPE_CHECKING:
+    from sequoia_opt.measure.tune.llama_cpp import TunedServer
+    from sequoia_opt.measure.tune.tuning import ChainStudy
+    from sequoia_opt.plan.chain_tuning import ChainPrediction
+
+SHOWN_POSITIONS = 8
+SERVERS = ("llama-server", "xllamacpp")
+
+
+def title(outcome: TunedServer) -> str:
+    """One line with what was decoded, and where."""
+    tried = outcome.tried
+    models = tried.target + (f" with {tried.draft}" if outcome.tuned.study else "")
+    server = [f"{name} {tried.software[name]}" for name in SERVERS if name in tried.software]
+    machine = tried.hardware["name"]
+    if "threads" in tried.hardware:
+        machine += f", {counted(tried.hardware['threads'], 'thread')}"
+    work = f"{tried.dataset}: {counted(outcome.prompts, 'prompt')}"
+    return "; ".join(
+        [f"{work}, {outcome.tuned.new_tokens} new tokens each", models, machine, *server]
+    )
+
+
+def show_study(outcome: TunedServer) -> None:
+    """Print how often guesses are accepted, and what rounds take."""
+    study = outcome.tuned.study
+    if study is None:
+        return
+    reached = study.records[0].reached[:SHOWN_POSITIONS] / _steps(study)
+    shares = ", ".join(f"{100 * share:.0f}%" for share in reached)
+    out.print(f"steps that accept at least 1, 2, 3 … guesses: {shares}")
+    rounds = [
+        f"{digits(ms)} ms with {length}"
+        for length, ms in zip(study.costs.lengths, study.costs.round_ms, strict=True)
+    ]
+    out.print(
+        f"time of a step: {digits(study.costs.plain_ms)} ms plain, {', '.join(rounds)} guesses"
+    )
+
+
+def show_predictions(study: ChainStudy) -> None:
+    """Print the predictions of chains that were not tried, by their guesses."""
+    for prediction in sorted(study.predictions, key=lambda p: p.setting.guesses):
+        interval = interval_text(prediction.low, prediction.high)
+        name = label_of(with_draft(prediction.setting))
+        out.print(f"{name}: at least {prediction.speedup:.2f}x plain decoding{interval}, predicted")
+
+
+def show_verdict(outcome: TunedServer) -> None:
+    """Print predictions beside the measurements, and the command to use."""
+    tuned = outcome.tuned
+    if not tuned.results:
+        out.print(
+            "no setting is predicted to pay beyond doubt; leave speculation off, or tune with "
+            "--model"
+            if tuned.best == NO_SPECULATION
+            else f"fastest by prediction: {label_of(tuned.best)}"
+        )
+        plain(outcome.command)
+        return
+    for speculation, result in zip(tuned.settings, tuned.results, strict=True):
+        prediction = tuned.study.of(speculation) if tuned.study else None
+        if prediction is not None:
+            out.print(
+                f"{result.name}: speedup predicted {prediction.speedup:.2f}x, measured "
+                f"{result.speedup:.2f}x ({100 * (prediction.speedup / result.speedup - 1):+.1f}%)"
+            )
+    best = tuned.settings.index(tuned.best)
+    if tuned.best == NO_SPECULATION:
+        out.print("speculation does not pay: no setting is faster beyond doubt; leave it off")
+    else:
+        result = tuned.results[best]
+        interval = interval_text(result.speedup_low, result.speedup_high)
+        out.print(f"fastest: {result.name}, {result.speedup:.2f}x plain decoding{interval}")
+        if result.agreement < 1:
+            note(
+                f"note: {100 * (1 - result.agreement):.0f}% of its texts differ from plain "
+                "decoding's: the server rounds differently when it computes several tokens at once"
+            )
+    plain(outcome.command)
+
+
+def show_csv(outcome: TunedServer) -> None:
+    """Print the results as CSV, or the predictions where nothing was tried."""
+    if outcome.tuned.results or outcome.tuned.study is None:
+        race_csv(outcome.tuned.results, settings_of(outcome))
+    else:
+        settings = flat(settings_of(outcome))
+        print_csv([{**_prediction(p), **settings} for p in outcome.tuned.study.predictions])
+
+
+def document(outcome: TunedServer) -> dict[str, Any]:
+    """The whole outcome as a mapping."""
+    tuned = outcome.tuned
+    best = tuned.best
+    return {
+        **settings_of(outcome),
+        "pays": best != NO_SPECULATION,
+        "setting": asdict(best),
+        "command": outcome.command,
+        "results": [_result(outcome, number) for number in range(len(tuned.results))],
+        **({} if tuned.study is None else _study(tuned.study)),
+    }
+
+
+def settings_of(outcome: TunedServer) -> dict[str, Any]:
+    """Models, prompts, machine and settings, as a mapping."""
+    tried = outcome.tried
+    return {
+        "target": tried.target,
+        "draft": tried.draft,
+        "dataset": tried.dataset,
+        "prompts": outcome.prompts,
+        "max_new_tokens": outcome.tuned.new_tokens,
+        "context": tried.context,
+        "hardware": dict(tried.hardware),
+        "software": dict(tried.software),
+        "engine": dict(tried.engine),
+    }
+
+
+def _result(outcome: TunedServer, number: int) -> dict[str, Any]:
+    speculation, result = outcome.tuned.settings[number], outcome.tuned.results[number]
+    prediction = outcome.tuned.study.of(speculation) if outcome.tuned.study else None
+    predicted = {} if prediction is None else {"predicted": _prediction(prediction)}
+    return {**asdict(result), "setting": asdict(speculation), **predicted}
+
+
+def _study(study: ChainStudy) -> dict[str, Any]:
+    costs = study.costs
+    return {
+        "reached": (study.records[0].reached / _steps(study)).tolist(),
+        "steps": _steps(study),
+        "plain_ms": costs.plain_ms,
+        "lengths": list(costs.lengths),
+        "round_ms": costs.round_ms.tolist(),
+        "pass_ms": costs.pass_ms,
+        "predictions": [_prediction(prediction) for prediction in study.predictions],
+    }
+
+
+def _prediction(prediction: ChainPrediction) -> dict[str, Any]:
+    values = asdict(prediction)
+    return {**values.pop("setting"), **values}
+
+
+def _steps(study: ChainStudy) -> int:
+    return sum(len(text.accepted) for text in study.records[0].texts)

@@ -1,0 +1,106 @@
+"""A llama-server that somebody else runs, and what can be changed of it from one text to the next.
+
+Versions until the beginning of 2026 took the length and the threshold of a chain with each
+request; later ones keep those that they were started with. Knows these requests. Knows nothing
+of how settings are chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from sequoia_opt.engine.library import DRAFT, NO_SPECULATION, Speculation
+from sequoia_opt.engine.llama_cpp.server_client import GREEDY, Answer, ServerClient
+from sequoia_opt.errors import SequoiaError
+from sequoia_opt.plan.chain_replay import StepCounts
+from sequoia_opt.plan.chain_tuning import ChainSetting
+
+N_MAX, N_MIN, P_MIN = (f"speculative.{name}" for name in ("n_max", "n_min", "p_min"))
+UNUSUAL_GUESSES = 13  # a length that no server is started with by default
+HTTP_PORT = 80
+
+
+class RunningServer:
+    """See `TunableEngine`, of a server whose chains can be set with each request.
+
+    Args:
+        url: its address, as http://127.0.0.1:8080.
+
+    Attributes:
+        client: what asks it.
+        takes_settings: whether it takes the length and the threshold of a chain with a request.
+        model: the name of its model; empty if it does not say so.
+        context: tokens that a text may have; 0 if it does not say so.
+
+    Raises:
+        SequoiaError: the address is none, or nothing answers there as a llama-server does.
+    """
+
+    has_draft = True
+    other_kinds = ()
+
+    def __init__(self, url: str) -> None:
+        self.client = ServerClient(url, address_of(url), lambda what: _failure(url, what))
+        properties = self.client.properties()
+        if "default_generation_settings" not in properties:
+            raise SequoiaError(f"{url}: found no llama-server there, expected one; name its URL")
+        self.model = Path(str(properties.get("model_path", ""))).stem
+        self.context = int(properties["default_generation_settings"].get("n_ctx", 0))
+        unusual = self._settings_told(_fields(Speculation(DRAFT, UNUSUAL_GUESSES)))
+        self.takes_settings = unusual.get(N_MAX) == UNUSUAL_GUESSES
+        own = self._settings_told({})
+        self.default_chain = ChainSetting(int(own.get(N_MAX, 0)), float(own.get(P_MIN, 0)))
+
+    def _settings_told(self, fields: Mapping[str, Any]) -> Mapping[str, Any]:
+        """How the server says that it decodes a request with these fields."""
+        text = self.client.tokens("a") or [0]
+        return self.client.generate(text, 1, GREEDY, fields).settings
+
+    def answer(self, speculation: Speculation, prompt: list[int], new_tokens: int) -> Answer:
+        """See `TunableEngine`."""
+        return self.client.generate(prompt, new_tokens, GREEDY, _fields(speculation))
+
+    def counted(self, speculation: Speculation, prompt: list[int], new_tokens: int) -> StepCounts:
+        """See `TunableEngine`."""
+        fields = _fields(speculation)
+        return self.client.steps(prompt, new_tokens, speculation.guesses, fields)
+
+    def step_ms(self, text: list[int], guesses: int) -> float | None:
+        """See `FixedSettingsEngine`."""
+        return self.client.step_ms(text, guesses)
+
+    def step_without_guesses_ms(self, text: list[int]) -> float:
+        """See `FixedSettingsEngine`."""
+        return self.client.generate(text, 2, GREEDY, {"cache_prompt": True}).predicted_ms
+
+
+def _fields(speculation: Speculation) -> dict[str, Any]:
+    """A request's fields for a setting; none for the server's own."""
+    if speculation == NO_SPECULATION:
+        return {N_MAX: 0, N_MIN: 0}
+    if speculation.guesses is None:
+        return {}
+    return {N_MAX: speculation.guesses, N_MIN: 0, P_MIN: speculation.threshold}
+
+
+def address_of(url: str) -> tuple[str, int]:
+    """The host and the port of a server.
+
+    Raises:
+        SequoiaError: the URL names none.
+    """
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host = None
+    if host is None or parts.scheme != "http":
+        raise SequoiaError(f"{url}: expected a URL as http://127.0.0.1:8080")
+    return host, port or HTTP_PORT
+
+
+def _failure(url: str, what: str) -> SequoiaError:
+    return SequoiaError(f"{url}: the server {what}; is a llama-server running there?")

@@ -1,0 +1,289 @@
+"""What llama.cpp's server is asked over HTTP, and what it answers.
+
+Knows requests, answers and the counts in them. Knows nothing of how a server is started, nor of
+what its answers are compared with.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sequoia_opt.engine.http_client import HttpClient, json_mapping
+from sequoia_opt.engine.library import LibraryGeneration
+from sequoia_opt.engine.llama_cpp.server_steps import steps_of
+from sequoia_opt.errors import SequoiaError
+from sequoia_opt.plan.chain_replay import StepCounts
+from sequoia_opt.plan.sampling import Sampling
+
+PROBE_SECONDS = 60.0
+REQUEST_SECONDS = 3600.0
+STREAM_START = b"data: "
+NO_ANSWER = "ended, or does not answer"
+GREEDY = Sampling()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a server decoded.
+
+    Attributes:
+        tokens: the new tokens.
+        predicted: their number.
+        predicted_ms: time from the end of the prompt's forward pass, which yields the first token.
+        drafted, accepted: tokens that were guessed, and those of them that were accepted.
+        settings: how the server says that it decoded.
+    """
+
+    tokens: list[int]
+    predicted: int
+    predicted_ms: float
+    drafted: int
+    accepted: int
+    settings: Mapping[str, Any]
+
+    @property
+    def steps(self) -> int:
+        """Forward passes of the target after the prompt's; each yields one token of its own."""
+        return self.predicted - 1 - self.accepted
+
+    @property
+    def generation(self) -> LibraryGeneration:
+        """The same in the words that libraries have in common."""
+        seconds = self.predicted_ms / 1000
+        return LibraryGeneration(self.tokens, self.steps, self.predicted - 1, seconds)
+
+
+class ServerClient:
+    """Asks one server.
+
+    Args:
+        name: the server's, for messages.
+        address: host and port.
+        failure: makes the error of a server that has ended or does not answer, from what happened.
+    """
+
+    def __init__(
+        self, name: str, address: tuple[str, int], failure: Callable[[str], SequoiaError]
+    ) -> None:
+        self.name, self._address, self._failure = name, address, failure
+
+    def generate(
+        self,
+        prompt: Sequence[int],
+        new_tokens: int,
+        sampling: Sampling,
+        fields: Mapping[str, Any] | None = None,
+    ) -> Answer:
+        """Decode a prompt, past end-of-text tokens.
+
+        Args:
+            fields: further fields of the request.
+
+        Raises:
+            SequoiaError: it refuses the request, has ended, or does not say how long it took.
+        """
+        request = _request(prompt, new_tokens, sampling) | dict(fields or {})
+        try:
+            status, answer = self.ask("POST", "/completion", request, REQUEST_SECONDS)
+        except (OSError, http.client.HTTPException):
+            raise self._failure(NO_ANSWER) from None
+        self._check(status, answer, len(prompt))
+        timings = answer["timings"]
+        return Answer(
+            tokens=[int(token) for token in answer["tokens"]],
+            predicted=int(timings["predicted_n"]),
+            predicted_ms=float(timings["predicted_ms"]),
+            drafted=int(timings.get("draft_n", 0)),
+            accepted=int(timings.get("draft_n_accepted", 0)),
+            settings=answer.get("generation_settings", {}),
+        )
+
+    def steps(
+        self,
+        prompt: Sequence[int],
+        new_tokens: int,
+        longest: int | None,
+        fields: Mapping[str, Any] | None = None,
+    ) -> StepCounts:
+        """Decode a prompt greedily, past end-of-text tokens, and count each step's guesses.
+
+        The answer is streamed, which takes time of its own: its times are not to be compared.
+
+        Args:
+            longest: the most guesses of a step; see `steps_of`.
+
+        Raises:
+            SequoiaError: as in `generate`.
+        """
+        request = _request(prompt, new_tokens, GREEDY) | dict(fields or {})
+        counts = self._counts(request)
+        if int(counts[-1]["predicted_n"]) < new_tokens:
+            raise self._failure("stopped in the middle of an answer")
+        return steps_of(counts, longest)
+
+    def step_ms(self, prompt: Sequence[int], guesses: int) -> float | None:
+        """The time of one greedy step behind a prompt, which the server keeps.
+
+        A server guesses no further than the text is to go: so the first step of a short enough
+        answer has fewer guesses than the server was started with.
+
+        Args:
+            guesses: of the step, at most the server's own.
+
+        Returns:
+            None if the step had another number of guesses, or cannot be told from the next one.
+
+        Raises:
+            SequoiaError: as in `generate`.
+        """
+        request = _request(prompt, guesses + 2, GREEDY) | {"cache_prompt": True}
+        counts = self._counts(request)
+        if len(counts) < 2:
+            return None
+        first, second = counts[:2]  # the prompt's own token, and the first one of the step
+        accepted = int(second.get("draft_n_accepted", 0))
+        # Either may be missing: a token whose bytes end inside a character is not sent.
+        is_one_step = int(first["predicted_n"]) == 1 and int(second["predicted_n"]) <= 2 + accepted
+        if int(second.get("draft_n", 0)) != guesses or not is_one_step:
+            return None
+        return float(second["predicted_ms"]) - float(first["predicted_ms"])
+
+    def _counts(self, request: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The timings and counts that are streamed with each token of an answer."""
+        streamed = {**request, "stream": True, "timings_per_token": True}
+        parts = [part.get("timings", {}) for part in self._stream(streamed)]
+        counts = [timings for timings in parts if timings.get("predicted_n")]
+        if not counts:
+            raise self._too_old()
+        return counts
+
+    def _stream(self, request: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+        """The parts of a streamed answer."""
+        connection = http.client.HTTPConnection(*self._address, timeout=REQUEST_SECONDS)
+        try:
+            content, kind = json.dumps(request), {"Content-Type": "application/json"}
+            connection.request("POST", "/completion", content, kind)
+            response = connection.getresponse()
+            if response.status != http.client.OK:
+                document = json_mapping(response.read().decode(errors="replace"))
+                self._check(response.status, document, len(request["prompt"]))
+            for line in response:
+                if not line.startswith(STREAM_START):
+                    continue
+                part = json_mapping(line.removeprefix(STREAM_START).decode(errors="replace"))
+                if "error" in part:
+                    self._check(http.client.INTERNAL_SERVER_ERROR, part, len(request["prompt"]))
+                yield part
+        except (OSError, http.client.HTTPException):
+            raise self._failure(NO_ANSWER) from None
+        finally:
+            connection.close()
+
+    def tokens(self, text: str) -> list[int]:
+        """A text's tokens, with those that the model has at a beginning.
+
+        Raises:
+            SequoiaError: the server has ended, or gives no tokens.
+        """
+        answer = self._told("POST", "/tokenize", {"content": text, "add_special": True})
+        tokens = answer.get("tokens")
+        if not isinstance(tokens, list):
+            raise SequoiaError(f"{self.name}: found no tokens in its answer to /tokenize")
+        return [int(token) for token in tokens]
+
+    def chat_text(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """A conversation in the model's chat template.
+
+        Raises:
+            SequoiaError: the server has ended, or has no template that takes it.
+        """
+        answer = self._told("POST", "/apply-template", {"messages": [dict(m) for m in messages]})
+        if not isinstance(answer.get("prompt"), str):
+            raise SequoiaError(
+                f"{self.name}: cannot put a conversation into a chat template "
+                f"({_message(answer, 'it does not say why')})"
+            )
+        return str(answer["prompt"])
+
+    def properties(self) -> dict[str, Any]:
+        """What the server says of itself.
+
+        Raises:
+            SequoiaError: it does not answer.
+        """
+        return self._told("GET", "/props")
+
+    def _told(self, method: str, path: str, body: object = None) -> dict[str, Any]:
+        try:
+            return self.ask(method, path, body)[1]
+        except (OSError, http.client.HTTPException):
+            raise self._failure(NO_ANSWER) from None
+
+    def ask(
+        self, method: str, path: str, body: object = None, timeout: float = PROBE_SECONDS
+    ) -> tuple[int, dict[str, Any]]:
+        """The status and the document of an answer.
+
+        Raises:
+            OSError, http.client.HTTPException: there is no answer.
+        """
+        host, port = self._address
+        host = f"[{host}]" if ":" in host else host  # of IPv6
+        status, text = HttpClient(f"http://{host}:{port}").ask(method, path, body, timeout)
+        return status, json_mapping(text)
+
+    def _check(self, status: int, answer: Mapping[str, Any], prompt: int) -> None:
+        """Refuse an answer without a text and its timings.
+
+        Raises:
+            SequoiaError: it says why.
+        """
+        if status != http.client.OK:
+            raise SequoiaError(
+                f"{self.name}: refuses a prompt of {prompt} tokens "
+                f"({_message(answer, f'status {status}')})"
+            )
+        if "predicted_ms" not in answer.get("timings", {}) or "tokens" not in answer:
+            raise self._too_old()
+
+    def _too_old(self) -> SequoiaError:
+        return SequoiaError(
+            f"{self.name}: its answers have no tokens or no timings; use a llama-server of 2025 or "
+            "later"
+        )
+
+
+def _request(prompt: Sequence[int], new_tokens: int, sampling: Sampling) -> dict[str, Any]:
+    return {
+        "prompt": list(prompt),
+        "n_predict": new_tokens,
+        "ignore_eos": True,
+        "cache_prompt": False,
+        "return_tokens": True,
+        **sampling_options(sampling),
+    }
+
+
+def sampling_options(sampling: Sampling) -> dict[str, Any]:
+    """A request's fields: samplers in this program's order, and none that change nothing."""
+    if sampling.temperature == 0:
+        return {"temperature": 0, "samplers": ["top_k"], "top_k": 1}
+    fields: dict[str, Any] = {"temperature": sampling.temperature}
+    if sampling.top_k:
+        fields["top_k"] = sampling.top_k
+    if sampling.top_p < 1:
+        fields["top_p"] = sampling.top_p
+    if sampling.min_p:
+        fields["min_p"] = sampling.min_p
+    return {**fields, "samplers": list(fields)}
+
+
+def _message(answer: Mapping[str, Any], otherwise: str) -> str:
+    """What a server says of an error, in one line."""
+    error = answer.get("error", {})
+    message = error.get("message", otherwise) if isinstance(error, dict) else error
+    return " ".join(str(message).split())[:160]

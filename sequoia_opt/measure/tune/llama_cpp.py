@@ -1,0 +1,176 @@
+"""Tunes llama.cpp's server: one that is started for each setting, or one that is running.
+
+Knows files, servers and the command line to print. `tuning` says how settings are tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from sequoia_opt.engine.cpu import computing_threads
+from sequoia_opt.engine.gguf_file import check_model, is_gguf, read_header, stem
+from sequoia_opt.engine.hardware import hardware, own_versions
+from sequoia_opt.engine.library import NO_SPECULATION
+from sequoia_opt.engine.llama_cpp.load_pair import check_vocabularies
+from sequoia_opt.engine.llama_cpp.running_server import RunningServer
+from sequoia_opt.engine.llama_cpp.server_program import pasted, program, speculation_flags
+from sequoia_opt.engine.llama_cpp.settings import ALL_LAYERS, Settings
+from sequoia_opt.engine.llama_cpp.started_servers import StartedServers
+from sequoia_opt.engine.names import GGUF, LLAMA_CPP
+from sequoia_opt.engine.pair import ROLES
+from sequoia_opt.errors import SequoiaError
+from sequoia_opt.measure.progress import Note, ProgressBar
+from sequoia_opt.measure.records import Document
+from sequoia_opt.measure.tune.files import Tried
+from sequoia_opt.measure.tune.fixed_settings import study_fixed_settings
+from sequoia_opt.measure.tune.prompts import prompts_for
+from sequoia_opt.measure.tune.tuning import Tuned, TuneSpec, tune
+
+GPU_BACKENDS = ("CUDA", "ROCm", "HIP", "MTL", "Metal", "Vulkan", "SYCL", "MUSA")
+UNKNOWN_DRAFT = "DRAFT.gguf"
+
+
+@dataclass(frozen=True)
+class Task:
+    """The prompts to decode while settings are tried, and the time for it.
+
+    Attributes:
+        dataset: its short name.
+        documents: where prompts come from.
+        limit: number of prompts.
+        spec: see `TuneSpec`.
+    """
+
+    dataset: str
+    documents: Sequence[Document]
+    limit: int
+    spec: TuneSpec
+
+
+@dataclass(frozen=True)
+class TunedServer:
+    """The outcome, and the command to use.
+
+    Attributes:
+        tuned: see `Tuned`.
+        command: the command line of the fastest setting.
+        tried: the models, prompts and machine, for files.
+        prompts: number of prompts.
+    """
+
+    tuned: Tuned
+    command: str
+    tried: Tried
+    prompts: int
+
+
+def tune_files(
+    files: Mapping[str, str],
+    options: Mapping[str, Any],
+    task: Task,
+    bar: ProgressBar,
+    note: Note,
+) -> TunedServer:
+    """Start a server for each setting, and find the fastest.
+
+    Args:
+        files: GGUF files of target and, perhaps, draft, by role.
+        options: fields of `Settings`; by default all cores, and the GPU if the server has one.
+
+    Raises:
+        SequoiaError: a file cannot be read or run, the two do not fit together, there is no
+            server, or no prompt is usable.
+    """
+    positions = _checked_positions(files)
+    settings = _settings(options)
+    with StartedServers(files, settings) as servers:
+        most = positions - task.spec.new_tokens
+        prompts = prompts_for(servers.client, task.documents, task.limit, most, note)
+        servers.make_room(max(map(len, prompts)) + task.spec.new_tokens)
+        tuned = tune(servers, prompts, task.spec, bar, note)
+    server = program()
+    tried = Tried(
+        **{role: stem(files[role]) if role in files else "none" for role in ROLES},
+        dataset=task.dataset,
+        context=_mean_context(prompts, tuned.new_tokens),
+        hardware=hardware(torch.device("cpu"), settings.threads),
+        software=own_versions() | {server.name: server.version},
+        engine={"name": LLAMA_CPP, **settings.document()},
+        paths=files,
+    )
+    command = pasted(files, settings, tuned.best)
+    return TunedServer(tuned, command, tried, len(prompts))
+
+
+def tune_url(url: str, task: Task, bar: ProgressBar, note: Note) -> TunedServer:
+    """Find the fastest setting of a running server.
+
+    If the server takes settings with each request, they are tried. No version since 2026 does; for
+    these, chains up to the server's own length are only predicted.
+
+    Raises:
+        SequoiaError: it does not answer, is no llama-server, or makes no usable guesses.
+    """
+    server = RunningServer(url)
+    if not server.takes_settings:
+        note(
+            f"{url}: the server takes no settings with a request; chains up to its own length are "
+            "predicted, and none is tried (for that, tune with --model and --draft)"
+        )
+    most = server.context - task.spec.new_tokens if server.context else 0
+    prompts = prompts_for(server.client, task.documents, task.limit, most, note)
+    if server.takes_settings:
+        tuned = tune(server, prompts, task.spec, bar, note)
+    else:
+        study = study_fixed_settings(server, prompts, task.spec, bar)
+        tuned = Tuned(study, [], [], task.spec.new_tokens)
+    tried = Tried(
+        target=server.model or "unknown",
+        draft="unknown",
+        dataset=task.dataset,
+        context=_mean_context(prompts, tuned.new_tokens),
+        hardware={"slug": "served", "name": url},
+        software=own_versions(),
+        engine={"name": LLAMA_CPP},
+        paths={},
+    )
+    command = "--spec-type none"
+    if tuned.best != NO_SPECULATION:
+        command = speculation_flags(UNKNOWN_DRAFT, tuned.best)
+    return TunedServer(tuned, command, tried, len(prompts))
+
+
+def _checked_positions(files: Mapping[str, str]) -> int:
+    """The positions that all models have.
+
+    Raises:
+        SequoiaError: a file is no GGUF file or no model, or the vocabularies differ.
+    """
+    for role, file in files.items():
+        if not is_gguf(file):
+            raise SequoiaError(
+                f"{file}: llama.cpp runs {GGUF} files; convert the {role} with its "
+                "convert_hf_to_gguf.py"
+            )
+    headers = {role: read_header(file) for role, file in files.items()}
+    for header in headers.values():
+        check_model(header)
+    if "draft" in headers:
+        check_vocabularies(headers)
+    return min(header.positions for header in headers.values())
+
+
+def _settings(options: Mapping[str, Any]) -> Settings:
+    """The settings that options ask for, with this machine's defaults."""
+    has_gpu = any(name in program().system for name in GPU_BACKENDS)
+    defaults = {"threads": computing_threads(), "gpu_layers": ALL_LAYERS if has_gpu else 0}
+    return Settings(**defaults | dict(options))
+
+
+def _mean_context(prompts: Sequence[Sequence[int]], new_tokens: int) -> float:
+    return float(np.mean([len(prompt) for prompt in prompts]) + new_tokens / 2)

@@ -1,0 +1,52 @@
+"""Prompts that a server reads, with a stand-in for its tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from sequoia_opt.errors import SequoiaError
+from sequoia_opt.measure.records import Document
+from sequoia_opt.measure.tune.prompts import prompts_for
+
+
+class Letters:
+    """A token for each letter, and one for the beginning."""
+
+    def tokens(self, text: str) -> list[int]:
+        return [0, *map(ord, text)]
+
+    def chat_text(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        if messages[0]["role"] != "user":
+            raise SequoiaError("the template takes users only")
+        return "<" + str(messages[0]["content"]) + ">"
+
+
+def prompts(*documents: Document, limit: int = 9, most: int = 0) -> list[list[int]]:
+    return prompts_for(Letters(), documents, limit, most, lambda line: None)
+
+
+def test_each_kind_of_document_has_its_tokens() -> None:
+    found = prompts(
+        Document("ab", ""),
+        Document("", "abcde", is_whole=True),
+        Document("", "", tokens=(5, 6)),
+        Document("", "", messages=({"role": "user", "content": "a"},)),
+    )
+    assert found == [[0, 97, 98], [5, 6], [0, 60, 97, 62]]  # the second is the first's tokens
+
+
+def test_prompts_are_spread_and_replaced_by_others() -> None:
+    documents = [Document(letter * (9 if letter == "c" else 1), "") for letter in "abcd"]
+    notes: list[str] = []
+    found = prompts_for(Letters(), documents, 2, 5, notes.append)
+    assert found == [[0, 97], [0, 98]]
+    assert "the prompt has 10 tokens" in notes[0]
+
+
+def test_without_a_usable_prompt_it_says_why() -> None:
+    system = Document("", "", messages=({"role": "system", "content": "a"},), where="f: line 1")
+    with pytest.raises(SequoiaError, match="no prompt is usable: f: line 1: the template takes"):
+        prompts(system)
