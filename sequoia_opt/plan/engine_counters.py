@@ -83,19 +83,31 @@ def _unknown(where: str) -> SequoiaError:
     return SequoiaError(f"{where}: found counts of an unknown version, expected {_KNOWN}")
 
 
-def _metrics(text: str, where: str, name: str | None) -> ChainCounts:
-    """Prometheus counters of one model, summed over its engines."""
-    totals: dict[str, dict[str, float]] = {}  # by model, then by metric or position
-    prefixes = set()
-    for prefix, metric, labels, value in _METRIC.findall(text):
-        prefixes.add(prefix)
+def speculative_totals(text: str, where: str) -> dict[str, dict[str, float]]:
+    """Prometheus counters of speculation, summed over a model's engines.
+
+    Returns:
+        By model, as far as the metrics name it, and by metric: `drafts`, `draft_tokens`,
+        `accepted_tokens`, and `position 0` onwards for accepted tokens by position.
+
+    Raises:
+        SequoiaError: a counter's value is no count.
+    """
+    totals: dict[str, dict[str, float]] = {}
+    for _, metric, labels, value in _METRIC.findall(text):
         label = dict(_LABEL.findall(labels))
         counts = totals.setdefault(label.get("model_name", ""), {})
         position = label.get("position", "")
         key = f"position {position}" if metric == "accepted_tokens_per_pos" else metric
         counts[key] = counts.get(key, 0.0) + _number(value, f"{where}: {metric}")
+    return totals
+
+
+def _metrics(text: str, where: str, name: str | None) -> ChainCounts:
+    """Counters of one model."""
+    totals = speculative_totals(text, where)
     counts = totals[_one(list(totals), name, where)]
-    engine = _ENGINES[min(prefixes)]
+    engine = _ENGINES[min(prefix for prefix, *_ in _METRIC.findall(text))]
     steps, drafted = counts.get("drafts", 0.0), counts.get("draft_tokens", 0.0)
     positions = [key for key in counts if key.startswith("position ")]
     in_order = [f"position {position}" for position in range(len(positions))]
