@@ -36,7 +36,9 @@ def load_pair(
     By default it is the bundled pair, which either engine runs.
 
     Args:
-        draft: a model, or "lookup" for what followed the text's end where that occurred before.
+        draft: a model, "lookup" for what followed the text's end where that occurred before, or
+            "lookup+" and a model, which drafts where the lookup has nothing better. "lookup+" alone
+            stands for the bundled draft with the bundled target.
         device: "cpu", "cuda", "cuda:1", …; by default CUDA if it is available.
         dtype: float64, float32, bfloat16 or float16; by default bfloat16 on CUDA, else float32.
         graphs: whether to record steps as CUDA graphs; by default on CUDA.
@@ -57,13 +59,18 @@ def load_pair(
     """
     from sequoia_opt.engine.load import load_pair as load_named_pair
     from sequoia_opt.engine.names import engine_for
+    from sequoia_opt.plan.draft_names import LOOKUP_FIRST, model_of
 
-    asked = {"target": str(target or demo.TARGET_NAME), "draft": str(draft or demo.DRAFT_NAME)}
+    named = str(draft or demo.DRAFT_NAME)
+    if named == LOOKUP_FIRST and target in (None, demo.TARGET_NAME):
+        named += demo.DRAFT_NAME
+    prefix = LOOKUP_FIRST if named.startswith(LOOKUP_FIRST) else ""
+    asked = {"target": str(target or demo.TARGET_NAME), "draft": model_of(named)}
     engine = engine or engine_for(asked.values())
     folders = {role: demo.resolve(name, engine) for role, name in asked.items()}
     return load_named_pair(
         folders["target"],
-        folders["draft"],
+        prefix + folders["draft"],
         device,
         dtype,
         graphs,

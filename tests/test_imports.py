@@ -39,6 +39,7 @@ TYPE_CYCLES = {
     ("engine.torch.compile", "engine.torch.runner"): "compares with the runner that calls it",
     ("engine.torch.tree_passes", "engine.torch.runner"): "a pass runs its runner's model",
     ("engine.torch.growing_passes", "engine.torch.runner"): "a pass runs its runner's model",
+    ("engine.torch.likeliest", "engine.torch.runner"): "it compiles a runner's model",
     ("engine.torch.eagle.passes", "engine.torch.eagle.model"): "a pass runs its model",
     ("engine.torch.eagle.feedback", "engine.torch.eagle.model"): "its outputs are the model's",
 }
@@ -184,6 +185,7 @@ def modules_loaded_by(*arguments: str) -> str:
         "from sequoia_opt import TokenTree, Acceptance, LatencyProfile, solve",
         "from sequoia_opt.cli.app import application; application()",
         "import sequoia_opt.cli.output, sequoia_opt.repository.paths",
+        "import sequoia_opt.measure.check.checks, sequoia_opt.measure.check.server",
     ],
 )
 def test_planning_needs_no_torch(statement: str) -> None:

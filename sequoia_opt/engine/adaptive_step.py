@@ -19,9 +19,12 @@ from sequoia_opt.engine.drafters import Drafter, State
 from sequoia_opt.engine.drafters.growing import Drafted, GrowingDrafter
 from sequoia_opt.engine.logits_processors import LogitsProcessor
 from sequoia_opt.engine.model import Caches, Model
-from sequoia_opt.engine.verify import Uniforms, Verifier, host_rule, node_rule
+from sequoia_opt.engine.verify import Uniforms, Verifier, host_rule, matching, node_rule
 from sequoia_opt.errors import SequoiaError
-from sequoia_opt.plan.policy import Growth, PauseState
+from sequoia_opt.plan.growth import PAUSE, Growth
+from sequoia_opt.plan.growth_counts import GrownStep
+from sequoia_opt.plan.pause import PauseState
+from sequoia_opt.plan.policy import Policy
 from sequoia_opt.plan.tree import TokenTree
 
 
@@ -32,17 +35,17 @@ class GrowingState:
     Attributes:
         length: tokens in the target's cache: the root's slot.
         lacking: the text's tokens that the draft's cache lacks; the root is the last one.
+        new: the tokens that the last step committed; the root is the last one.
         pause: see `PauseState`.
-        size, levels: nodes that the last step verified, the root included, and levels that it
-            drafted.
+        last: what the last step did; None before the first one.
         seen, counts: see `State`.
     """
 
     length: int
     lacking: list[int]
+    new: list[int]
     pause: PauseState = field(default_factory=PauseState)
-    size: int = 1
-    levels: int = 0
+    last: GrownStep | None = None
     seen: Tensor | None = None
     counts: Tensor | None = None
 
@@ -50,12 +53,41 @@ class GrowingState:
     def of(cls, state: State) -> GrowingState:
         """A text whose prompt both caches hold."""
         root = int(state.recent[1])
-        return cls(int(state.length), [root], seen=state.seen, counts=state.counts)
+        return cls(int(state.length), [root], [root], seen=state.seen, counts=state.counts)
 
     @property
     def held(self) -> int:
         """Tokens in the draft's cache."""
         return self.length + 1 - len(self.lacking)
+
+    @property
+    def size(self) -> int:
+        """Nodes that the last step verified, the root included."""
+        return 1 if self.last is None else self.last.size
+
+    @property
+    def levels(self) -> int:
+        """Levels that the last step drafted."""
+        return 0 if self.last is None else self.last.levels
+
+    @property
+    def looked_up(self) -> bool:
+        """Whether the last step verified a lookup's guesses before the draft's."""
+        return self.last is not None and self.last.looked_up
+
+
+class StepGuesses(NamedTuple):
+    """What a step verifies.
+
+    Attributes:
+        drafted: the guesses.
+        drafter: that made them.
+        held: tokens in the draft's cache before the step's passes.
+    """
+
+    drafted: Drafted
+    drafter: GrowingDrafter
+    held: int
 
 
 class OfferedTree(NamedTuple):
@@ -107,27 +139,44 @@ class AdaptiveStep:
         verifier: Verifier,
         world: World = ALONE,
         processor: LogitsProcessor | None = None,
+        lookup: Drafter | None = None,
     ) -> None:
         """Prepare a step; see `Step`.
 
+        Args:
+            lookup: of a plan that looks up first.
+
         Raises:
             SequoiaError: the verifier decides on whole paths, the drafter cannot draft a tree that
-                grows, or the models are too small for the policy.
+                grows, the models are too small for the policy, or the plan looks up first and
+                nothing does.
         """
         assert tree.policy is not None
         self.tree, self.policy, self.processor = tree, tree.policy, processor
-        self._check(target, drafter)
         self._device, self._world = target.device, world
         self._on_host = decides_on_host(world, target.device)
-        self._rule = (host_rule if self._on_host else node_rule)(verifier)
-        self._drafter = GrowingDrafter(drafter, self.policy, self._rule, world, target.device)
-        branches = max(1, self.policy.largest_size - 1)
-        self._target_passes = target.growing_passes(self.policy.largest_size, branches)
-        self._uniforms_per_node = self._rule.uniform_count(self.policy.ranks)
+        self._drafter = self._growing(target, drafter, self.policy, verifier)
+        self._lookup: GrowingDrafter | None = None
+        if (first := self.policy.lookup) is not None:
+            if lookup is None:
+                raise SequoiaError(
+                    "the plan looks up before its model drafts, but the pair has no lookup; load "
+                    "the pair with --draft lookup+MODEL"
+                )
+            # Which of the two is asked follows from the text so far, so each has its own rule.
+            self._lookup = self._growing(target, lookup, first.policy, matching(verifier))
+        largest = tree.largest_size
+        self._target_passes = target.growing_passes(largest, max(1, largest - 1))
 
-    def _check(self, target: Model, drafter: Drafter) -> None:
-        """Refuse a policy that the models cannot run."""
-        policy, vocabulary = self.policy, min(target.vocabulary, drafter.width)
+    def _growing(
+        self, target: Model, drafter: Drafter, policy: Policy, verifier: Verifier
+    ) -> GrowingDrafter:
+        """A drafter prepared for its policy, and for its rule at a node.
+
+        Raises:
+            SequoiaError: the models cannot run the policy, or the rule cannot decide about it.
+        """
+        vocabulary = min(target.vocabulary, drafter.width)
         if policy.ranks > vocabulary:
             raise SequoiaError(
                 f"policy: ranks: found {policy.ranks}, but the vocabulary has only {vocabulary} "
@@ -139,6 +188,8 @@ class AdaptiveStep:
                 f"policy: depth: found {policy.depth}, but the models have only {positions} "
                 "positions"
             )
+        rule = (host_rule if self._on_host else node_rule)(verifier)
+        return GrowingDrafter(drafter, policy, rule, self._world, self._device)
 
     def started(self, state: State) -> GrowingState:
         """The state of a text before its first step, as a step returns it."""
@@ -159,26 +210,45 @@ class AdaptiveStep:
             The step's tokens, the number of accepted ones, and how many tokens there are; and
             where the text stands now.
         """
-        drafted, held = self._draft(caches, state, bound, uniforms)
-        grown = drafted.growth.finish(fill=not self._rule.draws)
+        guesses = self._looked_up(caches, state, bound, uniforms)
+        guesses = guesses or self._drafted(caches, state, bound, uniforms)
+        drafted, drafter, held = guesses
+        grown = drafted.growth.finish(fill=not drafter.rule.draws)
         tree = OfferedTree.of(drafted, grown.nodes)
         logits = self._score(caches, state, bound, tree, grown.size)
-        path, token = self._verify(logits, state, drafted, tree, uniforms)
+        path, token = self._verify(logits, state, guesses, tree, uniforms)
         self._target_passes.accept([0, *path])
-        held += self._drafter.accept(drafted, [tree.nodes[node] for node in path])
+        accepted = [tree.nodes[node] for node in path]
+        read = drafter.accept(drafted, accepted)
+        if drafter is self._drafter:
+            held += read
         tokens = [*(tree.tokens[node] for node in path), token]
-        levels = len(drafted.growth.widths)
-        return [*tokens, len(path), len(tokens)], self._after(
-            state, tokens, held, grown.size, levels
-        )
+        looked_up = drafter is self._lookup
+        stop = PAUSE if state.pause.plain and not looked_up else drafted.growth.stop
+        step = GrownStep(drafted.growth, grown.nodes, accepted, grown.size, stop, looked_up)
+        return [*tokens, len(path), len(tokens)], self._after(state, tokens, held, step)
 
-    def _draft(
+    def _looked_up(
         self, caches: Caches, state: GrowingState, bound: int, uniforms: Uniforms
-    ) -> tuple[Drafted, int]:
-        """The step's guesses, and how many tokens of the text the draft's cache holds now."""
+    ) -> StepGuesses | None:
+        """What the lookup guesses, where that is worth more than what the draft would bring."""
+        first = self.policy.lookup
+        if self._lookup is None or first is None:
+            return None
+        indexed = state.length + 1 - len(state.new)
+        drafted = self._lookup.draft(caches.lookup, state.new, indexed, bound, uniforms)
+        if not first.takes(drafted.growth.offered, drafted.growth.expected):
+            return None
+        return StepGuesses(drafted, self._lookup, state.held)
+
+    def _drafted(
+        self, caches: Caches, state: GrowingState, bound: int, uniforms: Uniforms
+    ) -> StepGuesses:
+        """The draft's guesses, and none in a plain step."""
         lacking, held = state.lacking, state.held
-        if state.pause.plain:
-            return Drafted(Growth(self.policy), [lacking[-1]], {}), held
+        if state.pause.plain or not self.policy.drafts:
+            nothing = Drafted(Growth(self.policy), [lacking[-1]], {})
+            return StepGuesses(nothing, self._drafter, held)
         read = self._drafter.catch_up(caches.draft, lacking, held)
         held += read
         drafted = self._drafter.draft(
@@ -187,9 +257,9 @@ class AdaptiveStep:
             held,
             bound,
             uniforms,
-            lambda logits: self._processed(logits, state, []),
+            None if self.processor is None else lambda logits: self._processed(logits, state, []),
         )
-        return drafted, held
+        return StepGuesses(drafted, self._drafter, held)
 
     def _score(
         self, caches: Caches, state: GrowingState, bound: int, tree: OfferedTree, size: int
@@ -208,17 +278,19 @@ class AdaptiveStep:
         self,
         logits: Tensor,
         state: GrowingState,
-        drafted: Drafted,
+        guesses: StepGuesses,
         tree: OfferedTree,
         uniforms: Uniforms,
     ) -> tuple[list[int], int]:
         """Walk down from the root: the accepted nodes, and the token after them."""
-        numbers = self._numbers(len(drafted.growth.widths) + 1, uniforms)
+        drafted, drafter, _ = guesses
+        per_node = drafter.rule.uniform_count(drafter.policy.ranks)
+        numbers = self._numbers(len(drafted.growth.widths) + 1, per_node, uniforms)
         path: list[int] = []
         node = 0
         while True:
             above = [tree.tokens[passed] for passed in path]
-            rank, token = self._rule.decide(
+            rank, token = drafter.rule.decide(
                 self._processed(logits[node : node + 1], state, above),
                 [tree.tokens[child] for child in tree.children[node]],
                 drafted.draft.get(tree.nodes[node]),
@@ -229,9 +301,8 @@ class AdaptiveStep:
             node = tree.children[node][rank - 1]
             path.append(node)
 
-    def _numbers(self, visits: int, uniforms: Uniforms) -> Any:
-        """The random numbers [visits, uniforms per node] of a walk."""
-        count = self._uniforms_per_node
+    def _numbers(self, visits: int, count: int, uniforms: Uniforms) -> Any:
+        """The random numbers [visits, count] of a walk."""
         if count == 0:
             return [[]] * visits
         numbers = uniforms(visits * count).view(visits, count)
@@ -241,7 +312,7 @@ class AdaptiveStep:
         """The first process's decision: a path and the token after it."""
         if self._world.size == 1:
             return path, token
-        padded = [*path, *[-1] * (self.policy.depth - len(path)), token]
+        padded = [*path, *[-1] * (self.tree.largest_depth - len(path)), token]
         *nodes, token = self._world.agree(torch.tensor(padded, device=self._device)).tolist()
         return [node for node in nodes if node >= 0], token
 
@@ -264,7 +335,7 @@ class AdaptiveStep:
         return state.seen.index_fill(0, new, True), counts
 
     def _after(
-        self, state: GrowingState, tokens: list[int], held: int, size: int, levels: int
+        self, state: GrowingState, tokens: list[int], held: int, step: GrownStep
     ) -> GrowingState:
         """Where the text stands with a step's tokens.
 
@@ -272,6 +343,9 @@ class AdaptiveStep:
             held: tokens in the draft's cache.
         """
         length = state.length + len(tokens)
+        pause = state.pause  # the draft's own: steps by the lookup neither count nor end it
+        if not step.looked_up:
+            pause = pause.after(len(tokens) - 1, self.policy.pause)
         behind = [*state.lacking, *tokens]  # ends with the new root
         seen, counts = state.seen, state.counts
         if seen is not None:
@@ -279,9 +353,9 @@ class AdaptiveStep:
         return GrowingState(
             length,
             behind[len(behind) - (length + 1 - held) :],
-            state.pause.after(len(tokens) - 1, self.policy.pause),
-            size,
-            levels,
+            tokens,
+            pause,
+            step,
             seen,
             counts,
         )

@@ -8,10 +8,9 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from sequoia_opt.engine.drafters import FINGERPRINT, LookupDrafter
 from sequoia_opt.engine.drafters.lookup_index import CorpusIndex
 from sequoia_opt.engine.pair import Pair
 from sequoia_opt.errors import SequoiaError
@@ -60,23 +59,18 @@ def read_corpus(path: str | Path) -> Corpus:
     return Corpus(path.resolve().name, digest.hexdigest()[:16], texts)
 
 
-def with_corpus(pair: Pair, corpus: Corpus | None) -> Pair:
-    """The pair with a lookup that looks into a corpus, too; the pair itself without one.
+def indexed(corpus: Corpus, pair: Pair) -> CorpusIndex:
+    """The index of a corpus, in the pair's tokens.
 
     Raises:
         SequoiaError: the pair has no tokenizer.
     """
-    if corpus is None:
-        return pair
     vocabulary = pair.target.vocabulary
-    index = CorpusIndex(
+    return CorpusIndex(
         [token for token in pair.encode(part, beginning=False) if token < vocabulary]
         for text in corpus.texts
         for part in _parts(text)
     )
-    drafter = LookupDrafter(index, {"corpus": corpus.document})
-    fingerprints = pair.fingerprints | {"draft": f"{FINGERPRINT}+{corpus.fingerprint}"}
-    return replace(pair, drafter=drafter, fingerprints=fingerprints)
 
 
 def _text(path: Path) -> str:

@@ -85,10 +85,9 @@ class Decoder:
             if logits_options.change_anything
             else None
         )
-        step = AdaptiveStep if tree.policy is not None else Step
-        self.step = pair.machine.prepared(
-            step(pair.target, pair.drafter, tree, self.verifier, pair.world, self._processor)
-        )
+        parts = (pair.target, pair.drafter, tree, self.verifier, pair.world, self._processor)
+        step = Step(*parts) if tree.policy is None else AdaptiveStep(*parts, pair.lookup)
+        self.step = pair.machine.prepared(step)
         self.read_back: Callable[[Any], list[int]] = list  # an adaptive step returns a list
         if tree.policy is None:
             self.read_back = pair.machine.read_back(tree.depth + TOLD)

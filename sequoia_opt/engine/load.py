@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 
-from sequoia_opt.engine.corpus import read_corpus, with_corpus
-from sequoia_opt.engine.names import ENGINES, LLAMA_CPP, LOOKUP, engine_for
+from sequoia_opt.engine.corpus import read_corpus
+from sequoia_opt.engine.lookup_pair import with_lookup
+from sequoia_opt.engine.names import ENGINES, LLAMA_CPP, engine_for
 from sequoia_opt.engine.pair import Pair
 from sequoia_opt.errors import SequoiaError
+from sequoia_opt.plan.draft_names import LOOKUP, looks_up, model_of
 
 
 def load_pair(
@@ -35,7 +37,7 @@ def load_pair(
     """Load two models by hub id, local folder or GGUF file; or one, and a lookup that drafts.
 
     Args:
-        draft: a model, or "lookup".
+        draft: a model, "lookup", or "lookup+" and a model.
         device: "cpu", "cuda", "cuda:1", …; by default CUDA if it is available.
         dtype: a name in DTYPES; by default bfloat16 on CUDA and float32 elsewhere.
         graphs: whether to record steps as CUDA graphs; by default on CUDA.
@@ -55,9 +57,12 @@ def load_pair(
         SequoiaError: a model cannot be loaded or run, the two do not fit together, the engine
             does not have an option, or the corpus is no text.
     """
-    sources = {"target": str(target)} | ({} if draft == LOOKUP else {"draft": str(draft)})
-    if corpus is not None and draft != LOOKUP:
+    draft = str(draft)
+    sources = {"target": str(target)} | ({} if draft == LOOKUP else {"draft": model_of(draft)})
+    if corpus is not None and not looks_up(draft):
         raise SequoiaError(f"corpus: found one with the draft {draft}, expected {LOOKUP}; drop it")
+    if sources.get("draft") == "":
+        raise SequoiaError(f"draft: found {draft}, expected a draft model behind it; name one")
     texts = None if corpus is None else read_corpus(corpus)
     engine = engine or engine_for(sources.values())
     options = {name: value for name, value in (engine_options or {}).items() if value is not None}
@@ -75,12 +80,13 @@ def load_pair(
         for option, is_set in refuse.items():
             if is_set:
                 raise SequoiaError(f"{option}: {_INSTEAD[option]}; drop it, or use --engine torch")
-        _refuse_head(sources["draft"])
+        if "draft" in sources:
+            _refuse_head(sources["draft"])
         from sequoia_opt.engine.llama_cpp.load_pair import load as load_gguf
 
         if device == "cpu":
             options.setdefault("gpu_layers", 0)
-        return with_corpus(load_gguf(sources, options, names or {}), texts)
+        return with_lookup(load_gguf(sources, options, names or {}), draft, texts)
     from sequoia_opt.engine.torch.load_pair import Request, load
 
     threads = options.pop("threads", None)
@@ -104,7 +110,7 @@ def load_pair(
         spread,
         dict(names or {}),
     )
-    return with_corpus(load(request), texts)
+    return with_lookup(load(request), draft, texts)
 
 
 def _refuse_head(draft: str) -> None:

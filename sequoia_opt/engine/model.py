@@ -78,6 +78,18 @@ class LevelPasses(Protocol):
         ...
 
 
+class Likeliest(NamedTuple):
+    """The likeliest next tokens after some nodes, on the host.
+
+    Attributes:
+        probabilities: [nodes][ranks], in order.
+        tokens: [nodes][ranks].
+    """
+
+    probabilities: list[list[float]]
+    tokens: list[list[int]]
+
+
 class GrowingPasses(Protocol):
     """Forward passes over a tree whose nodes are not known before, a part of them in each pass.
 
@@ -103,6 +115,16 @@ class GrowingPasses(Protocol):
 
         Returns:
             [rows, vocabulary], at least float32; overwritten by the next pass over this cache.
+        """
+        ...
+
+    def likeliest(
+        self, tokens: Sequence[int], parents: Sequence[int], rows: int, ranks: int
+    ) -> Likeliest:
+        """`run`, of which the host reads no more than the likeliest next tokens.
+
+        Args:
+            ranks: how many after each of the last `rows` nodes.
         """
         ...
 
@@ -245,12 +267,13 @@ class Model(TimedModel, Protocol):
         """Forward passes over a tree's internal nodes, level by level."""
         ...
 
-    def growing_passes(self, nodes: int, branches: int) -> GrowingPasses:
+    def growing_passes(self, nodes: int, branches: int, likeliest: bool = False) -> GrowingPasses:
         """Forward passes over trees that grow while they are drafted.
 
         Args:
             nodes: the most nodes of a step, in all its passes.
             branches: the most leaves.
+            likeliest: prepare what `GrowingPasses.likeliest` runs.
         """
         ...
 
@@ -317,10 +340,12 @@ class Machine(Protocol):
 
 
 class Caches(NamedTuple):
-    """The caches of one text: the target's, and the drafter's where it has one."""
+    """The caches of one text: the target's, the drafter's where it has one, and the index of the
+    text where a plan looks up first."""
 
     target: Any
     draft: Any | None
+    lookup: Any | None = None
 
 
 @contextmanager

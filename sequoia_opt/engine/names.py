@@ -9,9 +9,6 @@ from collections.abc import Iterable
 
 TORCH, LLAMA_CPP = "torch", "llama.cpp"
 ENGINES = (TORCH, LLAMA_CPP)
-LOOKUP = "lookup"
-"""A draft without a model: what followed the text's end where that occurred before. A folder of
-this name is ./lookup."""
 
 GGUF = ".gguf"
 """How the name of a file ends that llama.cpp runs."""

@@ -15,7 +15,7 @@ import torch
 
 from sequoia_opt.engine.codec import Codec
 from sequoia_opt.engine.distributed import ALONE, World
-from sequoia_opt.engine.drafters import Drafter
+from sequoia_opt.engine.drafters import Drafter, LookupDrafter
 from sequoia_opt.engine.library import Library
 from sequoia_opt.engine.model import Machine, Model, TimedModel
 from sequoia_opt.engine.text import Detokenizer, Tokenizer
@@ -30,6 +30,8 @@ class Pair:
     Attributes:
         target: the model whose text is decoded.
         drafter: what proposes tokens: a draft model, or a lookup.
+        lookup: what proposes tokens before the drafter is asked, by plans that look up first; None
+            where nothing does.
         machine: the device that they run on.
         library: what people would use instead, on the same models.
         target_name, draft_name: short names, as in the files.
@@ -58,6 +60,7 @@ class Pair:
     memory_budget: int | None = None
     world: World = ALONE
     peers: World = ALONE
+    lookup: LookupDrafter | None = None
     _codec: Codec | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -74,6 +77,11 @@ class Pair:
             KeyError: the drafter runs no model.
         """
         return self.models["draft"]
+
+    @property
+    def about_draft(self) -> dict[str, Any]:
+        """What files say of what drafts, besides its name and fingerprint."""
+        return self.drafter.about | ({} if self.lookup is None else self.lookup.about)
 
     @property
     def device(self) -> torch.device:

@@ -23,6 +23,7 @@ from sequoia_opt.engine.reading import prefill
 from sequoia_opt.engine.sampling import at_least_float32
 from sequoia_opt.engine.stream import Generation, Stream
 from sequoia_opt.errors import SequoiaError
+from sequoia_opt.plan.growth_counts import GrownStep
 from sequoia_opt.plan.tree import TokenTree
 
 if TYPE_CHECKING:
@@ -81,6 +82,11 @@ class Session:
             return self._state.size, self._state.levels
         tree = self._decoder.tree
         return tree.size, tree.depth
+
+    @property
+    def grown_step(self) -> GrownStep | None:
+        """What the last step did, of an adaptive plan."""
+        return self._state.last if isinstance(self._state, GrowingState) else None
 
     @property
     def caches(self) -> Caches:
@@ -147,6 +153,9 @@ class Session:
         self._held = []
         tokens = torch.tensor([list(prompt)], device=pair.device)
         prefilled = prefill(pair.target, pair.drafter, self.caches, tokens[:, held:], held=held)
+        if self.caches.lookup is not None:  # it may lack more of the last text than the caches
+            self.caches.lookup.keep(held)
+            self.caches.lookup.extend(prompt[len(self.caches.lookup) :])
         logits = at_least_float32(prefilled.target)
         if bool(logits.isnan().any()):
             raise SequoiaError(
@@ -212,7 +221,10 @@ class _Lease:
         except BaseException:
             pair.target.release(target)
             raise
-        self.caches = Caches(target, draft)
+        index = None
+        if tree.looks_up_first and pair.lookup is not None:
+            index = pair.lookup.reserve(capacity)
+        self.caches = Caches(target, draft, index)
         self.end = weakref.finalize(session, _release, pair, self.caches)
         self.end.atexit = False
 

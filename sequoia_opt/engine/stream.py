@@ -17,6 +17,7 @@ from torch import Tensor
 from sequoia_opt.engine.pair import Pair
 from sequoia_opt.engine.text import NewText
 from sequoia_opt.errors import SequoiaError
+from sequoia_opt.plan.growth_counts import GuessCounts
 
 if TYPE_CHECKING:
     from sequoia_opt.engine.decoder import Decoder
@@ -37,6 +38,9 @@ class Generation:
             plan, by number of accepted guesses.
         sizes, levels: by number of nodes, in how many steps the target verified so many, the root
             included; by number of levels, in how many steps the draft went so deep.
+        looked_up: steps that verified what a lookup guessed before the draft was asked.
+        stops, guesses: of an adaptive plan, by reason, in how many steps no further level was
+            drafted for it; and the verified guesses.
         stopped: "length", "end" (an end-of-text token) or "stop" (a stop string).
         text: what the new tokens add to the prompt's text, up to the stop string or the token that
             ended it, without special tokens. Empty without a tokenizer.
@@ -50,6 +54,9 @@ class Generation:
     ended: Counter[int] = field(default_factory=Counter)
     sizes: Counter[int] = field(default_factory=Counter)
     levels: Counter[int] = field(default_factory=Counter)
+    looked_up: int = 0
+    stops: Counter[str] = field(default_factory=Counter)
+    guesses: GuessCounts = field(default_factory=GuessCounts)
     stopped: str = "length"
     text: str = ""
 
@@ -145,6 +152,10 @@ class Stream:
             size, levels = session.grown
             generation.sizes[size] += 1
             generation.levels[levels] += 1
+            if (step := session.grown_step) is not None:
+                generation.looked_up += step.looked_up
+                generation.stops[step.stop] += 1
+                generation.guesses.add(step)
             generation.verified += len(new)
         session.finish()
         if self._text is not None:

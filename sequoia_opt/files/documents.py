@@ -52,8 +52,8 @@ def parse_document(path: Path) -> Document:
         raise SequoiaError(f"{path}: is empty")
     if path.suffix == ".jsonl":
         raise SequoiaError(
-            f"{path}: found JSON lines, as datasets are, expected one document; pass a dataset "
-            "with --dataset, or to `complete`"
+            f"{path}: found JSON lines, as datasets and statistics are, expected one document; "
+            "pass a dataset with --dataset, or to `complete`, and statistics to `show`"
         )
     kind = "JSON" if path.suffix == ".json" else "YAML"
     try:

@@ -57,7 +57,7 @@ def dinkelbach(
         best = chosen, rate
 
 
-def _always(proposals: Sequence[Proposal]) -> Callable[[float], Sequence[Proposal]]:
+def always(proposals: Sequence[Proposal]) -> Callable[[float], Sequence[Proposal]]:
     """The same proposals at every λ."""
     return lambda rate: proposals
 
@@ -161,12 +161,12 @@ class PolicySearch:
             begin = dinkelbach(lambda rate: [(m, rate) for m in coarse], gains, start)
         else:
             around = [(m, near.base) for m in near.multipliers.around(widths, settled=True)]
-            begin = dinkelbach(_always(around), gains, start)
+            begin = dinkelbach(always(around), gains, start)
         (at, base), rate = begin
         for factor in FINE if near is None else FINE[-1:]:
             for _ in range(MOST_ROUNDS):
                 beside = [(m, base) for m in at.neighbours(factor, widths)]
-                (chosen, _), chosen_rate = dinkelbach(_always(beside), gains, rate)
+                (chosen, _), chosen_rate = dinkelbach(always(beside), gains, rate)
                 if chosen_rate <= rate * (1 + LEAST_GAIN):
                     break
                 at, rate = chosen, chosen_rate

@@ -6,7 +6,7 @@ to be used. Knows nothing of how policies are searched.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.files.documents import rounded
 from sequoia_opt.plan.acceptance import Acceptance
-from sequoia_opt.plan.adaptive import Limits, PolicySearch
+from sequoia_opt.plan.adaptive import Limits, PolicySearch, Solution
 from sequoia_opt.plan.confidence_fit import (
     FittedConfidence,
     fit_confidence,
@@ -24,10 +24,14 @@ from sequoia_opt.plan.confidence_fit import (
 )
 from sequoia_opt.plan.engine_rules import solved_rules
 from sequoia_opt.plan.envelope import WIDTHS, adaptive_chain, adaptive_tree
-from sequoia_opt.plan.intervals import document_weights, interval
+from sequoia_opt.plan.intervals import interval
+from sequoia_opt.plan.joint_plans import joint_solutions
+from sequoia_opt.plan.joint_replay import JointCounts
+from sequoia_opt.plan.joint_search import JointSolution
 from sequoia_opt.plan.judge import KINDS, Candidate, choose, judge, kind, kind_of
 from sequoia_opt.plan.latency import LatencyProfile, overhead_name
 from sequoia_opt.plan.oracle import oracle_counts
+from sequoia_opt.plan.policy_prediction import Predicted, Predictor
 from sequoia_opt.plan.policy_replay import Counts, PolicyReplay
 from sequoia_opt.plan.policy_times import ADAPTIVE, PolicyTimes
 from sequoia_opt.plan.recorded import check_recording
@@ -70,8 +74,8 @@ class AdaptivePlans:
     """Adaptive and static plans on documents that no policy was fitted to.
 
     Attributes:
-        compared: plain decoding, the best chain, the best tree, the adaptive chain and the
-            adaptive tree, as far as they were allowed.
+        compared: plain decoding, the best chain, the best tree, the adaptive chain, the adaptive
+            tree, and with a lookup the lookup alone and both, as far as they were allowed.
         choice: the simplest of the static choice and the adaptive plans that the data cannot tell
             from the fastest; the static one where the overhead of adaptive steps was not measured.
         oracle: the bound for chains.
@@ -87,7 +91,7 @@ class AdaptivePlans:
     compared: list[Candidate]
     choice: Candidate
     oracle: Bound
-    counts: Mapping[str, Counts]
+    counts: Mapping[str, Counts | JointCounts]
     rates: Mapping[str, float]
     confidence: FittedConfidence
     fitted: int
@@ -128,6 +132,11 @@ class AdaptivePlans:
             "overhead": self.overhead,
             "sizes": _shares(counts.sizes.sum(axis=0)),
             "drafted_levels": _shares(counts.levels.sum(axis=0)),
+            **(
+                {"looked_up": rounded(counts.looked_up, 3)}
+                if isinstance(counts, JointCounts)
+                else {}
+            ),
             "compared": self.speedups(),
             **{
                 key: self.confidence.document()[key]
@@ -171,38 +180,41 @@ def adaptive_plans(
             f"{LEAST_DOCUMENTS}, since half of them are fitted to"
         ]
     overhead = overhead_name(acceptance.sampling)
-    policy_times = PolicyTimes(profile, overhead, times.contexts, options.replicates)
+    fill = _fills(acceptance)
+    fitting, held_out = (
+        recording.of_documents(documents(recording))
+        for documents in (fitting_documents, held_out_documents)
+    )
+    predictor = Predictor(held_out, profile, overhead, times.contexts, options.replicates, fill)
+    policy_times, weights = predictor.times, predictor.weights
     limits = limits_of(recording, options, policy_times)
     if limits.depth < 1 or len(limits.sizes) < 2:
         return None, ["no adaptive plans: the profile or the limits leave no room for a guess"]
     fitted = acceptance.confidence
     if fitted is None or fitted.fingerprint != recording.fingerprint:
         fitted = fit_confidence(recording)
-    fitting, held_out = (
-        recording.of_documents(documents(recording))
-        for documents in (fitting_documents, held_out_documents)
-    )
-    fill = _fills(acceptance)
     search = PolicySearch(PolicyReplay(fitting, fitted.confidence), policy_times, fill)
     start = 1 / float(policy_times.target_ms[0, 1])
-    solutions = [adaptive_chain(search, limits, start)]
+    models = [adaptive_chain(search, limits, start)]
     if options.shape == ANY_TREE and limits.ranks > 1:
-        solutions.append(adaptive_tree(search, limits, solutions[0].rate))
-    replay = PolicyReplay(held_out, fitted.confidence)
-    counts = [replay.replay(solution.policy, fill) for solution in solutions]
-    if not all(count.steps.sum() for count in counts):
+        models.append(adaptive_tree(search, limits, models[0].rate))
+    solutions: list[Solution | JointSolution] = [
+        *models,
+        *_with_lookup(recording, options, search, models, predictor),
+    ]
+    predicted = [predictor.predict(solution.policy) for solution in solutions]
+    if not all(of.counts.steps.sum() for of in predicted):
         return None, [
             "no adaptive plans: the recorded documents are too short to show a whole step"
         ]
 
-    weights = _weights(held_out.documents, options.replicates)
     others = replace(acceptance, traces=_held_out_traces(acceptance, recording), confidence=None)
     judged = judge(list(static.items()), times, others, options.replicates)
     best = static["choice"]
     trees = [TokenTree(best.parents, best.ranks, policy=s.policy) for s in solutions]
     adaptive = [
-        _candidate(kind(tree), tree, count, policy_times, weights, times.plain_ms)
-        for tree, count in zip(trees, counts, strict=True)
+        _candidate(kind(tree), tree, of, times.plain_ms)
+        for tree, of in zip(trees, predicted, strict=True)
     ]
     pool = [judged[0], *(adaptive if policy_times.is_measured else [])]
     _, choice = choose(pool, options.confidence, kind_of)
@@ -212,7 +224,7 @@ def adaptive_plans(
         compared=[by_kind[name] for name in KINDS if name in by_kind],
         choice=choice,
         oracle=Bound(bound_tokens, bound_ms, times.plain_ms),
-        counts={kind(c.tree): count for c, count in zip(adaptive, counts, strict=True)},
+        counts={kind(c.tree): of.counts for c, of in zip(adaptive, predicted, strict=True)},
         rates={kind(c.tree): s.rate for c, s in zip(adaptive, solutions, strict=True)},
         confidence=fitted,
         fitted=fitting.documents,
@@ -266,17 +278,38 @@ def _judge_policy(
             "`sequoia-opt estimate`"
         )
     check_recording(recording, acceptance)
-    replicates = len(times.plain_ms) - 1
-    overhead = overhead_name(acceptance.sampling)
-    policy_times = PolicyTimes(profile, overhead, times.contexts, replicates)
-    policy_times.check(tree.policy)
     held_out = recording.of_documents(held_out_documents(recording))
-    replay = PolicyReplay(held_out, tree.policy.confidence)
-    counts = replay.replay(tree.policy, _fills(acceptance))
-    if not counts.steps.sum():
+    overhead, replicates = overhead_name(acceptance.sampling), len(times.plain_ms) - 1
+    fill = _fills(acceptance)
+    predictor = Predictor(held_out, profile, overhead, times.contexts, replicates, fill)
+    predicted = predictor.predict(tree.policy)
+    if not predicted.counts.steps.sum():
         raise SequoiaError("the recorded documents are shorter than a step")
-    weights = _weights(held_out.documents, replicates)
-    return _candidate(name, tree, counts, policy_times, weights, times.plain_ms)
+    return _candidate(name, tree, predicted, times.plain_ms)
+
+
+def _with_lookup(
+    recording: Recording,
+    options: SolveOptions,
+    search: PolicySearch,
+    models: Sequence[Solution],
+    predictor: Predictor,
+) -> list[JointSolution]:
+    """The plans with a lookup, where one was recorded; fitted to the documents of `search`.
+
+    Args:
+        models: the model's own policies.
+    """
+    fitting = search.replay.recording.lookup
+    if recording.lookup is None or fitting is None:
+        return []
+    times = predictor.joint_times
+    limits = limits_of(fitting, options, times.lookup)
+    if options.shape != ANY_TREE:
+        limits = replace(limits, ranks=1, widths=(1,))
+    model = max(models, key=lambda solution: solution.rate)
+    confidence = fit_confidence(recording.lookup).confidence
+    return joint_solutions(fitting, confidence, limits, search, model, times)
 
 
 def limits_of(recording: Recording, options: SolveOptions, times: PolicyTimes) -> Limits:
@@ -295,29 +328,16 @@ def limits_of(recording: Recording, options: SolveOptions, times: PolicyTimes) -
     )
 
 
-def _candidate(
-    name: str,
-    tree: TokenTree,
-    counts: Counts,
-    times: PolicyTimes,
-    weights: FloatArray,
-    plain_ms: FloatArray,
-) -> Candidate:
+def _candidate(name: str, tree: TokenTree, predicted: Predicted, plain_ms: FloatArray) -> Candidate:
     """An adaptive plan with its predictions."""
-    tokens, step_ms = times.predict(counts, weights)
-    mean = float(tokens[0])
-    return Candidate(name, tree, mean, mean, tokens, step_ms, plain_ms)
+    mean = float(predicted.tokens[0])
+    return Candidate(name, tree, mean, mean, predicted.tokens, predicted.step_ms, plain_ms)
 
 
 def _fills(acceptance: Acceptance) -> bool:
     """Whether guesses that were not offered fill a target pass: those that are not drawn."""
     verifier = verifier_at(acceptance.temperature, acceptance.verifier)
     return verifier in (GREEDY, DETERMINISTIC_VERIFIER)
-
-
-def _weights(documents: int, replicates: int) -> FloatArray:
-    """The weights that `Acceptance.replicates` draws, so that all are judged on the same ones."""
-    return document_weights(np.random.default_rng([0, 1]), documents, replicates)
 
 
 def _held_out_traces(acceptance: Acceptance, recording: Recording) -> list[list[int]]:

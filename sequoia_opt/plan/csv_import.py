@@ -196,7 +196,7 @@ def profile_of(
         if not any(batch == 1 for batch, _ in measured):
             raise SequoiaError(f"{where}: role: no row of {role} with batch 1")
     passes = PER_BLOCK if block else PER_LEVEL
-    draft_model = ModelLatency(draft, "", _curves(points[DRAFT]), passes=passes)
+    draft_model = ModelLatency(draft, "", curves_of(points[DRAFT]), passes=passes)
     if rounds:
         points[TARGET] = round_times.target_ms(rounds, draft_model, where)
     overheads = [GREEDY, *(verifier + cut for verifier in VERIFIERS for cut in ("", TOP_P))]
@@ -204,14 +204,14 @@ def profile_of(
         hardware={"slug": hardware, "name": hardware},
         software={},
         engine={},
-        target=ModelLatency(target, "", _curves(points[TARGET])),
+        target=ModelLatency(target, "", curves_of(points[TARGET])),
         draft=draft_model,
         overhead=dict.fromkeys(overheads, Overhead(0.0, 0.0, 0.0)),
         extra={"rounds": "served"} if rounds else {},
     )
 
 
-def _curves(points: round_times.Points) -> list[Curve]:
+def curves_of(points: round_times.Points) -> list[Curve]:
     """One curve for each batch and context, whose intervals are points."""
     curves = []
     for (batch, context), ms_by_tokens in sorted(points.items()):
@@ -235,7 +235,9 @@ def _latency_points(rows: Sequence[Sequence[str]], where: str) -> dict[str, roun
         raise SequoiaError(f"{where}: column {repeated[0]!r} is there twice")
     if missing := [name for name in LATENCY_COLUMNS if name not in rows[0]]:
         raise SequoiaError(f"{where}: column {missing[0]!r} is missing")
-    points: dict[str, round_times.Points] = {role: {} for role in (*ROLES, BLOCK, round_times.COLUMN)}
+    points: dict[str, round_times.Points] = {
+        role: {} for role in (*ROLES, BLOCK, round_times.COLUMN)
+    }
     for line, row in enumerate(rows[1:], start=2):
         if len(row) < len(rows[0]):
             raise SequoiaError(f"{where}: line {line}: found {len(row)} cells")

@@ -1,7 +1,8 @@
 """What real decoding accepted: the file that `decode --stats` adds to, and the rates it gives.
 
 Each line stands for one text: the tree, and how often each node was the last accepted one. This
-says which guesses were tried and which of them were accepted. Knows nothing of models.
+says which guesses were tried and which of them were accepted. Lines of adaptive plans are in
+`growth_stats`. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from sequoia_opt.plan.verifiers import has_rates
 from sequoia_opt.types import FloatArray
 
 FORMAT, VERSION = "sequoia-opt/stats", 1
+GROWN_VERSION = 2  # of a line of an adaptive plan
 BEGINS = f'{{"format": "{FORMAT}"'
 DATASET = "traffic"
 # Fields that are newer than the format; a line has them only if they are not empty.
@@ -56,6 +58,27 @@ class Setting:
     def without_fingerprints(self) -> Setting:
         """The same setting for any models of these names."""
         return replace(self, fingerprints=())
+
+    @classmethod
+    def read(cls, fields: Fields) -> Setting:
+        """The setting of a line.
+
+        Raises:
+            SequoiaError: a field is missing or malformed.
+        """
+        fingerprints = fields.mapping.get("fingerprints", [])
+        if not isinstance(fingerprints, list) or not all(isinstance(f, str) for f in fingerprints):
+            raise fields.fail("fingerprints", "a list of text")
+        return cls(
+            fields.text("target"),
+            fields.text("draft"),
+            fields.number("temperature", 0.0),
+            fields.number("top_p", 0.0, 1.0),
+            fields.text("verifier"),
+            fields.integer("top_k", default=0),
+            fields.number("min_p", 0.0, 1.0, default=0.0),
+            fingerprints=tuple(fingerprints),
+        )
 
 
 @dataclass(frozen=True)
@@ -101,7 +124,15 @@ class Text:
         return tried, accepted
 
 
-def add(path: Path, text: Text) -> None:
+class Line(Protocol):
+    """What a line of a file says."""
+
+    def document(self) -> dict[str, Any]:
+        """The line as a mapping."""
+        ...
+
+
+def add(path: Path, text: Line) -> None:
     """Add a text to a file.
 
     Raises:
@@ -121,7 +152,16 @@ def check(path: Path) -> None:
 
 
 def load(path: Path) -> list[Text]:
-    """All texts of a file.
+    """All texts of a file, decoded with fixed trees.
+
+    Raises:
+        SequoiaError: the file is missing, holds something else, or has a text of an adaptive plan.
+    """
+    return [_read_text(fields) for fields in read_lines_of(path)]
+
+
+def read_lines_of(path: Path) -> list[Fields]:
+    """The lines of a file, at least one, whose format and version are checked.
 
     Raises:
         SequoiaError: the file is missing, or holds something else.
@@ -129,22 +169,27 @@ def load(path: Path) -> list[Text]:
     lines = read_lines(path)
     if not lines:
         raise SequoiaError(f"{path}: has no line that `decode --stats` wrote")
-    return [_read_text(Fields(line, f"{path}: line {n}")) for n, line in enumerate(lines, start=1)]
+    checked = [Fields(line, f"{path}: line {number}") for number, line in enumerate(lines, start=1)]
+    for fields in checked:
+        if fields.text("format", "") != FORMAT:
+            raise fields.fail("format", FORMAT)
+        if fields.integer("version", minimum=1) > GROWN_VERSION:
+            raise fields.fail("version", f"{GROWN_VERSION} at most; a newer sequoia-opt wrote it")
+    return checked
+
+
+def is_grown(fields: Fields) -> bool:
+    """Whether a line is of an adaptive plan."""
+    return fields.integer("version", minimum=1) == GROWN_VERSION
 
 
 def _read_text(fields: Fields) -> Text:
-    if fields.text("format", "") != FORMAT or fields.integer("version", minimum=1) > VERSION:
-        raise fields.fail("format", f"{FORMAT}, version {VERSION} at most")
-    setting = Setting(
-        fields.text("target"),
-        fields.text("draft"),
-        fields.number("temperature", 0.0),
-        fields.number("top_p", 0.0, 1.0),
-        fields.text("verifier"),
-        fields.integer("top_k", default=0),
-        fields.number("min_p", 0.0, 1.0, default=0.0),
-        fingerprints=_read_fingerprints(fields),
-    )
+    if is_grown(fields):
+        raise SequoiaError(
+            f"{fields.where}: is of an adaptive plan, whose guesses depend on what the draft says, "
+            "which gives no rates; decode with a tree of `solve --static` into another file"
+        )
+    setting = Setting.read(fields)
     parents, ranks = fields.integers("parents", minimum=-1), fields.integers("ranks")
     try:
         tree = TokenTree(parents, ranks)
@@ -156,13 +201,6 @@ def _read_text(fields: Fields) -> Text:
         raise fields.fail("ended", f"nodes from 0 to {tree.size - 1}")
     counts = {nodes[node]: ended.integer(node) for node in ended.mapping}
     return Text(setting, tree, counts, fields.number("context", 0.0))
-
-
-def _read_fingerprints(fields: Fields) -> tuple[str, ...]:
-    fingerprints = fields.mapping.get("fingerprints", [])
-    if not isinstance(fingerprints, list) or not all(isinstance(f, str) for f in fingerprints):
-        raise fields.fail("fingerprints", "a list of text")
-    return tuple(fingerprints)
 
 
 def acceptances(texts: Sequence[Text]) -> list[Acceptance]:

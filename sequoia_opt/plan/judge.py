@@ -22,7 +22,8 @@ from sequoia_opt.types import FloatArray
 MAX_RUNNERS_UP = 4
 SPEED_TO_GIVE_UP = 0.01  # share of the predicted speed that an indistinguishable tree may lack
 ADAPTIVE_CHAIN, ADAPTIVE_TREE = "adaptive chain", "adaptive tree"
-KINDS = ("plain", "chain", "tree", ADAPTIVE_CHAIN, ADAPTIVE_TREE)
+LOOKUP_ALONE, LOOKUP_FIRST = "adaptive lookup", "adaptive lookup + model"
+KINDS = ("plain", "chain", "tree", ADAPTIVE_CHAIN, ADAPTIVE_TREE, LOOKUP_ALONE, LOOKUP_FIRST)
 """The kinds of plans, the simplest first."""
 ROUNDING = 1e-9  # relative difference of two speeds that comes from rounding
 
@@ -143,8 +144,10 @@ def kind_of(candidate: Candidate) -> tuple[int, ...]:
 
 def kind(tree: TokenTree) -> str:
     """Which of `KINDS` a plan is."""
-    if tree.policy is not None:
-        return ADAPTIVE_CHAIN if tree.policy.is_chain else ADAPTIVE_TREE
+    if (policy := tree.policy) is not None:
+        if policy.lookup is not None:
+            return LOOKUP_FIRST if policy.drafts else LOOKUP_ALONE
+        return ADAPTIVE_CHAIN if policy.is_chain else ADAPTIVE_TREE
     if tree.size == 1:
         return KINDS[0]
     return KINDS[1] if tree.depth == tree.size - 1 else KINDS[2]

@@ -95,6 +95,7 @@ class LatencyProfile:
         overhead: by name: the verifier, or `greedy` for temperature 0; with the ending `-top-p`
             if the target's distribution is cut, which takes a sort.
         disturbed: other work of the machine during the measurement that made times longer.
+        date: when the measurement ended, ISO 8601, UTC; empty if the file does not say.
         extra: fields of the file that this program does not know; saving keeps them.
     """
 
@@ -105,6 +106,7 @@ class LatencyProfile:
     draft: ModelLatency
     overhead: dict[str, Overhead]
     disturbed: str = ""
+    date: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
 
     def contexts(self, batch: int = 1) -> tuple[int, int]:
@@ -220,6 +222,7 @@ class LatencyProfile:
             "draft": self.draft.document(),
             "overhead": {name: overhead.document() for name, overhead in self.overhead.items()},
             **({"disturbed": self.disturbed} if self.disturbed else {}),
+            **({"date": self.date} if self.date else {}),
             **self.extra,
         }
 
@@ -247,7 +250,8 @@ class LatencyProfile:
             draft=ModelLatency.read(fields.section("draft")),
             overhead={name: Overhead.read(overhead.section(name)) for name in overhead.mapping},
             disturbed=fields.text("disturbed", ""),
-            extra=unknown_fields(fields, "format", "version", "disturbed", *sections),
+            date=fields.text("date", ""),
+            extra=unknown_fields(fields, "format", "version", "disturbed", "date", *sections),
         )
 
 

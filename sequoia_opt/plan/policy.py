@@ -2,68 +2,24 @@
 
 Decoding is a renewal process: the policy that yields most tokens per millisecond, λ, maximises
 E[tokens] - λ E[time] in each step (renewal reward). Solved for one machine and one pair, the rule
-is a handful of thresholds on calibrated probabilities. Knows nothing of tokens, models or times.
-
-The same rule serves deterministic guesses and drawn ones. Which guesses are offered is decided
-from the draft's distributions as soon as they are known, before anything is drawn from them; so
-whether a draw is offered depends neither on its own value nor on what is drawn below it, and
-verification stays lossless.
+is a handful of thresholds on calibrated probabilities. `growth` applies it to one step. Knows
+nothing of tokens, models or times.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.files.fields import Fields
 from sequoia_opt.plan.confidence import Confidence
+from sequoia_opt.plan.pause import Pause
 
+__all__ = ["LookupFirst", "Pause", "Policy"]
 
-@dataclass(frozen=True)
-class Pause:
-    """When to stop drafting for a while, where drafting brings nothing.
-
-    Attributes:
-        misses: steps in a row that drafted and accepted nothing, after which decoding goes on
-            plainly.
-        steps: how many plain steps follow: the first entry after the first pause, the next entry
-            where the step after it missed again, and so on; the last entry repeats. An accepted
-            guess starts over.
-    """
-
-    misses: int
-    steps: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class PauseState:
-    """Where a text stands with its policy's pause.
-
-    Attributes:
-        misses: steps in a row that drafted, or grew nothing, and accepted nothing.
-        pauses: in a row; a step that accepts something starts over.
-        plain: plain steps that are still to come in this pause.
-    """
-
-    misses: int = 0
-    pauses: int = 0
-    plain: int = 0
-
-    def after(self, accepted: int, pause: Pause | None) -> PauseState:
-        """The state after a step that accepted so many guesses."""
-        if pause is None:
-            return self
-        if self.plain:
-            return PauseState(self.misses, self.pauses, self.plain - 1)
-        if accepted:
-            return PauseState()
-        misses = self.misses + 1
-        if misses < pause.misses:
-            return PauseState(misses, self.pauses)
-        plain = pause.steps[min(self.pauses, len(pause.steps) - 1)]
-        return PauseState(misses, self.pauses + 1, plain)
+LACKING, LACKING_BEHIND_LOOKUPS = 2, 16  # tokens of a text that a draft pass takes at most
 
 
 @dataclass(frozen=True)
@@ -84,6 +40,7 @@ class Policy:
             takes the smallest that has room for it; guesses that are not drawn at random fill it
             up with the likeliest that were not offered.
         pause: when to stop drafting for a while; None for never.
+        lookup: of a plan that looks up before it drafts, when a step does so; else None.
 
     Raises:
         SequoiaError: numbers out of range.
@@ -97,6 +54,8 @@ class Policy:
     offer: float
     sizes: tuple[int, ...]
     pause: Pause | None = None
+    # Not in `repr`, so that the fingerprints of plans without a lookup stay as they were.
+    lookup: LookupFirst | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         widths = [width for width, _ in self.expand]
@@ -124,6 +83,16 @@ class Policy:
             raise SequoiaError("policy: pause: expected misses and steps of at least 1")
 
     @property
+    def parts(self) -> tuple[Policy, ...]:
+        """The policy, and that of the lookup's trees if there is one."""
+        return (self,) if self.lookup is None else (self, self.lookup.policy)
+
+    @property
+    def drafts(self) -> bool:
+        """Whether any step drafts by the policy itself, whatever a lookup does before."""
+        return self.first < 1
+
+    @property
     def width(self) -> int:
         """The most nodes that a level expands."""
         return self.expand[-1][0]
@@ -134,9 +103,14 @@ class Policy:
         return self.sizes[-1]
 
     @property
+    def most_lacking(self) -> int:
+        """The most tokens of the text that a step's first draft pass takes, the root included."""
+        return LACKING if self.lookup is None else LACKING_BEHIND_LOOKUPS
+
+    @property
     def most_drafted(self) -> int:
-        """The most nodes of a step's draft passes, the token before the root included."""
-        return 2 + (self.depth - 1) * self.width
+        """The most nodes of a step's draft passes, the text's included."""
+        return self.most_lacking + (self.depth - 1) * self.width
 
     @property
     def most_drafted_leaves(self) -> int:
@@ -164,6 +138,8 @@ class Policy:
         }
         if self.pause is not None:
             document["pause"] = {"misses": self.pause.misses, "steps": list(self.pause.steps)}
+        if self.lookup is not None:
+            document["lookup"] = self.lookup.document()
         return {**document, "confidence": self.confidence.document()}
 
     @classmethod
@@ -176,10 +152,12 @@ class Policy:
         expand = fields.section("expand")
         if not all(str(width).isdecimal() for width in expand.mapping):
             raise fields.fail("expand", "a threshold for each number of nodes")
-        pause = None
+        pause, lookup = None, None
         if "pause" in fields.mapping:
             section = fields.section("pause")
             pause = Pause(section.integer("misses", 1), tuple(section.integers("steps", 1)))
+        if "lookup" in fields.mapping:
+            lookup = LookupFirst.from_fields(fields.section("lookup"))
         try:
             return cls(
                 confidence=Confidence.from_fields(fields.section("confidence")),
@@ -192,6 +170,7 @@ class Policy:
                 offer=fields.number("offer", 0.0, 1.0),
                 sizes=tuple(fields.integers("sizes", 1)),
                 pause=pause,
+                lookup=lookup,
             )
         except SequoiaError as error:
             if str(error).startswith(fields.where):
@@ -200,141 +179,70 @@ class Policy:
 
 
 @dataclass(frozen=True)
-class GrownTree:
-    """A tree that a policy has grown.
+class LookupFirst:
+    """When a step verifies what a lookup guesses, and drafts nothing.
+
+    A lookup's guesses take no time, so each step asks for them first. What the draft would bring
+    instead is only known on average; so they are verified where they are worth more than that.
 
     Attributes:
-        nodes: the offered guesses as indices of `Growth.parents`, parents before children and
-            siblings in the order of rank; without the root.
-        size: nodes of the target pass that verifies them, the root included.
+        policy: how the lookup's trees grow. It has neither a pause nor a lookup.
+        worth: for each of its sizes but the first, ascending: a tree whose target pass has so many
+            nodes is verified if the number of its guesses that are expected to be accepted is at
+            least this.
+
+    Raises:
+        SequoiaError: the two do not go together.
     """
 
-    nodes: list[int]
-    size: int
+    policy: Policy
+    worth: tuple[tuple[int, float], ...]
 
+    def __post_init__(self) -> None:
+        policy = self.policy
+        if policy.pause is not None or policy.lookup is not None or not policy.drafts:
+            raise SequoiaError(
+                "policy: lookup: found a pause, a lookup or a first threshold of 1, expected none "
+                "of them"
+            )
+        sizes = [size for size, _ in self.worth]
+        if sizes != list(policy.sizes[1:]):
+            raise SequoiaError(
+                f"policy: lookup: worth: found sizes {sizes}, expected {list(policy.sizes[1:])}"
+            )
+        if any(not least >= 0 for _, least in self.worth):
+            raise SequoiaError("policy: lookup: worth: found a number that is not at least 0")
 
-class Growth:
-    """One step's tree while it grows.
-
-    Guesses are numbered as they come to be known, level by level: those of a level's first node,
-    best first, then those of its second node, and so on. The root is number 0.
-
-    Attributes:
-        parents, ranks, depths: of each guess.
-        values: the probability that verification reaches it, by the calibration.
-        is_offered: whether it is to be verified; an offered guess's parent and elder siblings are
-            offered too.
-        widths: nodes of each draft pass so far.
-    """
-
-    def __init__(self, policy: Policy) -> None:
-        self._policy = policy
-        self.parents, self.ranks, self.depths = [-1], [0], [0]
-        self.values, self.is_offered = [1.0], [True]
-        self.widths: list[int] = []
-        self._products = [1.0]  # of the draft's own probabilities along the path
-        self._slots = [0]  # nodes that may be expanded next, best first
-        self._room = policy.largest_size - 1
-
-    def next_level(self) -> list[int]:
-        """The nodes whose guesses are to be drafted next, in order; none where growth ends."""
-        policy = self._policy
-        if len(self.widths) == policy.depth or not self._slots:
-            return []
-        if not self.widths:
-            return [0] if policy.first < 1 else []
-        best, best_gain, total, count = 0, 0.0, 0.0, 0
-        for width, threshold in policy.expand:
-            # After the second level no level is wider than the one before: slot j of a level
-            # follows from slots 1 to j of the level above, so that recorded drafts of W slots
-            # show what any policy of fewer slots does.
-            if width > len(self._slots) or (len(self.widths) > 1 and width > self.widths[-1]):
-                break
-            for slot in self._slots[count:width]:
-                total += self.values[slot] if self.is_offered[slot] else 0.0
-            count = width
-            if total - threshold > best_gain:
-                best, best_gain = width, total - threshold
-        return self._slots[:best]
-
-    def add(self, nodes: Sequence[int], probabilities: Sequence[Sequence[float]]) -> list[int]:
-        """Take the guesses of the nodes that `next_level` named.
+    def takes(self, offered: int, expected: float) -> bool:
+        """Whether a step verifies the tree that the lookup has grown.
 
         Args:
-            nodes: these nodes.
-            probabilities: for each, the draft's `ranks` largest probabilities, in order.
-
-        Returns:
-            How many of each node's guesses are offered.
+            offered: its guesses.
+            expected: how many of them are expected to be accepted.
         """
-        policy, depth = self._policy, len(self.widths) + 1
-        self.widths.append(len(nodes))
-        offered = []
-        new: list[range] = []
-        for node, row in zip(nodes, probabilities, strict=True):
-            row = row[: policy.ranks]
-            value, product = self.values[node], self._products[node]
-            values = [value * rate for rate in policy.confidence.of(depth, row)]
-            guesses, most = len(values), min(len(values), self._room)
-            count = 0
-            if self.is_offered[node]:
-                while count < most and values[count] >= policy.offer:
-                    count += 1
-            self._room -= count
-            offered.append(count)
-            new.append(range(len(self.parents), len(self.parents) + guesses))
-            self.parents += [node] * guesses
-            self.ranks += range(1, guesses + 1)
-            self.depths += [depth] * guesses
-            self.values += values
-            self.is_offered += [rank < count for rank in range(guesses)]
-            self._products += [product * probability for probability in row[:guesses]]
-        self._slots = nested_slots(new, self._products, policy.width)
-        return offered
+        return offered > 0 and expected >= self._least[self.policy.size_for(offered + 1)]
 
-    def finish(self, fill: bool) -> GrownTree:
-        """The tree, once no level is left to draft.
+    @cached_property
+    def _least(self) -> dict[int, float]:
+        return dict(self.worth)
 
-        Args:
-            fill: use the room that the pass has for the likeliest guesses that were not offered;
-                only for guesses that are not drawn at random.
+    def document(self) -> dict[str, Any]:
+        """As the plan's file has it."""
+        worth = {str(size): least for size, least in self.worth}
+        return {"worth": worth, **self.policy.document()}
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> LookupFirst:
+        """Read it from a plan's file.
+
+        Raises:
+            SequoiaError: see `Policy.from_fields`.
         """
-        nodes = [node for node in range(1, len(self.parents)) if self.is_offered[node]]
-        size = self._policy.size_for(len(nodes) + 1)
-        if fill and size > len(nodes) + 1:
-            rest = [node for node in range(1, len(self.parents)) if not self.is_offered[node]]
-            # A guess's parent and elder siblings come before it: they are at least as likely,
-            # and of lower number.
-            rest.sort(key=lambda node: (-self.values[node], node))
-            nodes = sorted(nodes + rest[: size - 1 - len(nodes)])
-        return GrownTree(nodes, size)
-
-
-def nested_slots(
-    guesses: Sequence[Sequence[int]], products: Sequence[float], width: int
-) -> list[int]:
-    """Which guesses may be expanded at the next level, best first.
-
-    Slot j is the guess of highest product among those of the first j nodes, less the ones in
-    slots before it. So the first w slots of a level depend on the first w nodes of the level
-    above alone, for every w. A first level's single node serves all slots.
-
-    Args:
-        guesses: of each node of a level, in order, the numbers of its guesses, best first.
-        products: by number, the product of the draft's probabilities along the path.
-        width: the most slots.
-    """
-    slots: list[int] = []
-    taken = [0] * len(guesses)
-    for slot in range(width):
-        best = -1
-        for node in range(min(slot + 1, len(guesses))):
-            if taken[node] < len(guesses[node]):
-                guess = guesses[node][taken[node]]
-                if best < 0 or products[guess] > products[guesses[best][taken[best]]]:
-                    best = node
-        if best < 0:
-            break
-        slots.append(guesses[best][taken[best]])
-        taken[best] += 1
-    return slots
+        policy, worth = Policy.from_fields(fields), fields.section("worth")
+        if not all(str(size).isdecimal() for size in worth.mapping):
+            raise fields.fail("worth", "a number for each size of a target pass")
+        numbers = sorted((int(size), worth.number(size, 0.0)) for size in worth.mapping)
+        try:
+            return cls(policy, tuple(numbers))
+        except SequoiaError as error:
+            raise SequoiaError(f"{fields.where}: {error}") from None

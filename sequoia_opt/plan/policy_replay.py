@@ -1,7 +1,7 @@
 """Replays a policy over recorded drafts: the same tokens, steps and passes as decoding would have.
 
 First every position's step at once, as if it were the root, by the same arithmetic and the same
-rules for ties as `policy.Growth`; then the walk through each document. Knows nothing of times.
+rules for ties as `growth.Growth`; then the `walk` through each document. Knows nothing of times.
 """
 
 from __future__ import annotations
@@ -10,60 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan.confidence import Confidence
-from sequoia_opt.plan.policy import Pause, Policy
+from sequoia_opt.plan.policy import Policy
 from sequoia_opt.plan.recording import Recording, text_ranks
 from sequoia_opt.plan.tree import BoolArray, IntArray
+from sequoia_opt.plan.walk import MOST_BEHIND, Counts, Steps, walk
 from sequoia_opt.types import FloatArray
 
-MOST_BEHIND = 64  # tokens that the draft's cache lacks; more are counted as so many
-
-
-@dataclass(frozen=True)
-class Steps:
-    """The step from each position, were it a root; [positions] unless said otherwise.
-
-    Attributes:
-        accepted: guesses that verification accepts.
-        sizes: nodes of the target pass.
-        widths: [positions, levels], nodes of each draft pass, 0 for none.
-        leaves_behind: whether the draft's cache then lacks the last accepted guess.
-    """
-
-    accepted: IntArray
-    sizes: IntArray
-    widths: NDArray[np.uint8]
-    leaves_behind: BoolArray
-
-
-@dataclass(frozen=True)
-class Counts:
-    """What decoding each document took; only steps that the document's end did not cut short.
-
-    Attributes:
-        tokens, steps: [documents].
-        sizes: [documents, largest size + 1], target passes by their nodes.
-        widths: [documents, width + 1], draft passes but the first of a step, by their nodes.
-        first: [documents, MOST_BEHIND + 1], first draft passes of a step, by the number of tokens
-            that the draft's cache lacked besides the root.
-        levels: [documents, depth + 1], steps by the number of their draft passes.
-    """
-
-    tokens: IntArray
-    steps: IntArray
-    sizes: IntArray
-    widths: IntArray
-    first: IntArray
-    levels: IntArray
-
-    @property
-    def tokens_per_step(self) -> float:
-        """Mean over all documents; 0 where no step counts."""
-        steps = int(self.steps.sum())
-        return int(self.tokens.sum()) / steps if steps else 0.0
+__all__ = ["MOST_BEHIND", "Counts", "PolicyReplay", "Steps", "walk"]
 
 
 class PolicyReplay:
@@ -126,50 +82,6 @@ class PolicyReplay:
         return walk(self.recording.starts, steps, policy.pause, policy.largest_size, policy.width)
 
 
-def walk(
-    starts: IntArray, steps: Steps, pause: Pause | None = None, size: int = 1, width: int = 1
-) -> Counts:
-    """What decoding the documents takes, by what the step from each position is.
-
-    Args:
-        starts: where each document begins, and the last ends, see `Recording`.
-        pause: when drafting stops for a while.
-        size, width: the most nodes of target and draft passes that are counted, if no step has
-            more.
-    """
-    depth = steps.widths.shape[1]
-    roots, behind, plain = _walk(starts, steps, depth + 1, pause)
-    document_of = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
-    documents, plain_documents = document_of[roots], document_of[plain]
-    count = len(starts) - 1
-
-    def histogram(values: IntArray, of: IntArray, most: int) -> IntArray:
-        cells = of * (most + 1) + values
-        counts = np.bincount(cells.ravel(), minlength=count * (most + 1))
-        return counts.reshape(count, most + 1)
-
-    widths = steps.widths[roots].astype(np.int64)
-    sizes = histogram(steps.sizes[roots], documents, int(steps.sizes.max(initial=size)))
-    sizes[:, 1] += np.bincount(plain_documents, minlength=count)
-    levels = histogram((widths > 0).sum(axis=1), documents, depth)
-    levels[:, 0] += np.bincount(plain_documents, minlength=count)
-    drafts = widths[:, 0] > 0
-    later = widths[:, 1:]
-    of_later = np.broadcast_to(documents[:, None], later.shape)
-    by_width = histogram(
-        later[later > 0], of_later[later > 0], int(steps.widths.max(initial=width))
-    )
-    commits = np.bincount(documents, steps.accepted[roots] + 1, count).astype(np.int64)
-    return Counts(
-        tokens=commits + np.bincount(plain_documents, minlength=count),
-        steps=sizes.sum(axis=1),
-        sizes=sizes,
-        widths=by_width,
-        first=histogram(np.minimum(behind[drafts], MOST_BEHIND), documents[drafts], MOST_BEHIND),
-        levels=levels,
-    )
-
-
 @dataclass(frozen=True)
 class _Level:
     """One level's guesses for the positions that draft it; kept for filling.
@@ -195,6 +107,7 @@ class _Forest:
         self._accepted = np.zeros(positions, np.int64)
         self._expanded = np.zeros(positions, np.int64)  # levels whose draft pass has the text
         self._offered = np.zeros(positions, np.int64)
+        self._expected = np.zeros(positions)
         self._widths = np.zeros((positions, policy.depth), np.uint8)
         self._levels: list[_Level] = []
 
@@ -211,6 +124,7 @@ class _Forest:
             sizes=passes,
             widths=self._widths,
             leaves_behind=(self._accepted > 0) & (self._accepted == self._expanded),
+            expected=self._expected,
         )
 
     def _grow(self) -> None:
@@ -275,6 +189,8 @@ class _Forest:
             takes[over] &= np.cumsum(takes[over], axis=1) <= room[over, None]
             counts[over] = room[over]
         self._offered[rows] += counts
+        # A running sum adds in the order of `Growth`, so that equal thresholds decide alike.
+        self._expected[rows] += np.cumsum(np.where(takes, values, 0.0), axis=1)[:, -1]
 
         slot, rank = self._path[level][rows], self._text[level][rows]
         expands = (slot >= 0) & (slot < widths)
@@ -345,44 +261,3 @@ def _path_slots(recording: Recording, text: Sequence[IntArray]) -> list[IntArray
         reached = (slot >= 0) & (rank > 0) & is_path.any(axis=1)
         slots.append(np.where(reached, is_path.argmax(axis=1), -1))
     return slots
-
-
-def _walk(
-    starts: IntArray, steps: Steps, longest: int, pause: Pause | None
-) -> tuple[IntArray, IntArray, IntArray]:
-    """The roots of the steps that decode each document.
-
-    Args:
-        longest: tokens of the longest possible step; a step counts only if it would fit.
-
-    Returns:
-        roots: of the steps that are not plain by a pause.
-        behind: for each, the tokens that the draft's cache lacks besides the root.
-        plain: the roots of paused steps.
-    """
-    accepted, leaves_behind = steps.accepted.tolist(), steps.leaves_behind.tolist()
-    most_misses = pause.misses if pause is not None else 0
-    lengths = pause.steps if pause is not None else ()
-    roots: list[int] = []
-    behind: list[int] = []
-    plain: list[int] = []
-    for start, end in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
-        root, lacks, misses, pauses = start, 0, 0, 0
-        while root <= end - longest:
-            roots.append(root)
-            behind.append(lacks)
-            lacks = int(leaves_behind[root])
-            count = accepted[root]
-            root += count + 1
-            if count or not most_misses:
-                misses = pauses = 0
-                continue
-            misses += 1
-            if misses >= most_misses:
-                length = lengths[min(pauses, len(lengths) - 1)]
-                pauses += 1
-                stop = min(root + length, max(root, end - longest + 1))
-                plain.extend(range(root, stop))
-                lacks += stop - root
-                root = stop
-    return np.array(roots, np.int64), np.array(behind, np.int64), np.array(plain, np.int64)

@@ -5,8 +5,10 @@ Knows counts and tables of times. Knows nothing of how trees grow.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -15,19 +17,64 @@ from sequoia_opt.plan.latency import LatencyProfile
 from sequoia_opt.plan.policy import Policy
 from sequoia_opt.plan.policy_replay import MOST_BEHIND, Counts
 from sequoia_opt.plan.step_times import StepTimes
+from sequoia_opt.plan.tree import IntArray
 from sequoia_opt.types import FloatArray
 
 ADAPTIVE = "adaptive "  # what the name of an adaptive step's overhead begins with
 
 
-class PolicyTimes:
+class Counted(Protocol):
+    """What a walk counted of each document, [documents]."""
+
+    @property
+    def tokens(self) -> IntArray:
+        """Tokens that the steps committed."""
+        ...
+
+    @property
+    def steps(self) -> IntArray:
+        """Steps."""
+        ...
+
+
+AnyCounts = TypeVar("AnyCounts", bound=Counted)
+
+
+class StepPrices(ABC, Generic[AnyCounts]):
+    """The time of counted steps, and what follows from it."""
+
+    @abstractmethod
+    def total_ms(self, counts: AnyCounts, weights: FloatArray) -> FloatArray:
+        """The time of all counted steps, [replicates + 1], or [1] for weights of [documents, 1].
+
+        Args:
+            weights: of the documents, [documents, replicates + 1].
+        """
+
+    def rate(self, counts: AnyCounts) -> float:
+        """Tokens per millisecond over all documents; 0 where no step counts."""
+        milliseconds = self.total_ms(counts, np.ones((len(counts.steps), 1)))[0]
+        return float(counts.tokens.sum() / milliseconds) if milliseconds else 0.0
+
+    def predict(self, counts: AnyCounts, weights: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Tokens per step and milliseconds per step, [replicates + 1] each.
+
+        A resample without any step that counts is as the estimate.
+        """
+        steps = counts.steps @ weights
+        used = np.where((steps > 0)[None], weights, 1.0)
+        steps = np.maximum(counts.steps @ used, 1.0)
+        return counts.tokens @ used / steps, self.total_ms(counts, used) / steps
+
+
+class PolicyTimes(StepPrices[Counts]):
     """The milliseconds of each kind of forward pass, with a step's overhead.
 
     Attributes:
         target_ms: [replicates + 1, largest size + 1], a target pass and all of a step that is not
             drafting, by nodes.
         draft_ms: [replicates + 1, most tokens + 1], a draft pass after a step's first, by nodes.
-        first_ms: [replicates + 1, MOST_BEHIND + 1], a step's first draft pass, by the number of
+        first_ms: [replicates + 1, most_behind + 1], a step's first draft pass, by the number of
             tokens that the draft's cache lacks besides the root.
         is_measured: whether the overhead of adaptive steps was measured; else it is that of
             static ones.
@@ -39,12 +86,14 @@ class PolicyTimes:
         overhead: str,
         contexts: Mapping[float, float],
         replicates: int = 0,
+        most_behind: int = MOST_BEHIND,
     ) -> None:
         """Build the tables from the profile; its timings are resampled as those of `StepTimes`.
 
         Args:
             overhead: name of the overhead of static steps, see `latency.overhead_name`.
             contexts: weight of each context length.
+            most_behind: tokens that the draft's cache may lack besides the root.
 
         Raises:
             SequoiaError: see `StepTimes`.
@@ -55,7 +104,7 @@ class PolicyTimes:
         times = StepTimes(profile, name if self.is_measured else overhead, contexts, 1, replicates)
         self.target_ms = times.target_pass_ms
         self.draft_ms = times.draft_pass_ms
-        self.first_ms = times.first_pass_ms(MOST_BEHIND)
+        self.first_ms = times.first_pass_ms(most_behind)
 
     @cached_property
     def measured_sizes(self) -> list[int]:
@@ -86,11 +135,7 @@ class PolicyTimes:
                 )
 
     def total_ms(self, counts: Counts, weights: FloatArray) -> FloatArray:
-        """The time of all counted passes, [replicates + 1], or [1] for weights of [documents, 1].
-
-        Args:
-            weights: of the documents, [documents, replicates + 1].
-        """
+        """See `StepPrices`."""
         total = np.zeros(weights.shape[1])
         for numbers, table in (
             (counts.sizes, self.target_ms),
@@ -101,21 +146,6 @@ class PolicyTimes:
             rows = table[: weights.shape[1], used]
             total += np.einsum("dn,dr,rn->r", numbers[:, used], weights, rows, optimize=True)
         return total
-
-    def rate(self, counts: Counts) -> float:
-        """Tokens per millisecond over all documents; 0 where no step counts."""
-        milliseconds = self.total_ms(counts, np.ones((len(counts.steps), 1)))[0]
-        return float(counts.tokens.sum() / milliseconds) if milliseconds else 0.0
-
-    def predict(self, counts: Counts, weights: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Tokens per step and milliseconds per step, [replicates + 1] each.
-
-        A resample without any step that counts is as the estimate.
-        """
-        steps = counts.steps @ weights
-        used = np.where((steps > 0)[None], weights, 1.0)
-        steps = np.maximum(counts.steps @ used, 1.0)
-        return counts.tokens @ used / steps, self.total_ms(counts, used) / steps
 
     @staticmethod
     def _has(table: FloatArray, number: int) -> bool:

@@ -22,12 +22,13 @@ from numpy.typing import NDArray
 
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.files.atomic import write_bytes
-from sequoia_opt.plan.policy import nested_slots
+from sequoia_opt.plan.growth import nested_slots
 from sequoia_opt.types import FloatArray
 
 FORMAT, VERSION = "sequoia-opt/recording", 1
 ARRAYS = ("probabilities", "origins", "ranks", "starts")
 PATH_RANKS = "path_ranks"
+LOOKUP = "lookup_"  # what the names of a lookup's arrays begin with, beside a model's
 DAMAGED = (
     OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, zipfile.BadZipFile,
     zlib.error,
@@ -110,7 +111,7 @@ class Recording:
     """What the draft said.
 
     At each position the draft grew a tree: its first level has one node, the text's last token,
-    and each later level has W slots, filled as `policy.nested_slots` says. Of each slot's node the
+    and each later level has W slots, filled as `growth.nested_slots` says. Of each slot's node the
     K likeliest guesses are recorded. A lookup may have fewer guesses, and fill fewer slots.
 
     Attributes:
@@ -127,6 +128,8 @@ class Recording:
         path_ranks: [positions, levels], which guess the text is at its own node of each level, 0
             if none. None where that is what `ranks` says of the positions behind: a model's guesses
             depend on the tokens before alone, a lookup's also on how far the text has come.
+        lookup: what a lookup guesses at the same positions, of a pair that looks up before its
+            model drafts; else None.
     """
 
     probabilities: NDArray[np.float16]
@@ -135,9 +138,12 @@ class Recording:
     starts: NDArray[np.int64]
     about: Mapping[str, Any] = field(default_factory=dict)
     path_ranks: NDArray[np.uint8] | None = None
+    lookup: Recording | None = None
 
     def __post_init__(self) -> None:
         positions = len(self.ranks)
+        if self.lookup is not None and not np.array_equal(self.lookup.starts, self.starts):
+            raise SequoiaError("recording: lookup: found other documents than the model's")
         along = self.path_ranks
         if along is not None and (
             along.shape != (positions, self.levels)
@@ -209,6 +215,8 @@ class Recording:
     def _arrays(self) -> dict[str, NDArray[Any]]:
         """By name, those that there are."""
         arrays = {name: getattr(self, name) for name in (*ARRAYS, PATH_RANKS)}
+        if self.lookup is not None:
+            arrays |= {LOOKUP + name: array for name, array in self.lookup._arrays.items()}
         return {name: array for name, array in arrays.items() if array is not None}
 
     def level(self, number: int) -> FloatArray:
@@ -229,6 +237,7 @@ class Recording:
             np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
             self.about,
             None if self.path_ranks is None else self.path_ranks[chosen],
+            None if self.lookup is None else self.lookup.of_documents(numbers),
         )
 
     @classmethod
@@ -236,6 +245,7 @@ class Recording:
         """The documents of several recordings of one envelope, at least one, in order."""
         counts = np.concatenate([np.diff(part.starts) for part in parts])
         along = [part.path_ranks for part in parts if part.path_ranks is not None]
+        lookups = [part.lookup for part in parts if part.lookup is not None]
         return cls(
             np.concatenate([part.probabilities for part in parts]),
             np.concatenate([part.origins for part in parts]),
@@ -243,6 +253,7 @@ class Recording:
             np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
             about,
             np.concatenate(along) if along else None,
+            cls.joined(lookups, {}) if lookups else None,
         )
 
     def save(self, path: str | Path) -> None:
@@ -288,8 +299,8 @@ class Recording:
         try:
             with np.load(source, allow_pickle=False) as arrays:
                 about = json.loads(str(arrays["about"]))
-                names = (*ARRAYS, *([PATH_RANKS] if PATH_RANKS in arrays else []))
-                values = {name: arrays[name] for name in names}
+                values = _values(arrays)
+                beside = _values(arrays, LOOKUP) if LOOKUP + ARRAYS[0] in arrays else None
         except FileNotFoundError:
             raise SequoiaError(
                 f"{path}: no such file; record it with `sequoia-opt estimate`"
@@ -304,14 +315,30 @@ class Recording:
                 f"{path}: found {about.get('format')!r} version {about.get('version')!r}, expected "
                 f"{FORMAT!r} version {VERSION}"
             )
-        kinds = {"probabilities": "f", "origins": "u", "ranks": "u", PATH_RANKS: "u"}
-        for name, kind in kinds.items():
-            if name in values and values[name].dtype.kind != kind:
-                raise SequoiaError(f"{path}: {name}: found {values[name].dtype}")
         try:
-            return cls(**values, about=about)
+            lookup = None if beside is None else cls(**_checked(beside, LOOKUP))
+            return cls(**_checked(values), about=about, lookup=lookup)
         except SequoiaError as error:
             raise SequoiaError(f"{path}: {error}") from None
+
+
+def _values(arrays: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A recording's arrays by name, from those of a file whose names begin with a prefix."""
+    optional = [PATH_RANKS] if prefix + PATH_RANKS in arrays else []
+    return {name: arrays[prefix + name] for name in (*ARRAYS, *optional)}
+
+
+def _checked(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The arrays, where each has numbers of its kind.
+
+    Raises:
+        SequoiaError: one has not.
+    """
+    kinds = {"probabilities": "f", "origins": "u", "ranks": "u", PATH_RANKS: "u"}
+    for name, kind in kinds.items():
+        if name in values and values[name].dtype.kind != kind:
+            raise SequoiaError(f"{prefix}{name}: found {values[name].dtype}")
+    return values
 
 
 def slots_of(probabilities: FloatArray, products: Sequence[float], width: int) -> list[int]:

@@ -20,7 +20,7 @@ from sequoia_opt.files.documents import read_document, write_document
 from sequoia_opt.files.fields import Fields, shown
 from sequoia_opt.plan.policy import Policy
 
-FORMAT, VERSION, ADAPTIVE_VERSION = "sequoia-opt/tree", 1, 2
+FORMAT, VERSION, ADAPTIVE_VERSION, LOOKUP_VERSION = "sequoia-opt/tree", 1, 2, 3
 STRUCTURE = ("format", "version", "size", "depth", "parents", "ranks", "policy")
 
 IntArray = NDArray[np.int64]
@@ -167,26 +167,30 @@ class TokenTree:
     @property
     def largest_size(self) -> int:
         """The most nodes that a step verifies."""
-        return self.size if self.policy is None else self.policy.largest_size
+        if self.policy is None:
+            return self.size
+        return max(policy.largest_size for policy in self.policy.parts)
 
     @property
     def most_slots(self) -> int:
         """The most nodes that a step puts into the target's cache or the draft's."""
         if self.policy is None:
             return self.size
-        return max(self.policy.largest_size, self.policy.most_drafted)
+        return max(self.largest_size, self.policy.most_drafted)
 
     @property
     def most_leaves(self) -> int:
         """The most leaves of a step's tree, drafted nodes included."""
         if self.policy is None:
             return self.leaves
-        return max(self.policy.largest_size - 1, self.policy.most_drafted_leaves)
+        return max(self.largest_size - 1, self.policy.most_drafted_leaves)
 
     @property
     def largest_depth(self) -> int:
         """The most levels below the root of a step's tree."""
-        return self.depth if self.policy is None else self.policy.depth
+        if self.policy is None:
+            return self.depth
+        return max(policy.depth for policy in self.policy.parts)
 
     @property
     def static(self) -> TokenTree:
@@ -199,6 +203,11 @@ class TokenTree:
     def speculates(self) -> bool:
         """Whether steps draft anything."""
         return self.size > 1 or self.policy is not None
+
+    @property
+    def looks_up_first(self) -> bool:
+        """Whether steps ask a lookup before a model drafts."""
+        return self.policy is not None and self.policy.lookup is not None
 
     @cached_property
     def internal_levels(self) -> list[list[int]]:
@@ -219,7 +228,7 @@ class TokenTree:
         """Hash of the structure and the policy, 16 hexadecimal digits."""
         parts: tuple[Any, ...] = (self.parents, self.ranks)
         if self.policy is not None:
-            parts = (*parts, self.policy)
+            parts = (*parts, self.policy, *filter(None, [self.policy.lookup]))
         content = repr(parts).encode()
         return hashlib.sha256(content).hexdigest()[:16]
 
@@ -229,11 +238,18 @@ class TokenTree:
         tokens = self.metadata.get("replayed_tokens", self.metadata.get("expected_tokens"))
         return None if tokens is None else float(tokens)
 
+    @property
+    def _version(self) -> int:
+        """The oldest version of the format that can say what the file says."""
+        if self.policy is None:
+            return VERSION
+        return ADAPTIVE_VERSION if self.policy.lookup is None else LOOKUP_VERSION
+
     def document(self) -> dict[str, Any]:
         """The tree's file as a mapping."""
         return {
             "format": FORMAT,
-            "version": VERSION if self.policy is None else ADAPTIVE_VERSION,
+            "version": self._version,
             "size": self.size,
             "depth": self.depth,
             "parents": list(self.parents),
@@ -253,12 +269,12 @@ class TokenTree:
         Raises:
             SequoiaError: the file is missing or malformed, or does not hold a tree.
         """
-        document = read_document(path, FORMAT, ADAPTIVE_VERSION)
+        document = read_document(path, FORMAT, LOOKUP_VERSION)
         fields = Fields(document, str(path))
         parents, ranks = fields.integers("parents", minimum=-1), fields.integers("ranks")
         metadata = {key: value for key, value in document.items() if key not in STRUCTURE}
         policy = None
-        if document["version"] == ADAPTIVE_VERSION:
+        if document["version"] >= ADAPTIVE_VERSION:
             policy = Policy.from_fields(fields.section("policy"))
         try:
             tree = cls(parents, ranks, metadata, policy)

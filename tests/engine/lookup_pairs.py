@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from sequoia_opt.engine.drafters import FINGERPRINT, LookupDrafter
-from sequoia_opt.engine.names import LOOKUP
 from sequoia_opt.plan.confidence import Confidence
-from sequoia_opt.plan.policy import Pause, Policy
+from sequoia_opt.plan.draft_names import LOOKUP, LOOKUP_FIRST
+from sequoia_opt.plan.policy import LookupFirst, Pause, Policy
 from sequoia_opt.plan.tree import TokenTree
 
 
@@ -20,6 +20,19 @@ def with_lookup(pair: Any, drafter: LookupDrafter | None = None) -> Any:
         draft_name=LOOKUP,
         fingerprints={**pair.fingerprints, "draft": FINGERPRINT},
     )
+
+
+def with_lookup_first(pair: Any, drafter: LookupDrafter | None = None) -> Any:
+    """The pair with a lookup before its draft."""
+    return replace(
+        pair, lookup=drafter or LookupDrafter(), draft_name=LOOKUP_FIRST + pair.draft_name
+    )
+
+
+def looking_up(policy: Policy, lookup: Policy, least: float = 0.5) -> Policy:
+    """The policy behind a lookup whose trees are verified above some expected guesses."""
+    worth = tuple((size, least) for size in lookup.sizes[1:])
+    return replace(policy, lookup=LookupFirst(lookup, worth))
 
 
 def lookup_policy(

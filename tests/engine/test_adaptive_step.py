@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from exact_texts import exact_chances, follows
 from policies import random_policy
-from scipy.stats import chi2_contingency
 from small_models import VOCABULARY, pair_of
 from transformers import AutoModelForCausalLM
 
 from sequoia_opt.engine.adaptive_step import AdaptiveStep, GrowingState
 from sequoia_opt.engine.decoder import Decoder
 from sequoia_opt.engine.distributed import World
+from sequoia_opt.engine.drafters.growing import Drafted, GrowingDrafter
 from sequoia_opt.engine.logits_processors import LogitsOptions
 from sequoia_opt.engine.torch.attention import KVCache
 from sequoia_opt.engine.torch.machine import TorchMachine
@@ -76,6 +77,50 @@ def test_greedy_tokens_are_those_of_plain_decoding(
         accepted = max(accepted, *generation.ended)
     assert len(sizes) > 3
     assert accepted > 1
+
+
+@pytest.mark.parametrize("policy", [generous(), random_policy((3, 2, 2), 1)], ids=["", "random"])
+def test_guesses_are_counted_where_the_text_reached_them(
+    policy: Policy, make_pair: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted once more by the tokens of greedy steps, whose guesses differ from one another."""
+    drafts: list[Drafted] = []
+    grow = GrowingDrafter.draft
+
+    def keep(*arguments: Any) -> Drafted:
+        drafts.append(grow(*arguments))
+        return drafts[-1]
+
+    monkeypatch.setattr(GrowingDrafter, "draft", keep)
+    stream = Decoder(make_pair(), plan(policy)).stream(prompt_of(13), 60, ignore_eos=True)
+    steps = list(stream)[1:-1]  # without the prompt's token, and a last step that is cut short
+    verified, accepted, predicted = 0, 0, 0.0
+    for drafted, step in zip(drafts, steps, strict=False):
+        growth, node = drafted.growth, 0
+        offered = growth.finish(fill=True).nodes
+        for token in step:
+            children = [child for child in offered if growth.parents[child] == node]
+            verified += len(children)
+            predicted += sum(growth.values[child] / growth.values[node] for child in children)
+            node = next((child for child in children if drafted.tokens[child] == token), 0)
+            accepted += node > 0
+    monkeypatch.undo()
+    generation = Decoder(make_pair(), plan(policy)).generate(
+        prompt_of(13), 1 + sum(map(len, steps)), ignore_eos=True
+    )
+    assert generation.steps == len(steps)
+    assert sum(generation.guesses.verified) == verified > 0
+    assert sum(generation.guesses.accepted) == accepted > 0
+    assert sum(generation.guesses.predicted) == pytest.approx(predicted)
+    assert generation.stops.total() == generation.steps
+    assert set(generation.stops) <= {"depth", "threshold"}
+
+
+def test_pauses_are_counted_among_the_stops(make_pair: Callable[..., Any]) -> None:
+    policy = generous(pause=Pause(1, (2, 5)))
+    generation = Decoder(make_pair(), plan(policy)).generate(prompt_of(13), 60, ignore_eos=True)
+    assert 0 < generation.stops["pause"] == generation.levels[0]
+    assert generation.stops.total() == generation.steps
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -170,27 +215,15 @@ def test_a_draft_whose_embedding_table_has_another_size(make_model: Callable[...
 
 
 @pytest.mark.parametrize("verifier", ["topk", "sequoia", "specinfer"])
-def test_sampled_text_is_distributed_as_plain_sampling(
-    verifier: str, make_pair: Callable[..., Any]
+def test_sampled_text_is_distributed_as_the_targets(
+    verifier: str, make_pair: Callable[..., Any], make_model: Callable[..., Any]
 ) -> None:
-    """Chi-square of three sampled tokens at a fixed seed."""
-    pair, prompt, runs = make_pair(), prompt_of(6), 300
-    samples = []
-    for tree in (TokenTree([-1], [0]), plan(generous(3, 2, Pause(2, (1,))))):
-        decoder = Decoder(pair, tree, 0.7, top_p=0.95, seed=3, verifier=verifier)
-        generations = [decoder.generate(prompt, 3, ignore_eos=True) for _ in range(runs)]
-        samples.append([generation.tokens for generation in generations])
+    prompt, policy = prompt_of(6), generous(3, 2, Pause(2, (1,)))
+    decoder = Decoder(make_pair(), plan(policy), 0.7, top_p=0.95, seed=3, verifier=verifier)
+    generations = [decoder.generate(prompt, 3, ignore_eos=True) for _ in range(150)]
     assert any(count for generation in generations for count in generation.ended)
-    for position in range(3):
-        table = [
-            [sum(text[position] == token for text in sample) for token in range(VOCABULARY)]
-            for sample in samples
-        ]
-        common = [(a, b) for a, b in zip(*table, strict=True) if a + b >= 20]
-        rare = [sum(n for n, m in zip(*t, strict=True) if n + m < 20) for t in (table, table[::-1])]
-        rows = [*common, rare] if sum(rare) else common
-        if len(rows) > 1:
-            assert chi2_contingency(rows).pvalue > 1e-3
+    chances = exact_chances(make_model("llama"), prompt, 3, 0.7, 0.95)
+    assert follows([generation.tokens for generation in generations], chances)
 
 
 @pytest.mark.parametrize("verifier", ["topk", "sequoia", "specinfer"])

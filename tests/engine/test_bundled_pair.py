@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-from itertools import product
 from typing import Any
 
 import pytest
-import torch
-from scipy.stats import chi2_contingency
+from exact_texts import exact_chances, follows
 
 from sequoia_opt import demo
 from sequoia_opt.api import load_dataset, load_pair
 from sequoia_opt.engine.decoder import Decoder
 from sequoia_opt.measure.estimator import EstimateOptions, estimate
 from sequoia_opt.plan import shapes
-from sequoia_opt.plan.verifiers import DEFAULT_VERIFIER, VERIFIERS
+from sequoia_opt.plan.verifiers import VERIFIERS
 
 
 @pytest.fixture(scope="module")
@@ -36,26 +34,13 @@ def test_greedy_tokens_are_plain_decodings_own_in_float64() -> None:
             assert generation.tokens_per_step > 1.5
 
 
-def test_sampled_text_is_distributed_as_plain_sampling(pair: Any) -> None:
-    """Chi-square of the second and third sampled token against plain sampling, fixed seed."""
+def test_sampled_text_is_distributed_as_the_targets(pair: Any) -> None:
     prompt = pair.encode("def add(first, second):\n    ")
-    counts: dict[str, list[list[int]]] = {}
-    for name in ("plain", *VERIFIERS):
-        tree = shapes.chain(1) if name == "plain" else shapes.k_ary(3, 2)
-        verifier = DEFAULT_VERIFIER if name == "plain" else name
-        decoder = Decoder(pair, tree, temperature=0.8, seed=5, verifier=verifier)
-        counts[name] = [decoder.generate(prompt, 3, ignore_eos=True).tokens for _ in range(200)]
-    for place, name in product((1, 2), VERIFIERS):
-        both = counts["plain"], counts[name]
-        tokens = {text[place] for texts in both for text in texts}
-        table = torch.tensor(
-            [[sum(t[place] == token for t in texts) for token in sorted(tokens)] for texts in both]
-        )
-        often = table.sum(dim=0) >= 12
-        rows = torch.cat([table[:, often], table[:, ~often].sum(dim=1, keepdim=True)], dim=1)
-        rows = rows[:, rows.sum(dim=0) > 0]
-        if rows.shape[1] > 1:
-            assert chi2_contingency(rows.numpy()).pvalue > 1e-3
+    chances = exact_chances(demo.FOLDER / "target", prompt, 3, 0.8, least=1e-3)
+    for verifier in VERIFIERS:
+        decoder = Decoder(pair, shapes.k_ary(3, 2), temperature=0.8, seed=5, verifier=verifier)
+        texts = [decoder.generate(prompt, 3, ignore_eos=True).tokens for _ in range(100)]
+        assert follows(texts, chances)
 
 
 def test_the_draft_is_worth_its_place(pair: Any) -> None:

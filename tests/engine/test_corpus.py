@@ -10,10 +10,12 @@ from lookup_pairs import with_lookup
 
 from sequoia_opt.api import load_pair
 from sequoia_opt.engine import corpus as corpora
-from sequoia_opt.engine.corpus import read_corpus, with_corpus
+from sequoia_opt.engine import lookup_pair
+from sequoia_opt.engine.corpus import read_corpus
 from sequoia_opt.engine.drafters import FINGERPRINT, LookupDrafter
 from sequoia_opt.engine.drafters.lookup_index import TextIndex, as_bytes
 from sequoia_opt.errors import SequoiaError
+from sequoia_opt.plan.draft_names import LOOKUP
 
 
 class LetterTokenizer:
@@ -88,13 +90,13 @@ def test_a_lookup_looks_into_every_part_of_the_texts(
     monkeypatch.setattr(corpora, "PART", 4)
     pair = replace(with_lookup(make_pair()), tokenizer=LetterTokenizer())
     corpus = read_corpus(folder_of(tmp_path, {"a.txt": b"abc?d", "b.txt": b"xy"}))
-    read = with_corpus(pair, corpus)
+    read = lookup_pair.with_lookup(pair, LOOKUP, corpus)
     assert read.drafter.about == {"corpus": corpus.document}
     assert read.fingerprints["draft"] == f"{FINGERPRINT}+{corpus.fingerprint}"
     for context, token in ((1, 2), (3, 4), (24, 25)):
         assert read.drafter.candidates(TextIndex(), as_bytes([context]), 3)[1] == [token]
     assert read.drafter.candidates(TextIndex(), as_bytes([4]), 3) == ([], [])
-    assert with_corpus(pair, None) is pair
+    assert lookup_pair.with_lookup(pair, "small", None) is pair
 
 
 def test_only_a_lookup_takes_a_corpus(make_model: Callable[..., Path], tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from scipy.stats import chi2_contingency
+from exact_texts import exact_chances, follows
 from small_models import VOCABULARY, pair_of
 from transformers import AutoModelForCausalLM
 
@@ -135,31 +135,20 @@ def test_prompts_of_any_length(length: int, make_pair: Callable[..., Any]) -> No
     assert plain == tree
 
 
+@pytest.fixture(scope="module")
+def chances(make_model: Callable[..., Any]) -> list[Any]:
+    """Those of the three tokens after a prompt of six."""
+    return exact_chances(make_model("llama"), prompt_of(6), 3, 0.7, 0.95)
+
+
 @pytest.mark.parametrize("verifier", VERIFIERS)
-def test_sampled_text_is_distributed_as_plain_sampling(
-    verifier: str, make_pair: Callable[..., Any]
+@pytest.mark.parametrize("tree", ["plain", "chain", "k-ary", "uneven"])
+def test_sampled_text_is_distributed_as_the_targets(
+    tree: str, verifier: str, make_pair: Callable[..., Any], chances: list[Any]
 ) -> None:
-    """Chi-square of three sampled tokens, plain against each tree, at a fixed seed."""
-    pair = make_pair()
-    prompt, runs = prompt_of(6), 500
-    texts = {}
-    for name in ("plain", "chain", "k-ary", "uneven"):
-        decoder = Decoder(pair, TREES[name], 0.7, top_p=0.95, seed=3, verifier=verifier)
-        texts[name] = [decoder.generate(prompt, 3, ignore_eos=True).tokens for _ in range(runs)]
-    for position in range(3):
-        for name in ("chain", "k-ary", "uneven"):
-            table = [
-                [sum(text[position] == token for text in sample) for token in range(VOCABULARY)]
-                for sample in (texts["plain"], texts[name])
-            ]
-            common = [(a, b) for a, b in zip(*table, strict=True) if a + b >= 20]
-            rare = [
-                sum(a for a, b in zip(*table, strict=True) if a + b < 20),
-                sum(b for a, b in zip(*table, strict=True) if a + b < 20),
-            ]
-            rows = [*common, rare] if sum(rare) else common
-            if len(rows) > 1:
-                assert chi2_contingency(rows).pvalue > 1e-3
+    decoder = Decoder(make_pair(), TREES[tree], 0.7, top_p=0.95, seed=3, verifier=verifier)
+    texts = [decoder.generate(prompt_of(6), 3, ignore_eos=True).tokens for _ in range(250)]
+    assert follows(texts, chances)
 
 
 def test_the_same_seed_gives_the_same_text(make_pair: Callable[..., Any]) -> None:

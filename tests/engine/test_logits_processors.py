@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from exact_texts import exact_chances, follows
 from transformers import (
     LogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
@@ -145,21 +146,19 @@ def test_greedy_tokens_are_the_librarys(
     assert tokens != Decoder(pair, tree).generate(PROMPT, 40, ignore_eos=True).tokens
 
 
-def test_sampled_tokens_follow_the_processed_target(make_pair: Callable[..., Any]) -> None:
-    """Chi-square of the second token, with a tree and with plain decoding."""
-    pair, options = make_pair(), LogitsOptions(3.0, {9: 3.0})
-    counts = []
-    for tree, seed in ((shapes.chain(1), 1), (shapes.k_ary(2, 1), 2)):
-        decoder = Decoder(pair, tree, 1.5, seed=seed, logits_options=options)
-        texts = [tuple(decoder.generate(PROMPT, 2, ignore_eos=True).tokens) for _ in range(1500)]
-        counts.append(torch.bincount(torch.tensor([second for _, second in texts]), minlength=61))
-    both = torch.stack(counts).double()
-    often = both.sum(dim=0) >= 10
-    both = torch.cat([both[:, often], both[:, ~often].sum(dim=1, keepdim=True)], dim=1)
-    expected = both.sum(dim=0) / 2
-    statistic = float(((both - expected) ** 2 / expected.clamp_min(1)).sum())
-    freedom = both.shape[1] - 1
-    assert statistic < freedom + 5 * (2 * freedom) ** 0.5
+@pytest.mark.parametrize("tree", [shapes.chain(1), shapes.k_ary(2, 1)], ids=["plain", "tree"])
+def test_sampled_tokens_follow_the_processed_target(
+    tree: TokenTree, make_pair: Callable[..., Any], make_model: Callable[..., Any]
+) -> None:
+    options = LogitsOptions(3.0, {9: 3.0})
+
+    def process(texts: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        rows = zip(texts.tolist(), logits, strict=True)
+        return torch.stack([process_with_library(options, text, row) for text, row in rows])
+
+    decoder = Decoder(make_pair(), tree, 1.5, seed=1, logits_options=options)
+    texts = [decoder.generate(PROMPT, 2, ignore_eos=True).tokens for _ in range(750)]
+    assert follows(texts, exact_chances(make_model("llama"), PROMPT, 2, 1.5, process=process))
 
 
 def test_recorded_steps_process_logits_too(make_pair: Callable[..., Any]) -> None:

@@ -112,6 +112,6 @@ def test_rounds_with_a_block_drafter() -> None:
 
 
 def test_a_table_has_one_kind_of_draft() -> None:
+    rows = [*TABLE, ["draft", "1", "100", "1", "2"]]
     with pytest.raises(SequoiaError, match=r"t\.csv: role: found rows of draft and of block"):
-        rows = [*TABLE, ["draft", "1", "100", "1", "2"]]
         csv_import.profile_of(rows, "t.csv", "big", "block", "here")

@@ -141,6 +141,11 @@ def test_the_draft_is_named_by_its_path(name: str, path: str) -> None:
         assert read(text, "file") == tree
 
 
+def test_an_engine_without_lookups_before_a_draft_is_told_the_model_alone() -> None:
+    tree = TokenTree([-1, 0, 1], [0, 1, 1], {"draft": "lookup+org/small"})
+    assert json.loads(shlex.split(export(tree, "vllm")[0])[1])["model"] == "org/small"
+
+
 def test_transformers_drafts_as_the_export_says(make_model: Callable[..., Path]) -> None:
     """The library itself reads the export: its assistant drafts four tokens, however unsure."""
     import torch

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from sequoia_opt.plan.policy import Pause, PauseState
+from sequoia_opt.plan.pause import Pause, PauseState
 
 
 def history(accepted: list[int], pause: Pause | None) -> str:

@@ -10,7 +10,8 @@ from recordings import make_recording
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan.confidence import Confidence
 from sequoia_opt.plan.confidence_fit import fit_confidence
-from sequoia_opt.plan.policy import Growth, Pause, Policy
+from sequoia_opt.plan.growth import Growth
+from sequoia_opt.plan.policy import Pause, Policy
 from sequoia_opt.plan.policy_replay import Counts, PolicyReplay
 from sequoia_opt.plan.recording import Recording
 

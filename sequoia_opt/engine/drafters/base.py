@@ -240,7 +240,7 @@ class Drafter(Protocol):
         """The drafter, prepared for a tree, a verifier and a logits processor."""
         ...
 
-    def growing_passes(self, nodes: int, branches: int) -> GrowingPasses:
+    def growing_passes(self, nodes: int, branches: int, likeliest: bool = False) -> GrowingPasses:
         """Forward passes over trees that grow; see `Model.growing_passes`.
 
         Their logits have the target's vocabulary.

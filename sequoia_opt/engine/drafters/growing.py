@@ -15,13 +15,19 @@ from sequoia_opt.engine.distributed import World
 from sequoia_opt.engine.drafters.base import Drafter
 from sequoia_opt.engine.drafters.guesses import Drafted
 from sequoia_opt.engine.verify import NodeRule, Uniforms
-from sequoia_opt.plan.policy import Growth, Policy
+from sequoia_opt.plan.growth import Growth
+from sequoia_opt.plan.policy import Policy
 
 __all__ = ["Drafted", "GrowingDrafter"]
 
 
 class GrowingDrafter:
-    """A drafter prepared for one policy."""
+    """A drafter prepared for one policy.
+
+    Attributes:
+        policy: by which its trees grow.
+        rule: that decides about its guesses.
+    """
 
     def __init__(
         self,
@@ -36,7 +42,7 @@ class GrowingDrafter:
         Raises:
             SequoiaError: the drafter cannot draft a tree that grows, or not with this verifier.
         """
-        self._policy = policy
+        self.policy, self.rule = policy, rule
         self._source = drafter.guess_source(policy, rule, world, device)
 
     def draft(
@@ -46,7 +52,7 @@ class GrowingDrafter:
         held: int,
         bound: int,
         uniforms: Uniforms,
-        process: Callable[[Tensor], Tensor],
+        process: Callable[[Tensor], Tensor] | None = None,
     ) -> Drafted:
         """Grow a tree.
 
@@ -54,9 +60,9 @@ class GrowingDrafter:
             lacking: the text's tokens that the cache lacks; the root is the last one.
             held: how many tokens the cache holds.
             bound: see `Machine.bound_for`.
-            process: processes the draft's logits.
+            process: processes the draft's logits; None to take them as they are.
         """
-        growth = Growth(self._policy)
+        growth = Growth(self.policy)
         drafted = Drafted(growth, [lacking[-1]], {})
         nodes = growth.next_level()
         if nodes:

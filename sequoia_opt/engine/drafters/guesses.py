@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor
 
 from sequoia_opt.engine.verify import Uniforms
-from sequoia_opt.plan.policy import Growth
+from sequoia_opt.plan.growth import Growth
 
 
 @dataclass
@@ -72,14 +72,14 @@ class GuessSource(Protocol):
         drafted: Drafted,
         nodes: Sequence[int],
         uniforms: Uniforms,
-        process: Callable[[Tensor], Tensor],
+        process: Callable[[Tensor], Tensor] | None,
     ) -> LevelGuesses:
         """The guesses at a level's nodes, whose parents' guesses were asked for before.
 
         Args:
             drafted: the step's guesses so far.
             uniforms: gives random numbers, to draw with.
-            process: processes logits.
+            process: processes logits; None to take them as they are.
         """
         ...
 

@@ -181,7 +181,7 @@ class HeadDrafter:
         """See `Drafter`."""
         return HeadTreeDrafter(self, tree, index, verifier, processor)
 
-    def growing_passes(self, nodes: int, branches: int) -> NoReturn:
+    def growing_passes(self, nodes: int, branches: int, likeliest: bool = False) -> NoReturn:
         """See `Drafter`.
 
         Raises:

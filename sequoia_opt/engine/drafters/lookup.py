@@ -178,7 +178,7 @@ class LookupDrafter:
         """
         raise SequoiaError(ONLY_ADAPTIVE)
 
-    def growing_passes(self, nodes: int, branches: int) -> NoReturn:
+    def growing_passes(self, nodes: int, branches: int, likeliest: bool = False) -> NoReturn:
         """See `Drafter`.
 
         Raises:
@@ -227,7 +227,7 @@ class LookupGuesses:
         drafted: Drafted,
         nodes: Sequence[int],
         uniforms: Uniforms,
-        process: Callable[[Tensor], Tensor],
+        process: Callable[[Tensor], Tensor] | None,
     ) -> LevelGuesses:
         """See `GuessSource`."""
         contexts, parents = self._contexts, drafted.growth.parents

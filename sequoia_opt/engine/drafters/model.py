@@ -19,9 +19,9 @@ from sequoia_opt.engine.drafters.base import State
 from sequoia_opt.engine.drafters.levels import Levels
 from sequoia_opt.engine.drafters.model_guesses import ModelGuesses
 from sequoia_opt.engine.logits_processors import LogitsProcessor
-from sequoia_opt.engine.model import GrowingPasses, Model
+from sequoia_opt.engine.model import GrowingPasses, Likeliest, Model
 from sequoia_opt.engine.sampling import at_least_float32
-from sequoia_opt.engine.verify import NodeRule, TreeIndex, Verifier
+from sequoia_opt.engine.verify import NodeRule, TreeIndex, Verifier, likely_guesses
 from sequoia_opt.plan.policy import Policy
 from sequoia_opt.plan.tree import TokenTree
 
@@ -95,11 +95,11 @@ class ModelDrafter:
         """See `Drafter`."""
         return ModelTreeDrafter(self, tree, index, verifier, processor)
 
-    def growing_passes(self, nodes: int, branches: int) -> GrowingPasses:
+    def growing_passes(self, nodes: int, branches: int, likeliest: bool = False) -> GrowingPasses:
         """See `Drafter`."""
-        passes = self.model.growing_passes(nodes, branches)
         if self.model.vocabulary == self.vocabulary:
-            return passes
+            return self.model.growing_passes(nodes, branches, likeliest)
+        passes = self.model.growing_passes(nodes, branches)
         return _FittedPasses(passes, self.model.vocabulary, self.vocabulary)
 
     def guess_source(
@@ -130,6 +130,12 @@ class _FittedPasses:
         """See `GrowingPasses`."""
         known = [min(token, self._last) for token in tokens]
         return fit_vocabulary(self._passes.run(known, parents, rows), self._vocabulary)
+
+    def likeliest(
+        self, tokens: Sequence[int], parents: Sequence[int], rows: int, ranks: int
+    ) -> Likeliest:
+        """See `GrowingPasses`."""
+        return Likeliest(*likely_guesses(self.run(tokens, parents, rows).numpy(), ranks))
 
 
 class ModelTreeDrafter:

@@ -14,11 +14,9 @@ from torch import Tensor
 from sequoia_opt.engine.distributed import World
 from sequoia_opt.engine.drafters.base import Drafter
 from sequoia_opt.engine.drafters.guesses import Drafted, LevelGuesses
-from sequoia_opt.engine.verify import NodeRule, Uniforms
+from sequoia_opt.engine.verify import HostMatchRule, NodeRule, Uniforms
 from sequoia_opt.engine.verify.node_rules import Guesses
 from sequoia_opt.plan.policy import Policy
-
-MOST_LACKING = 2  # tokens that the first pass takes: the root, and a leaf that was accepted
 
 
 class ModelGuesses:
@@ -38,15 +36,19 @@ class ModelGuesses:
             SequoiaError: the drafter has no distributions by which a tree could grow.
         """
         self._drafter, self._ranks, self._rule = drafter, policy.ranks, rule
+        self._most_lacking = policy.most_lacking  # tokens of the text that a first pass takes
         self._world, self._device = world, device
-        self._passes = drafter.growing_passes(policy.most_drafted, policy.most_drafted_leaves)
+        self._matches = isinstance(rule, HostMatchRule)
+        self._passes = drafter.growing_passes(
+            policy.most_drafted, policy.most_drafted_leaves, likeliest=self._matches
+        )
         self._lacking: Sequence[int] = ()
         self._passed: dict[int, int] = {}  # of each node that was run, its number in the passes
 
     def catch_up(self, cache: Any, lacking: Sequence[int], held: int) -> int:
-        """Read all that the cache lacks but the root, where that is more than a step leaves behind;
+        """Read all that the cache lacks but the root, where that is more than a first pass takes;
         see `GuessSource`."""
-        if len(lacking) <= MOST_LACKING:
+        if len(lacking) <= self._most_lacking:
             return 0
         count = len(lacking) - 1
         tokens = torch.tensor([list(lacking[:count])], device=self._device)
@@ -63,7 +65,7 @@ class ModelGuesses:
         drafted: Drafted,
         nodes: Sequence[int],
         uniforms: Uniforms,
-        process: Callable[[Tensor], Tensor],
+        process: Callable[[Tensor], Tensor] | None,
     ) -> LevelGuesses:
         """See `GuessSource`."""
         if self._passed:
@@ -74,7 +76,11 @@ class ModelGuesses:
             first = len(self._lacking) - 1
             tokens, above = list(self._lacking), list(range(-1, first))
         self._passed |= {node: number for number, node in enumerate(nodes, start=first)}
-        logits = process(self._passes.run(tokens, above, len(nodes)))
+        if self._matches and process is None:
+            return LevelGuesses(*self._passes.likeliest(tokens, above, len(nodes), self._ranks))
+        logits = self._passes.run(tokens, above, len(nodes))
+        if process is not None:
+            logits = process(logits)
         guesses = self._rule.guess(logits, self._ranks, uniforms)
         probabilities, guessed = self._read(guesses)
         return LevelGuesses(probabilities, guessed, guesses.draft)

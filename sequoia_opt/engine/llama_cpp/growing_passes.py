@@ -12,8 +12,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from sequoia_opt.engine.llama_cpp.cache import CHUNK, Batch, LlamaCache
+from sequoia_opt.engine.llama_cpp.cache import CHUNK, Batch, LlamaCache, Logits
 from sequoia_opt.engine.llama_cpp.library import most_sequences
+from sequoia_opt.engine.model import Likeliest
+from sequoia_opt.engine.verify import likely_guesses
 from sequoia_opt.errors import SequoiaError
 
 KEPT_BATCHES = 256  # prepared batches, one for each shape and assignment of sequences
@@ -67,13 +69,27 @@ class LlamaGrowingPasses:
         Raises:
             SequoiaError: the tree has more leaves than were prepared, or the library failed.
         """
+        return self._forward(tokens, parents, rows).tensor
+
+    def likeliest(
+        self, tokens: Sequence[int], parents: Sequence[int], rows: int, ranks: int
+    ) -> Likeliest:
+        """See `GrowingPasses`.
+
+        Raises:
+            SequoiaError: see `run`.
+        """
+        return Likeliest(*likely_guesses(self._forward(tokens, parents, rows).rows, ranks))
+
+    def _forward(self, tokens: Sequence[int], parents: Sequence[int], rows: int) -> Logits:
+        """One forward pass over new nodes."""
         cache, first = self._cache, len(self._depths)
         for parent in parents:
             self._depths.append(self._depths[parent] + 1 if parent >= 0 else 0)
         self._assign(parents, first)
         batch = self._batch(tuple(self._sequences[first:]), rows)
         batch.fill(list(tokens), [self._length + depth for depth in self._depths[first:]])
-        logits = cache.forward(batch).tensor
+        logits = cache.forward(batch)
         cache.length = max(cache.length, self._length + 1 + max(self._depths[first:]))
         return logits
 

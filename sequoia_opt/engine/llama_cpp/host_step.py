@@ -80,7 +80,8 @@ class HostStep:
         length, recent = place
         numbers: list[float] = uniforms.tolist() if self.uniform_count else []
         draft_cache: Any = caches.draft
-        tokens, distributions = [recent[1]], {}
+        tokens = [recent[1]]
+        distributions: dict[int, Any] = {}
         if self._drafter is not None:
             tokens, distributions = self._drafter.draft(draft_cache, length, recent, numbers)
         logits = self._target_pass.forward(caches.target, tokens, length)

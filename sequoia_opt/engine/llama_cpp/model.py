@@ -172,7 +172,9 @@ class LlamaModel:
         """See `Model`."""
         return LlamaLevelPasses(tree)
 
-    def growing_passes(self, nodes: int, branches: int) -> LlamaGrowingPasses:
+    def growing_passes(
+        self, nodes: int, branches: int, likeliest: bool = False
+    ) -> LlamaGrowingPasses:
         """See `Model`."""
         return LlamaGrowingPasses(nodes, branches)
 

@@ -65,6 +65,11 @@ def compiled(
         )
         return output.logits, _collected(hidden_states, hidden_layers)
 
+    return compiled_as_one(forward)
+
+
+def compiled_as_one(forward: Callable[..., Any]) -> Any:
+    """A model's forward pass as one graph, compiled when it is first called, in inference mode."""
     # Graphs are kept, and their number is limited, by code object: each model has its own.
     forward.__code__ = forward.__code__.replace()
     return torch.compile(forward, fullgraph=True, options=OPTIONS | {"guard_filter_fn": _varying})
@@ -197,6 +202,22 @@ def compile_and_check(
     Raises:
         SequoiaError: it cannot be compiled, or computes something else.
     """
+    (logits, _), expected = compiled_output(runner, forward, cache, count, length)
+    check_compiled(runner, logits[0, -1], expected[0, -1])
+
+
+def compiled_output(
+    runner: Runner, forward: Callable[..., Any], cache: KVCache, count: int, length: int
+) -> tuple[Any, Tensor]:
+    """What a forward pass over `count` tokens returns once it is compiled, and the eager logits.
+
+    Args:
+        forward: takes what `Forward` takes.
+        cache: holds `length` tokens of a text.
+
+    Raises:
+        SequoiaError: it cannot be compiled.
+    """
     place = torch.tensor([length], device=runner.device)
     order = list(range(count))
     table = runner.mask_table(np.tri(count, dtype=np.bool_), order, order)
@@ -207,14 +228,22 @@ def compile_and_check(
     expected, _ = runner.eager(cache, *arguments, keep=0)
     vary_sizes(*arguments, cache)
     try:
-        logits, _ = forward(*arguments, cache)
+        return forward(*arguments, cache), expected
     except Exception as error:  # the compiler's own, of many kinds
         # After an empty line it says how to debug the compiler.
         reason = " ".join(str(error).partition("\n\n")[0].split())[:200]
         raise SequoiaError(
             f"{runner.name}: cannot be compiled ({reason}); use --no-compile"
         ) from None
-    if off := difference(logits[0, -1].double(), expected[0, -1].double(), runner.dtype):
+
+
+def check_compiled(runner: Runner, compiled: Tensor, eager: Tensor) -> None:
+    """Compare what a compiled forward pass computes with what the eager one does.
+
+    Raises:
+        SequoiaError: they differ by more than rounding.
+    """
+    if off := difference(compiled.double(), eager.double(), runner.dtype):
         raise SequoiaError(
             f"{runner.name}: gives other logits when compiled ({off}); use --no-compile"
         )

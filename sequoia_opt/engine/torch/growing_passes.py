@@ -14,8 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sequoia_opt.engine.model import Likeliest
 from sequoia_opt.engine.sampling import at_least_float32
 from sequoia_opt.engine.torch.attention import KVCache, Masks
+from sequoia_opt.engine.torch.likeliest import RANKS
+from sequoia_opt.engine.verify import likely_guesses
 from sequoia_opt.errors import SequoiaError
 
 if TYPE_CHECKING:
@@ -141,6 +144,25 @@ class TorchGrowingPasses:
         if not self._on_host:
             inputs = inputs.on(self._runner.device, self._runner.dtype)
         return self._forward(self._cache, inputs, keep)
+
+    def likeliest(
+        self, tokens: Sequence[int], parents: Sequence[int], rows: int, ranks: int
+    ) -> Likeliest:
+        """See `GrowingPasses`.
+
+        Raises:
+            SequoiaError: see `run`.
+        """
+        runner = self._runner
+        forward = runner.likeliest if runner.compiled and self._record is None else None
+        if forward is None or ranks > RANKS:
+            return Likeliest(*likely_guesses(self.run(tokens, parents, rows).numpy(), ranks))
+        self._append(parents)
+        inputs = self._inputs(tokens)
+        if not self._on_host:
+            inputs = inputs.on(runner.device, runner.dtype)
+        probabilities, likely = forward(*inputs, self._cache)
+        return Likeliest(probabilities[-rows:, :ranks].tolist(), likely[-rows:, :ranks].tolist())
 
     def accept(self, path: Sequence[int]) -> None:
         """See `GrowingPasses`."""

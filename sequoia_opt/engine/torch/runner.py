@@ -42,6 +42,7 @@ from sequoia_opt.engine.torch.growing_passes import Record, TorchGrowingPasses
 from sequoia_opt.engine.torch.hidden_states import HiddenStates, KeptStates
 from sequoia_opt.engine.torch.layer_stream import LayerStream
 from sequoia_opt.engine.torch.layer_weights import decoder_layers
+from sequoia_opt.engine.torch.likeliest import LikeliestForward, compile_likeliest
 from sequoia_opt.engine.torch.memory import check_fits
 from sequoia_opt.engine.torch.onednn_linear import pack, unpack
 from sequoia_opt.engine.torch.support import (
@@ -67,6 +68,7 @@ class Runner:
         layers: what its attention layers store.
         stream: what brings in the layers that do not stay on the device, if there are such.
         record: records passes over trees that grow, where steps are recorded.
+        likeliest: the forward pass that ends with the likeliest tokens, once it is compiled.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class Runner:
         self._causal = CausalMasks(self.layers, self.dtype, self.device, keep=stream is None)
         self.compiled = False
         self._graphs: dict[tuple[int, ...], Forward] = {}
+        self.likeliest: LikeliestForward | None = None
         self._hidden_states: HiddenStates | None = None
         self._kept = KeptStates()
         self._pack()
@@ -141,18 +144,23 @@ class Runner:
                 f"{self.name}: a model whose layers are streamed cannot be compiled; compile the "
                 "draft alone"
             )
+        with self._some_text(batch) as (cache, length), self._collecting():
+            forward = self._compiled_forward()
+            for count in (1, 2):
+                compile_and_check(self, forward, cache, count, length)
+        self.compiled = True
+
+    @contextmanager
+    def _some_text(self, batch: int) -> Iterator[tuple[KVCache, int]]:
+        """A cache with tokens of some text, to compile with, and how many it has."""
         length = min(CHECKED_TOKENS, self.positions - 2)
         cache = self.reserve(2 * length + 2, batch)  # more slots than are read, as always
         try:
             text = torch.arange(length, device=self.device)[None] % self.vocabulary
             self.extend(cache, text.expand(batch, -1), 0)
-            with self._collecting():
-                forward = self._compiled_forward()
-                for count in (1, 2):
-                    compile_and_check(self, forward, cache, count, length)
+            yield cache, length
         finally:
             self.release(cache)
-        self.compiled = True
 
     @property
     def device_compiles_whole(self) -> bool:
@@ -220,8 +228,14 @@ class Runner:
         """See `Model`."""
         return TorchLevelPasses(self, tree)
 
-    def growing_passes(self, nodes: int, branches: int) -> TorchGrowingPasses:
+    @torch.inference_mode()
+    def growing_passes(
+        self, nodes: int, branches: int, likeliest: bool = False
+    ) -> TorchGrowingPasses:
         """See `Model`."""
+        if likeliest and self.compiled and self.device_compiles_whole and self.likeliest is None:
+            with self._some_text(batch=1) as (cache, length):
+                self.likeliest = compile_likeliest(self, cache, length)
         return TorchGrowingPasses(self, nodes, self.record)
 
     def forward(

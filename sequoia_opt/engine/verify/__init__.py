@@ -21,8 +21,14 @@ from collections.abc import Callable
 
 from sequoia_opt.engine.verify.base import Positions, Trial, Verdict, Verifier
 from sequoia_opt.engine.verify.exact_match import Greedy, TopK
-from sequoia_opt.engine.verify.host_rules import HostRule, host_rule, takes_rows
-from sequoia_opt.engine.verify.node_rules import NodeRule, Uniforms, node_rule
+from sequoia_opt.engine.verify.host_rules import (
+    HostMatchRule,
+    HostRule,
+    host_rule,
+    likely_guesses,
+    takes_rows,
+)
+from sequoia_opt.engine.verify.node_rules import NodeRule, Uniforms, matching, node_rule
 from sequoia_opt.engine.verify.residual import Sequoia, SpecInfer
 from sequoia_opt.engine.verify.synthetic import Synthetic
 from sequoia_opt.engine.verify.traversal import Traversal
@@ -31,6 +37,7 @@ from sequoia_opt.engine.verify.tree_index import TreeIndex, as_slice, indices
 __all__ = [
     "VERIFIER_CLASSES",
     "Greedy",
+    "HostMatchRule",
     "HostRule",
     "NodeRule",
     "Positions",
@@ -47,7 +54,9 @@ __all__ = [
     "as_slice",
     "host_rule",
     "indices",
+    "likely_guesses",
     "make_verifier",
+    "matching",
     "node_rule",
     "takes_rows",
 ]

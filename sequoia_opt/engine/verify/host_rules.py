@@ -8,7 +8,7 @@ nothing of policies, models or text.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any, Protocol
 
@@ -28,7 +28,8 @@ from sequoia_opt.engine.verify.node_rules import (
     Uniforms,
     node_rule,
 )
-from sequoia_opt.engine.verify.residual import Sequoia, SpecInfer
+from sequoia_opt.engine.verify.residual import Sequoia
+from sequoia_opt.engine.verify.traversal import Traversal
 
 Row = NDArray[Any]
 """[vocabulary], logits, probabilities or weights, in the models' number type."""
@@ -73,12 +74,7 @@ class HostMatchRule:
 
     def guess(self, logits: Tensor, ranks: int, uniforms: Uniforms) -> Guesses:
         """The draft's most likely tokens."""
-        values, tokens = [], []
-        for row in logits.numpy():
-            likely = likeliest(*powers(row), ranks)
-            values.append(likely[0])
-            tokens.append(likely[1])
-        return Guesses(values, tokens, None)
+        return Guesses(*likely_guesses(logits.numpy(), ranks), None)
 
     def guess_row(
         self, logits: Row, ranks: int, uniforms: Sequence[float]
@@ -209,9 +205,9 @@ def host_rule(verifier: Verifier) -> HostRule:
 
 def takes_rows(verifier: Verifier) -> bool:
     """Whether the verifier's rule decides without a tensor operation, from rows of logits."""
-    if type(verifier) is Greedy:
-        return True
-    return type(verifier) in (TopK, Sequoia, SpecInfer) and verifier.cuts == UNCUT
+    if isinstance(verifier, TopK | Sequoia) and not isinstance(verifier, Traversal):
+        return verifier.cuts == UNCUT
+    return isinstance(verifier, Greedy)
 
 
 def target_chances(logits: Row, verifier: TopK | Sequoia) -> Row:
@@ -243,6 +239,12 @@ def softmax(logits: Row, temperature: float = 1.0) -> Row:
     chances, total = powers(logits, temperature)
     chances /= total
     return chances
+
+
+def likely_guesses(rows: Iterable[Row], ranks: int) -> tuple[list[list[float]], list[list[int]]]:
+    """The `ranks` largest probabilities, in order, and their tokens, after each row of logits."""
+    guesses = [likeliest(*powers(row), ranks) for row in rows]
+    return [values for values, _ in guesses], [tokens for _, tokens in guesses]
 
 
 def likeliest(weights: Row, total: float, count: int) -> tuple[list[float], list[int]]:

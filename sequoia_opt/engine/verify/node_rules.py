@@ -188,3 +188,12 @@ def node_rule(verifier: Verifier) -> NodeRule:
         f"verifier: found {verifier.name}, which decides on whole paths, but an adaptive plan is "
         f"verified node by node; use --verifier {names}"
     )
+
+
+def matching(verifier: Verifier) -> Verifier:
+    """The verifier of guesses that are not drawn, for the same distribution of the target: itself
+    if it tests no draws, else `TopK`."""
+    if not isinstance(verifier, Sequoia):
+        return verifier
+    cuts = verifier.cuts
+    return TopK(verifier.temperature, cuts.top_p, cuts.top_k, cuts.min_p)

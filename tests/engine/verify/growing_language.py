@@ -16,9 +16,15 @@ from enumeration import CPU, Groups, Language, Prefix, softmax
 
 from sequoia_opt.engine.adaptive_step import AdaptiveStep
 from sequoia_opt.engine.drafters import Drafter, ModelDrafter, State
-from sequoia_opt.engine.model import Caches
+from sequoia_opt.engine.model import Caches, Likeliest
 from sequoia_opt.engine.sampling import Cuts
-from sequoia_opt.engine.verify import host_rules, make_verifier, node_rules, residual
+from sequoia_opt.engine.verify import (
+    host_rules,
+    likely_guesses,
+    make_verifier,
+    node_rules,
+    residual,
+)
 from sequoia_opt.plan.policy import Policy
 from sequoia_opt.plan.tree import TokenTree
 
@@ -33,7 +39,7 @@ class LanguageModel:
     def __init__(self, language: Language, role: str) -> None:
         self.language, self.role, self.vocabulary = language, role, language.vocabulary
 
-    def growing_passes(self, nodes: int, branches: int) -> LanguagePasses:
+    def growing_passes(self, nodes: int, branches: int, likeliest: bool = False) -> LanguagePasses:
         return LanguagePasses(self, nodes, branches)
 
     def prefill(
@@ -74,6 +80,11 @@ class LanguagePasses:
             target, draft = self._model.language.logits(tuple(prefix))
             logits.append(target if self._model.role == "target" else draft)
         return torch.tensor(np.stack(logits))
+
+    def likeliest(
+        self, tokens: Sequence[int], parents: Sequence[int], rows: int, ranks: int
+    ) -> Likeliest:
+        return Likeliest(*likely_guesses(self.run(tokens, parents, rows).numpy(), ranks))
 
     def accept(self, path: Sequence[int]) -> None:
         assert [self._parents[node] for node in path] == [-1, *path[:-1]]
@@ -123,6 +134,7 @@ class Game:
 
     Attributes:
         grown: sizes and levels of the trees that have grown.
+        looked_up: whether steps verified a lookup's guesses before the draft's: all there were.
 
     Args:
         groups: yields every way to draft siblings, see `enumeration.METHODS`.
@@ -149,8 +161,10 @@ class Game:
             TokenTree([-1], [0], policy=policy),
             make_verifier(name, temperature, *cuts),
             processor=processor,
+            lookup=self.lookup(),
         )
         self.grown: set[tuple[int, int]] = set()
+        self.looked_up: set[bool] = set()
         self._groups, self._course = groups, Course([])
         for method in ("first_passing", "draw", "draw_with_replacement"):
             monkeypatch.setattr(node_rules, method, getattr(self, f"_{method}"))
@@ -167,6 +181,14 @@ class Game:
     def drafter(self, draft: LanguageModel) -> Drafter:
         """What drafts."""
         return ModelDrafter(draft, self.language.vocabulary)  # type: ignore[arg-type]
+
+    def lookup(self) -> Drafter | None:
+        """What is asked before the drafter."""
+        return None
+
+    def index(self) -> Any:
+        """The lookup's index of the text, with the prompt."""
+        return None
 
     def draft_cache(self) -> Any:
         """The drafter's cache, with the prompt."""
@@ -213,7 +235,7 @@ class Game:
 
     def _play(self, course: Course, most: int, steps: int) -> Prefix:
         self._course = course
-        caches, text = Caches([PROMPT], self.draft_cache()), []
+        caches, text = Caches([PROMPT], self.draft_cache(), self.index()), []
         first = State(torch.tensor([1]), torch.tensor([PROMPT, ROOT]))
         if (processor := self.step.processor) is not None:
             first.seen = processor.seen(torch.tensor([PROMPT, ROOT]))
@@ -225,6 +247,7 @@ class Game:
             assert len(tokens) == count == accepted + 1
             text += tokens
             self.grown.add((state.size, state.levels))
+            self.looked_up.add(state.looked_up)
             assert caches.target == [PROMPT, ROOT, *text[:-1]]
             held = self.held_tokens(caches.draft)[: state.held]
             assert [*held, *state.lacking] == [PROMPT, ROOT, *text]

@@ -92,7 +92,7 @@ def test_the_enumeration_notices_a_guess_that_is_accepted_too_often(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     played = game("topk", lookup_policy(1, 1, 1, 0.0), monkeypatch, corpus=1)
-    rule = played.step._rule
+    rule = played.step._drafter.rule
     decide = rule.decide
 
     def biased(logits: Any, tokens: Any, draft: Any, uniforms: Any) -> tuple[int, int]:

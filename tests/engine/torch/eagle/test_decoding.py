@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from exact_texts import exact_chances, follows
 from recorder import recorded
-from scipy.stats import chi2_contingency
 from transformers import AutoModelForCausalLM
 
 from sequoia_opt.api import load_pair
@@ -50,22 +50,20 @@ def test_greedy_guesses_are_accepted(head_pair: Any) -> None:
     assert max(rates) > 1.3
 
 
+@pytest.fixture(scope="module")
+def chances(target_folder: Path) -> list[Any]:
+    """Those of the four tokens after the prompt."""
+    return exact_chances(target_folder, PROMPT, 4, 0.9, 0.95)
+
+
 @pytest.mark.parametrize("verifier", VERIFIERS)
-def test_sampled_text_is_distributed_as_plain_sampling(verifier: str, head_pair: Any) -> None:
-    """Chi-square of four sampled tokens, plain against each tree, at a fixed seed."""
-    texts, runs = {}, 400
-    for name, tree in TREES.items():
-        decoder = Decoder(head_pair, tree, 0.9, top_p=0.95, seed=3, verifier=verifier)
-        texts[name] = [decoder.generate(PROMPT, 4, ignore_eos=True).tokens for _ in range(runs)]
-    for position in range(4):
-        for name in ("chain", "k-ary", "uneven"):
-            counts = [
-                [sum(text[position] == token for text in sample) for token in range(8)]
-                for sample in (texts["plain"], texts[name])
-            ]
-            rows = [(a, b) for a, b in zip(*counts, strict=True) if a + b >= 10]
-            if len(rows) > 1:
-                assert chi2_contingency(rows).pvalue > 1e-3
+@pytest.mark.parametrize("tree", ["chain", "k-ary", "uneven"])
+def test_sampled_text_is_distributed_as_the_targets(
+    tree: str, verifier: str, head_pair: Any, chances: list[Any]
+) -> None:
+    decoder = Decoder(head_pair, TREES[tree], 0.9, top_p=0.95, seed=3, verifier=verifier)
+    texts = [decoder.generate(PROMPT, 4, ignore_eos=True).tokens for _ in range(200)]
+    assert follows(texts, chances)
 
 
 @pytest.mark.parametrize("name", ["chain", "k-ary", "uneven"])

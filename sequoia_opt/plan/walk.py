@@ -1,0 +1,175 @@
+"""The walk through each recorded document: the steps, tokens and passes that decoding it takes.
+
+Knows what the step from each position is. Knows nothing of how trees grow, nor of times.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sequoia_opt.plan.pause import Pause
+from sequoia_opt.plan.tree import BoolArray, IntArray
+from sequoia_opt.types import FloatArray
+
+MOST_BEHIND = 64  # tokens that the draft's cache lacks; larger numbers are counted as this one
+MOST_BEHIND_LOOKUPS = 512  # the same where steps by a lookup come between
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The step from each position, were it a root; [positions] unless said otherwise.
+
+    Attributes:
+        accepted: guesses that verification accepts.
+        sizes: nodes of the target pass.
+        widths: [positions, levels], nodes of each draft pass, 0 for none.
+        leaves_behind: whether the draft's cache lacks the last accepted guess after the step.
+        expected: expected number of accepted guesses by the calibration; None where it is not
+            needed.
+    """
+
+    accepted: IntArray
+    sizes: IntArray
+    widths: NDArray[np.uint8]
+    leaves_behind: BoolArray
+    expected: FloatArray | None = None
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Numbers of steps, tokens and passes that decoding each document took.
+
+    Only steps that the document's end did not cut short are counted.
+
+    Attributes:
+        tokens, steps: [documents].
+        sizes: [documents, largest size + 1], target passes by their nodes.
+        widths: [documents, width + 1], draft passes but the first of a step, by their nodes.
+        first: [documents, MOST_BEHIND + 1], first draft passes of a step, by the number of tokens
+            that the draft's cache lacked besides the root; up to `MOST_BEHIND_LOOKUPS` where steps
+            by a lookup come between.
+        levels: [documents, depth + 1], steps by the number of their draft passes.
+    """
+
+    tokens: IntArray
+    steps: IntArray
+    sizes: IntArray
+    widths: IntArray
+    first: IntArray
+    levels: IntArray
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Mean over all documents; 0 where no step counts."""
+        steps = int(self.steps.sum())
+        return int(self.tokens.sum()) / steps if steps else 0.0
+
+
+def walk(
+    starts: IntArray, steps: Steps, pause: Pause | None = None, size: int = 1, width: int = 1
+) -> Counts:
+    """What decoding the documents takes, from the step at each position.
+
+    Args:
+        starts: where each document begins, and the last ends, see `Recording`.
+        pause: when drafting stops for a while.
+        size, width: the most nodes of target and draft passes that are counted, if no step has
+            more.
+    """
+    roots, behind, plain = _walk(starts, steps, steps.widths.shape[1] + 1, pause)
+    return counted(starts, steps, roots, behind, plain, size, width)
+
+
+def counted(
+    starts: IntArray,
+    steps: Steps,
+    roots: IntArray,
+    behind: IntArray,
+    plain: IntArray,
+    size: int = 1,
+    width: int = 1,
+    most_behind: int = MOST_BEHIND,
+) -> Counts:
+    """What the steps of a walk take.
+
+    Args:
+        starts, size, width: see `walk`.
+        most_behind: larger numbers of tokens that the draft's cache lacks are counted as this one.
+        roots: of the steps that are as `steps` has them.
+        behind: for each, the tokens that the draft's cache lacks besides the root.
+        plain: the roots of plain steps.
+    """
+    depth = steps.widths.shape[1]
+    document_of = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+    documents, plain_documents = document_of[roots], document_of[plain]
+    count = len(starts) - 1
+
+    def histogram(values: IntArray, of: IntArray, most: int) -> IntArray:
+        cells = of * (most + 1) + values
+        counts = np.bincount(cells.ravel(), minlength=count * (most + 1))
+        return counts.reshape(count, most + 1)
+
+    widths = steps.widths[roots].astype(np.int64)
+    sizes = histogram(steps.sizes[roots], documents, int(steps.sizes.max(initial=size)))
+    sizes[:, 1] += np.bincount(plain_documents, minlength=count)
+    levels = histogram((widths > 0).sum(axis=1), documents, depth)
+    levels[:, 0] += np.bincount(plain_documents, minlength=count)
+    drafts = widths[:, 0] > 0
+    later = widths[:, 1:]
+    of_later = np.broadcast_to(documents[:, None], later.shape)
+    by_width = histogram(
+        later[later > 0], of_later[later > 0], int(steps.widths.max(initial=width))
+    )
+    commits = np.bincount(documents, steps.accepted[roots] + 1, count).astype(np.int64)
+    return Counts(
+        tokens=commits + np.bincount(plain_documents, minlength=count),
+        steps=sizes.sum(axis=1),
+        sizes=sizes,
+        widths=by_width,
+        first=histogram(np.minimum(behind[drafts], most_behind), documents[drafts], most_behind),
+        levels=levels,
+    )
+
+
+def _walk(
+    starts: IntArray, steps: Steps, longest: int, pause: Pause | None
+) -> tuple[IntArray, IntArray, IntArray]:
+    """The roots of the steps that decode each document.
+
+    Args:
+        longest: tokens of the longest possible step; a step counts only if it would fit.
+
+    Returns:
+        roots: the roots of steps outside of pauses.
+        behind: for each, the tokens that the draft's cache lacks besides the root.
+        plain: the roots of paused steps.
+    """
+    accepted, leaves_behind = steps.accepted.tolist(), steps.leaves_behind.tolist()
+    most_misses = pause.misses if pause is not None else 0
+    lengths = pause.steps if pause is not None else ()
+    roots: list[int] = []
+    behind: list[int] = []
+    plain: list[int] = []
+    for start, end in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
+        root, lacks, misses, pauses = start, 0, 0, 0
+        while root <= end - longest:
+            roots.append(root)
+            behind.append(lacks)
+            lacks = int(leaves_behind[root])
+            count = accepted[root]
+            root += count + 1
+            if count or not most_misses:
+                misses = pauses = 0
+                continue
+            misses += 1
+            if misses >= most_misses:
+                length = lengths[min(pauses, len(lengths) - 1)]
+                pauses += 1
+                stop = min(root + length, max(root, end - longest + 1))
+                plain.extend(range(root, stop))
+                lacks += stop - root
+                root = stop
+    return np.array(roots, np.int64), np.array(behind, np.int64), np.array(plain, np.int64)
