@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from sequoia_opt.engine.library import DRAFT, LOOKUP, NO_SPECULATION, Speculation
-from sequoia_opt.engine.names import LOOKUP as LOOKUP_DRAFT
 from sequoia_opt.engine.pair import Pair
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.files.names import content_fingerprint
@@ -47,6 +46,7 @@ from sequoia_opt.measure.records import Document
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.best_trees import best_trees
+from sequoia_opt.plan.draft_names import LOOKUP as LOOKUP_DRAFT
 from sequoia_opt.plan.latency import LatencyProfile
 from sequoia_opt.plan.sampling import Sampling
 from sequoia_opt.plan.solve_options import DEFAULT_MAX_DEPTH

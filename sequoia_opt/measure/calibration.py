@@ -36,11 +36,11 @@ from sequoia_opt.measure.records import Document
 from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.judge import Candidate
 from sequoia_opt.plan.latency import LatencyProfile, overhead_name
-from sequoia_opt.plan.recording import Envelope
+from sequoia_opt.plan.recording import LOOKUP_ENVELOPE, Envelope
 from sequoia_opt.plan.sampling import Sampling
 from sequoia_opt.plan.solver import solve
 from sequoia_opt.plan.tree import AUTOREGRESSIVE, TokenTree
-from sequoia_opt.plan.verifiers import DEFAULT_VERIFIER
+from sequoia_opt.plan.verifiers import DEFAULT_VERIFIER, DETERMINISTIC_VERIFIER
 
 KINDS = ("tokens", "step", "step_ms", "speedup", "filed_step", "filed_speedup")
 
@@ -61,8 +61,10 @@ class CalibrationSpec(ComparisonSpec):
 
     @property
     def samplings(self) -> list[Sampling]:
-        """The sampling at each temperature."""
-        return [replace(self.sampling, temperature=value) for value in self.temperatures]
+        """The sampling at each temperature; a lookup has one verifier only."""
+        verifier = DETERMINISTIC_VERIFIER if self.profile.draft.is_free else self.sampling.verifier
+        sampling = replace(self.sampling, verifier=verifier)
+        return [replace(sampling, temperature=value) for value in self.temperatures]
 
     def check(self) -> None:
         """Refuse what cannot be predicted, before anything that takes long.
@@ -213,7 +215,9 @@ def run_calibration(
         )
     chosen = workload(spec, pair, dataset, documents[1::2], note)
     options = EstimateOptions(
-        max_new_tokens=spec.max_new_tokens, template=spec.template, envelope=Envelope()
+        max_new_tokens=spec.max_new_tokens,
+        template=spec.template,
+        envelope=LOOKUP_ENVELOPE if spec.profile.draft.is_free else Envelope(),
     )
     parts = []
     for sampling in spec.samplings:

@@ -23,7 +23,9 @@ def plans_to_race(plan: Plan, largest: int) -> dict[str, TokenTree]:
     Args:
         largest: nodes that the profile can price.
     """
-    around = trees_around(plan.tree.static, plan.acceptance, largest)
+    around = {"chosen": plan.tree.static}
+    if not plan.profile.draft.is_free:  # else no other tree can be drafted
+        around = trees_around(plan.tree.static, plan.acceptance, largest)
     growing = {} if plan.adaptive is None else {c.name: c.tree for c in plan.adaptive.adaptive}
     if plan.tree.policy is None:
         return {"chosen": around.pop("chosen"), **growing, **around}
@@ -39,7 +41,8 @@ def tokens_of_passes(tree: TokenTree, first_pass: int) -> set[int]:
     """
     if tree.policy is None:
         return {tree.size, *draft_passes(tree, first_pass)}
-    return {*tree.policy.sizes, *(width for width, _ in tree.policy.expand), 1, 2}
+    sizes = {size for policy in tree.policy.parts for size in policy.sizes}
+    return {*sizes, *(width for width, _ in tree.policy.expand), 1, 2}
 
 
 def trees_around(chosen: TokenTree, acceptance: Acceptance, largest: int) -> dict[str, TokenTree]:

@@ -23,7 +23,7 @@ from sequoia_opt.measure.continuations import Continuation, sample_continuations
 from sequoia_opt.measure.dataset import spread_over
 from sequoia_opt.measure.drafts_recording import check_recordable, record_drafts
 from sequoia_opt.measure.journal import Journal
-from sequoia_opt.measure.lookup_sampling import check_sampling, sample_lookups
+from sequoia_opt.measure.lookup_sampling import check_sampling, record_lookups, sample_lookups
 from sequoia_opt.measure.progress import Note, Progress, no_note, no_progress
 from sequoia_opt.measure.records import Document
 from sequoia_opt.measure.sample_texts import SampleText, prepare_texts
@@ -271,6 +271,8 @@ def _sample(
     continuations = [Continuation(envelope.ranks) for _ in texts]
     yield from sample_continuations(pair, sampler, texts, width, continuations)
     yield from record_drafts(pair, sampler, texts, continuations, envelope)
+    if pair.lookup is not None:
+        record_lookups(pair.lookup, sampler, texts, continuations, width)
 
 
 def _documents(samplers: Sequence[Sampler]) -> list[list[dict[str, Any]]]:
@@ -312,7 +314,7 @@ def _acceptance(pair: Pair, sampler: Sampler, dataset: str, options: EstimateOpt
             "seed": options.seed,
             **options.template.document(),
             "fingerprints": pair.fingerprints,
-            **pair.drafter.about,
+            **pair.about_draft,
         },
     )
     recordings = [tally.recording for tally in sampler.tallies if tally.recording is not None]

@@ -8,6 +8,7 @@ matches. Knows nothing of files.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -20,10 +21,11 @@ from sequoia_opt.engine.pair import Pair
 from sequoia_opt.engine.sampling import at_least_float32
 from sequoia_opt.engine.verify import Verifier
 from sequoia_opt.errors import SequoiaError
+from sequoia_opt.measure.continuations import Continuation
 from sequoia_opt.measure.pair_reader import PairLogits
 from sequoia_opt.measure.sample_texts import SampleText
 from sequoia_opt.measure.trials import Sampler, positions_to_try
-from sequoia_opt.plan.recording import Envelope, Recording, slots_of
+from sequoia_opt.plan.recording import LOOKUP_ENVELOPE, Envelope, Recording, slots_of
 from sequoia_opt.plan.sampling import Sampling
 from sequoia_opt.plan.tree import IntArray
 from sequoia_opt.plan.verifiers import DETERMINISTIC_VERIFIER
@@ -75,6 +77,26 @@ def sample_lookups(
         tally.recording = walk.recording()
         if envelope is not None:
             yield len(walk.ranks)
+
+
+def record_lookups(
+    drafter: LookupDrafter,
+    sampler: Sampler,
+    texts: Sequence[SampleText],
+    continuations: Sequence[Continuation],
+    width: int,
+) -> None:
+    """Record a lookup's guesses beside a model's, in the recordings of the texts' tallies.
+
+    Args:
+        width: ranks to offer.
+    """
+    envelope = LOOKUP_ENVELOPE.within(width)
+    for text, tally, continuation in zip(texts, sampler.tallies, continuations, strict=True):
+        assert tally.recording is not None
+        walk = _Walk(drafter, width, envelope)
+        walk.follow(text.prompt, continuation.tokens)
+        tally.recording = replace(tally.recording, lookup=walk.recording())
 
 
 def _continue(

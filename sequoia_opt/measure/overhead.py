@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ from sequoia_opt.measure.fixed_growth import fixed_chains, fixed_growths
 from sequoia_opt.measure.forwards import Filled, Point, overhead_trees
 from sequoia_opt.measure.timing import PLAIN_TURNS, Timed
 from sequoia_opt.plan.draft_passes import draft_passes
+from sequoia_opt.plan.joint_times import LOOKUP
 from sequoia_opt.plan.latency import Overhead, overhead_name
 from sequoia_opt.plan.policy_times import ADAPTIVE
 from sequoia_opt.plan.sampling import Sampling
@@ -49,12 +50,14 @@ class TimedStep:
         size: nodes of its target pass.
         passes: tokens of each of its draft passes.
         timed: the step.
+        is_free: whether its draft passes run no model.
     """
 
     name: str
     size: int
     passes: tuple[int, ...]
     timed: Timed
+    is_free: bool = False
 
     def extra_ms(self, tokens: list[int], target: FloatArray, draft: FloatArray) -> float:
         """The median part of it outside its forward passes, in milliseconds.
@@ -63,6 +66,7 @@ class TimedStep:
             tokens: query tokens of the forward passes that were timed.
             target, draft: [tokens, rounds], their times in the same rounds.
         """
+        draft = np.zeros_like(draft) if self.is_free else draft
         extra = [
             step_ms
             - np.interp(self.size, tokens, target[:, number])
@@ -91,10 +95,16 @@ def steps_to_time(
     steps = []
     caches = _caches_of_text(pair, filled, context)
     largest = filled.tokens[-1]
+    alone, index = None, caches
+    if pair.lookup is not None:
+        alone = replace(pair, drafter=pair.lookup, lookup=None)
+        index = _caches_of_text(alone, filled, context)
     for way in ways:
         steps += _static_steps(pair, caches, largest, context, way)
         if adaptive and pair.drafter.grows and can_grow(way):
-            steps += _adaptive_steps(pair, caches, largest, context, way)
+            steps += _adaptive_steps(pair, caches, largest, context, way, ADAPTIVE)
+            if alone is not None:
+                steps += _adaptive_steps(alone, index, largest, context, way, LOOKUP)
     return steps
 
 
@@ -141,13 +151,18 @@ def _static_steps(
 
 
 def _adaptive_steps(
-    pair: Pair, caches: Caches, largest: int, context: int, way: Sampling
+    pair: Pair, caches: Caches, largest: int, context: int, way: Sampling, kind: str
 ) -> list[TimedStep]:
     """Steps of trees that grow; the draft's cache lacks nothing but the root.
 
     Args:
         largest: nodes that any forward pass may have.
+        kind: what the name of their overhead begins with. A lookup verifies by matching, whatever
+            tests the draws of the model beside it.
     """
+    name = kind + overhead_name(way)
+    if kind == LOOKUP:
+        way = replace(way, verifier=DETERMINISTIC_VERIFIER)
     streams = pair.target.streamed_layers > 0
     growths = fixed_growths if pair.drafter.model is not None else fixed_chains
     enough = growths(largest, few=True)
@@ -160,7 +175,8 @@ def _adaptive_steps(
             streams=streams,
             optional=growth not in enough,
         )
-        steps.append(TimedStep(ADAPTIVE + overhead_name(way), growth.size, growth.widths, timed))
+        is_free = pair.drafter.model is None
+        steps.append(TimedStep(name, growth.size, growth.widths, timed, is_free))
     return steps
 
 

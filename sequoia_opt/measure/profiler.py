@@ -7,6 +7,7 @@ acceptance.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from sequoia_opt.measure.timing import (
     median_interval,
 )
 from sequoia_opt.plan.curves import Curve, ModelLatency
+from sequoia_opt.plan.draft_names import model_of
 from sequoia_opt.plan.draft_passes import FIRST_WIDTH, NO_PASSES
 from sequoia_opt.plan.latency import LatencyProfile
 from sequoia_opt.plan.verifiers import DEFAULT_VERIFIER, check_verifier
@@ -271,6 +273,7 @@ class _Profiling:
             draft=models["draft"],
             overhead=overhead_of(steps, self.forwards, tokens, self.context),
             disturbed="; ".join([*self.warnings, *monitor.notes()]),
+            date=datetime.now(UTC).isoformat(timespec="seconds"),
         )
 
 
@@ -329,7 +332,7 @@ def latencies(
 def _path(name: str, source: str) -> dict[str, str]:
     """Where a model's folder is, for other engines, if its name is the folder's: a bundled model
     has another name."""
-    is_folder = Path(source).is_dir() and short_name(source) == name
+    is_folder = Path(source).is_dir() and short_name(source) == model_of(name)
     return {"path": str(Path(source).resolve())} if is_folder else {}
 
 

@@ -41,6 +41,8 @@ class Result:
         repeated: share of the new texts' 4-token runs that occurred before in the same text. A
             text that loops flatters every draft.
         prompts: number of prompts decoded.
+        surplus: tokens that last steps yielded past the requested length, for each token of the
+            texts. Decoding that goes on has no such loss, and predictions are of that.
     """
 
     name: str
@@ -57,6 +59,12 @@ class Result:
     agreement: float
     repeated: float
     prompts: int
+    surplus: float = 0.0
+
+    @property
+    def endless_speedup(self) -> float:
+        """The speedup over plain decoding of texts that go on, where no step is cut short."""
+        return self.speedup * (1 + self.surplus)
 
 
 @dataclass(frozen=True)
@@ -190,6 +198,7 @@ def _result(method: Method, runs: Sequence[Run], baseline: Sequence[Run]) -> Res
         agreement=float(np.mean(same)),
         repeated=repeated([run.tokens for run in runs]),
         prompts=len(runs),
+        surplus=float(verified.sum() / tokens.sum() - 1),
     )
 
 

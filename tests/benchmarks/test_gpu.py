@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import bundled
 import parts
 import processes
 import psutil
@@ -28,8 +29,10 @@ from typer.testing import CliRunner
 
 from sequoia_opt.cli.app import application
 from sequoia_opt.engine.torch import memory
+from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.latency import LatencyProfile
 from sequoia_opt.plan.tree import TokenTree
+from sequoia_opt.repository import paths
 
 MAIN = Path(parts.__file__).with_name("__main__.py")
 REHEARSAL = Options("cpu", TINY)
@@ -191,6 +194,24 @@ def test_the_archive_is_ready_to_commit(gpu: Any, tmp_path: Path) -> None:
             "benchmarks/some-gpu/gpu.md",
         }
     assert sorted(os.listdir(output)) == ["entries.tar.gz", "table.md"]
+
+
+def test_the_bundled_pairs_plan_is_solved_from_the_recorded_drafts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As `solve-all` does it, which checks the entries once they are committed."""
+    options: list[dict[str, Any]] = []
+    monkeypatch.setattr(bundled, "solve", lambda *_, **given: options.append(given))
+    profile = LatencyProfile.load(paths.bundled_profile())
+    for temperature in bundled.TEMPERATURES:
+        path = bundled.measured_acceptance(temperature)
+        acceptance = Acceptance.load(path)
+        bundled.plans(profile, acceptance, path)
+        [plan, chain] = options
+        assert acceptance.confidence is not None
+        assert plan.pop("recording").fingerprint == acceptance.confidence.fingerprint
+        assert (plan, chain) == ({}, {"shape": "chain"})
+        options.clear()
 
 
 def test_the_outcomes_of_tests_are_counted(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from sequoia_opt.plan.policy import Growth, Policy
+from sequoia_opt.plan.growth import Growth
+from sequoia_opt.plan.policy import Policy
 
 
 class Reference:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sequoia_opt.measure.fixed_growth import FixedGrowth, fixed_growths
-from sequoia_opt.plan.policy import Growth
+from sequoia_opt.plan.growth import Growth
 
 
 @pytest.mark.parametrize("growth", fixed_growths(64), ids=lambda one: f"{one.widths}-{one.size}")

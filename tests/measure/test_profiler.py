@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -60,6 +61,8 @@ def test_measures_every_point(make_pair: Callable[..., Any]) -> None:
     assert measured.engine["dtype"] == "float32"
     assert measured.hardware["device"] == "cpu"
     assert measured.hardware["name"]
+    age = datetime.now(UTC) - datetime.fromisoformat(measured.date)
+    assert timedelta(0) <= age < timedelta(hours=1)
     [turns] = {total for _, total in progress}
     assert [done for done, _ in dict.fromkeys(progress)] == list(range(turns + 1))
     # `solve` accepts the profile.

@@ -62,6 +62,17 @@ def test_ratios_count_timed_tokens() -> None:
     assert found.tokens_per_step == pytest.approx(7 / 3)
 
 
+def test_a_last_step_that_is_cut_counts_in_texts_that_go_on() -> None:
+    """Steps yielded 12 tokens, of which a text took 10: without an end it had been faster."""
+    plain = Method("plain", lambda prompt, count: Run([1] * count, 10, 10, 10.0, 10))
+    other = Method("other", lambda prompt, count: Run([1] * count, 3, 12, 4.0, 10))
+    first, second = race([plain, other], [[1], [2]], 11, repeats=1).results()
+    assert second.speedup == pytest.approx(10 / 4)
+    assert second.surplus == pytest.approx(0.2)
+    assert second.endless_speedup == pytest.approx(12 / 4)
+    assert first.endless_speedup == first.speedup == 1
+
+
 def test_one_prompt_has_no_interval() -> None:
     method = Method("a", lambda prompt, count: Run([1] * count, 5, 10, 1.0, count - 1))
     (found,) = race([method], [[1]], 11).results()

@@ -16,6 +16,12 @@ from sequoia_opt.measure.timing import Rounds, Timed, median_interval, without_d
 CPU = TorchMachine(torch.device("cpu"))
 
 
+@pytest.fixture(autouse=True)
+def _short_work_is_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the program, and in no other test."""
+    monkeypatch.setattr(timing, "LONG_MS", 100)
+
+
 def test_drift_does_not_count_as_spread() -> None:
     """Rounds on a machine whose speed wanders: the ratios of the times are exact."""
     generator = np.random.default_rng(0)
@@ -213,12 +219,8 @@ def test_rounds_are_resumed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("milliseconds", "samples"), [(0.1, 16), (1.0, 5), (7.0, 1), (200.0, 1)])
-def test_queued_work_is_sampled_without_untimed_runs(
-    milliseconds: float, samples: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_queued_work_is_sampled_without_untimed_runs(milliseconds: float, samples: int) -> None:
     """A sample runs the work eight times, of which four are timed; 40 ms of that are enough."""
-    monkeypatch.setattr(timing, "TIMED_MS", 40)
-    monkeypatch.setattr(timing, "RUN_IN_MS", 60)
     taken: list[float] = []
 
     class Clock(Timed):

@@ -17,7 +17,9 @@ from sequoia_opt.measure import methods, profiler
 from sequoia_opt.measure.divergence import divergence
 from sequoia_opt.measure.race import Race, race
 from sequoia_opt.plan.acceptance import Acceptance
+from sequoia_opt.plan.latency import LatencyProfile
 from sequoia_opt.plan.plan import Plan
+from sequoia_opt.plan.recorded import recording_of
 from sequoia_opt.plan.sampling import Sampling
 from sequoia_opt.plan.solver import solve
 from sequoia_opt.plan.tree import AUTOREGRESSIVE
@@ -49,8 +51,7 @@ def measure(record: Record, device: str, tiny: bool) -> None:
         with record.stage(f"solve, temperature {temperature:g}"):
             acceptance_path = measured_acceptance(temperature)
             acceptance = Acceptance.load(acceptance_path)
-            plan = solve(profile, acceptance)
-            chain = solve(profile, acceptance, shape="chain")
+            plan, chain = plans(profile, acceptance, acceptance_path)
             record.save_plan(plan, profile_path, acceptance_path)
         with record.stage(f"decode, temperature {temperature:g}"):
             sampling = Sampling(temperature, acceptance.top_p, VERIFIER)
@@ -64,7 +65,7 @@ def measure(record: Record, device: str, tiny: bool) -> None:
             record.note(
                 **{
                     f"T{temperature:g}": {
-                        "nodes": plan.tree.size,
+                        "nodes": plan.tree.largest_size,
                         "predicted_speedup": plan.choice.speedup[0],
                         "tokens_per_second_and_speedup": results,
                         **(agreement(pair, prompts, raced) if temperature == 0 else {}),
@@ -78,6 +79,18 @@ def measured_acceptance(temperature: float) -> Path:
     verifier = "greedy" if temperature == 0 else VERIFIER
     names = demo.TARGET_NAME, demo.DRAFT_NAME, demo.DATASET_NAME
     return paths.PACKAGE.parent / paths.acceptance_path(*names, verifier, temperature, 1.0)
+
+
+def plans(profile: LatencyProfile, acceptance: Acceptance, path: Path) -> tuple[Plan, Plan]:
+    """The plan that `solve-all` finds, which may be adaptive, and the best fixed chain.
+
+    Args:
+        path: the acceptance's file, which the recorded drafts lie beside.
+    """
+    recording = recording_of(acceptance, path)
+    return solve(profile, acceptance, recording=recording), solve(
+        profile, acceptance, shape="chain"
+    )
 
 
 def held_out_prompts(pair: Pair, count: int) -> list[list[int]]:

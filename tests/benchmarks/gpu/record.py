@@ -90,8 +90,8 @@ class Record:
         """Save a plan's tree as an entry and record its predictions; returns its path."""
         choice = plan.choice
         self.note(
-            nodes=choice.tree.size,
-            depth=choice.tree.depth,
+            nodes=choice.tree.largest_size,
+            depth=choice.tree.largest_depth,
             predicted_tokens=choice.tokens[0],
             predicted_step_ms=choice.step_ms[0],
             predicted_plain_ms=choice.plain_ms[0],
