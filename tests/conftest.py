@@ -12,6 +12,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 from hypothesis import settings
+from short_runs import shorten
 from small_models import small_config
 
 if not torch.cuda.is_available():  # have triton interpret kernels; it reads this on import
@@ -32,9 +33,7 @@ def _one_thread() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _short_runs() -> None:
     """Measure with as few runs as possible, since tests ignore the times."""
-    from sequoia_opt.measure import profiler, timing
-
-    timing.RUN_IN_MS = timing.TIMED_MS = profiler.MAX_MULTIPLE = 1
+    shorten()
 
 
 @pytest.fixture(scope="session")

@@ -36,6 +36,7 @@ COMMANDS = {
     "bench": "bench",
     "bench-sizes": "bench_sizes",
     "calibrate": "calibrate",
+    "check": "check",
     "solve-all": "solve_all",
     "sweep": "sweep",
     "compare-drafts": "compare_drafts",
@@ -44,6 +45,7 @@ COMMANDS = {
     "plot": "plot",
     "export": "export",
     "import": "import_",
+    "tune": "tune",
 }
 USAGE = 2  # exit status of a usage error
 # Exit statuses for the signals that end the program.

@@ -34,8 +34,8 @@ from sequoia_opt.cli.options import (
     print_json,
     template_of,
 )
-from sequoia_opt.engine.names import LOOKUP
 from sequoia_opt.errors import SequoiaError
+from sequoia_opt.plan.draft_names import LOOKUP, looks_up
 from sequoia_opt.plan.recording import LOOKUP_ENVELOPE, Envelope
 from sequoia_opt.plan.sampling import Sampling
 from sequoia_opt.plan.verifiers import DEFAULT_VERIFIER, VERIFIERS
@@ -60,7 +60,8 @@ def compare_drafts(
     draft: Annotated[
         list[str] | None,
         typer.Option(
-            help="Draft to compare: a hub id, a folder, a .gguf file or lookup; repeat for each."
+            help="Draft to compare: a hub id, a folder, a .gguf file, lookup or lookup+MODEL; "
+            "repeat for each."
         ),
     ] = None,
     corpus: Corpus = None,
@@ -137,7 +138,7 @@ def compare_drafts(
             ROLES if compile else (),
             graphs,
             running=running,
-            corpus=corpus if draft_name == LOOKUP else None,
+            corpus=corpus if looks_up(draft_name) else None,
         )
         if draft_name == drafts[0]:
             tell_unused_settings(pair)
@@ -158,7 +159,7 @@ def compare_drafts(
 
 def _check_drafts(drafts: Sequence[str], corpus: Path | None) -> None:
     """Refuse a corpus without a lookup, a single draft, and drafts whose files have one name."""
-    if corpus and LOOKUP not in drafts:
+    if corpus and not any(map(looks_up, drafts)):
         raise typer.BadParameter(f"goes with --draft {LOOKUP}", param_hint="--corpus")
     if len(drafts) < 2:
         raise typer.BadParameter(

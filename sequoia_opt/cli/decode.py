@@ -141,6 +141,8 @@ def _document(decoding: Decoding, generation: Generation) -> dict[str, Any]:
     if decoding.tree.policy is not None:
         document["sizes"] = dict(sorted(generation.sizes.items()))
         document["levels"] = dict(sorted(generation.levels.items()))
+        if decoding.tree.looks_up_first:
+            document["looked_up"] = generation.looked_up
     return document | (
         decoding.logits_options.document() if decoding.logits_options.change_anything else {}
     )

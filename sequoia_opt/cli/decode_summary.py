@@ -51,6 +51,9 @@ def growth_summary(generation: Generation) -> None:
     sizes = ", ".join(f"{size} in {100 * share:.0f}%" for size, share in shares.items())
     levels = sum(level * count for level, count in generation.levels.items()) / generation.steps
     out.print(f"tokens verified: {sizes} of the steps; levels drafted: {levels:.2f} per step")
+    if generation.looked_up:
+        share = 100 * generation.looked_up / generation.steps
+        out.print(f"drafted by lookup before the model: {share:.0f}% of the steps")
 
 
 def _error(measured: float, predicted: float) -> str:

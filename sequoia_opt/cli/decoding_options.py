@@ -35,6 +35,7 @@ from sequoia_opt.cli.tree_defaults import (
     TreeTopP,
     TreeVerifier,
     check_world,
+    comparable,
     compiled_roles,
     corpus_of,
     models_of,
@@ -84,7 +85,8 @@ class DecodingOptions(EngineOptions):
     stats: Annotated[
         Path | None,
         typer.Option(
-            help="Add the accepted and rejected guesses to this file, for `estimate --from-stats`.",
+            help="Add what the steps guessed and accepted to this file, for `show`, and with a "
+            "fixed tree for `estimate --from-stats`.",
             rich_help_panel=TEXT,
         ),
     ] = None
@@ -194,12 +196,6 @@ def prepare(
     )
     tree = TokenTree.load(path)
     check_world(tree)
-    if options.stats is not None and tree.policy is not None:
-        raise typer.BadParameter(
-            f"counts by the nodes of a static tree, but {path} is an adaptive plan; drop it, or "
-            "decode with a tree of `solve --static`",
-            param_hint="--stats",
-        )
     sampling = sampling_of(
         tree, options.temperature, options.top_p, options.verifier, options.top_k, options.min_p
     )
@@ -251,7 +247,7 @@ def prepare(
         "ignore_eos": options.ignore_eos,
         "stop": stops,
     }
-    keep = _statistics_keeper(options.stats, pair, tree, sampling)
+    keep = _statistics_keeper(options.stats, pair, path, tree, sampling)
     return Decoding(path, tree, pair, sampling, logits_options, decoder, limits, keep)
 
 
@@ -297,10 +293,12 @@ def _biases(options: Sequence[str]) -> dict[int, float]:
 
 
 def _statistics_keeper(
-    path: Path | None, pair: Pair, tree: TokenTree, sampling: Sampling
+    path: Path | None, pair: Pair, tree_path: Path, tree: TokenTree, sampling: Sampling
 ) -> KeepStatistics:
     """The function that adds a generation to a file of statistics; without one, to nothing."""
+    from sequoia_opt.files.names import content_fingerprint
     from sequoia_opt.plan import decode_stats
+    from sequoia_opt.plan.growth_stats import Growths, Prediction
 
     if path is None:
         return lambda prompt_length, generation: None
@@ -319,4 +317,23 @@ def _statistics_keeper(
         context = prompt_length + len(generation.tokens) / 2
         decode_stats.add(path, decode_stats.Text(setting, tree, dict(generation.ended), context))
 
-    return keep
+    if tree.policy is None:
+        return keep
+    plan = content_fingerprint(tree_path)
+    predicted = Prediction.of(tree) if comparable(tree, pair, sampling).tokens else None
+
+    def keep_growth(prompt_length: int, generation: Generation) -> None:
+        growths = Growths(
+            setting=setting,
+            plan=plan,
+            context=prompt_length + len(generation.tokens) / 2,
+            accepted=dict(generation.ended),
+            sizes=dict(generation.sizes),
+            levels=dict(generation.levels),
+            stops=dict(generation.stops),
+            guesses=generation.guesses,
+            predicted=predicted,
+        )
+        decode_stats.add(path, growths)
+
+    return keep_growth

@@ -40,9 +40,9 @@ from sequoia_opt.cli.options import (
     print_json,
     template_of,
 )
-from sequoia_opt.engine.names import LOOKUP
 from sequoia_opt.plan import acceptance
 from sequoia_opt.plan.acceptance import Acceptance
+from sequoia_opt.plan.draft_names import LOOKUP
 from sequoia_opt.plan.sampling import Sampling
 from sequoia_opt.plan.verifiers import DEFAULT_VERIFIER, VERIFIERS
 from sequoia_opt.repository.provenance import origins_of, source_of, sources_of

@@ -15,6 +15,7 @@ from sequoia_opt.cli.app import app
 from sequoia_opt.cli.options import STANDARD, Force, Json, any_tree, check_output, print_json
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan import export
+from sequoia_opt.plan.draft_names import model_of
 from sequoia_opt.plan.tree import TokenTree
 
 
@@ -48,7 +49,7 @@ def export_tree(
     output = None if output == STANDARD else output
     check_output(output, inputs=[tree])
     loaded = TokenTree.load(tree)
-    name = str(loaded.metadata.get("draft", ""))
+    name = model_of(str(loaded.metadata.get("draft", "")))
     if draft is not None or demo.resolve(name) != name:
         draft_path = {"draft_path": draft or demo.resolve(name)}
         loaded = TokenTree(

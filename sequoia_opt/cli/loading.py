@@ -21,7 +21,7 @@ from sequoia_opt.cli.options import (
     Target,
     byte_count,
 )
-from sequoia_opt.engine.names import LOOKUP
+from sequoia_opt.plan.draft_names import LOOKUP, model_of
 from sequoia_opt.repository.provenance import sources_of
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def draft_source(draft: str | None, corpus: Path | None) -> str | None:
     """Where a drafter was read from: a model's name or path, a lookup's corpus if it has one."""
     if draft == LOOKUP:
         return None if corpus is None else str(corpus)
-    return draft
+    return None if draft is None else model_of(draft) or None
 
 
 def tell_unused_settings(pair: Pair) -> None:

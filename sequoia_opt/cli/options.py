@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sequoia_opt.engine.names import LOOKUP
 from sequoia_opt.errors import SequoiaError
+from sequoia_opt.plan.draft_names import LOOKUP, LOOKUP_FIRST
 from sequoia_opt.plan.verifiers import VERIFIERS
 
 if TYPE_CHECKING:
@@ -66,7 +66,8 @@ Draft = Annotated[
     str | None,
     typer.Option(
         help=f"Draft model: a hub id, a folder or a .gguf file; or {LOOKUP}, to guess what "
-        "followed the text's end before.",
+        f"followed the text's end before; or {LOOKUP_FIRST}MODEL, to look up first and else draft "
+        "with the model.",
         show_default="bundled",
         rich_help_panel=MODELS,
     ),

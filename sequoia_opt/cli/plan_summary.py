@@ -69,7 +69,7 @@ def _adaptive_verdict(plan: Plan) -> list[str]:
     assert plans is not None
     low, high = interval(choice.tokens)
     return [
-        f"Best plan: {kind(choice.tree)} of up to {policy.largest_size} nodes: "
+        f"Best plan: {kind(choice.tree)} of up to {choice.tree.largest_size} nodes: "
         f"{choice.tokens[0]:.2f} tokens per step ({low:.2f}–{high:.2f}), {_speedup(choice)}",
         *rule(policy),
         f"fitted to {plans.fitted} documents, predicted on {plans.held_out} others",

@@ -30,6 +30,10 @@ def policy_summary(plan: TokenTree) -> None:
     assert policy is not None
     for line in rule(policy):
         out.print(line)
+    if policy.lookup is not None:
+        by_match = policy.lookup.policy
+        title = "acceptance by how far a lookup's match is believed"
+        out.print(_calibration_table(by_match.confidence, by_match.ranks, title))
     out.print(_calibration_table(policy.confidence, policy.ranks))
     adaptive = Fields(plan.metadata.get("adaptive", {}), "adaptive")
     if not adaptive.mapping:
@@ -39,6 +43,9 @@ def policy_summary(plan: TokenTree) -> None:
             f"fitted to {adaptive.integer('fitted_documents')} documents, predicted on "
             f"{adaptive.integer('predicted_documents')} others"
         )
+    if "looked_up" in adaptive.mapping:
+        share = 100 * adaptive.number("looked_up", 0.0, 1.0)
+        out.print(f"drafted by lookup before the model in replay: {share:.1f}% of the steps")
     for key, title, column in (
         ("sizes", "target passes in replay", "nodes"),
         ("drafted_levels", "levels drafted in replay", "levels"),
@@ -58,12 +65,11 @@ def confidence_summary(fitted: FittedConfidence) -> None:
     _reliability(Fields(document["reliability"], "confidence: reliability"))
 
 
-def _calibration_table(confidence: Confidence, ranks: int) -> Table:
+def _calibration_table(
+    confidence: Confidence, ranks: int, title: str = "acceptance by the draft's probability"
+) -> Table:
     """Acceptance by what the draft says: each rank at depth 1, and the first rank deeper down."""
-    table = Table(
-        title="acceptance by the draft's probability", title_justify="left", box=SIMPLE,
-        pad_edge=False,
-    )  # fmt: skip
+    table = Table(title=title, title_justify="left", box=SIMPLE, pad_edge=False)
     table.add_column("draft says", justify="right")
     columns = [(f"rank {rank + 1}", 0, rank) for rank in range(ranks)]
     depths = len(confidence.acceptance)

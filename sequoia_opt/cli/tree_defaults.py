@@ -22,8 +22,9 @@ from sequoia_opt.cli.options import (
     VERIFIER_HELP,
     byte_count,
 )
-from sequoia_opt.engine.names import LOOKUP, TORCH
+from sequoia_opt.engine.names import TORCH
 from sequoia_opt.errors import SequoiaError
+from sequoia_opt.plan.draft_names import LOOKUP, LOOKUP_FIRST, looks_up
 from sequoia_opt.plan.sampling import Sampling
 from sequoia_opt.plan.verifiers import (
     DEFAULT_VERIFIER,
@@ -157,13 +158,20 @@ def models_of(
 
     Raises:
         SequoiaError: the tree was solved for other models than the bundled ones, and no option
-            names any; or for a draft model, and a lookup is named.
+            names any; or for a draft model, and a lookup is named; or it looks up first, and the
+            model alone is named.
     """
     from sequoia_opt import demo
 
     solved_draft = tree.metadata.get("draft", LOOKUP)
-    if draft is None and solved_draft == LOOKUP and "draft" in tree.metadata:
-        draft = LOOKUP
+    by_itself = (LOOKUP, LOOKUP_FIRST + demo.DRAFT_NAME)
+    if draft is None and solved_draft in by_itself and "draft" in tree.metadata:
+        draft = solved_draft
+    if draft is not None and not looks_up(draft) and tree.looks_up_first:
+        raise SequoiaError(
+            f"the plan looks up before its model drafts, found --draft {draft}; use --draft "
+            f"{LOOKUP_FIRST}{draft}"
+        )
     if draft == LOOKUP and tree.speculates and solved_draft != LOOKUP:
         raise SequoiaError(
             f"the tree was solved for draft {solved_draft}; profile, estimate and solve with "
@@ -276,7 +284,7 @@ def comparable(tree: TokenTree, pair: Pair, sampling: Sampling) -> Comparable:
         and solved.get("verifier", verifier) == verifier
         and solved.get("top_k", 0) == sampling.top_k
         and solved.get("min_p", 0.0) == sampling.min_p
-        and _fingerprint(solved) == _fingerprint(pair.drafter.about)
+        and _fingerprint(solved) == _fingerprint(pair.about_draft)
     )
     same_engine = (
         engine.get("name", TORCH) == pair.engine

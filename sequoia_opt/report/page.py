@@ -15,6 +15,7 @@ from typing import Any
 from sequoia_opt import __version__
 from sequoia_opt.plan.curves import ModelLatency
 from sequoia_opt.plan.intervals import interval
+from sequoia_opt.plan.judge import kind
 from sequoia_opt.plan.plan import Plan
 from sequoia_opt.plan.policy_text import rule
 from sequoia_opt.plan.tree import TokenTree
@@ -65,7 +66,7 @@ def _extent(tree: TokenTree) -> str:
     """How large a plan's trees are."""
     if tree.policy is None:
         return f"{tree.size} nodes"
-    return f"up to {tree.policy.largest_size} nodes"
+    return f"up to {tree.largest_size} nodes"
 
 
 def _tree_sections(tree: TokenTree, plan: Plan) -> list[Section]:
@@ -196,10 +197,8 @@ def _summary(tree: TokenTree, plan: Plan) -> str:
 
 def _adaptive_summary(tree: TokenTree) -> str:
     """An adaptive plan's predicted speed, in a sentence."""
-    assert tree.policy is not None
-    kind = "chain" if tree.policy.is_chain else "tree"
-    summary = f"An adaptive {kind} of {_extent(tree)}, {tree.policy.depth} levels at most"
-    prediction = compared_plans(tree).get(f"adaptive {kind}")
+    summary = f"An {kind(tree)} of {_extent(tree)}, {tree.largest_depth} levels at most"
+    prediction = compared_plans(tree).get(kind(tree))
     if prediction is None:
         return f"{summary}."
     speedup, low, high = prediction

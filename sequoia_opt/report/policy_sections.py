@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from sequoia_opt.files.fields import Fields
+from sequoia_opt.plan.judge import kind
 from sequoia_opt.plan.tree import TokenTree
 from sequoia_opt.report import policy_figures
 from sequoia_opt.report.section import Section
@@ -59,7 +60,7 @@ def policy_sections(tree: TokenTree) -> list[Section]:
                 "The policy beside fixed plans",
                 f"Predicted speeds relative to plain decoding{documents}, with 95% intervals. No "
                 "chain is faster than the oracle's.",
-                policy_figures.plans(predictions, _kind(tree)),
+                policy_figures.plans(predictions, kind(tree)),
             )
         )
     for key, name, title, text, axis in (
@@ -93,12 +94,6 @@ def _reliability(reliability: Fields) -> Section:
         predicted.tolist(), accepted.tolist(), reliability.integers("guesses")
     )
     return Section("reliability", "Reliability of the calibration", text, figure)
-
-
-def _kind(tree: TokenTree) -> str:
-    """The plan's name among those compared."""
-    assert tree.policy is not None
-    return "adaptive chain" if tree.policy.is_chain else "adaptive tree"
 
 
 def _origin(tree: TokenTree) -> Fields:

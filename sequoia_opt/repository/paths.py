@@ -12,6 +12,7 @@ from pathlib import Path
 from sequoia_opt import demo
 from sequoia_opt.engine.names import LLAMA_CPP, TORCH
 from sequoia_opt.errors import SequoiaError
+from sequoia_opt.files.documents import parse_document
 from sequoia_opt.files.fields import Fields
 from sequoia_opt.files.names import content_fingerprint, safe_name, short_name
 from sequoia_opt.plan.acceptance import Acceptance
@@ -19,8 +20,8 @@ from sequoia_opt.plan.tree import TokenTree
 from sequoia_opt.repository.outputs import distinction_in, undistinguished
 
 ACCEPTANCE = "acceptance"  # folder next to those of the hardware
-# Parts of a profile's name. "+" sorts before "-": of files of the same age, the last by name, and
-# so the default, is one without compiled forward passes.
+# Parts of a profile's name. "+" sorts before "-" and ".": of files of the same date, the last by
+# name, and so the default, is one without compiled forward passes.
 COMPILED = "+compiled"
 RANDOM_WEIGHTS = "+random"
 ENGINE_MARKS = {TORCH: "", LLAMA_CPP: "+llama-cpp"}
@@ -110,7 +111,7 @@ def tree_path(
 
 
 def bundled_profile() -> Path:
-    """The newest profile of the bundled pair.
+    """The profile of the bundled pair that was measured last.
 
     Raises:
         SequoiaError: none exists.
@@ -120,7 +121,7 @@ def bundled_profile() -> Path:
 
 
 def bundled_acceptance() -> Path:
-    """The newest greedy acceptance of the bundled pair on the bundled dataset.
+    """The greedy acceptance of the bundled pair on the bundled dataset.
 
     Raises:
         SequoiaError: none exists.
@@ -132,7 +133,7 @@ def bundled_acceptance() -> Path:
 def bundled_tree(
     temperature: float, compiled: bool = False, hardware: str = "", engine: str = TORCH
 ) -> Path:
-    """The newest tree of the bundled pair, for this temperature if one exists.
+    """The tree of the bundled pair whose profile is newest, for this temperature if one exists.
 
     Args:
         compiled: consider only trees for compiled forward passes.
@@ -188,7 +189,10 @@ def _newest(
     hardware: str = "",
     engine: str | None = None,
 ) -> Path:
-    """The newest file of the first root that has one.
+    """The newest file of the first root that has one, by the date that the files state.
+
+    Times of files would not do: those of a checkout say when it was made. Files without a date are
+    the oldest, and the name decides among files of one date, those without a distinction first.
 
     Args:
         pattern: of paths, their names taken without distinctions.
@@ -201,9 +205,9 @@ def _newest(
         SequoiaError: no file matches.
     """
 
-    def rank(path: Path) -> tuple[bool, float, bool, str]:
+    def rank(path: Path) -> tuple[bool, str, bool, str]:
         is_plain = not distinction_in(path)
-        return path.parent.name == hardware, path.stat().st_mtime, is_plain, str(path)
+        return path.parent.name == hardware, _measured(path), is_plain, str(path)
 
     left_out = [OFFLOADED, TENSOR_PARALLEL]
     left_out += [mark for of, mark in ENGINE_MARKS.items() if mark and engine not in (None, of)]
@@ -219,3 +223,15 @@ def _newest(
         if matching:
             return max(matching, key=rank)
     raise SequoiaError(f"no file matches {pattern}; run `{command}` first, or name a file")
+
+
+def _measured(path: Path) -> str:
+    """When a profile, or the one that a tree was solved from, was measured; empty if unknown."""
+    try:
+        document = parse_document(path)
+    except SequoiaError:  # whoever uses the file will say what is wrong with it
+        return ""
+    provenance = document.get("provenance")
+    profile = provenance.get("profile") if isinstance(provenance, dict) else None
+    date = (profile if isinstance(profile, dict) else document).get("date")
+    return date if isinstance(date, str) else ""

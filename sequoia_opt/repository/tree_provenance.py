@@ -42,6 +42,8 @@ def planned_tree(plan: Plan, source: Source, options: dict[str, Any]) -> TokenTr
         "options": {key: value for key, value in options.items() if value is not None},
         "sequoia_opt": __version__,
     }
+    if plan.profile.date:
+        provenance["profile"]["date"] = plan.profile.date
     metadata = tree.metadata | {"provenance": provenance}
     return TokenTree(tree.parents, tree.ranks, metadata, tree.policy)
 

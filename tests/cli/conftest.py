@@ -45,6 +45,12 @@ def models(make_model: Callable[..., Path], tmp_path: Path) -> list[str]:
 
 
 @pytest.fixture
+def few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Profiles have few token counts where no option names them."""
+    monkeypatch.setattr("sequoia_opt.measure.profiler.default_tokens", lambda _: [1, 2, 4, 8, 16])
+
+
+@pytest.fixture
 def dataset(tmp_path: Path) -> Path:
     path = tmp_path / "numbers.jsonl"
     records = [{"prompt": f"def f{i}(x):\n", "completion": "    return x\n"} for i in range(3)]

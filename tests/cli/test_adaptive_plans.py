@@ -107,22 +107,59 @@ def test_a_conversation_is_held(
     assert turns[0] == turns[1]
 
 
-@pytest.mark.parametrize(
-    ("options", "code", "complaint"),
-    [
-        (["--stats", "s.jsonl"], 2, "plan.json is an adaptive plan"),
-        (["--temperature", "1", "--verifier", "traversal"], 1, "decides on whole paths"),
-    ],
-)
-def test_what_cannot_be_done_with_an_adaptive_plan(
-    options: list[str],
-    code: int,
-    complaint: str,
-    run: Callable[..., Outcome],
-    models: list[str],
-    plan: Path,
+def test_statistics_are_shown_beside_what_was_predicted(
+    run: Callable[..., Outcome], models: list[str], plan: Path
 ) -> None:
-    done = run(*decode(plan, models, *options))
-    assert done.code == code
-    assert complaint in " ".join(done.err.split())
-    assert not Path("s.jsonl").exists()
+    origin = {"sizes": {"1": 0.4, "7": 0.6}, "drafted_levels": {"0": 0.4, "3": 0.6}}
+    tree = TokenTree.load(plan)
+    names = {"target": "small-target", "draft": "small-draft", "temperature": 0.0, "top_p": 1.0}
+    metadata = {**names, "replayed_tokens": 1.25, "adaptive": origin}
+    TokenTree(tree.parents, tree.ranks, metadata, tree.policy).save(plan)
+    decoded = [
+        json.loads(run(*decode(plan, models, "--stats", "s.jsonl", "--json", *option)).out)
+        for option in ([], ["--prompt", "class"], ["--temperature", 1])
+    ]
+    steps = [document["steps"] for document in decoded]
+    [greedy, warm] = json.loads(run("show", "s.jsonl", "--json").out)["plans"]
+    for counted, count in ((greedy, sum(steps[:2])), (warm, steps[2])):
+        for name in ("accepted", "sizes", "drafted_levels", "stopped"):
+            assert sum(counted[name].values()) == count
+        accepted = sum(int(number) * count for number, count in counted["accepted"].items())
+        assert sum(counted["guesses"]["accepted"]) == accepted
+    assert greedy["sizes"] == {
+        size: sum(document["sizes"].get(size, 0) for document in decoded[:2])
+        for size in greedy["sizes"]
+    }
+    assert greedy["predicted"]["sizes"] == origin["sizes"]
+    assert "predicted" not in warm  # the plan says nothing of that temperature
+    shown = run("show", "s.jsonl")
+    assert shown.code == 0, shown.err
+    assert f"greedy, temperature 0: 2 texts, {sum(steps[:2])} steps" in shown.out
+    assert "tokens per step, predicted: 1.25" in shown.out
+    assert "a pause: a plain step" in shown.out
+    refused = run("estimate", "--from-stats", "s.jsonl")
+    assert (refused.code, refused.err.count("\n")) == (1, 1)
+    assert "s.jsonl: line 1: is of an adaptive plan" in refused.err
+
+
+def test_show_leaves_statistics_of_fixed_trees_to_estimate(
+    run: Callable[..., Outcome], models: list[str], plan: Path
+) -> None:
+    shapes.chain(3).save("chain.json")
+    assert run(*decode("chain.json", models, "--stats", "s.jsonl")).code == 0
+    refused = run("show", "s.jsonl")
+    assert (refused.code, refused.out, refused.err.count("\n")) == (1, "", 1)
+    assert "`sequoia-opt estimate --from-stats s.jsonl` makes rates of them" in refused.err
+    assert run("show", "s.jsonl", "--acceptance", "a.yaml").code == 2
+    assert run(*decode(plan, models, "--stats", "s.jsonl")).code == 0
+    shown = run("show", "s.jsonl")
+    assert shown.code == 0
+    assert "makes rates of 1 text that was decoded with fixed trees" in shown.err
+
+
+def test_what_decides_on_whole_paths_cannot_decode_an_adaptive_plan(
+    run: Callable[..., Outcome], models: list[str], plan: Path
+) -> None:
+    done = run(*decode(plan, models, "--temperature", "1", "--verifier", "traversal"))
+    assert done.code == 1
+    assert "decides on whole paths" in " ".join(done.err.split())

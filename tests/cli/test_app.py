@@ -249,8 +249,9 @@ def test_version_and_bare_call(run: Callable[..., Outcome]) -> None:
 INTERRUPTED = """
 import os, signal
 from sequoia_opt import cli
-from sequoia_opt.measure import profiler
+from sequoia_opt.measure import profiler, timing
 
+timing.LONG_MS = 0  # each piece of work runs once in a turn
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 profile = profiler.profile
 
@@ -273,7 +274,8 @@ def test_interruption_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "profile.yaml"
     make_profile().save(path)
     precious = path.read_bytes()
-    command = [sys.executable, "-c", INTERRUPTED, "profile", "--tokens", "1,2", "-o", str(path)]
+    options = ["--tokens", "1,2", "--contexts", "16", "-o", str(path)]
+    command = [sys.executable, "-c", INTERRUPTED, "profile", *options]
     process = subprocess.run(
         command,
         capture_output=True,

@@ -108,5 +108,11 @@ def test_predictions_are_compared_with_measurements(capsys: pytest.CaptureFixtur
         "tokens per step: predicted 4.10, measured 4.51 (+10.0%)",
         "speedup: predicted 2.00x, measured 2.18x (+9.0%)",
     ]
+    cut = replace(RESULTS[0], surplus=0.06)
+    bench_tables.prediction_lines(cut, tree, times=True)
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "speedup: predicted 2.00x, measured 2.31x (+15.5%)",
+        "6% of it is lost where the length cuts a text's last step short; longer texts lose less",
+    ]
     bench_tables.prediction_lines(RESULTS[0], tree, times=False)
     assert "speedup" not in capsys.readouterr().out

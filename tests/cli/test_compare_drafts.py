@@ -9,6 +9,7 @@ import pytest
 from command_line import Outcome
 
 
+@pytest.mark.usefixtures("few_tokens")
 def test_drafts_that_fit_are_ranked(
     run: Callable[..., Outcome],
     models: list[str],

@@ -215,7 +215,8 @@ def test_a_prompt_comes_from_a_file_or_from_standard_input(
 def test_options_that_make_no_sense_are_usage_errors(
     run: Callable[..., Outcome], options: list[str], complaint: str
 ) -> None:
-    failed = run("decode", *options)
+    shapes.chain(3).save("chain.json")
+    failed = run("decode", "chain.json", *options)
     assert failed.code == 2
     assert complaint in failed.err
 

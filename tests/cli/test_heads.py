@@ -56,6 +56,7 @@ def test_adaptive_plans_are_refused(
     assert "drafts fixed trees only" in " ".join(done.err.split())
 
 
+@pytest.mark.usefixtures("few_tokens")
 def test_a_head_is_compared_with_a_model(
     run: Callable[..., Outcome], models: list[str], models_with_head: list[str], dataset: Path
 ) -> None:

@@ -118,6 +118,7 @@ def test_bench_leaves_out_what_needs_a_draft_model(
     assert len(names) == 4
 
 
+@pytest.mark.usefixtures("few_tokens")
 def test_compare_drafts_takes_a_lookup(
     run: Callable[..., Outcome], models: list[str], dataset: Path, corpus: Path
 ) -> None:

@@ -12,7 +12,9 @@ from command_line import Outcome
 from recordings import make_recording, measured
 from test_latency import make_profile, with_adaptive_overhead
 
+from sequoia_opt.files.documents import to_json
 from sequoia_opt.plan.acceptance import Acceptance
+from sequoia_opt.plan.solver import solve
 from sequoia_opt.plan.tree import TokenTree
 
 FILES = ["--profile", "p.yaml", "--acceptance", "a.yaml"]
@@ -20,13 +22,23 @@ ABOUT = {"target": "target", "draft": "draft", "temperature": 0.0}
 RECORDING = replace(make_recording([120] * 24, sureness=2.0), about=ABOUT)
 
 
+PROFILE = with_adaptive_overhead(make_profile(slope=0.6, draft_ms=2.5))
+RATES = measured(RECORDING, target="target", draft="draft", dataset="d")
+
+
 @pytest.fixture
 def run_here(run: Callable[..., Outcome]) -> Callable[..., Outcome]:
     """Runs a command line beside a profile, acceptance rates and recorded drafts."""
-    with_adaptive_overhead(make_profile(slope=0.6, draft_ms=2.5)).save("p.yaml")
-    measured(RECORDING, target="target", draft="draft", dataset="d").save("a.yaml")
+    PROFILE.save("p.yaml")
+    RATES.save("a.yaml")
     RECORDING.save("a.npz")
     return run
+
+
+@pytest.fixture(scope="module")
+def adaptive() -> TokenTree:
+    """The plan that is solved from these files."""
+    return solve(PROFILE, RATES, recording=RECORDING).tree
 
 
 def test_solve_finds_and_shows_an_adaptive_plan(run_here: Callable[..., Outcome]) -> None:
@@ -86,8 +98,10 @@ def test_without_the_recording_only_static_plans_are_solved(
     assert TokenTree.load("t.json").policy is None
 
 
-def test_an_adaptive_plan_is_compared_with(run_here: Callable[..., Outcome]) -> None:
-    run_here("solve", *FILES, "-o", "t.json")
+def test_an_adaptive_plan_is_compared_with(
+    run_here: Callable[..., Outcome], adaptive: TokenTree
+) -> None:
+    adaptive.save("t.json")
     options = ["--against", "t.json", "--compare", "--static", "-o", "s.json", "--json"]
     document = json.loads(run_here("solve", *FILES, *options).out)
     predicted = TokenTree.load("t.json").metadata["predicted"]["speedup"]
@@ -129,20 +143,18 @@ def test_a_wrong_recording_is_refused_in_one_line(
     ],
 )
 def test_a_policy_out_of_range_is_refused_in_one_line(
-    run_here: Callable[..., Outcome], change: dict[str, object], complaint: str
+    run: Callable[..., Outcome], adaptive: TokenTree, change: dict[str, object], complaint: str
 ) -> None:
-    run_here("solve", *FILES, "-o", "t.json")
-    document = json.loads(Path("t.json").read_text())
+    document = adaptive.document()
     document["policy"] |= change
-    Path("t.json").write_text(json.dumps(document))
-    failed = run_here("show", "t.json")
+    Path("t.json").write_text(to_json(document))
+    failed = run("show", "t.json")
     assert (failed.code, failed.out, failed.err.count("\n")) == (1, "", 1)
     assert complaint in failed.err
 
 
 def test_solve_all_solves_and_checks_adaptive_plans(run_here: Callable[..., Outcome]) -> None:
-    profile = with_adaptive_overhead(make_profile(slope=0.6, draft_ms=2.5))
-    profile.save("profiles/test/target--draft--float32.yaml")
+    PROFILE.save("profiles/test/target--draft--float32.yaml")
     folder = Path("profiles/acceptance")
     folder.mkdir()
     acceptance = Acceptance.load("a.yaml")

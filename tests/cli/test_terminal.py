@@ -87,14 +87,25 @@ def test_a_closed_input_is_named(tmp_path: Path, arguments: list[str], shell: st
     assert done.stderr == b"error: standard input: is closed; give the text with --prompt-file\n"
 
 
-@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "cp1252"])
-def test_a_narrow_terminal_is_shown_what_it_can_draw(tmp_path: Path, encoding: str) -> None:
-    wide = command(["show"], tmp_path, PYTHONIOENCODING="utf-8").stdout.decode()
-    done = command(["show"], tmp_path, PYTHONIOENCODING=encoding)
+@pytest.mark.parametrize(
+    ("encoding", "dash"), [("utf-8", "–"), ("latin-1", "-"), ("ascii", "-"), ("cp1252", "–")]
+)
+def test_a_narrow_terminal_is_shown_what_it_can_draw(
+    tmp_path: Path, encoding: str, dash: str
+) -> None:
+    tree = shapes.k_ary(2, 3)
+    predicted = {"step_ms": 5.0, "tokens_per_second": 600.0}
+    predicted |= {"speedup": 1.9, "speedup_low": 1.7, "speedup_high": 2.08}
+    metadata = {"expected_tokens": 3.0, "predicted": predicted}
+    TokenTree(tree.parents, tree.ranks, metadata).save(tmp_path / "t.json")
+    rates = str(paths.bundled_acceptance().resolve())
+    done = command(["show", "t.json", "--acceptance", rates], tmp_path, PYTHONIOENCODING=encoding)
     assert (done.returncode, done.stderr) == (0, b"")
     narrow = done.stdout.decode(encoding)
-    assert "(1.70–2.08)" in wide
-    assert f"(1.70{'–' if encoding == 'cp1252' else '-'}2.08)" in narrow
+    assert f"(1.70{dash}2.08)" in narrow
+    if encoding == "utf-8":
+        assert "████" in narrow
+        return
     assert "####" in narrow
     assert "?" not in narrow
     table = [line for line in narrow.splitlines() if line.startswith("|")]

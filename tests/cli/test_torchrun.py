@@ -12,7 +12,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
+import short_runs
 import yaml
 from command_line import SMALL, Outcome
 
@@ -27,7 +29,7 @@ ENDS_WITHIN = 300  # seconds; far from what it takes, near enough to call the re
 def launch(*arguments: object, count: int = 2) -> subprocess.Popen[str]:
     """A command line in several processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", str(count), "-m", "sequoia_opt", *map(str, arguments)]
+    command += ["--nproc-per-node", str(count), short_runs.__file__, *map(str, arguments)]
     return subprocess.Popen(
         command,
         # Where there are GPUs, transformers would spread the target over them.
@@ -131,16 +133,16 @@ def test_a_process_that_dies_ends_the_run(
     run: Callable[..., Outcome], models: list[str], tmp_path: Path
 ) -> None:
     process = launch("profile", *models, *SMALL[:4], "--repeats", 10_000)
-    workers: list[int] = []
     deadline = time.monotonic() + ENDS_WITHIN
-    while len(workers) < 2 and time.monotonic() < deadline:
-        time.sleep(0.5)
-        found = subprocess.run(
-            ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False
-        )
-        workers = [int(line) for line in found.stdout.split()]
-    time.sleep(15)  # into the measurement
-    assert process.poll() is None
+    # A round is recorded as soon as it is measured, below the line that names the measurement.
+    while not any(
+        path.read_text().count("\n") > 1 for path in tmp_path.glob("profiles/**/*.partial")
+    ):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    workers = [child.pid for child in psutil.Process(process.pid).children()]
+    assert len(workers) == 2
     os.kill(workers[1], signal.SIGKILL)
     assert finish(process).code != 0
     for worker in workers:

@@ -30,6 +30,7 @@ from sequoia_opt.plan import (
     decode_stats,
     engine_counters,
     export,
+    growth_stats,
     shapes,
     tree_formats,
 )
@@ -55,6 +56,10 @@ TREES = [TREE.document(), shapes.k_ary(2, 2).document(), shapes.chain(1).documen
 TEXT = decode_stats.Text(
     decode_stats.Setting("t", "d", 0.6, 1.0, "sequoia"), shapes.k_ary(2, 2), {0: 3, 4: 2}, 90.0
 )
+GROWTHS = growth_stats.Growths(
+    TEXT.setting, "f00d", 90.0, {0: 1, 2: 1}, {1: 1, 4: 1}, {0: 1, 2: 1}, {"pause": 1, "depth": 1},
+    predicted=growth_stats.Prediction(2.0, {1: 0.5, 4: 0.5}, {0: 0.5, 2: 0.5}),
+)  # fmt: skip
 BENCHES = [
     json.loads(path.read_text())
     for path in sorted((ROOT / "benchmarks").glob("*/humaneval/*.json"))
@@ -137,12 +142,13 @@ def test_results(document: Any, file: Callable[[str, bytes], Path]) -> None:
 
 
 @cases(900)
-@given(document=mutated([TEXT.document()]))
+@given(document=mutated([TEXT.document(), GROWTHS.document()]))
 def test_statistics(document: Any, file: Callable[[str, bytes], Path]) -> None:
     path = file("decode_stats.jsonl", as_json(document) + b"\n" + as_json(TEXT.document()) + b"\n")
     texts = tried(lambda: decode_stats.load(path))
     if texts is not None:
         tried(lambda: decode_stats.acceptances(texts))
+    tried(lambda: growth_stats.load(path))
 
 
 @cases(600)

@@ -78,6 +78,18 @@ def test_the_plan_is_solved_again_with_the_trees_options() -> None:
     assert plan.given[0].tree == tree
 
 
+def test_a_tree_states_when_its_profile_was_measured() -> None:
+    profile, rates = make_profile(), rates_of()
+    rates.save("a.yaml")
+    for date in ("", "2026-01-31T08:00:00+00:00"):
+        profile.date = date
+        profile.save("p.yaml")
+        loaded = LatencyProfile.load("p.yaml")
+        source = Source(Path("p.yaml"), Path("a.yaml"))
+        tree = planned_tree(solve(loaded, rates, max_size=2, replicates=5), source, {})
+        assert tree.metadata["provenance"]["profile"].get("date", "") == date
+
+
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
