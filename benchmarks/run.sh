@@ -14,7 +14,7 @@ fi
 cd "$(dirname "$0")/.."
 # The machine's folder, and the bundled pair's files in it.
 hardware=$(python -c 'from sequoia_opt.engine.devices import usable_device
-from sequoia_opt.measure.hardware import hardware
+from sequoia_opt.engine.hardware import hardware
 print(hardware(usable_device(None))["slug"])')
 pair=demo-target--demo-draft
 profile=$(ls profiles/"$hardware"/"$pair"--*+compiled.yaml)
