@@ -216,7 +216,8 @@ def adaptive_plans(
         _candidate(kind(tree), tree, of, times.plain_ms)
         for tree, of in zip(trees, predicted, strict=True)
     ]
-    pool = [judged[0], *(adaptive if policy_times.is_measured else [])]
+    guessing = [c for c, s in zip(adaptive, solutions, strict=True) if s.policy.guesses]
+    pool = [judged[0], *(guessing if policy_times.is_measured else [])]
     _, choice = choose(pool, options.confidence, kind_of)
     bound_tokens, bound_ms = policy_times.predict(oracle_counts(held_out, policy_times), weights)
     by_kind = {kind(c.tree): c for c in (*judged, *adaptive)}

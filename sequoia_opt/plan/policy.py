@@ -93,6 +93,11 @@ class Policy:
         return self.first < 1
 
     @property
+    def guesses(self) -> bool:
+        """Whether any step verifies a guess; where none does, every step is a plain one."""
+        return (self.drafts and self.largest_size > 1) or self.lookup is not None
+
+    @property
     def width(self) -> int:
         """The most nodes that a level expands."""
         return self.expand[-1][0]

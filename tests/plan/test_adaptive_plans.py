@@ -124,6 +124,20 @@ def test_the_static_plan_stays_where_the_draft_tells_nothing() -> None:
     assert document == without.tree.document()
 
 
+def test_a_policy_that_never_guesses_is_no_plan() -> None:
+    """Its plain steps are no faster than plain decoding, whatever the two overheads say."""
+    wrong = replace(RECORDING, ranks=np.zeros_like(RECORDING.ranks))
+    profile = make_profile()
+    plain = profile.overhead["greedy"]
+    cheaper = {"adaptive greedy": replace(plain, constant_ms=plain.constant_ms - 0.4)}
+    profile = replace(profile, overhead=profile.overhead | cheaper)
+    plan = solve(profile, measured(wrong), recording=wrong, replicates=60)
+    assert plan.adaptive is not None
+    assert max(candidate.speedup[0] for candidate in plan.adaptive.compared) > 1
+    assert plan.tree.policy is None
+    assert plan.tree.size == 1
+
+
 def test_no_adaptive_plan_is_chosen_whose_overhead_was_not_measured() -> None:
     profile = make_profile(slope=0.6, draft_ms=2.5)
     plan = solve(profile, measured(RECORDING), recording=RECORDING, replicates=60)
