@@ -127,9 +127,11 @@ class AdaptiveStep:
     Attributes:
         tree: the plan, which has a policy.
         mode: see `TensorStep`.
+        uniform_count: None, since how many it takes follows from how its tree grows.
     """
 
     mode = torch.inference_mode
+    uniform_count = None
 
     def __init__(
         self,

@@ -18,10 +18,11 @@ from sequoia_opt.engine.adaptive_step import AdaptiveStep
 from sequoia_opt.engine.drafters import Committed, State
 from sequoia_opt.engine.logits_processors import LogitsOptions
 from sequoia_opt.engine.pair import Pair
+from sequoia_opt.engine.random_numbers import RandomNumbers
 from sequoia_opt.engine.session import Session, first_state
 from sequoia_opt.engine.step import TOLD, Step
 from sequoia_opt.engine.stream import Generation, Stream
-from sequoia_opt.engine.verify import Synthetic, TreeIndex, Uniforms, make_verifier
+from sequoia_opt.engine.verify import Synthetic, TreeIndex, make_verifier
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan.sampling import Sampling
 from sequoia_opt.plan.tree import AUTOREGRESSIVE, TokenTree
@@ -92,7 +93,6 @@ class Decoder:
         if tree.policy is None:
             self.read_back = pair.machine.read_back(tree.depth + TOLD)
         self._root = TreeIndex(AUTOREGRESSIVE, pair.device)
-        self._no_uniforms = torch.empty(0, device=pair.device)
         self.reseed(seed)
 
     def generate(
@@ -163,19 +163,21 @@ class Decoder:
         """Time spent on recording steps so far."""
         return float(getattr(self.step, "recording_seconds", 0.0))
 
-    def uniforms_for_step(self, random: torch.Generator) -> Tensor | Uniforms:
-        """The next random numbers in [0, 1) for a step: all of them, or what gives them."""
-        if self.tree.policy is not None:
-            return lambda count: torch.rand(count, generator=random, device=self.pair.device)
-        if self.step.uniform_count == 0:
-            return self._no_uniforms
-        return torch.rand(self.step.uniform_count, generator=random, device=self.pair.device)
+    def random_numbers(self, seed: int) -> RandomNumbers:
+        """Random numbers of a text or of several, on the pair's device."""
+        device = self.pair.device
+        return RandomNumbers(torch.Generator(device).manual_seed(seed), device)
+
+    def uniforms_for_step(self, numbers: RandomNumbers) -> Tensor | RandomNumbers:
+        """What a step takes: its random numbers, or what gives them."""
+        count: int | None = self.step.uniform_count
+        return numbers if count is None else numbers(count)
 
     def first_token(
         self,
         text: Tensor,
         logits: Tensor,
-        random: torch.Generator,
+        numbers: RandomNumbers,
         hidden: Tensor | None = None,
     ) -> tuple[int, State]:
         """Choose the token that follows a prompt.
@@ -188,7 +190,7 @@ class Decoder:
         Returns:
             The token, and the state of the text with it.
         """
-        device, vocabulary = self.pair.device, self.pair.target.vocabulary
+        vocabulary = self.pair.target.vocabulary
         count = self.verifier.uniform_count(self._root, vocabulary)
         seen = None
         if self._processor is not None:
@@ -199,7 +201,7 @@ class Decoder:
             text[-1:],
             logits,
             logits.new_zeros(0, vocabulary),
-            torch.rand(count, generator=random, device=device),
+            numbers(count),
         )
         first = self.pair.world.agree(verdict.next)
         state = first_state(text, first)

@@ -54,8 +54,7 @@ class Session:
             conversing: keep the text, so that the next one is read on from where the two part.
         """
         self._decoder, self._conversing = decoder, conversing
-        pair = decoder.pair
-        self._random = torch.Generator(pair.device).manual_seed(seed)
+        self._numbers = decoder.random_numbers(seed)
         self._lease: _Lease | None = None
         self._state: State | GrowingState | None = None
         self._text: list[int] = []  # tokens that are committed, the root included
@@ -164,7 +163,7 @@ class Session:
             )
         last = prefilled.states.last
         hidden = None if last is None else last[:, 0]
-        first, self._state = decoder.first_token(tokens[0], logits, self._random, hidden)
+        first, self._state = decoder.first_token(tokens[0], logits, self._numbers, hidden)
         self.length = self._drafted_length = len(prompt)
         self._text = [*prompt, first]
         return first
@@ -190,7 +189,7 @@ class Session:
         decoder = self._decoder
         with decoder.step.mode():
             told, state = decoder.step(
-                self.caches, state, length, decoder.uniforms_for_step(self._random)
+                self.caches, state, length, decoder.uniforms_for_step(self._numbers)
             )
             *tokens, self.last_node, count = decoder.read_back(told)  # the step's only one
         return tokens[:count], state

@@ -215,12 +215,11 @@ def overhead_of(
 
 def whole_step(decoder: Decoder, caches: Caches, context: int) -> Callable[[], object]:
     """One step at a context length of `context`, repeated from the same state."""
-    device = decoder.pair.device
-    random = torch.Generator(device).manual_seed(0)
+    numbers = decoder.random_numbers(0)
     state = decoder.step.started(decoder.blank_state(context))
 
     def run() -> object:
-        told, _ = decoder.step(caches, state, context, decoder.uniforms_for_step(random))
+        told, _ = decoder.step(caches, state, context, decoder.uniforms_for_step(numbers))
         return decoder.read_back(told)
 
     return run

@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from sequoia_opt.engine.drafters import ModelTreeDrafter, State
 from sequoia_opt.engine.llama_cpp.cache import LlamaCache
 from sequoia_opt.engine.llama_cpp.passes import LlamaLevelPasses, LlamaTreePass
 from sequoia_opt.engine.model import Caches
+from sequoia_opt.engine.random_numbers import RandomNumbers
 from sequoia_opt.engine.step import Step
-from sequoia_opt.engine.verify import HostRule, host_rule, takes_rows
+from sequoia_opt.engine.verify import Chances, HostRule, host_rule, takes_rows
 from sequoia_opt.plan.tree import TokenTree
 
 
@@ -41,17 +41,19 @@ class HostStep:
     """`Step`, for models whose logits the host has.
 
     Attributes:
-        uniform_count, mode: see `Step`.
+        uniform_count: None: it takes its random numbers as a list.
+        mode: see `Step`.
     """
 
     mode = nullcontext
+    uniform_count = None
 
     def __init__(self, tree: TokenTree, rule: HostRule, drafter: HostDrafter | None) -> None:
         self._target_pass, self._rule, self._drafter = LlamaTreePass(tree), rule, drafter
         self._children, self._count = tree.children, tree.depth + 1
         self._drawn = 0 if drafter is None else drafter.uniform_count
         self._per_visit = rule.uniform_count(max(len(children) for children in tree.children))
-        self.uniform_count = self._drawn + self._count * self._per_visit
+        self._uniforms = self._drawn + self._count * self._per_visit
 
     @classmethod
     def of(cls, step: Step) -> HostStep | None:
@@ -74,18 +76,18 @@ class HostStep:
         return Place(int(state.length), (previous, root))
 
     def __call__(
-        self, caches: Caches, place: Place, bound: int, uniforms: Tensor
+        self, caches: Caches, place: Place, bound: int, uniforms: RandomNumbers
     ) -> tuple[list[int], Place]:
         """See `Step`."""
         length, recent = place
-        numbers: list[float] = uniforms.tolist() if self.uniform_count else []
+        numbers = uniforms.listed(self._uniforms)
         draft_cache: Any = caches.draft
         tokens = [recent[1]]
-        distributions: dict[int, Any] = {}
+        drawn_from: dict[int, Chances] = {}
         if self._drafter is not None:
-            tokens, distributions = self._drafter.draft(draft_cache, length, recent, numbers)
+            tokens, drawn_from = self._drafter.draft(draft_cache, length, recent, numbers)
         logits = self._target_pass.forward(caches.target, tokens, length)
-        committed, last = self._walk(tokens, distributions, logits.rows, numbers)
+        committed, last = self._walk(tokens, drawn_from, logits.rows, numbers)
         if self._drafter is not None:
             self._target_pass.keep(caches.target, length, last)
             self._drafter.passes.keep(draft_cache, length, last)
@@ -96,7 +98,7 @@ class HostStep:
     def _walk(
         self,
         tokens: list[int],
-        distributions: dict[int, Any],
+        drawn_from: dict[int, Chances],
         rows: list[NDArray[np.float32]],
         numbers: list[float],
     ) -> tuple[list[int], int]:
@@ -104,8 +106,8 @@ class HostStep:
 
         Args:
             tokens: of each node.
-            distributions: of each node whose children were drawn, what they were drawn from.
-            rows: the target's logits after each node.
+            drawn_from: of each node whose children were drawn, the draft's probabilities.
+            rows: the target's logits after each node; those on the path may be overwritten.
             numbers: the step's random numbers.
         """
         node, start = 0, self._drawn
@@ -115,7 +117,7 @@ class HostStep:
             rank, token = self._rule.decide_row(
                 rows[node],
                 [tokens[child] for child in children],
-                distributions.get(node),
+                drawn_from.get(node),
                 numbers[start : start + self._per_visit],
             )
             committed.append(token)
@@ -143,11 +145,16 @@ class HostDrafter:
         self.uniform_count = tree.size - 1 if rule.draws else 0
         self._rule, self._largest, self._width = rule, vocabulary - 1, width
         counts = tree.child_counts.tolist()
-        self._levels = [[(node, counts[node]) for node in nodes] for nodes in tree.internal_levels]
+        # Each node's weights have their memory: new one of this size would be mapped in each step.
+        size = min(vocabulary, width)
+        self._levels = [
+            [(node, counts[node], np.empty(size, np.float32)) for node in nodes]
+            for nodes in tree.internal_levels
+        ]
 
     def draft(
         self, cache: LlamaCache, length: int, recent: tuple[int, int], numbers: Sequence[float]
-    ) -> tuple[list[int], dict[int, Any]]:
+    ) -> tuple[list[int], dict[int, Chances]]:
         """The tokens of all nodes, and what each node's children were drawn from, if they were.
 
         Args:
@@ -156,26 +163,18 @@ class HostDrafter:
         """
         self.passes.start(cache, length)
         tokens, inputs = [recent[1]], list(recent)
-        distributions: dict[int, Any] = {}
+        drawn_from: dict[int, Chances] = {}
         for number, level in enumerate(self._levels):
             if number > 0:
-                inputs = [tokens[node] for node, _ in level]
+                inputs = [tokens[node] for node, _, _ in level]
             known = [min(token, self._largest) for token in inputs]
             rows = self.passes.forward(cache, number, known).rows
-            for row, (node, count) in zip(rows, level, strict=True):
+            for row, (node, count, weights) in zip(rows, level, strict=True):
                 first = len(tokens) - 1  # one number for each node but the root
-                guesses, distribution = self._rule.guess_row(
-                    row[: self._width], count, numbers[first : first + count]
+                guesses, chances = self._rule.guess_row(
+                    row[: self._width], count, numbers[first : first + count], weights
                 )
                 tokens += guesses  # nodes are breadth-first
-                if distribution is not None:
-                    distributions[node] = self._padded(distribution)
-        return tokens, distributions
-
-    def _padded(self, distribution: NDArray[Any]) -> NDArray[Any]:
-        """A distribution over the target's tokens, some of which the draft may lack."""
-        if len(distribution) == self._width:
-            return distribution
-        padded = np.zeros(self._width, distribution.dtype)
-        padded[: len(distribution)] = distribution
-        return padded
+                if chances is not None:
+                    drawn_from[node] = chances
+        return tokens, drawn_from

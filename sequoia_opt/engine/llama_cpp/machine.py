@@ -30,7 +30,7 @@ class OneThreadStep:
     llama.cpp from the processors.
 
     Attributes:
-        uniform_count: see `Step`; 0 for an adaptive step.
+        uniform_count: see `Step` and `AdaptiveStep`.
         mode: see `TensorStep`.
     """
 
@@ -38,7 +38,7 @@ class OneThreadStep:
 
     def __init__(self, step: Step | AdaptiveStep) -> None:
         self.step: Any = step
-        self.uniform_count: int = getattr(step, "uniform_count", 0)
+        self.uniform_count = step.uniform_count
 
     def started(self, state: State) -> Any:
         """See `TensorStep`."""

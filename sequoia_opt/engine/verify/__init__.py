@@ -22,6 +22,7 @@ from collections.abc import Callable
 from sequoia_opt.engine.verify.base import Positions, Trial, Verdict, Verifier
 from sequoia_opt.engine.verify.exact_match import Greedy, TopK
 from sequoia_opt.engine.verify.host_rules import (
+    Chances,
     HostMatchRule,
     HostRule,
     host_rule,
@@ -36,6 +37,7 @@ from sequoia_opt.engine.verify.tree_index import TreeIndex, as_slice, indices
 
 __all__ = [
     "VERIFIER_CLASSES",
+    "Chances",
     "Greedy",
     "HostMatchRule",
     "HostRule",

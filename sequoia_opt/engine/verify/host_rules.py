@@ -8,6 +8,7 @@ nothing of policies, models or text.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any, Protocol
@@ -35,20 +36,85 @@ Row = NDArray[Any]
 """[vocabulary], logits, probabilities or weights, in the models' number type."""
 
 UNCUT = Cuts()
-TAME = 50.0  # a logit whose power, and a vocabulary of it, float32 can hold
+# Where the largest logit lies between these, float32 holds its power and that of a block, and
+# those of all logits that count beside it.
+LEAST, MOST = -20.0, 80.0
 FEW = 16  # of the most likely tokens: so many are found faster one after the other
-BLOCK = 256  # weights whose sum a draw passes over at once
+BLOCK = 256  # weights whose sum a draw passes over at once; few enough for float32 sums
+
+
+class Chances:
+    """The probabilities of a row, up to a factor.
+
+    A draw passes over blocks of the vocabulary first, whose sums numpy has ready in a tenth of the
+    time that a cumulative sum takes. It looks into sums by `bisect`, since each call of numpy
+    takes some 10 µs after a forward pass.
+
+    Attributes:
+        weights: [vocabulary], proportional to the probabilities.
+        total: their sum.
+    """
+
+    __slots__ = ("_sums", "total", "weights")
+
+    def __init__(self, weights: Row) -> None:
+        self.weights = weights
+        sums = np.add.reduceat(weights, block_starts(len(weights)))
+        self._sums: NDArray[np.float64] = np.add.accumulate(sums, dtype=np.float64)
+        self.total: float = self._sums.item(-1)
+
+    @classmethod
+    def of(cls, logits: Row, temperature: float, out: Row | None = None) -> Chances:
+        """A softmax; see `weigh`."""
+        return cls(weigh(logits, temperature, out))
+
+    def __getitem__(self, token: int) -> float:
+        """A token's probability, which is 0 beyond the vocabulary."""
+        return float(self.weights[token]) / self.total if token < len(self.weights) else 0.0
+
+    def draw(self, uniform: float) -> int:
+        """One draw, by inversion of the cumulative sum."""
+        sums = self._sums
+        point = uniform * self.total
+        # Behind the last of these the weights are 0.
+        block = min(bisect_right(sums, point), bisect_left(sums, self.total))
+        before = sums.item(block - 1) if block else 0.0
+        share = (point - before) / (sums.item(block) - before)
+        first = block * BLOCK
+        # In float64, so that rounding loses no token's share.
+        inside = np.add.accumulate(self.weights[first : first + BLOCK], dtype=np.float64)
+        last = inside.item(-1)
+        return first + min(bisect_right(inside, share * last), bisect_left(inside, last))
+
+    def without(self, tokens: Sequence[int]) -> Chances:
+        """The same without some tokens.
+
+        Its total is a sum again: the difference between 1 and nearly 1 would lose all its digits.
+        """
+        weights = self.weights.copy()
+        weights[[token for token in tokens if token < len(weights)]] = 0
+        return Chances(weights)
+
+    def residual(self, draft: Chances, scale: float) -> Chances:
+        """What is left of these probabilities above `scale` times the draft's."""
+        ours = self.weights
+        rest = draft.weights[: len(ours)] * (scale * self.total / draft.total)
+        np.subtract(ours[: len(rest)], rest, out=rest)
+        if len(rest) < len(ours):
+            rest = np.concatenate([rest, ours[len(rest) :]])
+        return Chances(np.maximum(rest, 0, out=rest))
 
 
 class HostRule(NodeRule, Protocol):
     """A rule that also takes one row of logits at a time, as llama.cpp has them."""
 
     def guess_row(
-        self, logits: Row, ranks: int, uniforms: Sequence[float]
-    ) -> tuple[list[int], Row | None]:
+        self, logits: Row, ranks: int, uniforms: Sequence[float], out: Row
+    ) -> tuple[list[int], Chances | None]:
         """A node's guesses, from the draft's logits [vocabulary], which it may overwrite.
 
         Args:
+            out: [vocabulary], where the weights of what is returned may stand.
             uniforms: one for each guess, where guesses are drawn.
 
         Returns:
@@ -60,7 +126,7 @@ class HostRule(NodeRule, Protocol):
     def decide_row(
         self, logits: Row, tokens: Sequence[int], draft: Any, uniforms: Sequence[float]
     ) -> tuple[int, int]:
-        """`decide`, from the target's logits [vocabulary]."""
+        """`decide`, from the target's logits [vocabulary], which it may overwrite."""
         ...
 
 
@@ -77,7 +143,7 @@ class HostMatchRule:
         return Guesses(*likely_guesses(logits.numpy(), ranks), None)
 
     def guess_row(
-        self, logits: Row, ranks: int, uniforms: Sequence[float]
+        self, logits: Row, ranks: int, uniforms: Sequence[float], out: Row
     ) -> tuple[list[int], None]:
         """The draft's most likely tokens."""
         return most_likely(logits, ranks), None
@@ -90,7 +156,10 @@ class HostMatchRule:
         self, logits: Tensor, tokens: Sequence[int], draft: Any, uniforms: Sequence[float]
     ) -> tuple[int, int]:
         """Look for the target's choice among the guesses."""
-        return self.decide_row(logits.numpy()[0], tokens, draft, uniforms)
+        row = logits.numpy()[0]
+        return self.decide_row(
+            row if self._sampler is None else row.copy(), tokens, draft, uniforms
+        )
 
     def decide_row(
         self, logits: Row, tokens: Sequence[int], draft: Any, uniforms: Sequence[float]
@@ -99,7 +168,7 @@ class HostMatchRule:
         if self._sampler is None:
             token = int(logits.argmax())
         else:
-            token = draw(target_chances(logits, self._sampler), uniforms[0])
+            token = target_chances(logits, self._sampler).draw(uniforms[0])
         return (tokens.index(token) + 1 if token in tokens else 0), token
 
 
@@ -113,34 +182,33 @@ class HostResidualRule:
 
     def guess(self, logits: Tensor, ranks: int, uniforms: Uniforms) -> Guesses:
         """Draws from the draft at the temperature."""
-        drafts = [softmax(row, self._verifier.temperature) for row in logits.numpy()]
+        temperature = self._verifier.temperature
+        drafts = [Chances.of(row, temperature) for row in logits.numpy()]
         numbers = iter(uniforms(len(drafts) * ranks).tolist())
         tokens = [
             self.draw_guesses(draft, [next(numbers) for _ in range(ranks)]) for draft in drafts
         ]
-        likely = [likeliest(draft.copy(), 1.0, ranks)[0] for draft in drafts]
+        likely = [likeliest(draft.weights.copy(), draft.total, ranks)[0] for draft in drafts]
         return Guesses(likely, tokens, drafts)
 
     def guess_row(
-        self, logits: Row, ranks: int, uniforms: Sequence[float]
-    ) -> tuple[list[int], Row]:
+        self, logits: Row, ranks: int, uniforms: Sequence[float], out: Row
+    ) -> tuple[list[int], Chances]:
         """Draws from the draft at the temperature."""
-        draft = softmax(logits, self._verifier.temperature)
+        draft = Chances.of(logits, self._verifier.temperature, out)
         return self.draw_guesses(draft, uniforms), draft
 
-    def draw_guesses(self, draft: Row, uniforms: Sequence[float]) -> list[int]:
+    def draw_guesses(self, draft: Chances, uniforms: Sequence[float]) -> list[int]:
         """As many draws as there are uniforms; without replacement by repeated inversion.
 
         Where the draft's support is exhausted, the token is one of probability 0.
         """
         if self._verifier.with_replacement:
-            return [draw(draft, uniform) for uniform in uniforms]
-        tokens = [draw(draft, uniforms[0])]
-        if len(uniforms) > 1:
-            undrawn = draft.copy()
-            for uniform in uniforms[1:]:
-                undrawn[tokens[-1]] = 0
-                tokens.append(draw(undrawn, uniform) if undrawn.any() else int(draft.argmin()))
+            return [draft.draw(uniform) for uniform in uniforms]
+        tokens = [draft.draw(uniforms[0])]
+        for uniform in uniforms[1:]:
+            undrawn = draft.without(tokens)
+            tokens.append(undrawn.draw(uniform) if undrawn.total else int(draft.weights.argmin()))
         return tokens
 
     def uniform_count(self, ranks: int) -> int:
@@ -151,7 +219,7 @@ class HostResidualRule:
         self, logits: Tensor, tokens: Sequence[int], draft: Any, uniforms: Sequence[float]
     ) -> tuple[int, int]:
         """Test the guesses in order, and draw from what remains if all of them fail."""
-        return self.decide_row(logits.numpy()[0], tokens, draft, uniforms)
+        return self.decide_row(logits.numpy()[0].copy(), tokens, draft, uniforms)
 
     def decide_row(
         self, logits: Row, tokens: Sequence[int], draft: Any, uniforms: Sequence[float]
@@ -163,31 +231,26 @@ class HostResidualRule:
         target = target_chances(logits, self._verifier)
         rest, scale, mass = target, 0.0, 1.0
         for number, token in enumerate(tokens):
-            drafted = float(draft[token])
+            drafted = draft[token]
             if drafted == 0:
                 continue  # a void draw
             undrawn = self._undrawn(draft, tokens[:number])
-            excess = max(float(target[token]) - scale * drafted, 0.0)
+            excess = max(target[token] - scale * drafted, 0.0)
             if passes(min(1.0, excess * undrawn / (mass * drafted)), uniforms[number]):
                 return number + 1, token
             scale += mass / undrawn
-            rest = np.maximum(target - scale * draft, 0)
-            mass = float(rest.sum())
+            rest = target.residual(draft, scale)
+            mass = rest.total / target.total
             if mass == 0:  # rounding has left nothing of the residual
                 rest = target
                 break
-        return 0, draw(rest, uniforms[-1])
+        return 0, rest.draw(uniforms[-1])
 
-    def _undrawn(self, draft: Row, drawn: Sequence[int]) -> float:
-        """The draft's mass without these draws.
-
-        Only sums: the difference between 1 and nearly 1 would lose all its digits.
-        """
+    def _undrawn(self, draft: Chances, drawn: Sequence[int]) -> float:
+        """The draft's mass without these draws."""
         if self._verifier.with_replacement or not drawn:
             return 1.0
-        others = draft.copy()
-        others[list(drawn)] = 0
-        return float(others.sum())
+        return draft.without(drawn).total / draft.total
 
 
 def host_rule(verifier: Verifier) -> HostRule:
@@ -210,40 +273,36 @@ def takes_rows(verifier: Verifier) -> bool:
     return isinstance(verifier, Greedy)
 
 
-def target_chances(logits: Row, verifier: TopK | Sequoia) -> Row:
-    """The target's probabilities after a node."""
+def target_chances(logits: Row, verifier: TopK | Sequoia) -> Chances:
+    """The target's probabilities after a node; it may overwrite the logits."""
     if verifier.cuts == UNCUT:
-        return softmax(logits, verifier.temperature)
-    chances: Row = warp(torch.from_numpy(logits), verifier.temperature, *verifier.cuts).numpy()
-    return chances
+        return Chances.of(logits, verifier.temperature, logits)
+    return Chances(warp(torch.from_numpy(logits), verifier.temperature, *verifier.cuts).numpy())
 
 
-def powers(logits: Row, temperature: float = 1.0) -> tuple[Row, float]:
-    """What is proportional to the probabilities, in an array of its own, and its sum."""
+def weigh(logits: Row, temperature: float = 1.0, out: Row | None = None) -> Row:
+    """What is proportional to the probabilities.
+
+    Args:
+        out: where to, and then the logits are overwritten; by default an array of its own.
+    """
+    space = None if out is None else logits
     largest = float(logits[logits.argmax()])
-    if temperature == 1 and abs(largest) < TAME:
-        weights = np.exp(logits)
-        return weights, float(np.add.reduce(weights))
-    shifted = logits - largest
-    if temperature < LOW:
+    if temperature >= LOW and LEAST < largest / temperature < MOST:
+        if temperature == 1:
+            return np.exp(logits, out=out)
+        scaled = np.multiply(logits, 1 / temperature, out=space)
+    else:
+        scaled = np.subtract(logits, largest, out=space)
         with np.errstate(over="ignore"):  # what is far below the largest becomes 0
-            shifted /= temperature
-    elif temperature != 1:
-        shifted /= temperature
-    np.exp(shifted, out=shifted)
-    return shifted, float(np.add.reduce(shifted))
-
-
-def softmax(logits: Row, temperature: float = 1.0) -> Row:
-    """Probabilities, in an array of their own."""
-    chances, total = powers(logits, temperature)
-    chances /= total
-    return chances
+            scaled /= temperature
+    return np.exp(scaled, out=scaled if out is None else out)
 
 
 def likely_guesses(rows: Iterable[Row], ranks: int) -> tuple[list[list[float]], list[list[int]]]:
     """The `ranks` largest probabilities, in order, and their tokens, after each row of logits."""
-    guesses = [likeliest(*powers(row), ranks) for row in rows]
+    weights = [weigh(row) for row in rows]
+    guesses = [likeliest(row, float(np.add.reduce(row)), ranks) for row in weights]
     return [values for values, _ in guesses], [tokens for _, tokens in guesses]
 
 
@@ -273,23 +332,6 @@ def most_likely(logits: Row, count: int) -> list[int]:
         logits[tokens[-1]] = -np.inf
         tokens.append(int(logits.argmax()))
     return tokens
-
-
-def draw(weights: Row, uniform: float) -> int:
-    """One draw from weights, which need not be normalised.
-
-    By inversion of the cumulative sum, in float64 so that rounding loses no token's share: first of
-    the blocks' sums, then of one block, in a tenth of the time that all of it takes.
-    """
-    sums = np.add.reduceat(weights, block_starts(len(weights)), dtype=np.float64).cumsum()
-    point = uniform * sums[-1]
-    block = min(int(sums.searchsorted(point, side="right")), len(sums) - 1)
-    if block:
-        point -= sums[block - 1]
-    first = block * BLOCK
-    inside = weights[first : first + BLOCK].cumsum(dtype=np.float64)
-    last = int(inside.searchsorted(inside[-1]))  # behind it all weights are 0
-    return first + min(int(inside.searchsorted(point, side="right")), last)
 
 
 @cache

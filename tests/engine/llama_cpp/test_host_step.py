@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sequoia_opt.engine.decoder import Decoder
 from sequoia_opt.engine.logits_processors import LogitsOptions
 from sequoia_opt.engine.model import Caches
+from sequoia_opt.engine.random_numbers import RandomNumbers
 from sequoia_opt.engine.step import Step
 from sequoia_opt.engine.verify import Greedy, host_rule, make_verifier
 from sequoia_opt.plan import shapes
@@ -67,7 +68,7 @@ def test_it_decides_as_the_shared_step(
                         texts.caches,
                         texts._state,
                         texts.length,
-                        torch.full((stepping.step.uniform_count,), number),
+                        stepping.uniforms_for_step(Always(number)),
                     )
                     for stepping, texts in ((decoder, session), (other, reference))
                 )
@@ -78,6 +79,18 @@ def test_it_decides_as_the_shared_step(
                 for role in ("target", "draft"):
                     ours, theirs = getattr(session.caches, role), getattr(reference.caches, role)
                     assert ours is None or ours.length == theirs.length
+
+
+class Always(RandomNumbers):
+    """One number, again and again."""
+
+    def __init__(self, number: float) -> None:
+        super().__init__(torch.Generator(), torch.device("cpu"))
+        self._number = number
+
+    def _give(self, count: int) -> int:
+        self._drawn, self._list = torch.full((count,), self._number), []
+        return 0
 
 
 class NoTensors(TorchDispatchMode):
@@ -168,10 +181,10 @@ def test_texts_are_distributed_as_the_target_says(name: str, known: int) -> None
     step._target_pass.forward = lambda cache, tokens, length: target.rows(tokens)
     drafter.passes.forward = lambda cache, level, tokens: draft.rows(tokens[-1:])
     random, runs = np.random.default_rng(2), 4000
+    numbers = RandomNumbers(torch.Generator().manual_seed(2), torch.device("cpu"))
     seen = np.zeros((4, 4))
     for _ in range(runs):
-        uniforms = torch.from_numpy(random.random(step.uniform_count))
-        told, _ = step(Caches(None, None), Place(5, (0, 1)), 5, uniforms)
+        told, _ = step(Caches(None, None), Place(5, (0, 1)), 5, numbers)
         first, second = told[0], told[1]
         if told[-1] == 1:
             second = random.choice(4, p=target.chances(first, temperature))

@@ -105,9 +105,9 @@ def test_a_graph_never_reads_beyond_the_buffers(make_pair: Callable[..., Any]) -
             runner.prefill(cache, tokens)
         recent = torch.tensor([PROMPT[-1], expected[0]])
         state = cuda_graphs.State(torch.tensor([len(PROMPT)]), recent)
-        decoded, random = expected[:1], torch.Generator()
+        decoded, numbers = expected[:1], decoder.random_numbers(0)
         while len(decoded) < 50:
-            uniforms = decoder.uniforms_for_step(random)
+            uniforms = decoder.uniforms_for_step(numbers)
             length = len(PROMPT) + len(decoded) - 1
             result, state = decoder.step(cuda_graphs.Caches(*caches), state, length, uniforms)
             *new, _, count = result.tolist()
@@ -176,12 +176,12 @@ def test_a_step_does_not_wait_for_the_device(cuda_pair: Callable[..., Any]) -> N
     session = decoder.session()
     session.start(PROMPT, 60)
     session.advance()
-    random = torch.Generator("cuda")
+    numbers = decoder.random_numbers(0)
     torch.cuda.set_sync_debug_mode("error")
     try:
         with torch.inference_mode():
             for step in (decoder.step, decoder.step.step):
-                uniforms = decoder.uniforms_for_step(random)
+                uniforms = decoder.uniforms_for_step(numbers)
                 step(session.caches, session._state, session.length, uniforms)
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -9,7 +9,7 @@ from enumeration import without_replacement
 from scipy.stats import chisquare
 
 from sequoia_opt.engine.verify import host_rule, host_rules, make_verifier, node_rule
-from sequoia_opt.engine.verify.host_rules import HostResidualRule
+from sequoia_opt.engine.verify.host_rules import Chances, HostResidualRule
 
 TEMPERATURE = 0.8
 NAMES = ["greedy", "topk", "sequoia", "specinfer"]
@@ -38,8 +38,10 @@ def test_the_same_numbers_give_the_same_decision(
         uniforms = torch.rand(device.uniform_count(3), generator=generator, dtype=torch.float64)
         drawn = None if guesses.draft is None else guesses.draft[0]
         expected = device.decide(target, tokens, drawn, uniforms)
-        on_host = None if drawn is None else drawn[0].numpy()
+        on_host = None if drawn is None else Chances(drawn[0].numpy())
+        before = target.clone()
         assert host.decide(target, tokens, on_host, uniforms.tolist()) == expected
+        assert torch.equal(target, before)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -58,7 +60,9 @@ def test_growth_goes_by_the_same_probabilities(name: str) -> None:
         assert ours.draft is not None
         assert expected.draft is not None
         np.testing.assert_allclose(
-            ours.draft, [row[0].numpy() for row in expected.draft], rtol=1e-12
+            [chances.weights / chances.total for chances in ours.draft],
+            [row[0].numpy() for row in expected.draft],
+            rtol=1e-12,
         )
 
 
@@ -70,7 +74,7 @@ def test_draws_without_replacement_are_distributed_as_one_after_another() -> Non
     counts = dict.fromkeys(chances, 0)
     runs = 3000
     for _ in range(runs):
-        counts[tuple(rule.draw_guesses(draft, random.random(2)))] += 1  # type: ignore[index]
+        counts[tuple(rule.draw_guesses(Chances(draft), random.random(2)))] += 1  # type: ignore[index]
     assert chisquare(list(counts.values()), [runs * c for c in chances.values()]).pvalue > 1e-3
 
 
@@ -93,7 +97,24 @@ def test_what_a_draft_cannot_draw_is_void() -> None:
 def test_very_low_temperatures_do_not_overflow() -> None:
     logits = np.array([3.0, 100.0, 99.0], np.float32)
     with np.errstate(all="raise", under="ignore"):
-        np.testing.assert_array_equal(host_rules.softmax(logits, 1e-38), [0, 1, 0])
+        np.testing.assert_array_equal(Chances.of(logits, 1e-38).weights, [0, 1, 0])
+
+
+@pytest.mark.parametrize("largest", [-3e4, -90.0, -30.0, 0.0, 40.0, 90.0, 3e4])
+@pytest.mark.parametrize("temperature", [0.1, 0.5, 1.0, 1.7])
+def test_the_size_of_the_logits_changes_no_probability(largest: float, temperature: float) -> None:
+    """Only differences count, also where a power of the logits themselves is no float32."""
+    below = np.array([2.0, 0.0, 1.5, 30.0, np.inf, 0.25], np.float64)
+    expected = np.exp(-below / temperature)
+    with np.errstate(all="raise", under="ignore"):
+        chances = Chances.of((largest - below).astype(np.float32), temperature)
+    ours = [chances[token] for token in range(len(below))]
+    # Logits of this size are rounded themselves.
+    rounding = abs(largest) * np.finfo(np.float32).eps / temperature
+    np.testing.assert_allclose(
+        ours, expected / expected.sum(), rtol=1e-5 + 2 * rounding, atol=1e-30
+    )
+    assert chances[len(below)] == 0
 
 
 @pytest.mark.parametrize("weights", [[0.0, 2.0, 0.0, 6.0, 0.0], [1.0, 1.0, 1.0, 1.0, 1.0]])
@@ -102,7 +123,7 @@ def test_draws_by_inversion(weights: list[float]) -> None:
     row = np.array(weights, np.float32)
     shares = np.cumsum(row) / row.sum()
     for uniform in (0.0, 0.1, 0.249, 0.251, 0.6, 0.9999999):
-        assert host_rules.draw(row, uniform) == int(np.flatnonzero(shares > uniform)[0])
+        assert Chances(row).draw(uniform) == int(np.flatnonzero(shares > uniform)[0])
 
 
 @pytest.mark.parametrize("count", [255, 256, 257, 1000])
@@ -111,7 +132,7 @@ def test_blocks_change_no_draw(count: int) -> None:
     weights = random.random(count) * (random.random(count) < 0.3)
     shares = weights.cumsum() / weights.sum()
     for uniform in (0.0, *random.random(300), np.nextafter(1, 0)):
-        drawn = host_rules.draw(weights, float(uniform))
+        drawn = Chances(weights).draw(float(uniform))
         assert weights[drawn] > 0
         assert drawn == min(int((shares <= uniform).sum()), int(np.flatnonzero(weights)[-1]))
 

@@ -116,8 +116,8 @@ def test_a_step_is_one_graph(verifier: str, head_pair: Any) -> None:
     session.start(PROMPT, 30)
     for _ in range(3):
         session.advance()
-    state, length, random = session._state, session.length, torch.Generator().manual_seed(1)
-    uniforms = decoder.uniforms_for_step(random)
+    state, length = session._state, session.length
+    uniforms = decoder.uniforms_for_step(decoder.random_numbers(1))
     with torch.inference_mode():
         expected, expected_state = decoder.step(session.caches, state, length, uniforms)
         compiled = torch.compile(decoder.step, fullgraph=True, backend="eager")
