@@ -28,7 +28,7 @@ from sequoia_opt.cli.bench_options import (
     synthetic_of,
 )
 from sequoia_opt.cli.option_groups import with_option_groups
-from sequoia_opt.cli.options import RandomWeights, names
+from sequoia_opt.cli.options import RandomWeights, Seed, names
 from sequoia_opt.cli.tree_defaults import Tree, comparable
 from sequoia_opt.measure.method_names import METHODS, PLANNED, SYNTHETIC
 
@@ -72,6 +72,7 @@ def bench(
     max_new_tokens: NewTokens = 128,
     repeats: Repeats = 3,
     sampling: SamplingOptions,
+    seed: Seed = 0,
     synthetic: SyntheticAcceptance = None,
     random_weights: RandomWeights = False,
     engine: PairOptions,
@@ -111,6 +112,7 @@ def bench(
         rivals=rivals,
         named=asked is not None,
         synthetic=synthetic_of(synthetic),
+        seed=seed,
     )
     name, documents = data.load()
     pair = engine.load(solved.tree, random_weights)

@@ -89,6 +89,7 @@ class BenchSpec(ComparisonSpec):
         synthetic: simulates acceptance; None to decode what the models say.
         sizes: node counts that the rivals were made for, which the results name.
         named: whether the user named the methods, so that none may be left out silently.
+        seed: of the random numbers of this program's methods.
     """
 
     methods: Sequence[str]
@@ -96,6 +97,7 @@ class BenchSpec(ComparisonSpec):
     synthetic: Synthetic | None = None
     sizes: Sequence[int] = ()
     named: bool = False
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -218,7 +220,7 @@ class PreparedBench:
                 guesses = self._best_guesses(journal, progress_bar)
                 speculation, label = Speculation(DRAFT, guesses), f"assisted, {guesses} guesses"
             return methods.with_library(self.pair, label, speculation, sampling)
-        options = asdict(sampling)
+        options = {**asdict(sampling), "seed": self.spec.seed}
         verifier = options.pop("verifier")
         if name == "k-sequences":
             verifier = "specinfer"
@@ -267,6 +269,8 @@ def prepare(
     settings = settings_of(
         spec, pair, chosen, None if spec.synthetic is None else spec.synthetic.file
     )
+    if spec.sampling.temperature > 0:
+        settings["seed"] = spec.seed
     if set(names) & set(SPECULATIONS):
         if description := pair.library.description():
             settings["library"] = description

@@ -15,6 +15,8 @@ from sequoia_opt.measure.bench import BenchSpec, PreparedBench, Synthetic
 from sequoia_opt.measure.comparison import Workload, settings_of
 from sequoia_opt.measure.journal import Journal
 from sequoia_opt.measure.method_names import ASSISTED, METHODS, PLANNED, SYNTHETIC
+from sequoia_opt.measure.progress import no_progress_bar
+from sequoia_opt.measure.records import Document
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.confidence import Confidence
@@ -106,6 +108,21 @@ def test_simulated_acceptance_is_marked(make_pair: Callable[..., Any], tmp_path:
     plain, tree = benchmark.run().results
     assert (plain.name, tree.name) == ("plain", "solved tree (7 nodes), synthetic")
     assert tree.tokens_per_step == 3  # every first guess is accepted
+
+
+def test_sampled_texts_follow_from_the_seed(make_pair: Callable[..., Any], tmp_path: Path) -> None:
+    pair = make_pair()
+    texts = []
+    for seed in (1, 1, 2):
+        spec = prepared(pair, tmp_path, sampling=Sampling(1.0), seed=seed).spec
+        documents = [Document("", "", tokens=(5, 6, 7)), Document("", "", tokens=(9, 8))]
+        made = bench.prepare(spec, pair, "numbers", documents)
+        assert made.settings["seed"] == seed
+        for name in made.names:
+            method = made._method(name, Journal(), no_progress_bar)
+            texts.append((name, tuple(method.run([5, 6, 7], 12).tokens)))
+    assert texts[:2] == texts[2:4]
+    assert not set(texts[:2]) & set(texts[4:])
 
 
 def test_the_number_of_guesses_is_tuned_once(
