@@ -30,11 +30,12 @@ def profile_summary(profile: LatencyProfile) -> None:
         out.print(f"{role}: {gain:.2f}x as fast when compiled; measured {used}")
     show(_latencies(profile))
     for verifier, overhead in profile.overhead.items():
+        change = f" + {overhead.change_ms:.2f} ms at another size" if overhead.change_ms else ""
         out.print(
             f"overhead per step ({verifier}): {overhead.constant_ms:.2f} ms "
             f"{_signed(1000 * overhead.per_token_ms, 0)} µs/node "
             f"{_signed(1000 * overhead.per_level_ms, 0)} µs/level "
-            f"{_signed(overhead.drafting_ms, 2)} ms when drafting"
+            f"{_signed(overhead.drafting_ms, 2)} ms when drafting{change}"
         )
     for line in profile.doubts():
         out.print(line)

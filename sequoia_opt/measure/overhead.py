@@ -14,7 +14,7 @@ from sequoia_opt.engine.decoder import Decoder
 from sequoia_opt.engine.model import Caches
 from sequoia_opt.engine.pair import Pair
 from sequoia_opt.measure.fixed_growth import fixed_chains, fixed_growths
-from sequoia_opt.measure.forwards import Filled, Point, overhead_trees
+from sequoia_opt.measure.forwards import Filled, Point, forward_to_time, overhead_trees
 from sequoia_opt.measure.timing import PLAIN_TURNS, Timed
 from sequoia_opt.plan.draft_passes import draft_passes
 from sequoia_opt.plan.joint_times import LOOKUP
@@ -27,6 +27,9 @@ from sequoia_opt.types import FloatArray
 # Sampling, and sampling from a cut distribution: the overhead depends on which of these a step
 # does, not on the numbers.
 TEMPERATURE, NUCLEI = 0.6, (1.0, 0.9)
+
+CHANGE = "change"  # name of the work that shows what another size of the target pass costs
+CHANGED_SIZE = 8  # nodes of its other pass, at most
 
 
 def samplings(verifiers: Sequence[str]) -> list[Sampling]:
@@ -46,11 +49,12 @@ class TimedStep:
     """A whole step to time.
 
     Attributes:
-        name: of the overhead that it is to show.
+        name: of the overhead that it is to show, or `CHANGE`.
         size: nodes of its target pass.
         passes: tokens of each of its draft passes.
         timed: the step.
         is_free: whether its draft passes run no model.
+        before: nodes of another target pass, right before it; 0 for none.
     """
 
     name: str
@@ -58,6 +62,7 @@ class TimedStep:
     passes: tuple[int, ...]
     timed: Timed
     is_free: bool = False
+    before: int = 0
 
     def extra_ms(self, tokens: list[int], target: FloatArray, draft: FloatArray) -> float:
         """The median part of it outside its forward passes, in milliseconds.
@@ -67,9 +72,10 @@ class TimedStep:
             target, draft: [tokens, rounds], their times in the same rounds.
         """
         draft = np.zeros_like(draft) if self.is_free else draft
+        sizes = [self.size, self.before] if self.before else [self.size]
         extra = [
             step_ms
-            - np.interp(self.size, tokens, target[:, number])
+            - np.interp(sizes, tokens, target[:, number]).sum()
             - np.interp(self.passes, tokens, draft[:, number]).sum()
             for number, step_ms in enumerate(self.timed.times)
         ]
@@ -93,7 +99,7 @@ def steps_to_time(
         adaptive: whether to time steps of trees that grow, too.
     """
     steps = []
-    caches = _caches_of_text(pair, filled, context)
+    machine, caches = pair.machine, _caches_of_text(pair, filled, context)
     largest = filled.tokens[-1]
     alone, index = None, caches
     if pair.lookup is not None:
@@ -105,7 +111,22 @@ def steps_to_time(
             steps += _adaptive_steps(pair, caches, largest, context, way, ADAPTIVE)
             if alone is not None:
                 steps += _adaptive_steps(alone, index, largest, context, way, LOOKUP)
+    repeats = machine.queues or pair.graphs or pair.target.streamed_layers > 0
+    if adaptive and pair.drafter.grows and largest > 1 and not repeats:
+        steps.append(_change(pair, filled, context))
     return steps
+
+
+def _change(pair: Pair, filled: Filled, context: int) -> TimedStep:
+    """Target passes of two sizes in turn; a recorded or queued pass is as long after any other."""
+    size = max(count for count in filled.tokens if count <= max(CHANGED_SIZE, filled.tokens[1]))
+    single, other = (forward_to_time(pair, filled, "target", context, count) for count in (1, size))
+
+    def run() -> object:
+        single.run()
+        return other.run()
+
+    return TimedStep(CHANGE, size, (), Timed(run, optional=True), before=1)
 
 
 def _caches_of_text(pair: Pair, filled: Filled, context: int) -> Caches:
@@ -202,7 +223,11 @@ def overhead_of(
     target = times["target"]
     draft = times.get("draft", np.zeros_like(target))
     rows: dict[str, list[Residual]] = {}
+    change_ms = 0.0
     for step in steps:
+        if step.name == CHANGE:  # to the other size, and back
+            change_ms = max(0.0, step.extra_ms(tokens, target, draft) / 2)
+            continue
         row = Residual(
             step.size,
             len(step.passes),
@@ -210,7 +235,11 @@ def overhead_of(
             float(np.median(step.timed.times)),
         )
         rows.setdefault(step.name, []).append(row)
-    return {name: fit_overhead(residuals) for name, residuals in rows.items()}
+    overheads = {name: fit_overhead(residuals) for name, residuals in rows.items()}
+    return {
+        name: replace(overhead, change_ms=change_ms) if ADAPTIVE in name else overhead
+        for name, overhead in overheads.items()
+    }
 
 
 def whole_step(decoder: Decoder, caches: Caches, context: int) -> Callable[[], object]:

@@ -6,7 +6,7 @@ has read the tokens that it missed. Knows nothing of times.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from sequoia_opt.plan.policy import LookupFirst, Policy
 from sequoia_opt.plan.policy_replay import PolicyReplay
 from sequoia_opt.plan.recording import Recording
 from sequoia_opt.plan.tree import BoolArray, IntArray
-from sequoia_opt.plan.walk import MOST_BEHIND_LOOKUPS, Counts, Steps, counted
+from sequoia_opt.plan.walk import MOST_BEHIND_LOOKUPS, Counts, Steps, counted, size_changes
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,14 @@ class JointReplay:
         nothing = np.zeros(0, np.int64)
         behind = np.zeros_like(roots.looked_up)
         looked_up = counted(starts, lookup, roots.looked_up, behind, nothing, *extent)
+        changes = size_changes(
+            starts,
+            (roots.drafted, model.sizes[roots.drafted]),
+            (roots.looked_up, lookup.sizes[roots.looked_up]),
+            (roots.plain, np.ones_like(roots.plain)),
+        )
+        drafted = replace(drafted, changes=changes)
+        looked_up = replace(looked_up, changes=np.zeros_like(changes))
         others = np.concatenate([roots.drafted, roots.plain])
         documents = np.searchsorted(starts, others, side="right") - 1
         levels = np.zeros(len(starts) - 1, np.int64)

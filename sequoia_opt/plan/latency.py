@@ -43,6 +43,8 @@ class Overhead:
         per_level_ms: for each draft forward pass.
         drafting_ms: every step that drafts. After a target forward pass the draft's weights have
             left the cache, and its first passes take longer than they do by themselves.
+        change_ms: every step whose target pass has another size than the one before, as steps of
+            adaptive plans do: llama.cpp builds its graph anew then.
         extra: fields of the file that this program does not know; saving keeps them.
     """
 
@@ -50,6 +52,7 @@ class Overhead:
     per_token_ms: float
     per_level_ms: float
     drafting_ms: float = 0.0
+    change_ms: float = 0.0
     extra: dict[str, Any] = field(default_factory=dict, compare=False)
 
     def at(self, size: int, passes: int) -> float:
@@ -64,6 +67,7 @@ class Overhead:
             "per_token_ms": rounded(self.per_token_ms),
             "per_level_ms": rounded(self.per_level_ms),
             "drafting_ms": rounded(self.drafting_ms),
+            **({"change_ms": rounded(self.change_ms)} if self.change_ms else {}),
             **self.extra,
         }
 
@@ -79,8 +83,9 @@ class Overhead:
             per_token_ms=fields.number("per_token_ms"),
             per_level_ms=fields.number("per_level_ms"),
             drafting_ms=fields.number("drafting_ms", default=0.0),
+            change_ms=fields.number("change_ms", default=0.0),
             extra=unknown_fields(
-                fields, "constant_ms", "per_token_ms", "per_level_ms", "drafting_ms"
+                fields, "constant_ms", "per_token_ms", "per_level_ms", "drafting_ms", "change_ms"
             ),
         )
 

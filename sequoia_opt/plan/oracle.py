@@ -34,7 +34,7 @@ def oracle_counts(recording: Recording, times: PolicyTimes) -> Counts:
     widths[:, 1] = sizes[:, 2:] @ (drafts[2:] - 1)
     return Counts(
         tokens=lengths, steps=sizes.sum(axis=1), sizes=sizes, widths=widths, first=first,
-        levels=sizes[:, 1:],
+        levels=sizes[:, 1:], changes=np.zeros(documents, np.int64),
     )  # fmt: skip
 
 

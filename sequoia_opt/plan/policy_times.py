@@ -76,6 +76,7 @@ class PolicyTimes(StepPrices[Counts]):
         draft_ms: [replicates + 1, most tokens + 1], a draft pass after a step's first, by nodes.
         first_ms: [replicates + 1, most_behind + 1], a step's first draft pass, by the number of
             tokens that the draft's cache lacks besides the root.
+        change_ms: a step whose target pass has another size than the one before, besides.
         is_measured: whether the overhead of adaptive steps was measured; else it is that of
             static ones.
     """
@@ -100,6 +101,7 @@ class PolicyTimes(StepPrices[Counts]):
         """
         name = ADAPTIVE + overhead
         self.is_measured = name in profile.overhead
+        self.change_ms = profile.overhead[name].change_ms if self.is_measured else 0.0
         self._profile = profile
         times = StepTimes(profile, name if self.is_measured else overhead, contexts, 1, replicates)
         self.target_ms = times.target_pass_ms
@@ -136,7 +138,7 @@ class PolicyTimes(StepPrices[Counts]):
 
     def total_ms(self, counts: Counts, weights: FloatArray) -> FloatArray:
         """See `StepPrices`."""
-        total = np.zeros(weights.shape[1])
+        total = self.change_ms * (counts.changes @ weights)
         for numbers, table in (
             (counts.sizes, self.target_ms),
             (counts.widths, self.draft_ms),

@@ -52,6 +52,7 @@ class Counts:
             that the draft's cache lacked besides the root; up to `MOST_BEHIND_LOOKUPS` where steps
             by a lookup come between.
         levels: [documents, depth + 1], steps by the number of their draft passes.
+        changes: [documents], steps whose target pass has another size than the one before.
     """
 
     tokens: IntArray
@@ -60,6 +61,7 @@ class Counts:
     widths: IntArray
     first: IntArray
     levels: IntArray
+    changes: IntArray
 
     @property
     def tokens_per_step(self) -> float:
@@ -131,7 +133,24 @@ def counted(
         widths=by_width,
         first=histogram(np.minimum(behind[drafts], most_behind), documents[drafts], most_behind),
         levels=levels,
+        changes=size_changes(starts, (roots, steps.sizes[roots]), (plain, np.ones_like(plain))),
     )
+
+
+def size_changes(starts: IntArray, *parts: tuple[IntArray, IntArray]) -> IntArray:
+    """Steps whose target pass has another size than the one before, [documents].
+
+    Args:
+        starts: see `walk`.
+        parts: roots of steps, and the nodes of their target passes.
+    """
+    roots, sizes = (np.concatenate(column) for column in zip(*parts, strict=True))
+    order = np.argsort(roots, kind="stable")
+    documents = np.searchsorted(starts, roots[order], side="right") - 1
+    sizes = sizes[order]
+    is_changed = (np.diff(sizes) != 0) & (np.diff(documents) == 0)
+    changes: IntArray = np.bincount(documents[1:][is_changed], minlength=len(starts) - 1)
+    return changes
 
 
 def _walk(

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from sequoia_opt.measure.forwards import overhead_trees
-from sequoia_opt.measure.overhead import Residual, fit_overhead
+from sequoia_opt.measure.overhead import CHANGE, Residual, TimedStep, fit_overhead, overhead_of
+from sequoia_opt.measure.timing import Timed
 from sequoia_opt.plan.draft_passes import draft_passes
 
 
@@ -38,3 +39,24 @@ def test_overhead_fit_passes_through_plain_decoding() -> None:
     assert overhead.per_level_ms >= 0
     assert fit_overhead([Residual(1, 0, 0.3, 5.0)]).at(1, 0) == pytest.approx(0.3)
     assert fit_overhead([Residual(1, 0, -4.7, 1.0)]).at(1, 0) == 0
+
+
+@pytest.mark.parametrize("change_ms", [0.25, -0.1])
+def test_another_size_than_the_one_before(change_ms: float) -> None:
+    """Two target passes in turn take as long as alone and two changes more; never less than 0."""
+    rounds = np.array([1.0, 1.2, 0.9])  # the machine's pace
+    forwards = {("target", 1, 64, count): timed(count * rounds) for count in (1, 2, 4, 8)}
+    steps = [
+        TimedStep("greedy", 1, (), timed(1.3 * rounds)),
+        TimedStep("adaptive greedy", 1, (), timed(1.5 * rounds)),
+        TimedStep(CHANGE, 8, (), timed((9 + 2 * change_ms) * rounds), before=1),
+    ]
+    overheads = overhead_of(steps, forwards, [1, 2, 4, 8], 64)
+    assert set(overheads) == {"greedy", "adaptive greedy"}
+    assert overheads["greedy"].change_ms == 0
+    assert overheads["adaptive greedy"].change_ms == pytest.approx(max(change_ms, 0))
+
+
+def timed(times: np.ndarray) -> Timed:
+    """Work that has taken these times."""
+    return Timed(lambda: None, times=times.tolist())

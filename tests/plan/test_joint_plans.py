@@ -49,6 +49,7 @@ MIXED = recording_of([1.5] * len(LENGTHS), EDITS)
 
 def profile(draft_ms: float = 2.5) -> LatencyProfile:
     timed = with_adaptive_overhead(make_profile(slope=0.6, draft_ms=draft_ms))
+    timed.overhead["adaptive greedy"] = replace(timed.overhead["adaptive greedy"], change_ms=0.4)
     timed.overhead["lookup greedy"] = Overhead(0.6, 0.02, 0.01, 0.1)
     return timed
 
@@ -119,6 +120,8 @@ def test_steps_are_priced_by_hand(plan: Plan) -> None:
         total += overhead.per_level_ms * (levels @ np.arange(len(levels)))
         total += overhead.drafting_ms * levels[1:].sum()
     total += other.per_level_ms * counts.passed_over.sum()
+    assert model.changes.sum() > 0
+    total += own.change_ms * model.changes.sum()
     total += 2.5 * (model.first.sum() + model.widths.sum())
     # The passes that read what a first pass does not take.
     total += (2.5 + own.per_level_ms) * model.first[:, 16:].sum()

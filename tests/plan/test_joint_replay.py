@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -52,7 +53,7 @@ def simulated(recording: Recording, policy: Policy, fill: bool) -> list[list[Cou
         drafted: Counter[tuple] = Counter()
         looked_up: Counter[tuple] = Counter()
         root, cached, pause = int(start), int(start), PauseState()
-        passed_over = 0
+        passed_over, sizes = 0, []
         while root + max(policy.depth, rule.policy.depth) + 1 <= end:
             growth = lookup_growth(lookup, rule.policy, root)
             passed_over += 0 if rule.takes(growth.offered, growth.expected) else len(growth.widths)
@@ -60,7 +61,7 @@ def simulated(recording: Recording, policy: Policy, fill: bool) -> list[list[Cou
                 accepted, size, widths, _ = grown_step(lookup, rule.policy, root, True)
                 count(looked_up, accepted, size, widths, 0)
             elif pause.plain:
-                accepted = 0
+                accepted, size = 0, 1
                 count(drafted, 0, 1, [], 0)
                 pause = pause.after(0, policy.pause)
             else:
@@ -70,7 +71,9 @@ def simulated(recording: Recording, policy: Policy, fill: bool) -> list[list[Cou
                     cached = root + 1 + accepted - is_behind
                 pause = pause.after(accepted, policy.pause)
             root += accepted + 1
-        documents.append([drafted, looked_up, Counter({("levels", 0): passed_over})])
+            sizes.append(size)
+        drafted["changes", 0] = sum(a != b for a, b in pairwise(sizes))
+        documents.append([+drafted, looked_up, Counter({("levels", 0): passed_over})])
     return documents
 
 

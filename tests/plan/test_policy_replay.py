@@ -69,7 +69,7 @@ def simulated(recording: Recording, policy: Policy, fill: bool) -> list[Counter[
         recording.starts[:-1].tolist(), recording.starts[1:].tolist(), strict=True
     ):
         counts: Counter[tuple[str, int]] = Counter()
-        root, misses, paused, pauses, lacks = start, 0, 0, 0, 0
+        root, misses, paused, pauses, lacks, size_before = start, 0, 0, 0, 0, 0
         while root + policy.depth + 1 <= end:
             counts["steps", 0] += 1
             if paused:
@@ -79,8 +79,12 @@ def simulated(recording: Recording, policy: Policy, fill: bool) -> list[Counter[
                 counts["tokens", 0] += 1
                 counts["sizes", 1] += 1
                 counts["levels", 0] += 1
+                counts["changes", 0] += size_before != 1
+                size_before = 1
                 continue
             accepted, size, widths, is_behind = grown_step(recording, policy, root, fill)
+            counts["changes", 0] += size_before not in (0, size)
+            size_before = size
             counts["tokens", 0] += accepted + 1
             counts["sizes", size] += 1
             counts["levels", len(widths)] += 1
@@ -97,7 +101,7 @@ def simulated(recording: Recording, policy: Policy, fill: bool) -> list[Counter[
                 if policy.pause is not None and misses >= policy.pause.misses:
                     paused = policy.pause.steps[min(pauses, len(policy.pause.steps) - 1)]
                     pauses += 1
-        documents.append(counts)
+        documents.append(+counts)  # without zeros
     return documents
 
 
@@ -109,7 +113,7 @@ def as_counters(counts: Counts) -> list[Counter[tuple[str, int]]]:
             for value, count in enumerate(getattr(counts, name)[document].tolist()):
                 if count:
                     counter[name, value] = count
-        for name in ("tokens", "steps"):
+        for name in ("tokens", "steps", "changes"):
             if count := int(getattr(counts, name)[document]):
                 counter[name, 0] = count
         documents.append(counter)

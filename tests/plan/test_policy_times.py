@@ -24,7 +24,7 @@ def counts_of(tree_steps: int, size: int, levels: int) -> Counts:
     first[0, 0] = tree_steps
     widths = np.array([[0, tree_steps * (levels - 1)]])
     steps = np.array([tree_steps])
-    return Counts(2 * steps, steps, sizes, widths, first, sizes)
+    return Counts(2 * steps, steps, sizes, widths, first, sizes, steps // 2)
 
 
 def test_a_chain_takes_as_long_as_a_static_one() -> None:
@@ -56,6 +56,16 @@ def test_adaptive_steps_have_their_own_overhead_where_it_was_measured() -> None:
     assert (static.is_measured, adaptive.is_measured) == (False, True)
     added = adaptive.target_ms[:, 1:] - static.target_ms[:, 1:]
     assert added == pytest.approx(np.ones_like(added))
+
+
+def test_steps_of_another_size_than_the_one_before_take_longer() -> None:
+    profile, counts = make_profile(), counts_of(7, size=4, levels=3)
+    totals = []
+    for change_ms in (0.0, 0.5):
+        profile.overhead["adaptive greedy"] = Overhead(1.5, 0.01, 0.02, 0.3, change_ms)
+        times = PolicyTimes(profile, "greedy", {300.0: 1.0})
+        totals.append(times.total_ms(counts, np.ones((1, 1)))[0])
+    assert totals[1] - totals[0] == pytest.approx(3 * 0.5)
 
 
 def test_documents_and_timings_are_resampled() -> None:

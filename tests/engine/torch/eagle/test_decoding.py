@@ -146,11 +146,11 @@ def test_a_conversation_is_read_on_from_where_texts_part(
     for addition in ([], [3, 4, 5], [2]):
         text = [*text, *addition]
         seen.clear()
-        session._random.manual_seed(5)
+        session._numbers = session._decoder.random_numbers(5)
         new = session.generate(text, 15, ignore_eos=True)
         assert 0 < sum(seen) < len(text)
         other = Decoder(head_pair, TREES[tree], 0.9, seed=5).session()
-        other._random.manual_seed(5)
+        other._numbers = other._decoder.random_numbers(5)
         expected = other.generate(text, 15, ignore_eos=True)
         assert (new.tokens, new.steps) == (expected.tokens, expected.steps)
         text += new.tokens
