@@ -50,7 +50,7 @@ def finish(process: subprocess.Popen[str]) -> Outcome:
 def test_profile_and_decode_with_a_target_on_two_processes(
     run: Callable[..., Outcome], models: list[str]
 ) -> None:
-    done = finish(launch("profile", *models, *SMALL))
+    done = finish(launch("profile", *models, *SMALL, "--verifiers", ""))
     assert done.code == 0, done.err
     assert done.out.count("milliseconds per forward pass") == 1
     [profile] = Path("profiles").glob("*/*--float32--tp2.yaml")
