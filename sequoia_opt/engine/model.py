@@ -286,6 +286,8 @@ class Machine(Protocol):
         device: where its tensors are.
         graphs: whether steps are recorded and replayed.
         queues: whether work is issued first and done later, so that it is timed on the device.
+        rebuilds: whether a forward pass takes longer if the one before had another number of
+            tokens, since its graph is built anew.
         first_pass_tokens: of a draft model's first forward pass in most steps, see `draft_passes`.
     """
 
@@ -293,6 +295,7 @@ class Machine(Protocol):
     device: torch.device
     graphs: bool
     queues: bool
+    rebuilds: bool
     first_pass_tokens: int
 
     @property

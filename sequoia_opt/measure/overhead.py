@@ -99,7 +99,7 @@ def steps_to_time(
         adaptive: whether to time steps of trees that grow, too.
     """
     steps = []
-    machine, caches = pair.machine, _caches_of_text(pair, filled, context)
+    caches = _caches_of_text(pair, filled, context)
     largest = filled.tokens[-1]
     alone, index = None, caches
     if pair.lookup is not None:
@@ -111,14 +111,13 @@ def steps_to_time(
             steps += _adaptive_steps(pair, caches, largest, context, way, ADAPTIVE)
             if alone is not None:
                 steps += _adaptive_steps(alone, index, largest, context, way, LOOKUP)
-    repeats = machine.queues or pair.graphs or pair.target.streamed_layers > 0
-    if adaptive and pair.drafter.grows and largest > 1 and not repeats:
+    if adaptive and pair.drafter.grows and largest > 1 and pair.machine.rebuilds:
         steps.append(_change(pair, filled, context))
     return steps
 
 
 def _change(pair: Pair, filled: Filled, context: int) -> TimedStep:
-    """Target passes of two sizes in turn; a recorded or queued pass is as long after any other."""
+    """Target passes of two sizes in turn."""
     size = max(count for count in filled.tokens if count <= max(CHANGED_SIZE, filled.tokens[1]))
     single, other = (forward_to_time(pair, filled, "target", context, count) for count in (1, size))
 

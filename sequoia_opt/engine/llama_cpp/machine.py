@@ -66,6 +66,7 @@ class LlamaMachine:
     device = torch.device("cpu")  # of the logits, wherever the models are
     graphs = False
     queues = False
+    rebuilds = True
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings

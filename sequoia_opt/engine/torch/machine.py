@@ -28,6 +28,7 @@ class TorchMachine:
     """
 
     engine = TORCH
+    rebuilds = False
     first_pass_tokens = FIRST_WIDTH
 
     def __init__(self, device: torch.device, graphs: bool = False) -> None:
