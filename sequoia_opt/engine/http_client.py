@@ -1,14 +1,20 @@
-"""A server that is asked over HTTP: one request, its status and its text.
+"""A server that is asked over HTTP: one request, its status and its text, whole or line by line.
 
-Knows addresses and headers. Knows nothing of what is asked. Loads no torch.
+Knows addresses, headers and the form of an error. Knows nothing of what is asked. Loads no torch.
 """
 
 from __future__ import annotations
 
 import http.client
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
+
+from sequoia_opt.errors import SequoiaError, one_line
+
+QUOTED = 160  # characters of a server's message that an error quotes
 
 
 class HttpClient:
@@ -51,14 +57,50 @@ class HttpClient:
             OSError: no connection, or no answer in time (TimeoutError).
             http.client.HTTPException: the answer is not HTTP, or breaks off.
         """
+        with self._response(method, path, body, timeout) as response:
+            return response.status, response.read().decode("utf-8", errors="replace")
+
+    @contextmanager
+    def stream(
+        self, method: str, path: str, body: object = None, timeout: float = 60.0
+    ) -> Iterator[tuple[int, Iterator[str]]]:
+        """The status and the lines of an answer, each as soon as it has come, with its line break.
+
+        An answer that breaks off ends as a whole one does.
+
+        Args:
+            body, timeout: see `ask`.
+
+        Raises:
+            OSError, http.client.HTTPException: as in `ask`, also while the lines are read.
+        """
+        with self._response(method, path, body, timeout) as response:
+            yield response.status, (line.decode("utf-8", errors="replace") for line in response)
+
+    @contextmanager
+    def _response(
+        self, method: str, path: str, body: object, timeout: float
+    ) -> Iterator[http.client.HTTPResponse]:
         connection = self._connection(self._host, self._port, timeout=timeout)
         try:
             content = None if body is None else json.dumps(body)
             connection.request(method, self._path + path, content, self._headers)
-            response = connection.getresponse()
-            return response.status, response.read().decode("utf-8", errors="replace")
+            yield connection.getresponse()
         finally:
             connection.close()
+
+
+def client_of(url: str, api_key: str | None = None) -> HttpClient:
+    """A client for an address as people write it: `http://` and OpenAI's `/v1` may be left out.
+
+    Raises:
+        SequoiaError: it is no address.
+    """
+    address = url if "://" in url else f"http://{url}"
+    try:
+        return HttpClient(address.rstrip("/").removesuffix("/v1"), api_key)
+    except ValueError as error:
+        raise SequoiaError(f"{url}: not an address ({one_line(error)})") from None
 
 
 def json_mapping(text: str) -> dict[str, Any]:
@@ -68,3 +110,13 @@ def json_mapping(text: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return document if isinstance(document, dict) else {}
+
+
+def error_message(answer: Mapping[str, Any], otherwise: str) -> str:
+    """What an answer says of an error, in one line; `otherwise` if it says nothing.
+
+    Servers write `error`, `message` or `detail`, as a text or as a mapping that has a `message`.
+    """
+    error = answer.get("error", answer.get("message", answer.get("detail", otherwise)))
+    message = error.get("message", error) if isinstance(error, dict) else error
+    return " ".join(str(message).split())[:QUOTED]

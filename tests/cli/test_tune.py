@@ -118,7 +118,7 @@ def test_what_it_saves_solve_reads(
     ("options", "message"),
     [
         (["--url", "http://127.0.0.1:9"], "http://127.0.0.1:9: the server ended, or does not"),
-        (["--url", "nowhere"], "nowhere: expected a URL as http://127.0.0.1:8080"),
+        (["--url", "http://a:b"], "http://a:b: not an address (Port could not be cast to integer"),
         (["--model", "big.safetensors"], "big.safetensors: llama.cpp runs .gguf files; convert"),
         (["--model", "none.gguf"], "none.gguf: no such file"),
     ],

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
+from sequoia_opt.engine.http_client import client_of
 from sequoia_opt.engine.library import DRAFT, NO_SPECULATION, Speculation
 from sequoia_opt.engine.llama_cpp.server_client import GREEDY, Answer, ServerClient
 from sequoia_opt.errors import SequoiaError
@@ -20,14 +20,13 @@ from sequoia_opt.plan.chain_tuning import ChainSetting
 
 N_MAX, N_MIN, P_MIN = (f"speculative.{name}" for name in ("n_max", "n_min", "p_min"))
 UNUSUAL_GUESSES = 13  # a length that no server is started with by default
-HTTP_PORT = 80
 
 
 class RunningServer:
     """See `TunableEngine`, of a server whose chains can be set with each request.
 
     Args:
-        url: its address, as http://127.0.0.1:8080.
+        url: its address, see `client_of`.
 
     Attributes:
         client: what asks it.
@@ -43,7 +42,7 @@ class RunningServer:
     other_kinds = ()
 
     def __init__(self, url: str) -> None:
-        self.client = ServerClient(url, address_of(url), lambda what: _failure(url, what))
+        self.client = ServerClient(url, client_of(url), lambda what: _failure(url, what))
         properties = self.client.properties()
         if "default_generation_settings" not in properties:
             raise SequoiaError(f"{url}: found no llama-server there, expected one; name its URL")
@@ -84,22 +83,6 @@ def _fields(speculation: Speculation) -> dict[str, Any]:
     if speculation.guesses is None:
         return {}
     return {N_MAX: speculation.guesses, N_MIN: 0, P_MIN: speculation.threshold}
-
-
-def address_of(url: str) -> tuple[str, int]:
-    """The host and the port of a server.
-
-    Raises:
-        SequoiaError: the URL names none.
-    """
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        host = None
-    if host is None or parts.scheme != "http":
-        raise SequoiaError(f"{url}: expected a URL as http://127.0.0.1:8080")
-    return host, port or HTTP_PORT
 
 
 def _failure(url: str, what: str) -> SequoiaError:

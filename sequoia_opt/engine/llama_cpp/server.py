@@ -19,6 +19,7 @@ import time
 from collections.abc import Sequence
 from typing import IO
 
+from sequoia_opt.engine.http_client import HttpClient
 from sequoia_opt.engine.llama_cpp.server_client import Answer, ServerClient
 from sequoia_opt.engine.llama_cpp.server_program import (
     HOST,
@@ -75,7 +76,8 @@ class LlamaServer:
     def _start(self) -> None:
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the server
         port = free_port()
-        self.client = ServerClient(self.program.name, (HOST, port), self._failure)
+        address = HttpClient(f"http://{HOST}:{port}")
+        self.client = ServerClient(self.program.name, address, self._failure)
         try:
             self._process = subprocess.Popen(
                 self.program.command(self.options, port),

@@ -7,21 +7,21 @@ what its answers are compared with.
 from __future__ import annotations
 
 import http.client
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sequoia_opt.engine.http_client import HttpClient, json_mapping
+from sequoia_opt.engine.http_client import HttpClient, error_message, json_mapping
 from sequoia_opt.engine.library import LibraryGeneration
 from sequoia_opt.engine.llama_cpp.server_steps import steps_of
+from sequoia_opt.engine.llama_cpp.server_timings import ServerTimings, timings_of
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan.chain_replay import StepCounts
 from sequoia_opt.plan.sampling import Sampling
 
 PROBE_SECONDS = 60.0
 REQUEST_SECONDS = 3600.0
-STREAM_START = b"data: "
+STREAM_START = "data: "
 NO_ANSWER = "ended, or does not answer"
 GREEDY = Sampling()
 
@@ -32,29 +32,29 @@ class Answer:
 
     Attributes:
         tokens: the new tokens.
-        predicted: their number.
-        predicted_ms: time from the end of the prompt's forward pass, which yields the first token.
-        drafted, accepted: tokens that were guessed, and those of them that were accepted.
+        timings: what the server counted.
         settings: how the server says that it decoded.
     """
 
     tokens: list[int]
-    predicted: int
-    predicted_ms: float
-    drafted: int
-    accepted: int
+    timings: ServerTimings
     settings: Mapping[str, Any]
 
     @property
     def steps(self) -> int:
-        """Forward passes of the target after the prompt's; each yields one token of its own."""
-        return self.predicted - 1 - self.accepted
+        """See `ServerTimings`."""
+        return self.timings.steps
+
+    @property
+    def predicted_ms(self) -> float:
+        """See `ServerTimings`."""
+        return self.timings.predicted_ms
 
     @property
     def generation(self) -> LibraryGeneration:
         """The same in the words that libraries have in common."""
-        seconds = self.predicted_ms / 1000
-        return LibraryGeneration(self.tokens, self.steps, self.predicted - 1, seconds)
+        after_first = self.timings.predicted - 1
+        return LibraryGeneration(self.tokens, self.steps, after_first, self.predicted_ms / 1000)
 
 
 class ServerClient:
@@ -62,14 +62,12 @@ class ServerClient:
 
     Args:
         name: the server's, for messages.
-        address: host and port.
+        http: what reaches it.
         failure: makes the error of a server that has ended or does not answer, from what happened.
     """
 
-    def __init__(
-        self, name: str, address: tuple[str, int], failure: Callable[[str], SequoiaError]
-    ) -> None:
-        self.name, self._address, self._failure = name, address, failure
+    def __init__(self, name: str, http: HttpClient, failure: Callable[[str], SequoiaError]) -> None:
+        self.name, self._http, self._failure = name, http, failure
 
     def generate(
         self,
@@ -92,13 +90,9 @@ class ServerClient:
         except (OSError, http.client.HTTPException):
             raise self._failure(NO_ANSWER) from None
         self._check(status, answer, len(prompt))
-        timings = answer["timings"]
         return Answer(
             tokens=[int(token) for token in answer["tokens"]],
-            predicted=int(timings["predicted_n"]),
-            predicted_ms=float(timings["predicted_ms"]),
-            drafted=int(timings.get("draft_n", 0)),
-            accepted=int(timings.get("draft_n_accepted", 0)),
+            timings=timings_of(answer["timings"]),
             settings=answer.get("generation_settings", {}),
         )
 
@@ -121,7 +115,7 @@ class ServerClient:
         """
         request = _request(prompt, new_tokens, GREEDY) | dict(fields or {})
         counts = self._counts(request)
-        if int(counts[-1]["predicted_n"]) < new_tokens:
+        if counts[-1].predicted < new_tokens:
             raise self._failure("stopped in the middle of an answer")
         return steps_of(counts, longest)
 
@@ -145,43 +139,37 @@ class ServerClient:
         if len(counts) < 2:
             return None
         first, second = counts[:2]  # the prompt's own token, and the first one of the step
-        accepted = int(second.get("draft_n_accepted", 0))
         # Either may be missing: a token whose bytes end inside a character is not sent.
-        is_one_step = int(first["predicted_n"]) == 1 and int(second["predicted_n"]) <= 2 + accepted
-        if int(second.get("draft_n", 0)) != guesses or not is_one_step:
+        is_one_step = first.predicted == 1 and second.predicted <= 2 + second.accepted
+        if second.drafted != guesses or not is_one_step:
             return None
-        return float(second["predicted_ms"]) - float(first["predicted_ms"])
+        return second.predicted_ms - first.predicted_ms
 
-    def _counts(self, request: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def _counts(self, request: Mapping[str, Any]) -> list[ServerTimings]:
         """The timings and counts that are streamed with each token of an answer."""
         streamed = {**request, "stream": True, "timings_per_token": True}
         parts = [part.get("timings", {}) for part in self._stream(streamed)]
-        counts = [timings for timings in parts if timings.get("predicted_n")]
+        counts = [timings_of(timings) for timings in parts if timings.get("predicted_n")]
         if not counts:
             raise self._too_old()
         return counts
 
     def _stream(self, request: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         """The parts of a streamed answer."""
-        connection = http.client.HTTPConnection(*self._address, timeout=REQUEST_SECONDS)
+        asked = self._http.stream("POST", "/completion", request, REQUEST_SECONDS)
         try:
-            content, kind = json.dumps(request), {"Content-Type": "application/json"}
-            connection.request("POST", "/completion", content, kind)
-            response = connection.getresponse()
-            if response.status != http.client.OK:
-                document = json_mapping(response.read().decode(errors="replace"))
-                self._check(response.status, document, len(request["prompt"]))
-            for line in response:
-                if not line.startswith(STREAM_START):
-                    continue
-                part = json_mapping(line.removeprefix(STREAM_START).decode(errors="replace"))
-                if "error" in part:
-                    self._check(http.client.INTERNAL_SERVER_ERROR, part, len(request["prompt"]))
-                yield part
+            with asked as (status, lines):
+                if status != http.client.OK:
+                    self._check(status, json_mapping("".join(lines)), len(request["prompt"]))
+                for line in lines:
+                    if not line.startswith(STREAM_START):
+                        continue
+                    part = json_mapping(line.removeprefix(STREAM_START))
+                    if "error" in part:
+                        self._check(http.client.INTERNAL_SERVER_ERROR, part, len(request["prompt"]))
+                    yield part
         except (OSError, http.client.HTTPException):
             raise self._failure(NO_ANSWER) from None
-        finally:
-            connection.close()
 
     def tokens(self, text: str) -> list[int]:
         """A text's tokens, with those that the model has at a beginning.
@@ -205,7 +193,7 @@ class ServerClient:
         if not isinstance(answer.get("prompt"), str):
             raise SequoiaError(
                 f"{self.name}: cannot put a conversation into a chat template "
-                f"({_message(answer, 'it does not say why')})"
+                f"({error_message(answer, 'it does not say why')})"
             )
         return str(answer["prompt"])
 
@@ -231,9 +219,7 @@ class ServerClient:
         Raises:
             OSError, http.client.HTTPException: there is no answer.
         """
-        host, port = self._address
-        host = f"[{host}]" if ":" in host else host  # of IPv6
-        status, text = HttpClient(f"http://{host}:{port}").ask(method, path, body, timeout)
+        status, text = self._http.ask(method, path, body, timeout)
         return status, json_mapping(text)
 
     def _check(self, status: int, answer: Mapping[str, Any], prompt: int) -> None:
@@ -245,7 +231,7 @@ class ServerClient:
         if status != http.client.OK:
             raise SequoiaError(
                 f"{self.name}: refuses a prompt of {prompt} tokens "
-                f"({_message(answer, f'status {status}')})"
+                f"({error_message(answer, f'status {status}')})"
             )
         if "predicted_ms" not in answer.get("timings", {}) or "tokens" not in answer:
             raise self._too_old()
@@ -280,10 +266,3 @@ def sampling_options(sampling: Sampling) -> dict[str, Any]:
     if sampling.min_p:
         fields["min_p"] = sampling.min_p
     return {**fields, "samplers": list(fields)}
-
-
-def _message(answer: Mapping[str, Any], otherwise: str) -> str:
-    """What a server says of an error, in one line."""
-    error = answer.get("error", {})
-    message = error.get("message", otherwise) if isinstance(error, dict) else error
-    return " ".join(str(message).split())[:160]

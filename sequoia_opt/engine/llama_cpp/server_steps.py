@@ -7,14 +7,14 @@ step's guesses are counted before its tokens are sent. Knows nothing of requests
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
+from sequoia_opt.engine.llama_cpp.server_timings import ServerTimings
 from sequoia_opt.plan.chain_replay import StepCounts
 
 
-def steps_of(timings: Sequence[Mapping[str, Any]], longest: int | None) -> StepCounts:
+def steps_of(timings: Sequence[ServerTimings], longest: int | None) -> StepCounts:
     """The steps that a stream of counts tells apart.
 
     A token whose bytes end inside a character is not sent by itself, so that several steps may
@@ -22,7 +22,7 @@ def steps_of(timings: Sequence[Mapping[str, Any]], longest: int | None) -> StepC
     longest chain of which nothing was accepted.
 
     Args:
-        timings: `predicted_n`, `draft_n` and `draft_n_accepted` with each token, all cumulative.
+        timings: those that came with each token, all cumulative.
         longest: the most guesses of a step; None if it is not known, of chains of one length.
     """
     most = _usual_guesses(timings) if longest is None else longest
@@ -30,13 +30,11 @@ def steps_of(timings: Sequence[Mapping[str, Any]], longest: int | None) -> StepC
     tokens = 1  # that the steps so far have yielded, with the first one
     drafted_before = accepted_before = 0
     for counts in timings:
-        drafted = int(counts.get("draft_n", 0))
-        accepted = int(counts.get("draft_n_accepted", 0))
-        fresh = int(counts["predicted_n"]) - tokens
+        fresh = counts.predicted - tokens
         if fresh <= 0:  # the rest of a step, or the end of the answer
             continue
-        guesses, hits = drafted - drafted_before, accepted - accepted_before
-        drafted_before, accepted_before = drafted, accepted
+        guesses, hits = counts.drafted - drafted_before, counts.accepted - accepted_before
+        drafted_before, accepted_before = counts.drafted, counts.accepted
         while guesses > most and fresh > 1:  # each step yields a token
             steps.add(most, 0)
             guesses, fresh, tokens = guesses - most, fresh - 1, tokens + 1
@@ -48,8 +46,8 @@ def steps_of(timings: Sequence[Mapping[str, Any]], longest: int | None) -> StepC
     return steps
 
 
-def _usual_guesses(timings: Sequence[Mapping[str, Any]]) -> int:
+def _usual_guesses(timings: Sequence[ServerTimings]) -> int:
     """By how much the guesses grow most often where they do; 0 if they never do."""
-    drafted = [0, *(int(counts.get("draft_n", 0)) for counts in timings)]
+    drafted = [0, *(counts.drafted for counts in timings)]
     grown = Counter(after - before for before, after in pairwise(drafted) if after > before)
     return grown.most_common(1)[0][0] if grown else 0

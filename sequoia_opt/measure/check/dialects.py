@@ -10,6 +10,8 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from sequoia_opt.engine.llama_cpp.server_timings import timings_of
+
 Prompt = str | Sequence[int]
 
 CANDIDATES = 10  # log-probabilities asked for after a prompt
@@ -240,16 +242,12 @@ class LlamaCpp(Dialect):
         }
 
     def read(self, answer: Mapping[str, Any]) -> Reading:
-        """See `Dialect`; timings without `draft_n` are of a text without guesses."""
+        """See `Dialect`."""
         tokens = tuple(int(token) for token in answer["tokens"])
-        timings = answer["timings"]
-        accepted = int(timings.get("draft_n_accepted", 0))
-        new_tokens = int(timings["predicted_n"])
-        # The prompt's forward pass yields the first token, each step one of its own.
-        steps = max(0, new_tokens - 1 - accepted)
-        guesses = Guesses(int(timings.get("draft_n", 0)), accepted, steps)
-        seconds = float(timings["predicted_ms"]) / 1000
-        return Reading(str(answer["content"]), tokens, new_tokens, seconds, guesses)
+        timings = timings_of(answer["timings"])
+        guesses = Guesses(timings.drafted, timings.accepted, timings.steps)
+        seconds = timings.predicted_ms / 1000
+        return Reading(str(answer["content"]), tokens, timings.predicted, seconds, guesses)
 
     def next_token(self, model: str, prompt: Prompt) -> dict[str, Any]:
         """See `Dialect`."""

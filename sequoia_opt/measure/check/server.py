@@ -12,7 +12,13 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from sequoia_opt.engine.http_client import HttpClient, json_mapping
+from sequoia_opt.engine.http_client import (
+    QUOTED,
+    HttpClient,
+    client_of,
+    error_message,
+    json_mapping,
+)
 from sequoia_opt.errors import SequoiaError, one_line
 from sequoia_opt.measure.check.dialects import (
     ANY,
@@ -24,7 +30,6 @@ from sequoia_opt.measure.check.dialects import (
 )
 
 MODELS = "/v1/models"
-QUOTED = 120  # characters of an unexpected answer that an error quotes
 NAMED = 8  # models that an error names
 REFUSED_KEY = (http.client.UNAUTHORIZED, http.client.FORBIDDEN)
 
@@ -146,7 +151,7 @@ def connect(url: str, model: str | None, api_key: str | None, timeout: float) ->
     """Find a server, see what it is, and choose the model.
 
     Args:
-        url: with or without `http://` and `/v1`.
+        url: see `client_of`.
         model: the name to ask for; None for the only one that is served.
         timeout: seconds to wait for an answer.
 
@@ -154,11 +159,7 @@ def connect(url: str, model: str | None, api_key: str | None, timeout: float) ->
         SequoiaError: it does not answer, is no OpenAI-compatible server, refuses the key, or does
             not serve the model.
     """
-    address = url if "://" in url else f"http://{url}"
-    try:
-        client = HttpClient(address.rstrip("/").removesuffix("/v1"), api_key)
-    except ValueError as error:
-        raise SequoiaError(f"{url}: not an address ({one_line(error)})") from None
+    client = client_of(url, api_key)
     status, text = _asked(client, "GET", MODELS, None, timeout)
     if status in REFUSED_KEY:
         raise _refused_key(client.url, status, api_key is not None)
@@ -217,8 +218,5 @@ def _refused_key(url: str, status: int, has_key: bool = True) -> SequoiaError:
 
 
 def _message(text: str) -> str:
-    """The message of an error's answer, in one line."""
-    answer = json_mapping(text)
-    error = answer.get("error", answer.get("message", answer.get("detail", text)))
-    message = error.get("message", error) if isinstance(error, dict) else error
-    return " ".join(str(message).split())[:QUOTED] or "an empty answer"
+    """The message of an error's answer, or all of it, in one line."""
+    return error_message(json_mapping(text), text) or "an empty answer"

@@ -9,7 +9,7 @@ import pytest
 from llama_server_stand_in import StandIn, serving
 
 from sequoia_opt.engine.library import DRAFT, NO_SPECULATION, Speculation
-from sequoia_opt.engine.llama_cpp.running_server import RunningServer, address_of
+from sequoia_opt.engine.llama_cpp.running_server import RunningServer
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan.chain_tuning import ChainSetting
 from sequoia_opt.plan.round_costs import RoundCosts
@@ -38,13 +38,13 @@ def test_each_text_has_its_setting() -> None:
         plain = server.answer(NO_SPECULATION, PROMPT, 20)
         chain = server.answer(Speculation(DRAFT, 4, 0.3), PROMPT, 20)
         counted = server.counted(Speculation(DRAFT, 4, 0.3), PROMPT, 20)
-    assert (plain.drafted, plain.steps, plain.predicted_ms) == (
+    assert (plain.timings.drafted, plain.steps, plain.predicted_ms) == (
         0,
         19,
         pytest.approx(190.0, abs=0.1),
     )
-    assert chain.accepted == sum(counted.accepted)
-    assert chain.drafted == sum(counted.drafted)
+    assert chain.timings.accepted == sum(counted.accepted)
+    assert chain.timings.drafted == sum(counted.drafted)
     assert chain.steps == len(counted.accepted)
     requests = [request for _, request in stand_in.requests]
     assert [request["speculative.n_max"] for request in requests] == [0, 4, 4]
@@ -57,18 +57,19 @@ def test_tokens_that_are_not_sent_leave_the_counts_right() -> None:
         server = RunningServer(stand_in.url)
         chain = server.answer(Speculation(DRAFT, 4), PROMPT, 60)
         counted = server.counted(Speculation(DRAFT, 4), PROMPT, 60)
-    assert (sum(counted.drafted), sum(counted.accepted)) == (chain.drafted, chain.accepted)
+    assert sum(counted.drafted) == chain.timings.drafted
+    assert sum(counted.accepted) == chain.timings.accepted
 
 
-@pytest.mark.parametrize("url", ["localhost:8080", "ftp://a:1", "http://", "http://a:b", ""])
-def test_an_address_that_is_none_is_refused(url: str) -> None:
-    with pytest.raises(SequoiaError, match="expected a URL as http://127"):
-        address_of(url)
+@pytest.mark.parametrize("ending", ["", "/", "/v1"])
+def test_its_address_is_written_in_several_ways(ending: str) -> None:
+    with serving(StandIn(COSTS)) as stand_in:
+        assert RunningServer(stand_in.url.removeprefix("http://") + ending).model == "big"
 
 
-def test_an_address_has_a_port() -> None:
-    assert address_of("http://example.org/v1") == ("example.org", 80)
-    assert address_of("http://[::1]:81") == ("::1", 81)
+def test_an_address_that_is_none_is_refused() -> None:
+    with pytest.raises(SequoiaError, match="ftp://a:1: not an address"):
+        RunningServer("ftp://a:1")
 
 
 def test_an_address_of_ipv6_is_asked_too() -> None:

@@ -6,17 +6,22 @@ import pytest
 from chain_model import ChainModel
 
 from sequoia_opt.engine.llama_cpp.server_steps import steps_of
+from sequoia_opt.engine.llama_cpp.server_timings import ServerTimings
 from sequoia_opt.plan.chain_replay import StepCounts
 
 
-def stream(steps: StepCounts) -> list[dict[str, int]]:
+def counts(tokens: int, drafted: int = 0, accepted: int = 0) -> ServerTimings:
+    return ServerTimings(tokens, 0.0, drafted, accepted)
+
+
+def stream(steps: StepCounts) -> list[ServerTimings]:
     """The counts with each token."""
-    parts, drafted, accepted, tokens = [{"predicted_n": 1}], 0, 0, 1
+    parts, drafted, accepted, tokens = [counts(1)], 0, 0, 1
     for guesses, hits in zip(steps.drafted, steps.accepted, strict=True):
         drafted, accepted = drafted + guesses, accepted + hits
         for _ in range(hits + 1):
             tokens += 1
-            parts.append({"predicted_n": tokens, "draft_n": drafted, "draft_n_accepted": accepted})
+            parts.append(counts(tokens, drafted, accepted))
     return parts
 
 
@@ -47,7 +52,7 @@ def test_guesses_and_tokens_are_all_there_whatever_was_not_sent() -> None:
 
 
 def test_an_answer_without_guesses_has_plain_steps() -> None:
-    assert steps_of([{"predicted_n": n} for n in (1, 2, 3, 4)], 8) == StepCounts([0] * 3, [0] * 3)
+    assert steps_of([counts(n) for n in (1, 2, 3, 4)], 8) == StepCounts([0] * 3, [0] * 3)
 
 
 def test_the_length_of_chains_need_not_be_known() -> None:

@@ -45,13 +45,13 @@ def test_steps_are_counted_as_the_server_takes_them(
     long_chain, short = Speculation(DRAFT, 12, threshold), Speculation(DRAFT, 3, threshold)
     counted = servers.counted(long_chain, prompt, NEW_TOKENS)
     answer = servers.answer(long_chain, prompt, NEW_TOKENS)
-    assert sum(counted.drafted) == answer.drafted
-    assert sum(counted.accepted) == answer.accepted
+    assert sum(counted.drafted) == answer.timings.drafted
+    assert sum(counted.accepted) == answer.timings.accepted
     assert len(counted.drafted) == answer.steps
     walk = ChainRecord(12, threshold, [counted]).walk(3)
     shorter = servers.answer(short, prompt, NEW_TOKENS)
     assert walk.steps.tolist() == [shorter.steps]
-    assert (walk.full + walk.cut)[0] @ range(4) == shorter.drafted
+    assert (walk.full + walk.cut)[0] @ range(4) == shorter.timings.drafted
     assert shorter.tokens == answer.tokens == servers.answer(NO_SPECULATION, prompt, 32).tokens
 
 
