@@ -45,18 +45,8 @@ def load(sources: Mapping[str, str], options: Mapping[str, Any], names: Mapping[
     Raises:
         SequoiaError: a file cannot be read or run, or the two do not fit together.
     """
-    for role, source in sources.items():
-        if not is_gguf(source):
-            raise SequoiaError(
-                f"{source}: llama.cpp runs {GGUF} files; convert the {role} with its "
-                "convert_hf_to_gguf.py, or use --engine torch"
-            )
-    headers = {role: read_header(source) for role, source in sources.items()}
-    for header in headers.values():
-        check_model(header)
-    settings = settings_of(options)
-    if "draft" in headers:
-        check_vocabularies(headers)
+    headers = headers_of(sources, otherwise=", or use --engine torch")
+    settings = settings_of(options, has_gpu())
     models = {
         role: LlamaModel(Path(sources[role]), header, settings) for role, header in headers.items()
     }
@@ -81,20 +71,46 @@ def load(sources: Mapping[str, str], options: Mapping[str, Any], names: Mapping[
     )
 
 
-def settings_of(options: Mapping[str, Any]) -> Settings:
+def headers_of(sources: Mapping[str, str], otherwise: str = "") -> dict[str, GgufHeader]:
+    """The headers of a pair's files, by role, once it is known that the files fit together.
+
+    Args:
+        otherwise: what to do instead of converting a file of another format, for the error.
+
+    Raises:
+        SequoiaError: a file is no GGUF file or no model, or the vocabularies differ.
+    """
+    for role, source in sources.items():
+        if not is_gguf(source):
+            raise SequoiaError(
+                f"{source}: llama.cpp runs {GGUF} files; convert the {role} with its "
+                f"convert_hf_to_gguf.py{otherwise}"
+            )
+    headers = {role: read_header(source) for role, source in sources.items()}
+    for header in headers.values():
+        check_model(header)
+    if "draft" in headers:
+        _check_vocabularies(headers)
+    return headers
+
+
+def settings_of(options: Mapping[str, Any], uses_gpu: bool) -> Settings:
     """The settings that options ask for, with this machine's defaults.
+
+    Args:
+        uses_gpu: whether what runs the models has a GPU, which then holds all layers by default.
 
     Raises:
         SequoiaError: an option is out of range.
     """
     defaults: dict[str, Any] = {
         "threads": computing_threads(),
-        "gpu_layers": ALL_LAYERS if has_gpu() else 0,
+        "gpu_layers": ALL_LAYERS if uses_gpu else 0,
     }
     return Settings(**defaults | dict(options))
 
 
-def check_vocabularies(headers: Mapping[str, GgufHeader]) -> None:
+def _check_vocabularies(headers: Mapping[str, GgufHeader]) -> None:
     """Refuse a draft whose token ids mean other tokens than the target's.
 
     As on torch, tokens that only one has may differ, and so may a few special ones.

@@ -12,18 +12,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from sequoia_opt.engine.cpu import computing_threads
-from sequoia_opt.engine.gguf_file import check_model, is_gguf, read_header, stem
+from sequoia_opt.engine.gguf_file import stem
 from sequoia_opt.engine.hardware import hardware, own_versions
 from sequoia_opt.engine.library import NO_SPECULATION
-from sequoia_opt.engine.llama_cpp.load_pair import check_vocabularies
+from sequoia_opt.engine.llama_cpp.load_pair import headers_of, settings_of
 from sequoia_opt.engine.llama_cpp.running_server import RunningServer
 from sequoia_opt.engine.llama_cpp.server_program import pasted, program, speculation_flags
-from sequoia_opt.engine.llama_cpp.settings import ALL_LAYERS, Settings
 from sequoia_opt.engine.llama_cpp.started_servers import StartedServers
-from sequoia_opt.engine.names import GGUF, LLAMA_CPP
+from sequoia_opt.engine.names import LLAMA_CPP
 from sequoia_opt.engine.pair import ROLES
-from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure.progress import Note, ProgressBar
 from sequoia_opt.measure.records import Document
 from sequoia_opt.measure.tune.files import Tried
@@ -86,8 +83,8 @@ def tune_files(
         SequoiaError: a file cannot be read or run, the two do not fit together, there is no
             server, or no prompt is usable.
     """
-    positions = _checked_positions(files)
-    settings = _settings(options)
+    positions = min(header.positions for header in headers_of(files).values())
+    settings = settings_of(options, _uses_gpu())
     with StartedServers(files, settings) as servers:
         most = positions - task.spec.new_tokens
         prompts = prompts_for(servers.client, task.documents, task.limit, most, note)
@@ -145,31 +142,9 @@ def tune_url(url: str, task: Task, bar: ProgressBar, note: Note) -> TunedServer:
     return TunedServer(tuned, command, tried, len(prompts))
 
 
-def _checked_positions(files: Mapping[str, str]) -> int:
-    """The positions that all models have.
-
-    Raises:
-        SequoiaError: a file is no GGUF file or no model, or the vocabularies differ.
-    """
-    for role, file in files.items():
-        if not is_gguf(file):
-            raise SequoiaError(
-                f"{file}: llama.cpp runs {GGUF} files; convert the {role} with its "
-                "convert_hf_to_gguf.py"
-            )
-    headers = {role: read_header(file) for role, file in files.items()}
-    for header in headers.values():
-        check_model(header)
-    if "draft" in headers:
-        check_vocabularies(headers)
-    return min(header.positions for header in headers.values())
-
-
-def _settings(options: Mapping[str, Any]) -> Settings:
-    """The settings that options ask for, with this machine's defaults."""
-    has_gpu = any(name in program().system for name in GPU_BACKENDS)
-    defaults = {"threads": computing_threads(), "gpu_layers": ALL_LAYERS if has_gpu else 0}
-    return Settings(**defaults | dict(options))
+def _uses_gpu() -> bool:
+    """Whether the server was built for a GPU that it found here."""
+    return any(backend in program().system for backend in GPU_BACKENDS)
 
 
 def _mean_context(prompts: Sequence[Sequence[int]], new_tokens: int) -> float:

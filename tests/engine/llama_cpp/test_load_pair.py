@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from small_gguf import write_gguf
 
+from sequoia_opt.engine.llama_cpp.load_pair import headers_of, settings_of
 from sequoia_opt.engine.load import load_pair
 from sequoia_opt.errors import SequoiaError
 
@@ -51,6 +52,23 @@ def test_options_that_the_engine_does_not_have_are_refused(
 def test_a_folder_beside_a_gguf_file_is_refused(bundled_files: dict[str, str]) -> None:
     with pytest.raises(SequoiaError, match=r"llama.cpp runs .gguf files; convert the draft"):
         load_pair(bundled_files["target"], "some-folder")
+
+
+def test_files_are_checked_without_loading_them(
+    bundled_files: dict[str, str], tmp_path: Path
+) -> None:
+    headers = headers_of(bundled_files)
+    assert {role: str(header.path) for role, header in headers.items()} == bundled_files
+    with pytest.raises(SequoiaError, match=r"convert the draft with its convert_hf_to_gguf.py$"):
+        headers_of({**bundled_files, "draft": "some-folder"})
+    with pytest.raises(SequoiaError, match="have different tokenizers"):
+        headers_of({**bundled_files, "draft": write_gguf(tmp_path / "other.gguf")})
+
+
+@pytest.mark.parametrize(("uses_gpu", "layers"), [(True, -1), (False, 0)])
+def test_a_gpu_holds_all_layers_unless_told_otherwise(uses_gpu: bool, layers: int) -> None:
+    assert settings_of({}, uses_gpu).gpu_layers == layers
+    assert settings_of({"gpu_layers": 7}, uses_gpu).gpu_layers == 7
 
 
 def test_a_draft_of_another_vocabulary_is_refused(
