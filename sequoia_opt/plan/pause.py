@@ -6,6 +6,7 @@ Knows numbers of missed steps. Knows nothing of how trees grow.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,8 @@ class Pause:
     steps: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class PauseState:
-    """Where a text stands with its policy's pause.
+class PauseState(NamedTuple):
+    """Where a text stands with its policy's pause; a tuple, since replays make very many.
 
     Attributes:
         misses: steps in a row, outside of pauses, that accepted nothing, drafted or not.
@@ -44,7 +44,7 @@ class PauseState:
         if self.plain:
             return PauseState(self.misses, self.pauses, self.plain - 1)
         if accepted:
-            return PauseState()
+            return PauseState() if self.misses else self
         misses = self.misses + 1
         if misses < pause.misses:
             return PauseState(misses, self.pauses)

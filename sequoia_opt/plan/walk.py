@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sequoia_opt.plan.pause import Pause
+from sequoia_opt.plan.pause import Pause, PauseState
 from sequoia_opt.plan.tree import BoolArray, IntArray
 from sequoia_opt.types import FloatArray
 
@@ -166,29 +166,23 @@ def _walk(
         behind: for each, the tokens that the draft's cache lacks besides the root.
         plain: the roots of paused steps.
     """
-    accepted, leaves_behind = steps.accepted.tolist(), steps.leaves_behind.tolist()
-    most_misses = pause.misses if pause is not None else 0
-    lengths = pause.steps if pause is not None else ()
+    accepted = steps.accepted.tolist()
+    leaves_behind = steps.leaves_behind.astype(np.int64).tolist()
     roots: list[int] = []
     behind: list[int] = []
     plain: list[int] = []
     for start, end in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
-        root, lacks, misses, pauses = start, 0, 0, 0
-        while root <= end - longest:
+        root, last, lacks, state = start, end - longest, 0, PauseState()
+        while root <= last:
+            if state.plain:
+                plain.append(root)
+                lacks += 1
+                root += 1
+                state = state.after(0, pause)
+                continue
             roots.append(root)
             behind.append(lacks)
-            lacks = int(leaves_behind[root])
-            count = accepted[root]
-            root += count + 1
-            if count or not most_misses:
-                misses = pauses = 0
-                continue
-            misses += 1
-            if misses >= most_misses:
-                length = lengths[min(pauses, len(lengths) - 1)]
-                pauses += 1
-                stop = min(root + length, max(root, end - longest + 1))
-                plain.extend(range(root, stop))
-                lacks += stop - root
-                root = stop
+            lacks, guesses = leaves_behind[root], accepted[root]
+            root += guesses + 1
+            state = state.after(guesses, pause)
     return np.array(roots, np.int64), np.array(behind, np.int64), np.array(plain, np.int64)
