@@ -35,6 +35,14 @@ def small_config(architecture: str, **changes: Any) -> Any:
     )
 
 
+def prompt_of(length: int, seed: int = 0) -> list[int]:
+    """Random tokens of these models, without those that begin or end a text."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(2, VOCABULARY, (length,), generator=generator).tolist()
+
+
 def pair_of(target: Any, draft: Any) -> Any:
     """A pair made of two runners, without tokenizer or files."""
     from sequoia_opt.engine.drafters import ModelDrafter

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import Outcome
+from command_line import Outcome, add_chat_template
 from policies import random_policy
-from test_chat import TEMPLATE
 
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.policy import Pause
@@ -93,9 +92,7 @@ def test_a_conversation_is_held(
     plan: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for folder in models[1::2]:
-        path = Path(folder) / "tokenizer_config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": TEMPLATE}))
+    add_chat_template(models)
     shapes.chain(1).save("plain.json")
     turns = []
     for path in (plan, "plain.json"):

@@ -3,17 +3,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from io import StringIO
-from pathlib import Path
 
 import pytest
-from command_line import Outcome, write
+from command_line import Outcome, add_chat_template, write
 
 from sequoia_opt.plan import shapes
-
-TEMPLATE = (
-    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
 
 
 def test_a_conversation_has_a_turn_for_each_line(
@@ -22,9 +16,7 @@ def test_a_conversation_has_a_turn_for_each_line(
     shapes.k_ary(2, 2).save("k.json")
     common = ["chat", "k.json", *models, "--max-new-tokens", 9, "--ignore-eos"]
     assert "has no chat template" in run(*common).err
-    for folder in models[1::2]:
-        path = Path(folder) / "tokenizer_config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": TEMPLATE}))
+    add_chat_template(models)
     monkeypatch.setattr("sys.stdin", StringIO("first?\n\nsecond?\n"))
     done = run(*common, "--system", "be brief", "--json", "--dtype", "float64")
     assert done.code == 0, done.err
@@ -50,9 +42,7 @@ def test_turns_of_a_conversation_that_fails_are_kept(
     run: Callable[..., Outcome], models: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The third line is longer than the models' positions."""
-    for folder in models[1::2]:
-        path = Path(folder) / "tokenizer_config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": TEMPLATE}))
+    add_chat_template(models)
     shapes.chain(3).save("k.json")
     monkeypatch.setattr("sys.stdin", StringIO(f"one\ntwo\n{'x = 1 ' * 400}\nfour\n"))
     done = run("chat", "k.json", *models, "--max-new-tokens", 5, "--json")

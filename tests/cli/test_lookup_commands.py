@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import Outcome
+from command_line import Outcome, refusal
 from lookup_pairs import lookup_policy
-from test_chat import TEMPLATE
+from plans_of_lookups import (
+    FAST_PROFILE,
+    REPETITIVE,
+    assert_texts_are_those_of_plain_decoding,
+    compared_with_plain_decoding,
+    drafts_compared,
+)
 
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.tree import TokenTree
-
-FAST = ["--contexts", "16,64", "--tokens", "1,2,4,8", "--repeats", 5]
 
 
 @pytest.fixture
@@ -28,7 +31,7 @@ def lookup(models: list[str]) -> list[str]:
 def corpus(tmp_path: Path) -> Path:
     folder = tmp_path / "notes"
     folder.mkdir()
-    (folder / "a.txt").write_text("def f0(x):\n    return x\n" * 3)
+    (folder / "a.txt").write_text(REPETITIVE * 3)
     return folder
 
 
@@ -41,7 +44,7 @@ def test_from_the_profile_to_the_text(
     run: Callable[..., Outcome], lookup: list[str], dataset: Path, corpus: Path
 ) -> None:
     common = [*lookup, "--corpus", corpus]
-    done = run("profile", *common, *FAST, "-o", "p.yaml", "--json")
+    done = run("profile", *common, *FAST_PROFILE, "-o", "p.yaml", "--json")
     assert done.code == 0, done.err
     profile = json.loads(done.out)
     assert profile["draft"]["passes"] == "none"
@@ -67,43 +70,17 @@ def test_from_the_profile_to_the_text(
 def test_decode_compares_with_plain_decoding(
     temperature: float, run: Callable[..., Outcome], models: list[str]
 ) -> None:
-    options = ["--prompt", "def f(x):\n    return x\n", "--max-new-tokens", 40, "--ignore-eos"]
-    options += ["--dtype", "float64", "--compare", "--repeats", 1, "--temperature", temperature]
-    options += ["--verifier", "topk"] if temperature else []
-    done = run("decode", saved(), *models[:2], *options, "--json")
-    assert done.code == 0, done.err
-    document = json.loads(done.out)
-    assert sum(document["sizes"].values()) == document["steps"]
-    _, grown = document["compare"]["results"]
-    assert grown["nodes"] == 16
-    if temperature == 0:
-        assert grown["agreement"] == 1
+    options = ["--prompt", REPETITIVE, *(["--verifier", "topk"] if temperature else [])]
+    compared_with_plain_decoding(run, saved(), models[:2], temperature, *options)
 
 
 def test_completions_and_conversations_are_those_of_plain_decoding(
     run: Callable[..., Outcome],
-    models: list[str],
     lookup: list[str],
     dataset: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    path = Path(models[1]) / "tokenizer_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": TEMPLATE}))
-    shapes.chain(1).save("plain.json")
-    texts: list[Any] = []
-    turns: list[Any] = []
-    for plan in (saved(), "plain.json"):
-        options = [*lookup, "--dtype", "float64", "--max-new-tokens", 16]
-        done = run("complete", dataset, plan, *options, "-o", f"{plan}.jsonl")
-        assert done.code == 0, done.err
-        lines = Path(f"{plan}.jsonl").read_text().splitlines()
-        texts.append([json.loads(line)["completion"] for line in lines])
-        monkeypatch.setattr("sys.stdin", StringIO("first?\nfirst?\nthird?\n"))
-        done = run("chat", plan, *options, "--ignore-eos", "--json")
-        assert done.code == 0, done.err
-        turns.append([turn["tokens"] for turn in json.loads(done.out)["turns"]])
-    assert texts[0] == texts[1]
-    assert turns[0] == turns[1]
+    assert_texts_are_those_of_plain_decoding(run, saved(), lookup, dataset, monkeypatch)
 
 
 def test_bench_leaves_out_what_needs_a_draft_model(
@@ -123,11 +100,7 @@ def test_compare_drafts_takes_a_lookup(
     run: Callable[..., Outcome], models: list[str], dataset: Path, corpus: Path
 ) -> None:
     drafts = ["--draft", models[3], "--draft", "lookup", "--corpus", corpus]
-    arguments = ["--target", models[1], "--dataset", dataset, "--max-new-tokens", 16]
-    arguments += ["--contexts", "16,64", "--repeats", 5]
-    done = run("compare-drafts", *drafts, *arguments, "--json")
-    assert done.code == 0, done.err
-    by_name = {entry["draft"]: entry for entry in json.loads(done.out)["drafts"]}
+    by_name = drafts_compared(run, drafts, models, dataset)
     assert set(by_name) == {"small-draft", "lookup"}
     assert (by_name["lookup"]["parameters"], by_name["lookup"]["relative_cost"]) == (0, 0)
     assert list(Path("profiles/acceptance").glob("*--lookup--*.npz"))
@@ -152,7 +125,4 @@ def test_what_a_lookup_cannot_do(
     shapes.chain(3).save("chain.json")
     saved()
     saved("other.json", draft="small")
-    done = run(*options, *models[:2])
-    assert done.code == 1
-    (line,) = [text for text in done.err.splitlines() if text.startswith("error: ")]
-    assert complaint in " ".join(done.err.split()), line
+    assert complaint in refusal(run(*options, *models[:2]))

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import Outcome
+from command_line import Outcome, refusal
 from lookup_pairs import looking_up, lookup_policy
+from plans_of_lookups import (
+    FAST_PROFILE,
+    REPETITIVE,
+    assert_texts_are_those_of_plain_decoding,
+    compared_with_plain_decoding,
+    drafts_compared,
+)
 from policies import random_policy
-from test_chat import TEMPLATE
 
 from sequoia_opt import demo
 from sequoia_opt.engine.drafters import FINGERPRINT
-from sequoia_opt.plan import shapes
 from sequoia_opt.plan.recording import Recording
 from sequoia_opt.plan.tree import TokenTree
-
-FAST = ["--contexts", "16,64", "--tokens", "1,2,4,8", "--repeats", 5]
 
 
 @pytest.fixture
@@ -45,7 +47,7 @@ def saved(path: str = "plan.json", **metadata: Any) -> str:
 def test_from_the_profile_to_the_text(
     run: Callable[..., Outcome], both: list[str], models: list[str]
 ) -> None:
-    done = run("profile", *both, *FAST, "-o", "p.yaml", "--json")
+    done = run("profile", *both, *FAST_PROFILE, "-o", "p.yaml", "--json")
     assert done.code == 0, done.err
     profile = json.loads(done.out)
     assert profile["draft"]["model"] == "lookup+small-draft"
@@ -76,47 +78,21 @@ def test_from_the_profile_to_the_text(
 def test_decode_compares_with_plain_decoding(
     temperature: float, run: Callable[..., Outcome], both: list[str]
 ) -> None:
-    options = ["--prompt", "def f(x):\n    return x\n" * 3, "--max-new-tokens", 40]
-    options += ["--ignore-eos", "--dtype", "float64", "--compare", "--repeats", 1]
-    options += ["--temperature", temperature]
     plan = saved(draft="lookup+small-draft", target="small")
-    done = run("decode", plan, *both, *options, "--json")
-    assert done.code == 0, done.err
-    document = json.loads(done.out)
-    assert sum(document["sizes"].values()) == document["steps"]
+    prompt = ["--prompt", REPETITIVE * 3]
+    document = compared_with_plain_decoding(run, plan, both, temperature, *prompt)
     assert 0 <= document["looked_up"] <= document["steps"]
-    _, grown = document["compare"]["results"]
-    assert grown["nodes"] == 16
-    if temperature == 0:
-        assert grown["agreement"] == 1
-        assert document["looked_up"]
+    assert document["looked_up"] or temperature
     assert run("show", plan).out.count("lookup: ") > 3
 
 
 def test_completions_and_conversations_are_those_of_plain_decoding(
     run: Callable[..., Outcome],
-    models: list[str],
     both: list[str],
     dataset: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    path = Path(models[1]) / "tokenizer_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": TEMPLATE}))
-    shapes.chain(1).save("plain.json")
-    texts: list[Any] = []
-    turns: list[Any] = []
-    for plan in (saved(), "plain.json"):
-        options = [*both, "--dtype", "float64", "--max-new-tokens", 16]
-        done = run("complete", dataset, plan, *options, "-o", f"{plan}.jsonl")
-        assert done.code == 0, done.err
-        lines = Path(f"{plan}.jsonl").read_text().splitlines()
-        texts.append([json.loads(line)["completion"] for line in lines])
-        monkeypatch.setattr("sys.stdin", StringIO("first?\nfirst?\nthird?\n"))
-        done = run("chat", plan, *options, "--ignore-eos", "--json")
-        assert done.code == 0, done.err
-        turns.append([turn["tokens"] for turn in json.loads(done.out)["turns"]])
-    assert texts[0] == texts[1]
-    assert turns[0] == turns[1]
+    assert_texts_are_those_of_plain_decoding(run, saved(), both, dataset, monkeypatch)
 
 
 def test_bench_races_it_with_static_trees_of_its_model(
@@ -135,13 +111,9 @@ def test_compare_drafts_ranks_it_beside_its_parts(
     run: Callable[..., Outcome], models: list[str], dataset: Path, tmp_path: Path
 ) -> None:
     corpus = tmp_path / "notes.txt"
-    corpus.write_text("def f0(x):\n    return x\n" * 3)
+    corpus.write_text(REPETITIVE * 3)
     drafts = ["--draft", models[3], "--draft", f"lookup+{models[3]}", "--corpus", corpus]
-    arguments = ["--target", models[1], "--dataset", dataset, "--max-new-tokens", 16]
-    arguments += ["--contexts", "16,64", "--repeats", 5]
-    done = run("compare-drafts", *drafts, *arguments, "--json")
-    assert done.code == 0, done.err
-    by_name = {entry["draft"]: entry for entry in json.loads(done.out)["drafts"]}
+    by_name = drafts_compared(run, drafts, models, dataset)
     assert set(by_name) == {"small-draft", "lookup+small-draft"}
     assert len({entry["parameters"] for entry in by_name.values()}) == 1
     (rates,) = Path("profiles/acceptance").glob("*--lookup+small-draft--*.yaml")
@@ -153,7 +125,7 @@ def test_calibrate_races_every_kind_of_plan(
     draft: str, run: Callable[..., Outcome], both: list[str], models: list[str]
 ) -> None:
     pair = both if draft == "lookup+" else [*models[:2], "--draft", draft]
-    assert run("profile", *pair, *FAST, "-o", "p.yaml").code == 0
+    assert run("profile", *pair, *FAST_PROFILE, "-o", "p.yaml").code == 0
     plan = saved()
     if draft == "lookup":
         TokenTree([-1], [0], {"draft": draft}, lookup_policy()).save(plan)
@@ -182,16 +154,13 @@ def test_what_is_refused(
 ) -> None:
     saved()
     saved("other.json", draft="lookup+x")
-    done = run(*options, *models[:2])
-    assert done.code == 1
-    (line,) = [text for text in done.err.splitlines() if text.startswith("error: ")]
-    assert complaint in " ".join(done.err.split()), line
+    assert complaint in refusal(run(*options, *models[:2]))
 
 
 def test_the_bundled_draft_stands_behind_the_plus(run: Callable[..., Outcome]) -> None:
     name = f"lookup+{demo.DRAFT_NAME}"
     plan = saved(target=demo.TARGET_NAME, draft=name)
-    options = ["--prompt", "def f(x):\n    return x\n" * 3, "--max-new-tokens", 24, "--json"]
+    options = ["--prompt", REPETITIVE * 3, "--max-new-tokens", 24, "--json"]
     for draft in ([], ["--draft", "lookup+"], ["--draft", name]):
         done = run("decode", plan, *draft, *options)
         assert done.code == 0, done.err

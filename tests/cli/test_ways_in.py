@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import Outcome, write
+from command_line import Outcome, add_chat_template, write
 
 from sequoia_opt.engine.pair import Pair
 from sequoia_opt.engine.session import Session
@@ -44,9 +44,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
 @pytest.fixture
 def chatting(models: list[str]) -> list[str]:
     """The small pair, with a chat template."""
-    for folder in models[1::2]:
-        path = Path(folder) / "tokenizer_config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": TEMPLATE}))
+    add_chat_template(models, TEMPLATE)
     shapes.chain(3).save("k.json")
     return models
 

@@ -9,16 +9,22 @@ from typing import Any
 import pytest
 import torch
 from exact_texts import exact_chances, follows
+from growing_texts import (
+    PAUSES,
+    assert_penalties_change_plain_decoding_alike,
+    assert_text_follows_its_seed,
+    missing_of_drafts_cache,
+    taking_turns,
+)
 from policies import random_policy
-from small_models import VOCABULARY, pair_of
+from small_models import VOCABULARY, pair_of, prompt_of
 from transformers import AutoModelForCausalLM
 
-from sequoia_opt.engine.adaptive_step import AdaptiveStep, GrowingState
+from sequoia_opt.engine.adaptive_step import AdaptiveStep
 from sequoia_opt.engine.decoder import Decoder
 from sequoia_opt.engine.distributed import World
 from sequoia_opt.engine.drafters.growing import Drafted, GrowingDrafter
 from sequoia_opt.engine.logits_processors import LogitsOptions
-from sequoia_opt.engine.torch.attention import KVCache
 from sequoia_opt.engine.torch.machine import TorchMachine
 from sequoia_opt.engine.torch.runner import Runner
 from sequoia_opt.errors import SequoiaError
@@ -27,7 +33,6 @@ from sequoia_opt.plan.policy import Pause, Policy
 from sequoia_opt.plan.tree import TokenTree
 
 SHAPES = [(6, 1, 1), (4, 3, 3), (2, 4, 1), (1, 5, 1)]
-PAUSES = [None, Pause(1, (2, 5)), Pause(2, (1, 3, 9))]
 
 
 def plan(policy: Policy) -> TokenTree:
@@ -48,11 +53,6 @@ def generous(depth: int = 4, ranks: int = 3, pause: Pause | None = None) -> Poli
         sizes=(1, 2, 4, 8),
         pause=pause,
     )
-
-
-def prompt_of(length: int, seed: int = 0) -> list[int]:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(2, VOCABULARY, (length,), generator=generator).tolist()
 
 
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma2"])
@@ -128,28 +128,12 @@ def test_pauses_are_counted_among_the_stops(make_pair: Callable[..., Any]) -> No
 def test_the_drafts_cache_is_that_of_the_text(
     temperature: float, pause: Pause | None, make_pair: Callable[..., Any]
 ) -> None:
-    """It equals the cache of a prefill; the text itself cannot show what the draft has wrong."""
     pair, prompt = make_pair(), prompt_of(13)
     session = Decoder(pair, plan(generous(pause=pause)), temperature).session()
-    state: Any = None
     lacks = set()
     for length in range(40, 60, 3):
         generation = session.generate(prompt, length, ignore_eos=True)
-        text = [*prompt, *generation.tokens]
-        state = session._state
-        assert isinstance(state, GrowingState)
-        lacks.add(len(state.lacking))
-        held = min(state.held, len(text) - 1)
-        prefilled = pair.draft.reserve(held)
-        with torch.inference_mode():
-            pair.draft.prefill(prefilled, torch.tensor([text[:held]]))
-
-        def stored(cache: KVCache, held: int = held) -> list[torch.Tensor]:
-            return [tensor[:, :, :held] for tensor in (*cache.keys, *cache.values)]
-
-        torch.testing.assert_close(
-            stored(session.caches.draft), stored(prefilled), rtol=0, atol=1e-5
-        )
+        lacks.add(missing_of_drafts_cache(pair.draft, session, [*prompt, *generation.tokens]))
     assert max(lacks) > 2 if pause else lacks == {1, 2}
 
 
@@ -169,15 +153,9 @@ def test_a_conversation_goes_on_from_what_both_caches_hold(
 def test_sessions_of_one_decoder_take_turns(make_pair: Callable[..., Any]) -> None:
     """What a text's draft lacks, and its pauses, are its own."""
     decoder = Decoder(make_pair(), plan(generous(pause=Pause(1, (2, 4)))))
-    prompts = [prompt_of(5 + seed, seed) for seed in range(3)]
-    expected = [decoder.generate(prompt, 30, ignore_eos=True) for prompt in prompts]
-    streams = [decoder.stream(prompt, 30, ignore_eos=True) for prompt in prompts]
-    iterators = [iter(stream) for stream in streams]
-    while iterators:
-        iterators = [iterator for iterator in iterators if next(iterator, None) is not None]
-    for stream, alone in zip(streams, expected, strict=True):
-        assert stream.generation.tokens == alone.tokens
-        assert stream.generation.sizes == alone.sizes
+    for generation, alone in taking_turns(decoder):
+        assert generation.tokens == alone.tokens
+        assert generation.sizes == alone.sizes
 
 
 @pytest.mark.parametrize(
@@ -192,10 +170,8 @@ def test_penalties_give_the_tokens_of_plain_decoding(
     options: LogitsOptions, make_pair: Callable[..., Any]
 ) -> None:
     pair = make_pair()
-    expected = Decoder(pair, logits_options=options).generate(prompt_of(9), 40, ignore_eos=True)
-    for policy in (generous(), generous(pause=PAUSES[1]), random_policy((3, 3, 2), 4)):
-        decoder = Decoder(pair, plan(policy), logits_options=options)
-        assert decoder.generate(prompt_of(9), 40, ignore_eos=True).tokens == expected.tokens
+    policies = (generous(), generous(pause=PAUSES[1]), random_policy((3, 3, 2), 4))
+    assert_penalties_change_plain_decoding_alike(pair, list(map(plan, policies)), options)
 
 
 def test_a_draft_whose_embedding_table_has_another_size(make_model: Callable[..., Any]) -> None:
@@ -228,13 +204,10 @@ def test_sampled_text_is_distributed_as_the_targets(
 
 @pytest.mark.parametrize("verifier", ["topk", "sequoia", "specinfer"])
 def test_the_same_seed_gives_the_same_text(verifier: str, make_pair: Callable[..., Any]) -> None:
-    texts = [
-        Decoder(make_pair(), plan(generous()), 1.0, seed=seed, verifier=verifier)
-        .generate(prompt_of(5), 20)
-        .tokens
-        for seed in (1, 1, 2)
-    ]
-    assert texts[0] == texts[1] != texts[2]
+    def decoder_of(seed: int) -> Decoder:
+        return Decoder(make_pair(), plan(generous()), 1.0, seed=seed, verifier=verifier)
+
+    assert_text_follows_its_seed(decoder_of, 20)
 
 
 class _First(World):

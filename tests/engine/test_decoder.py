@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from exact_texts import exact_chances, follows
-from small_models import VOCABULARY, pair_of
+from small_models import VOCABULARY, pair_of, prompt_of
 from transformers import AutoModelForCausalLM
 
 from sequoia_opt.api import load_pair
@@ -27,11 +27,6 @@ TREES = {
     "sequences": shapes.k_sequences(3, 4),
     "uneven": TokenTree([-1, 0, 0, 0, 1, 1, 2, 4, 7], [0, 1, 2, 3, 1, 2, 1, 1, 1]),
 }
-
-
-def prompt_of(length: int, seed: int = 0) -> list[int]:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(2, VOCABULARY, (length,), generator=generator).tolist()
 
 
 def greedy_by_transformers(folder: Any, prompt: list[int], count: int) -> list[int]:

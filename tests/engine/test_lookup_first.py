@@ -6,28 +6,25 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch
+from growing_texts import (
+    PAUSES,
+    assert_penalties_change_plain_decoding_alike,
+    assert_text_follows_its_seed,
+    missing_of_drafts_cache,
+    taking_turns,
+)
 from lookup_pairs import looking_up, lookup_policy, plan, with_lookup, with_lookup_first
 from policies import random_policy
-from small_models import VOCABULARY
+from small_models import prompt_of
 
-from sequoia_opt.engine.adaptive_step import GrowingState
 from sequoia_opt.engine.decoder import Decoder
 from sequoia_opt.engine.drafters import FINGERPRINT, LookupDrafter
 from sequoia_opt.engine.drafters.lookup_index import CorpusIndex
 from sequoia_opt.engine.logits_processors import LogitsOptions
 from sequoia_opt.engine.lookup_pair import with_lookup as named_lookup
-from sequoia_opt.engine.torch.attention import KVCache
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan.pause import Pause
 from sequoia_opt.plan.policy import Policy
-
-PAUSES = [None, Pause(1, (2, 5)), Pause(2, (1, 3, 9))]
-
-
-def prompt_of(length: int, seed: int = 0) -> list[int]:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(2, VOCABULARY, (length,), generator=generator).tolist()
 
 
 def joint(pause: Pause | None = None, least: float = 0.3, seed: int = 1, depth: int = 6) -> Policy:
@@ -65,7 +62,6 @@ def test_greedy_tokens_are_those_of_plain_decoding(
 def test_the_drafts_cache_and_the_index_are_those_of_the_text(
     temperature: float, pause: Pause | None, make_pair: Callable[..., Any]
 ) -> None:
-    """The text itself cannot show what the two have wrong."""
     prompt = prompt_of(13)
     tokens = Decoder(make_pair()).generate(prompt, 80, ignore_eos=True).tokens
     pair = followed(make_pair(), prompt, tokens)
@@ -75,20 +71,8 @@ def test_the_drafts_cache_and_the_index_are_those_of_the_text(
     for length in range(30, 80, 3):
         generation = session.generate(prompt, length, ignore_eos=True)
         text = [*prompt, *generation.tokens]
+        lacks.add(missing_of_drafts_cache(pair.draft, session, text))
         state: Any = session._state
-        assert isinstance(state, GrowingState)
-        lacks.add(len(state.lacking))
-        held = min(state.held, len(text) - 1)
-        prefilled = pair.draft.reserve(held)
-        with torch.inference_mode():
-            pair.draft.prefill(prefilled, torch.tensor([text[:held]]))
-
-        def stored(cache: KVCache, held: int = held) -> list[torch.Tensor]:
-            return [tensor[:, :, :held] for tensor in (*cache.keys, *cache.values)]
-
-        torch.testing.assert_close(
-            stored(session.caches.draft), stored(prefilled), rtol=0, atol=1e-5
-        )
         index = session.caches.lookup
         assert index is not None
         assert index._tokens == text[: len(index)]
@@ -118,35 +102,25 @@ def test_a_conversation_goes_on_from_what_all_have(
 
 def test_sessions_take_turns_with_indices_of_their_own(make_pair: Callable[..., Any]) -> None:
     decoder = Decoder(with_lookup_first(make_pair()), plan(joint(Pause(1, (2, 4)), 0.1)))
-    prompts = [prompt_of(5 + seed, seed) for seed in range(3)]
-    expected = [decoder.generate(prompt, 30, ignore_eos=True) for prompt in prompts]
-    streams = [decoder.stream(prompt, 30, ignore_eos=True) for prompt in prompts]
-    iterators = [iter(stream) for stream in streams]
-    while iterators:
-        iterators = [iterator for iterator in iterators if next(iterator, None) is not None]
-    for stream, alone in zip(streams, expected, strict=True):
-        assert stream.generation.tokens == alone.tokens
-        assert stream.generation.looked_up == alone.looked_up
+    for generation, alone in taking_turns(decoder):
+        assert generation.tokens == alone.tokens
+        assert generation.looked_up == alone.looked_up
 
 
 def test_penalties_give_the_tokens_of_plain_decoding(make_pair: Callable[..., Any]) -> None:
-    pair = with_lookup_first(make_pair())
+    pair, tree = with_lookup_first(make_pair()), plan(joint(least=0.1))
     options = LogitsOptions(1.2, {5: 3.0}, 0.5, 0.5, frozenset(range(20, 40)))
-    expected = Decoder(pair, logits_options=options).generate(prompt_of(9), 40, ignore_eos=True)
-    decoder = Decoder(pair, plan(joint(least=0.1)), logits_options=options)
-    assert decoder.generate(prompt_of(9), 40, ignore_eos=True).tokens == expected.tokens
+    assert_penalties_change_plain_decoding_alike(pair, [tree], options)
 
 
 @pytest.mark.parametrize("verifier", ["topk", "sequoia", "specinfer"])
 def test_the_same_seed_gives_the_same_text(verifier: str, make_pair: Callable[..., Any]) -> None:
     pair = with_lookup_first(make_pair())
-    texts = [
-        Decoder(pair, plan(joint(least=0.1)), 0.3, seed=seed, verifier=verifier)
-        .generate(prompt_of(5), 40)
-        .tokens
-        for seed in (1, 1, 2)
-    ]
-    assert texts[0] == texts[1] != texts[2]
+
+    def decoder_of(seed: int) -> Decoder:
+        return Decoder(pair, plan(joint(least=0.1)), 0.3, seed=seed, verifier=verifier)
+
+    assert_text_follows_its_seed(decoder_of, 40)
 
 
 def test_a_lookup_that_never_leaves_a_step_to_the_model_decodes_as_a_lookup(

@@ -9,9 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from growing_texts import (
+    assert_penalties_change_plain_decoding_alike,
+    assert_text_follows_its_seed,
+    taking_turns,
+)
 from lookup_pairs import lookup_policy, plan, with_lookup
 from policies import random_policy
-from small_models import VOCABULARY
+from small_models import prompt_of
 
 from sequoia_opt.engine.decoder import Decoder
 from sequoia_opt.engine.distributed import ALONE
@@ -26,11 +31,6 @@ from sequoia_opt.plan import shapes
 from sequoia_opt.plan.policy import Pause
 
 PAUSES = [None, Pause(1, (2, 5)), Pause(3, (1, 3))]
-
-
-def prompt_of(length: int, seed: int = 0) -> list[int]:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(2, VOCABULARY, (length,), generator=generator).tolist()
 
 
 @pytest.fixture
@@ -98,15 +98,9 @@ def test_a_conversation_goes_on_from_the_text_that_both_turns_have(
 
 def test_sessions_take_turns_with_indices_of_their_own(pair: Any) -> None:
     decoder = Decoder(pair, plan(lookup_policy()))
-    prompts = [prompt_of(5 + seed, seed) for seed in range(3)]
-    expected = [decoder.generate(prompt, 30, ignore_eos=True) for prompt in prompts]
-    streams = [decoder.stream(prompt, 30, ignore_eos=True) for prompt in prompts]
-    iterators = [iter(stream) for stream in streams]
-    while iterators:
-        iterators = [iterator for iterator in iterators if next(iterator, None) is not None]
-    for stream, alone in zip(streams, expected, strict=True):
-        assert stream.generation.tokens == alone.tokens
-        assert stream.generation.sizes == alone.sizes
+    for generation, alone in taking_turns(decoder):
+        assert generation.tokens == alone.tokens
+        assert generation.sizes == alone.sizes
 
 
 @pytest.mark.parametrize(
@@ -114,9 +108,7 @@ def test_sessions_take_turns_with_indices_of_their_own(pair: Any) -> None:
     [LogitsOptions(1.4), LogitsOptions(1.2, {5: 3.0}, 0.5, 0.5, frozenset(range(20, 40)))],
 )
 def test_penalties_give_the_tokens_of_plain_decoding(pair: Any, options: LogitsOptions) -> None:
-    expected = Decoder(pair, logits_options=options).generate(prompt_of(9), 40, ignore_eos=True)
-    decoder = Decoder(pair, plan(lookup_policy()), logits_options=options)
-    assert decoder.generate(prompt_of(9), 40, ignore_eos=True).tokens == expected.tokens
+    assert_penalties_change_plain_decoding_alike(pair, [plan(lookup_policy())], options)
 
 
 def test_a_corpus_that_has_the_text_is_followed(make_pair: Callable[..., Any]) -> None:
@@ -133,13 +125,10 @@ def test_a_corpus_that_has_the_text_is_followed(make_pair: Callable[..., Any]) -
 
 
 def test_the_same_seed_gives_the_same_text(pair: Any) -> None:
-    texts = [
-        Decoder(pair, plan(lookup_policy()), 1.0, seed=seed, verifier="topk")
-        .generate(prompt_of(5), 20)
-        .tokens
-        for seed in (1, 1, 2)
-    ]
-    assert texts[0] == texts[1] != texts[2]
+    def decoder_of(seed: int) -> Decoder:
+        return Decoder(pair, plan(lookup_policy()), 1.0, seed=seed, verifier="topk")
+
+    assert_text_follows_its_seed(decoder_of, 20)
 
 
 def test_a_guess_is_believed_by_the_length_and_the_share_of_its_match() -> None:

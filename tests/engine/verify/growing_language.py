@@ -7,12 +7,12 @@ is replaced by choices, each of which is followed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
 import torch
-from enumeration import CPU, Groups, Language, Prefix, softmax
+from enumeration import CPU, METHODS, Groups, Language, Prefix, most_likely, softmax
 
 from sequoia_opt.engine.adaptive_step import AdaptiveStep
 from sequoia_opt.engine.drafters import Drafter, ModelDrafter, State
@@ -279,3 +279,27 @@ class Game:
 
     def _draw_with_replacement(self, weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
         return self._draw(weights, uniforms)[:, None]
+
+
+Played = TypeVar("Played", bound=Game)
+
+
+def game_of(
+    kind: type[Played],
+    name: str,
+    policy: Policy,
+    monkeypatch: pytest.MonkeyPatch,
+    language: Language | None = None,
+    temperature: float = 0.8,
+    cuts: Cuts = Cuts(),  # noqa: B008
+) -> Played:
+    """A game with the verifier of that name, or with greedy decoding."""
+    return kind(
+        name if name in METHODS else "topk",
+        policy,
+        language or Language(3, seed=policy.depth),
+        0.0 if name == "greedy" else temperature,
+        METHODS[name][0] if name in METHODS else most_likely,
+        monkeypatch,
+        cuts,
+    )

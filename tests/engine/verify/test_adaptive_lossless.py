@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from enumeration import METHODS, Language, most_likely
-from growing_language import Game
+from enumeration import Language
+from growing_language import Game, game_of
 from policies import random_policy
 
-from sequoia_opt.engine import adaptive_step
 from sequoia_opt.engine.drafters.growing import Drafted, GrowingDrafter
 from sequoia_opt.engine.logits_processors import LogitsOptions
 from sequoia_opt.engine.sampling import Cuts
@@ -27,32 +27,8 @@ SHAPES = {"chain": (3, 1, 1), "tree": (2, 2, 2), "wide": (1, 3, 1), "deep": (3, 
 """Of a policy: the most levels, ranks and nodes of a level."""
 
 
-@pytest.fixture(autouse=True, params=["host", "device"])
-def rules(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Where steps decide: in numpy, or in tensors as on other devices."""
-    on_host = request.param == "host"
-    monkeypatch.setattr(adaptive_step, "decides_on_host", lambda *_: on_host)
-    return str(request.param)
-
-
-def game(
-    name: str,
-    policy: Policy,
-    monkeypatch: pytest.MonkeyPatch,
-    language: Language | None = None,
-    temperature: float = 0.8,
-    cuts: Cuts = Cuts(),  # noqa: B008
-) -> Game:
-    groups = METHODS[name][0] if name in METHODS else most_likely
-    return Game(
-        name if name in METHODS else "topk",
-        policy,
-        language or Language(3, seed=policy.depth),
-        0.0 if name == "greedy" else temperature,
-        groups,
-        monkeypatch,
-        cuts,
-    )
+pytestmark = pytest.mark.usefixtures("rules")
+game = partial(game_of, Game)
 
 
 def sharp_policy(shape: tuple[int, int, int], language: Language, temperature: float) -> Policy:

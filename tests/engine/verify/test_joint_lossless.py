@@ -3,66 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from functools import partial
 
-import numpy as np
 import pytest
-from enumeration import METHODS, Language, most_likely
-from growing_language import PROMPT, Game
+from lookup_language import JointGame, assert_a_bias_is_noticed, lookup_game
 from lookup_pairs import looking_up, lookup_policy
 from policies import random_policy
 
-from sequoia_opt.engine import adaptive_step
-from sequoia_opt.engine.drafters import LookupDrafter
-from sequoia_opt.engine.drafters.lookup_index import CorpusIndex, TextIndex
 from sequoia_opt.engine.logits_processors import LogitsOptions
 from sequoia_opt.engine.sampling import Cuts
 from sequoia_opt.plan.pause import Pause
-from sequoia_opt.plan.policy import Policy
 
 NAMES = ["greedy", "topk", "sequoia", "specinfer"]
-
-
-@pytest.fixture(autouse=True, params=["host", "device"])
-def rules(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where steps decide: in numpy, or in tensors as on other devices."""
-    monkeypatch.setattr(adaptive_step, "decides_on_host", lambda *_: request.param == "host")
-
-
-class JointGame(Game):
-    """A game in which a lookup comes before the draft, in the text and in a corpus."""
-
-    corpus: CorpusIndex | None = None
-
-    def lookup(self) -> LookupDrafter:
-        return LookupDrafter(self.corpus)
-
-    def index(self) -> TextIndex:
-        index = TextIndex()
-        index.extend([PROMPT])
-        return index
-
-
-def game(
-    name: str,
-    policy: Policy,
-    monkeypatch: pytest.MonkeyPatch,
-    corpus: int | None = None,
-    vocabulary: int = 3,
-    cuts: Cuts = Cuts(),  # noqa: B008
-    options: LogitsOptions | None = None,
-) -> JointGame:
-    """A game, with a random corpus of that seed."""
-    kind: Any = JointGame
-    if corpus is not None:
-        text = np.random.default_rng(corpus).integers(0, vocabulary, 30).tolist()
-        kind = type("CorpusGame", (JointGame,), {"corpus": CorpusIndex([text])})
-    sampler = name if name in METHODS else "topk"
-    groups = METHODS[name][0] if name in METHODS else most_likely
-    language = Language(vocabulary, seed=policy.depth, options=options)
-    temperature = 0.0 if name == "greedy" else 0.8
-    played: JointGame = kind(sampler, policy, language, temperature, groups, monkeypatch, cuts)
-    return played
+pytestmark = pytest.mark.usefixtures("rules")
+game = partial(lookup_game, JointGame)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -109,13 +63,4 @@ def test_the_enumeration_notices_a_guess_that_is_accepted_too_often(
     played = game("sequoia", policy, monkeypatch, corpus=1)
     lookup = played.step._lookup
     assert lookup is not None
-    decide = lookup.rule.decide
-
-    def biased(logits: Any, tokens: Any, draft: Any, uniforms: Any) -> tuple[int, int]:
-        rank, token = decide(logits, tokens, draft, uniforms)
-        is_beside = bool(tokens) and token == (tokens[0] + 1) % 3
-        return (1, tokens[0]) if is_beside else (rank, token)
-
-    assert played.deviation(2) < 1e-9
-    monkeypatch.setattr(lookup.rule, "decide", biased)
-    assert played.deviation(2) > 1e-3
+    assert_a_bias_is_noticed(played, lookup.rule, monkeypatch)

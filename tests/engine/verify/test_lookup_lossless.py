@@ -2,61 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
-import numpy as np
 import pytest
-from enumeration import Language
-from growing_language import PROMPT, Game, LanguageModel
+from lookup_language import LookupGame, assert_a_bias_is_noticed, lookup_game
 from lookup_pairs import lookup_policy
 from policies import random_policy
 
-from sequoia_opt.engine.drafters import LookupDrafter
-from sequoia_opt.engine.drafters.lookup_index import CorpusIndex, TextIndex
 from sequoia_opt.engine.logits_processors import LogitsOptions
 from sequoia_opt.engine.sampling import Cuts
-from sequoia_opt.plan.policy import Pause, Policy
+from sequoia_opt.plan.policy import Pause
 
 NAMES = ["greedy", "topk"]
-
-
-class LookupGame(Game):
-    """A game in which a lookup drafts, in the text and in a corpus."""
-
-    corpus: CorpusIndex | None = None
-
-    def drafter(self, draft: LanguageModel) -> LookupDrafter:
-        return LookupDrafter(self.corpus)
-
-    def draft_cache(self) -> TextIndex:
-        index = TextIndex()
-        index.extend([PROMPT])
-        return index
-
-    def held_tokens(self, cache: TextIndex) -> list[int]:
-        return cache._tokens
-
-
-def game(
-    name: str,
-    policy: Policy,
-    monkeypatch: pytest.MonkeyPatch,
-    corpus: int | None = None,
-    vocabulary: int = 3,
-    cuts: Cuts = Cuts(),  # noqa: B008
-    options: LogitsOptions | None = None,
-) -> LookupGame:
-    """A game, with a random corpus of that seed."""
-    kind: Any = LookupGame
-    if corpus is not None:
-        text = np.random.default_rng(corpus).integers(0, vocabulary, 40).tolist()
-        kind = type("CorpusGame", (LookupGame,), {"corpus": CorpusIndex([text])})
-    language = Language(vocabulary, seed=policy.depth, options=options)
-    temperature = 0.0 if name == "greedy" else 0.8
-    played: LookupGame = kind(
-        "topk", policy, language, temperature, lambda *_: [], monkeypatch, cuts
-    )
-    return played
+game = partial(lookup_game, LookupGame)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -92,14 +50,4 @@ def test_the_enumeration_notices_a_guess_that_is_accepted_too_often(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     played = game("topk", lookup_policy(1, 1, 1, 0.0), monkeypatch, corpus=1)
-    rule = played.step._drafter.rule
-    decide = rule.decide
-
-    def biased(logits: Any, tokens: Any, draft: Any, uniforms: Any) -> tuple[int, int]:
-        rank, token = decide(logits, tokens, draft, uniforms)
-        is_beside = bool(tokens) and token == (tokens[0] + 1) % 3
-        return (1, tokens[0]) if is_beside else (rank, token)
-
-    assert played.deviation(2) < 1e-9
-    monkeypatch.setattr(rule, "decide", biased)
-    assert played.deviation(2) > 1e-3
+    assert_a_bias_is_noticed(played, played.step._drafter.rule, monkeypatch)
