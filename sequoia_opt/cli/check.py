@@ -212,7 +212,7 @@ def check(
         new_tokens=texts.max_new_tokens,
         samples=texts.samples,
         temperature=texts.temperature,
-        seed=abs(texts.seed),  # numpy takes none below 0
+        seed=texts.seed,
         repeats=texts.repeats,
         parallel=texts.parallel,
         near_tie=texts.near_tie,

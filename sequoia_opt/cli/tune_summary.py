@@ -17,7 +17,7 @@ from sequoia_opt.measure.tune.tuning import label_of
 
 if TYPE_CHECKING:
     from sequoia_opt.measure.tune.llama_cpp import TunedServer
-    from sequoia_opt.measure.tune.tuning import ChainStudy
+    from sequoia_opt.measure.tune.tuning import ChainStudy, Tuned
     from sequoia_opt.plan.chain_tuning import ChainPrediction
 
 SHOWN_POSITIONS = 8
@@ -82,19 +82,38 @@ def show_verdict(outcome: TunedServer) -> None:
                 f"{result.name}: speedup predicted {prediction.speedup:.2f}x, measured "
                 f"{result.speedup:.2f}x ({100 * (prediction.speedup / result.speedup - 1):+.1f}%)"
             )
-    best = tuned.settings.index(tuned.best)
     if tuned.best == NO_SPECULATION:
-        out.print("speculation does not pay: no setting is faster beyond doubt; leave it off")
+        _show_that_nothing_pays(tuned)
     else:
-        result = tuned.results[best]
-        interval = interval_text(result.speedup_low, result.speedup_high)
-        out.print(f"fastest: {result.name}, {result.speedup:.2f}x plain decoding{interval}")
+        number = tuned.settings.index(tuned.best)
+        result = tuned.results[number]
+        out.print(f"fastest: {result.name}, {_as_the_best(tuned, number)}")
         if result.agreement < 1:
             note(
                 f"note: {100 * (1 - result.agreement):.0f}% of its texts differ from plain "
                 "decoding's: the server rounds differently when it computes several tokens at once"
             )
     plain(outcome.command)
+
+
+def _show_that_nothing_pays(tuned: Tuned) -> None:
+    """Print that no setting is faster, or how far it is from certain that one is."""
+    if not tuned.fastest:
+        out.print("speculation does not pay: no setting is faster beyond doubt; leave it off")
+        return
+    out.print(
+        "no setting is faster beyond doubt; leave speculation off, or raise --limit: "
+        f"{tuned.results[tuned.fastest].name} has {_as_the_best(tuned, tuned.fastest)}"
+    )
+
+
+def _as_the_best(tuned: Tuned, number: int) -> str:
+    """A result's speedup, with the interval that allows for its choice among all that raced."""
+    low, high = tuned.intervals[number] or (None, None)
+    tried = len(tuned.results) - 1
+    choice = f", as the best of {tried}" if tried > 1 else ""
+    speedup = tuned.results[number].speedup
+    return f"{speedup:.2f}x plain decoding{interval_text(low, high)}{choice}"
 
 
 def show_csv(outcome: TunedServer) -> None:
@@ -137,10 +156,18 @@ def settings_of(outcome: TunedServer) -> dict[str, Any]:
 
 
 def _result(outcome: TunedServer, number: int) -> dict[str, Any]:
-    speculation, result = outcome.tuned.settings[number], outcome.tuned.results[number]
-    prediction = outcome.tuned.study.of(speculation) if outcome.tuned.study else None
+    tuned = outcome.tuned
+    speculation = tuned.settings[number]
+    low, high = tuned.intervals[number] or (None, None)
+    prediction = tuned.study.of(speculation) if tuned.study else None
     predicted = {} if prediction is None else {"predicted": _prediction(prediction)}
-    return {**asdict(result), "setting": asdict(speculation), **predicted}
+    return {
+        **asdict(tuned.results[number]),
+        "simultaneous_low": low,
+        "simultaneous_high": high,
+        "setting": asdict(speculation),
+        **predicted,
+    }
 
 
 def _study(study: ChainStudy) -> dict[str, Any]:

@@ -17,6 +17,10 @@ from sequoia_opt.errors import SequoiaError, one_line
 QUOTED = 160  # characters of a server's message that an error quotes
 
 
+class ServerGoneError(SequoiaError):
+    """A server that has ended or does not answer, so that asking it again is of no use."""
+
+
 class HttpClient:
     """Asks one server; each request has a connection of its own, so threads may share it.
 

@@ -17,7 +17,7 @@ from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure.journal import Journal
 from sequoia_opt.measure.methods import Method, Run
 from sequoia_opt.measure.progress import Note, Progress, no_note, no_progress
-from sequoia_opt.plan.intervals import bootstrap
+from sequoia_opt.plan.intervals import TAIL, bootstrap, ratio_interval
 from sequoia_opt.types import FloatArray
 
 MIN_TURNS = 2  # prompts that are decoded even when the time is up
@@ -93,6 +93,28 @@ class Race:
             for method, runs in zip(self.methods, self.runs, strict=True)
         ]
 
+    def simultaneous_intervals(self, baseline: int = 0) -> list[tuple[float, float] | None]:
+        """Intervals of all speedups that hold together with a probability of 95%.
+
+        So the interval of the method that was the fastest holds too, although it was chosen for
+        its speed; a 95% interval of its own does not. The tails share 5% (Bonferroni).
+
+        Args:
+            baseline: see `results`; every result must have a time.
+
+        Returns:
+            One for each method, in their order; None for a single prompt.
+        """
+        if len(self.runs[baseline]) < 2:
+            return [None for _ in self.methods]
+        tail = TAIL / max(1, len(self.methods) - 1)
+        plain_tokens, plain_seconds = _tokens_and_seconds(self.runs[baseline])
+        intervals: list[tuple[float, float] | None] = []
+        for runs in self.runs:
+            tokens, seconds = _tokens_and_seconds(runs)
+            intervals.append(ratio_interval((tokens, plain_seconds), (seconds, plain_tokens), tail))
+        return intervals
+
 
 def race(
     methods: Sequence[Method],
@@ -158,8 +180,14 @@ def _median(runs: list[Run]) -> Run:
     return sorted(runs, key=lambda run: run.seconds)[len(runs) // 2]
 
 
-def _result(method: Method, runs: Sequence[Run], baseline: Sequence[Run]) -> Result:
+def _tokens_and_seconds(runs: Sequence[Run]) -> tuple[FloatArray, FloatArray]:
+    """The timed tokens and the seconds of runs, both [runs]."""
     tokens = np.array([run.timed for run in runs], dtype=np.float64)
+    return tokens, np.array([run.seconds for run in runs])
+
+
+def _result(method: Method, runs: Sequence[Run], baseline: Sequence[Run]) -> Result:
+    tokens, seconds = _tokens_and_seconds(runs)
     if not tokens.all():
         raise SequoiaError(
             f"{method.name}: all of a prompt's tokens came at once, which leaves no time to "
@@ -167,9 +195,7 @@ def _result(method: Method, runs: Sequence[Run], baseline: Sequence[Run]) -> Res
         )
     steps = np.array([run.steps for run in runs], dtype=np.float64)
     verified = np.array([run.verified for run in runs], dtype=np.float64)
-    seconds = np.array([run.seconds for run in runs])
-    baseline_tokens = np.array([run.timed for run in baseline], dtype=np.float64)
-    baseline_seconds = np.array([run.seconds for run in baseline])
+    baseline_tokens, baseline_seconds = _tokens_and_seconds(baseline)
 
     def speedup(weights: FloatArray) -> FloatArray:
         rates = (weights @ tokens) / (weights @ seconds)

@@ -86,7 +86,7 @@ def main(
     files = {role: demo.resolve(name, "llama.cpp") for role, name in named.items()}
     _, documents = load_dataset(prompts, note)
     with StartedServers(files, Settings(threads or computing_threads())) as servers:
-        texts = prompts_for(servers.client, documents, limit, 0, note)
+        texts = prompts_for(servers.client, documents, limit, None, note)
         servers.make_room(max(map(len, texts)) + max_new_tokens)
         settings = grid(servers)
         methods = [method_of(servers, setting, label_of(setting)) for setting in settings]

@@ -65,6 +65,8 @@ def test_json_has_everything(
     assert speedups == sorted(speedups, reverse=True)
     best = max(found["results"], key=lambda result: result["speedup"])
     assert best["setting"] == found["setting"]
+    assert 1 < best["simultaneous_low"] < best["speedup_low"]
+    assert best["speedup_high"] < best["simultaneous_high"]
     assert best["predicted"]["speedup"] == pytest.approx(best["speedup"], rel=0.02)
 
 
@@ -159,3 +161,24 @@ def test_prompts_that_are_too_long_are_refused(
     assert done.code == 1
     assert "no prompt is usable: " in done.err
     assert "the prompt has 601 tokens" in done.err
+
+
+def test_new_tokens_that_leave_no_room_for_a_prompt_are_refused(
+    run: Callable[..., Outcome], server: StandIn, arguments: list[str]
+) -> None:
+    """Of a server's 512 positions."""
+    done = run(*arguments, "--url", server.url, "--max-new-tokens", 512)
+    assert done.code == 1
+    assert "error: found 512 new tokens for each prompt, expected fewer than the 512" in done.err
+
+
+def test_a_gain_that_few_prompts_cannot_prove_is_said(
+    run: Callable[..., Outcome], server: StandIn, arguments: list[str]
+) -> None:
+    done = run(*arguments, "--url", server.url, "--limit", 2)
+    assert done.code == 0, done.err
+    assert (
+        "no setting is faster beyond doubt; leave speculation off, or raise --limit: " in done.out
+    )
+    assert re.search(r"draft, .* has \d\.\d\dx plain decoding \(0\.\d\d–", done.out)
+    assert done.out.splitlines()[-1] == "--spec-type none"

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sequoia_opt.engine.http_client import client_of
+from sequoia_opt.engine.http_client import ServerGoneError, client_of
 from sequoia_opt.engine.library import DRAFT, NO_SPECULATION, Speculation
 from sequoia_opt.engine.llama_cpp.server_client import GREEDY, Answer, ServerClient
 from sequoia_opt.errors import SequoiaError
@@ -85,5 +85,5 @@ def _fields(speculation: Speculation) -> dict[str, Any]:
     return {N_MAX: speculation.guesses, N_MIN: 0, P_MIN: speculation.threshold}
 
 
-def _failure(url: str, what: str) -> SequoiaError:
-    return SequoiaError(f"{url}: the server {what}; is a llama-server running there?")
+def _failure(url: str, what: str) -> ServerGoneError:
+    return ServerGoneError(f"{url}: the server {what}; is a llama-server running there?")

@@ -19,7 +19,7 @@ import time
 from collections.abc import Sequence
 from typing import IO
 
-from sequoia_opt.engine.http_client import HttpClient
+from sequoia_opt.engine.http_client import HttpClient, ServerGoneError
 from sequoia_opt.engine.llama_cpp.server_client import Answer, ServerClient
 from sequoia_opt.engine.llama_cpp.server_program import (
     HOST,
@@ -152,12 +152,12 @@ class LlamaServer:
         start = max(0, os.fstat(file).st_size - size)
         return os.pread(file, size, start).decode(errors="replace")
 
-    def _failure(self, what: str) -> SequoiaError:
+    def _failure(self, what: str) -> ServerGoneError:
         """Why it is not there any more: what it logged, and how it ended."""
         code = self._process.poll()
         ending = "" if code is None else f"; exit code {code}" if code >= 0 else f"; signal {-code}"
         why = _folded(last_error(self._log_end().splitlines()))[:200]
-        return SequoiaError(
+        return ServerGoneError(
             f"{self.program.name}: {what} with {self.options.target} ({why}{ending})"
         )
 

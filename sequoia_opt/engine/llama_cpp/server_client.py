@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sequoia_opt.engine.http_client import HttpClient, error_message, json_mapping
+from sequoia_opt.engine.http_client import HttpClient, ServerGoneError, error_message, json_mapping
 from sequoia_opt.engine.library import LibraryGeneration
 from sequoia_opt.engine.llama_cpp.server_steps import steps_of
 from sequoia_opt.engine.llama_cpp.server_timings import ServerTimings, timings_of
@@ -66,7 +66,9 @@ class ServerClient:
         failure: makes the error of a server that has ended or does not answer, from what happened.
     """
 
-    def __init__(self, name: str, http: HttpClient, failure: Callable[[str], SequoiaError]) -> None:
+    def __init__(
+        self, name: str, http: HttpClient, failure: Callable[[str], ServerGoneError]
+    ) -> None:
         self.name, self._http, self._failure = name, http, failure
 
     def generate(
@@ -175,7 +177,8 @@ class ServerClient:
         """A text's tokens, with those that the model has at a beginning.
 
         Raises:
-            SequoiaError: the server has ended, or gives no tokens.
+            ServerGoneError: there is no answer.
+            SequoiaError: the server gives no tokens.
         """
         answer = self._told("POST", "/tokenize", {"content": text, "add_special": True})
         tokens = answer.get("tokens")
@@ -187,7 +190,8 @@ class ServerClient:
         """A conversation in the model's chat template.
 
         Raises:
-            SequoiaError: the server has ended, or has no template that takes it.
+            ServerGoneError: there is no answer.
+            SequoiaError: the server has no template that takes it.
         """
         answer = self._told("POST", "/apply-template", {"messages": [dict(m) for m in messages]})
         if not isinstance(answer.get("prompt"), str):
@@ -201,7 +205,7 @@ class ServerClient:
         """What the server says of itself.
 
         Raises:
-            SequoiaError: it does not answer.
+            ServerGoneError: there is no answer.
         """
         return self._told("GET", "/props")
 

@@ -123,8 +123,8 @@ def check(
     Raises:
         SequoiaError: a server does not answer, or refuses a request.
     """
-    before = counters(server)
     reference = reference_for(server, baseline, spec.prompts[0])
+    before = counters(server)  # behind the texts that showed what the server can do
     texts = greedy_texts(server, reference, spec.prompts, spec.new_tokens, progress)
     after = counters(server)
     guesses = _guesses_in(texts)

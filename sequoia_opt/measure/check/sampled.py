@@ -32,6 +32,7 @@ COMPARED_TOKENS = 4  # of each text; guesses may decide all but the first
 COMPARED_CHARACTERS = 16  # about as long, where a server gives no tokens
 DECODED_TOKENS = 6  # the first step has room for 4 guesses, since none goes past a text's end
 MOST_PROMPTS = 4  # prompts after which texts are sampled
+SEED_NUMBERS = 2**64  # each seed, also a negative one, has a number of its own below this
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class SamplingSpec:
         prompts: what the texts continue.
         samples: texts after each prompt, from each server.
         temperature: above 0.
-        seed: the seed from which all texts' seeds are drawn.
+        seed: the seed from which all texts' seeds are drawn, less than 2**63 in size.
         parallel: requests at a time.
         needs_guesses: whether texts that were decoded without guesses count as unchecked.
     """
@@ -106,7 +107,7 @@ def _sample(
         stage: number of the sample; each has random numbers of its own.
     """
     prompts = spec.prompts[:MOST_PROMPTS]
-    random = np.random.default_rng([spec.seed, stage])
+    random = np.random.default_rng([spec.seed % SEED_NUMBERS, stage])  # numpy takes none below 0
     seeds = random.integers(SEEDS, size=(len(prompts), 2, spec.samples)).tolist()
     comparisons = []
     units: list[bool] = []

@@ -76,7 +76,7 @@ def check_speed(
 def _timed_there(complete: Callable[[str, int], Completion], prompt: str, tokens: int) -> Timed:
     """A text's time as its server reports it."""
     reading = complete(prompt, tokens).reading
-    return Timed(max(1, reading.new_tokens - 1), reading.decode_seconds or 0.0)
+    return Timed(max(1, reading.new_tokens - 1), max(reading.decode_seconds or 0.0, SHORTEST))
 
 
 def _timed_here(complete: Callable[[str, int], Completion], prompt: str, tokens: int) -> Timed:

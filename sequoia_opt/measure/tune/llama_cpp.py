@@ -21,6 +21,7 @@ from sequoia_opt.engine.llama_cpp.server_program import pasted, program, specula
 from sequoia_opt.engine.llama_cpp.started_servers import StartedServers
 from sequoia_opt.engine.names import LLAMA_CPP
 from sequoia_opt.engine.pair import ROLES
+from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure.progress import Note, ProgressBar
 from sequoia_opt.measure.records import Document
 from sequoia_opt.measure.tune.files import Tried
@@ -83,10 +84,10 @@ def tune_files(
         SequoiaError: a file cannot be read or run, the two do not fit together, there is no
             server, or no prompt is usable.
     """
-    positions = min(header.positions for header in headers_of(files).values())
+    known = [header.positions for header in headers_of(files).values() if header.positions]
+    most = _room(min(known, default=0), task.spec.new_tokens)
     settings = settings_of(options, _uses_gpu())
     with StartedServers(files, settings) as servers:
-        most = positions - task.spec.new_tokens
         prompts = prompts_for(servers.client, task.documents, task.limit, most, note)
         servers.make_room(max(map(len, prompts)) + task.spec.new_tokens)
         tuned = tune(servers, prompts, task.spec, bar, note)
@@ -119,7 +120,7 @@ def tune_url(url: str, task: Task, bar: ProgressBar, note: Note) -> TunedServer:
             f"{url}: the server takes no settings with a request; chains up to its own length are "
             "predicted, and none is tried (for that, tune with --model and --draft)"
         )
-    most = server.context - task.spec.new_tokens if server.context else 0
+    most = _room(server.context, task.spec.new_tokens)
     prompts = prompts_for(server.client, task.documents, task.limit, most, note)
     if server.takes_settings:
         tuned = tune(server, prompts, task.spec, bar, note)
@@ -140,6 +141,25 @@ def tune_url(url: str, task: Task, bar: ProgressBar, note: Note) -> TunedServer:
     if tuned.best != NO_SPECULATION:
         command = speculation_flags(UNKNOWN_DRAFT, tuned.best)
     return TunedServer(tuned, command, tried, len(prompts))
+
+
+def _room(positions: int, new_tokens: int) -> int | None:
+    """The most tokens that a prompt may have; None for any number.
+
+    Args:
+        positions: of the models or the server; 0 where they are not known.
+
+    Raises:
+        SequoiaError: the new tokens leave none.
+    """
+    if not positions:
+        return None
+    if new_tokens >= positions:
+        raise SequoiaError(
+            f"found {new_tokens} new tokens for each prompt, expected fewer than the {positions} "
+            "positions that there are; lower --max-new-tokens"
+        )
+    return positions - new_tokens
 
 
 def _uses_gpu() -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from sequoia_opt.engine.http_client import ServerGoneError
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure.dataset import spread_over, tell_left_out
 from sequoia_opt.measure.progress import Note
@@ -15,7 +16,7 @@ from sequoia_opt.measure.records import Document
 
 
 class Reader(Protocol):
-    """Turns texts into tokens."""
+    """Turns texts into tokens; raises `ServerGoneError` where no further one can be turned."""
 
     def tokens(self, text: str) -> list[int]:
         """A text's tokens, with those that the model expects at a beginning."""
@@ -27,7 +28,7 @@ class Reader(Protocol):
 
 
 def prompts_for(
-    reader: Reader, documents: Sequence[Document], limit: int, most: int, note: Note
+    reader: Reader, documents: Sequence[Document], limit: int, most: int | None, note: Note
 ) -> list[list[int]]:
     """The tokens of prompts that are spread over the documents, each once.
 
@@ -35,9 +36,10 @@ def prompts_for(
 
     Args:
         limit: number of prompts.
-        most: the most tokens that a prompt may have; 0 for any number.
+        most: the most tokens that a prompt may have; None for any number.
 
     Raises:
+        ServerGoneError: the reader's server does not answer.
         SequoiaError: there is none.
     """
     first = spread_over(documents, limit)
@@ -50,6 +52,8 @@ def prompts_for(
         try:
             prompt = _tokens(reader, document)
             problem = _problem(prompt, most)
+        except ServerGoneError:
+            raise
         except SequoiaError as error:
             problem = str(error)
         if problem:
@@ -76,10 +80,10 @@ def _tokens(reader: Reader, document: Document) -> list[int]:
     return tokens[: max(1, len(tokens) // 2)]
 
 
-def _problem(prompt: Sequence[int], most: int) -> str:
+def _problem(prompt: Sequence[int], most: int | None) -> str:
     """Why a prompt cannot be used; empty if it can."""
     if not prompt:
         return "the prompt is empty; expected at least one token"
-    if most and len(prompt) > most:
+    if most is not None and len(prompt) > most:
         return f"the prompt has {len(prompt)} tokens, which leaves the model too few positions"
     return ""

@@ -94,18 +94,22 @@ class Tuned:
             a draft model.
         results: one for each setting; empty if no setting could be tried.
         new_tokens: number of tokens that were decoded for each prompt.
+        intervals: for each result, the interval of its speedup that allows for the choice among
+            all settings, see `Race.simultaneous_intervals`; None for a single prompt.
     """
 
     study: ChainStudy | None
     settings: Sequence[Speculation]
     results: Sequence[Result]
     new_tokens: int
+    intervals: Sequence[tuple[float, float] | None] = ()
 
     @property
     def best(self) -> Speculation:
         """The fastest setting that is faster than plain decoding beyond doubt, else none.
 
-        If no setting could be tried, this is the one with the best prediction.
+        Where all are as fast as plain decoding, it is none in 95% of all runs at least. If no
+        setting could be tried, this is the one with the best prediction.
         """
         if not self.results and self.study is not None:
             first = self.study.predictions[0]
@@ -113,10 +117,17 @@ class Tuned:
             return with_draft(first.setting) if pays else NO_SPECULATION
         paying = [
             (result.speedup, number)
-            for number, result in enumerate(self.results)
-            if number and (result.speedup if result.speedup_low is None else result.speedup_low) > 1
+            for number, (result, interval) in enumerate(
+                zip(self.results, self.intervals, strict=True)
+            )
+            if number and interval is not None and interval[0] > 1
         ]
         return self.settings[max(paying)[1]] if paying else NO_SPECULATION
+
+    @property
+    def fastest(self) -> int:
+        """The place of the result with the largest speedup, beyond doubt or not; 0 is plain."""
+        return max(range(len(self.results)), key=lambda number: self.results[number].speedup)
 
 
 def label_of(speculation: Speculation) -> str:
@@ -170,7 +181,7 @@ def tune(
             methods, prompts, spec.new_tokens, spec.repeats, progress, note=note,
             journal=Journal(max_seconds=seconds),
         )  # fmt: skip
-    return Tuned(study, settings, run.results(), spec.new_tokens)
+    return Tuned(study, settings, run.results(), spec.new_tokens, run.simultaneous_intervals())
 
 
 def _in_time(

@@ -9,6 +9,8 @@ from checking import PROMPTS, baseline, findings, run, server, statuses
 
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure.check.checks import load_prompts
+from sequoia_opt.measure.check.counters import counters
+from sequoia_opt.measure.check.server import Server
 from sequoia_opt.measure.check.verdict import Status
 
 KINDS = ("llama.cpp", "vLLM", "SGLang")
@@ -102,6 +104,19 @@ def test_counters_of_other_clients_before_do_not_count() -> None:
     first, second = (run(tested, checks=("acceptance",)) for _ in range(2))
     one, two = (findings(report)["acceptance"].numbers for report in (first, second))
     assert one["drafted"] == two["drafted"] > 0
+
+
+@pytest.mark.parametrize("other", [None, baseline(kind="vLLM")], ids=["alone", "baseline"])
+def test_guesses_are_counted_in_the_greedy_texts_alone(other: Server | None) -> None:
+    """Not those of the text that shows what a server can do, where there is no baseline."""
+    tested, counted = server(kind="vLLM"), server(kind="vLLM")
+    for prompt in PROMPTS:
+        counted.complete(counted.tokenize(prompt) or prompt, 48)
+    expected = counters(counted)
+    assert expected is not None
+    numbers = findings(run(tested, other, checks=("acceptance",)))["acceptance"].numbers
+    assert numbers["drafted"] == expected.guesses.drafted
+    assert numbers["accepted"] == expected.guesses.accepted
 
 
 def test_a_report_is_plain_data() -> None:

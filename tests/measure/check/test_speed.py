@@ -80,6 +80,12 @@ def test_unless_both_tell_times_the_clock_s_count_but_for_the_first_token(
     assert finding.numbers["speedup"] == pytest.approx(2.0)
 
 
+def test_a_server_whose_own_clock_sees_no_time_is_no_error() -> None:
+    instant: Any = Clocked(0.01, prompt=0.0, tells=0.0)
+    finding = check_speed(instant, instant, PROMPTS, 11, 1, no_progress_bar)
+    assert (finding.status, finding.numbers["speedup"]) == (Status.OK, pytest.approx(1.0))
+
+
 def test_one_token_at_a_time_tells_no_speed() -> None:
     tested = server()
     finding = check_speed(tested, OneByOne(tested), PROMPTS, 48, 1, no_progress_bar)

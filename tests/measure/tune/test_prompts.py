@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from sequoia_opt.engine.http_client import ServerGoneError
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure.records import Document
 from sequoia_opt.measure.tune.prompts import prompts_for
@@ -24,7 +25,7 @@ class Letters:
         return "<" + str(messages[0]["content"]) + ">"
 
 
-def prompts(*documents: Document, limit: int = 9, most: int = 0) -> list[list[int]]:
+def prompts(*documents: Document, limit: int = 9, most: int | None = None) -> list[list[int]]:
     return prompts_for(Letters(), documents, limit, most, lambda line: None)
 
 
@@ -50,3 +51,35 @@ def test_without_a_usable_prompt_it_says_why() -> None:
     system = Document("", "", messages=({"role": "system", "content": "a"},), where="f: line 1")
     with pytest.raises(SequoiaError, match="no prompt is usable: f: line 1: the template takes"):
         prompts(system)
+
+
+@pytest.mark.parametrize(("most", "count"), [(None, 2), (2, 1), (0, 0)])
+def test_a_prompt_has_at_most_so_many_tokens(most: int | None, count: int) -> None:
+    documents = [Document("a", ""), Document("bc", "")]
+    if count:
+        assert len(prompts(*documents, most=most)) == count
+        return
+    with pytest.raises(SequoiaError, match="the prompt has 2 tokens, which leaves the model too"):
+        prompts(*documents, most=most)
+
+
+class Gone(Letters):
+    """A server that ends after some texts."""
+
+    def __init__(self, answers: int) -> None:
+        self.left, self.asked = answers, 0
+
+    def tokens(self, text: str) -> list[int]:
+        self.asked += 1
+        if self.asked > self.left:
+            raise ServerGoneError("the server ended")
+        return super().tokens(text)
+
+
+@pytest.mark.parametrize("answers", [0, 2])
+def test_a_server_that_does_not_answer_is_not_asked_again(answers: int) -> None:
+    server = Gone(answers)
+    documents = [Document(letter, "") for letter in "abcdefgh"]
+    with pytest.raises(ServerGoneError, match=r"^the server ended$"):
+        prompts_for(server, documents, 8, None, lambda line: None)
+    assert server.asked == answers + 1

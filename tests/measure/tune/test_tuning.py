@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 from llama_server_stand_in import StandIn, serving
@@ -10,6 +12,7 @@ from sequoia_opt.engine.library import DRAFT, NO_SPECULATION, Speculation
 from sequoia_opt.engine.llama_cpp.running_server import RunningServer
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure.tune.tuning import Tuned, TuneSpec, label_of, tune
+from sequoia_opt.plan.chain_replay import StepCounts
 from sequoia_opt.plan.chain_tuning import ChainSetting
 from sequoia_opt.plan.round_costs import RoundCosts
 
@@ -95,3 +98,62 @@ def test_settings_in_words() -> None:
     assert label_of(Speculation(DRAFT, 1, 0.3)) == "draft, 1 guess, p-min 0.3"
     assert label_of(Speculation("ngram-mod")) == "ngram-mod"
     assert label_of(NO_SPECULATION) == "plain"
+
+
+@dataclass(frozen=True)
+class NoisyText:
+    """A text and its time."""
+
+    tokens: list[int]
+    steps: int
+    predicted_ms: float
+
+
+class NoisyEngine:
+    """An engine without a draft whose times are random, but for a gain that some settings have.
+
+    Prompts take different times, each with a noise of 10% that a few outliers make wider.
+    """
+
+    has_draft = False
+    default_chain = ChainSetting(3)
+    other_kinds = tuple(f"ngram-{number}" for number in range(7))
+
+    def __init__(self, seed: int, gains: dict[str, float]) -> None:
+        self._random, self._gains = np.random.default_rng(seed), gains
+
+    def answer(self, speculation: Speculation, prompt: list[int], new_tokens: int) -> NoisyText:
+        noise = float(self._random.normal(0, 0.1))
+        noise += 0.5 * (self._random.random() < 0.02)
+        ms = 100 * (1 + sum(prompt) % 3) * np.exp(noise) / self._gains.get(speculation.kind, 1.0)
+        return NoisyText([7] * new_tokens, new_tokens - 1, float(ms))
+
+    def counted(self, speculation: Speculation, prompt: list[int], new_tokens: int) -> StepCounts:
+        raise AssertionError("it has no draft")
+
+
+def tuned_by_chance(seed: int, gains: dict[str, float] | None = None, prompts: int = 8) -> Tuned:
+    spec = TuneSpec(new_tokens=16, repeats=1, minutes=60)
+    texts = [[1, number] for number in range(prompts)]
+    return tune(NoisyEngine(seed, gains or {}), texts, spec)
+
+
+@pytest.mark.parametrize("prompts", [2, 8])
+def test_where_nothing_differs_a_setting_is_called_faster_in_few_runs(prompts: int) -> None:
+    """Though one of 7 settings often has a 95% interval of its own above 1."""
+    runs = [tuned_by_chance(seed, prompts=prompts) for seed in range(150)]
+    assert sum(run.best != NO_SPECULATION for run in runs) <= 0.05 * len(runs)
+    own = [[r.speedup_low for r in run.results if r.speedup_low is not None] for run in runs]
+    assert sum(max(lows[1:]) > 1 for lows in own) > 0.1 * len(runs)
+
+
+def test_a_setting_that_is_faster_is_found() -> None:
+    runs = [tuned_by_chance(seed, {"ngram-4": 2.0}) for seed in range(20)]
+    assert all(run.best == Speculation("ngram-4") for run in runs)
+    assert all(run.settings[run.fastest] == run.best for run in runs)
+
+
+def test_one_prompt_proves_nothing() -> None:
+    run = tuned_by_chance(1, {"ngram-4": 9.0}, prompts=1)
+    assert run.best == NO_SPECULATION
+    assert run.settings[run.fastest] == Speculation("ngram-4")
