@@ -30,7 +30,7 @@ class Format(StrEnum):
 
 
 @dataclass(frozen=True)
-class ServerOptions:
+class ConnectionOptions:
     """How servers are reached."""
 
     baseline: Annotated[
@@ -172,7 +172,7 @@ def check(
         str, typer.Argument(help="Address of an OpenAI-compatible server, e.g. localhost:8000.")
     ],
     *,
-    servers: ServerOptions,
+    servers: ConnectionOptions,
     expect_speculation: Annotated[
         bool,
         typer.Option(

@@ -12,7 +12,7 @@ from typing import Any
 
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure import dataset
-from sequoia_opt.measure.check.counters import counters, settings
+from sequoia_opt.measure.check.counters import counters, reported_settings
 from sequoia_opt.measure.check.dialects import Guesses
 from sequoia_opt.measure.check.greedy import GreedyTexts, check_greedy, greedy_texts
 from sequoia_opt.measure.check.reference import Reference, reference_for
@@ -130,7 +130,7 @@ def check(
     guesses = _guesses_in(texts)
     if guesses is None and before is not None and after is not None:
         guesses = after.guesses - before.guesses
-    reported = settings(server)
+    reported = reported_settings(server)
     tests: dict[str, Callable[[], Finding]] = {
         "greedy": lambda: check_greedy(
             server, reference, texts, spec.new_tokens, spec.near_tie, progress

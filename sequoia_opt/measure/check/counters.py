@@ -33,7 +33,7 @@ class Counters:
 
 
 @dataclass(frozen=True)
-class Settings:
+class ReportedSettings:
     """The settings of speculation that a server reports; None where it reports none.
 
     Attributes:
@@ -71,17 +71,17 @@ def counters(server: Server) -> Counters | None:
     return Counters(guesses, positions)
 
 
-def settings(server: Server) -> Settings:
+def reported_settings(server: Server) -> ReportedSettings:
     """The settings of speculation that a server reports."""
     if server.dialect.name == "llama.cpp":
         return _llama_cpp(server)
     if server.dialect.name == "SGLang":
         return _sglang(json_mapping(server.get("/server_info") or ""))
     count = counters(server)
-    return Settings(guesses=count.positions or None) if count is not None else Settings()
+    return ReportedSettings(guesses=None if count is None else count.positions or None)
 
 
-def _llama_cpp(server: Server) -> Settings:
+def _llama_cpp(server: Server) -> ReportedSettings:
     """`/slots` says what is loaded, and with what the last text was decoded.
 
     `/props` has numbers in older versions only; the kind that it names is `none` in any case.
@@ -98,7 +98,7 @@ def _llama_cpp(server: Server) -> Settings:
     if guesses is None and count is not None and count.positions:
         guesses = count.positions
     probability = parameters.get("speculative.p_min")
-    return Settings(
+    return ReportedSettings(
         kind=kind,
         is_loaded=any(loaded) if loaded and None not in loaded else None,
         guesses=guesses,
@@ -112,11 +112,11 @@ def _kind(names: str) -> str:
     return ",".join(name for name in names.split(",") if name != "none") or "none"
 
 
-def _sglang(information: Mapping[str, Any]) -> Settings:
+def _sglang(information: Mapping[str, Any]) -> ReportedSettings:
     """The resolved configuration; the verified tokens of a step are its guesses and the root."""
     kind = information.get("speculative_algorithm")
     verified = _whole(information, "speculative_num_draft_tokens")
-    return Settings(
+    return ReportedSettings(
         kind=str(kind).lower() if "speculative_algorithm" in information else None,
         guesses=verified - 1 if kind and verified else None,
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sequoia_opt.errors import SequoiaError
-from sequoia_opt.measure.check.counters import Settings
+from sequoia_opt.measure.check.counters import ReportedSettings
 from sequoia_opt.measure.check.dialects import Guesses
 from sequoia_opt.measure.check.verdict import Finding, Status
 from sequoia_opt.plan import shapes
@@ -71,7 +71,9 @@ def optimum_of_measurements(profile: Path, acceptance: Path) -> Optimum:
     return Optimum(plan.choice.tree.size - 1, 0.0, latencies, rates)
 
 
-def check_settings(optimum: Optimum, settings: Settings, guesses: Guesses | None) -> Finding:
+def check_settings(
+    optimum: Optimum, settings: ReportedSettings, guesses: Guesses | None
+) -> Finding:
     """Compare a server's settings with the solved ones.
 
     Args:
@@ -109,7 +111,7 @@ def check_settings(optimum: Optimum, settings: Settings, guesses: Guesses | None
 
 
 def _guesses(
-    optimum: Optimum, settings: Settings, guesses: Guesses | None
+    optimum: Optimum, settings: ReportedSettings, guesses: Guesses | None
 ) -> tuple[float | None, bool]:
     """The guesses of a server's step, and whether they are a mean."""
     if guesses is not None and not guesses.drafted:
@@ -122,7 +124,7 @@ def _guesses(
     return guesses.drafted / guesses.steps, True
 
 
-def _other_settings(optimum: Optimum, settings: Settings) -> list[str]:
+def _other_settings(optimum: Optimum, settings: ReportedSettings) -> list[str]:
     """Settings besides the number of guesses that are far from the solved ones."""
     problems = []
     threshold, least = settings.least_probability, settings.least_guesses

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sequoia_opt.measure.check.counters import Settings
+from sequoia_opt.measure.check.counters import ReportedSettings
 from sequoia_opt.measure.check.dialects import Guesses
 from sequoia_opt.measure.check.verdict import Finding, Status
 
@@ -22,7 +22,7 @@ tokens alone is enough for that.
 
 
 def check_speculation(
-    guesses: Guesses | None, settings: Settings, is_expected: bool, new_tokens: int
+    guesses: Guesses | None, settings: ReportedSettings, is_expected: bool, new_tokens: int
 ) -> Finding:
     """Whether guesses were made, as they should or should not.
 
@@ -49,7 +49,7 @@ def check_speculation(
     return Finding(SPECULATION, Status.OK, f"speculation is {state}: {counted}", numbers)
 
 
-def _why_not(settings: Settings) -> str:
+def _why_not(settings: ReportedSettings) -> str:
     """The likely reason why a server does not guess."""
     was_asked_for = settings.kind not in (None, "none", "")
     if settings.is_loaded is False and was_asked_for:

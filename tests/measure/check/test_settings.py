@@ -11,7 +11,7 @@ from test_latency import make_profile
 
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure.check.checks import CheckSpec, check
-from sequoia_opt.measure.check.counters import Settings
+from sequoia_opt.measure.check.counters import ReportedSettings
 from sequoia_opt.measure.check.dialects import Guesses
 from sequoia_opt.measure.check.settings import (
     Optimum,
@@ -31,20 +31,20 @@ ON = Guesses(400, 200, 100)
 @pytest.mark.parametrize(
     ("settings", "guesses", "solved", "status"),
     [
-        (Settings(guesses=4), ON, 4, Status.OK),
-        (Settings(guesses=8), ON, 4, Status.OK),
-        (Settings(guesses=16), ON, 4, Status.FAILED),
-        (Settings(guesses=1), ON, 4, Status.FAILED),
-        (Settings(guesses=4), ON, 0, Status.FAILED),  # plain decoding is best
-        (Settings(guesses=4), Guesses(0, 0, 9), 0, Status.OK),
-        (Settings(), ON, 4, Status.OK),  # 4 in a step on average
-        (Settings(), None, 4, Status.UNCHECKED),
-        (Settings(guesses=4, least_guesses=5), ON, 4, Status.FAILED),
-        (Settings(guesses=4, least_probability=0.75), ON, 4, Status.FAILED),
+        (ReportedSettings(guesses=4), ON, 4, Status.OK),
+        (ReportedSettings(guesses=8), ON, 4, Status.OK),
+        (ReportedSettings(guesses=16), ON, 4, Status.FAILED),
+        (ReportedSettings(guesses=1), ON, 4, Status.FAILED),
+        (ReportedSettings(guesses=4), ON, 0, Status.FAILED),  # plain decoding is best
+        (ReportedSettings(guesses=4), Guesses(0, 0, 9), 0, Status.OK),
+        (ReportedSettings(), ON, 4, Status.OK),  # 4 in a step on average
+        (ReportedSettings(), None, 4, Status.UNCHECKED),
+        (ReportedSettings(guesses=4, least_guesses=5), ON, 4, Status.FAILED),
+        (ReportedSettings(guesses=4, least_probability=0.75), ON, 4, Status.FAILED),
     ],
 )
 def test_against_a_plan(
-    settings: Settings, guesses: Guesses | None, solved: int, status: Status
+    settings: ReportedSettings, guesses: Guesses | None, solved: int, status: Status
 ) -> None:
     assert check_settings(Optimum(solved), settings, guesses).status is status
 
@@ -52,13 +52,14 @@ def test_against_a_plan(
 def test_a_threshold_is_compared_too() -> None:
     optimum = Optimum(8, threshold=0.5)
     assert (
-        check_settings(optimum, Settings(guesses=8, least_probability=0.5), ON).status is Status.OK
+        check_settings(optimum, ReportedSettings(guesses=8, least_probability=0.5), ON).status
+        is Status.OK
     )
-    found = check_settings(optimum, Settings(guesses=8, least_probability=0.0), ON)
+    found = check_settings(optimum, ReportedSettings(guesses=8, least_probability=0.0), ON)
     assert found.status is Status.FAILED
     assert "p_min is 0 (solved: 0.5)" in found.sentence
     # Below a threshold chains end early, so that their mean says nothing.
-    assert check_settings(optimum, Settings(), ON).status is Status.UNCHECKED
+    assert check_settings(optimum, ReportedSettings(), ON).status is Status.UNCHECKED
 
 
 def test_a_plan_s_chain_or_rule_is_read(tmp_path: Path) -> None:
@@ -86,10 +87,10 @@ def measured(tmp_path: Path) -> Optimum:
 def test_measurements_say_what_other_settings_lose(measured: Optimum) -> None:
     assert measured.profile is not None
     assert measured.acceptance is not None
-    best = check_settings(measured, Settings(guesses=measured.guesses), ON)
+    best = check_settings(measured, ReportedSettings(guesses=measured.guesses), ON)
     assert (best.status, best.numbers["predicted_loss"]) == (Status.OK, 0.0)
     far = measured.guesses + 12
-    found = check_settings(measured, Settings(guesses=far), ON)
+    found = check_settings(measured, ReportedSettings(guesses=far), ON)
     given = {"far": shapes.chain(far + 1)}
     plan = solve(measured.profile, measured.acceptance, shape="chain", static=True, given=given)
     loss = 1 - plan.given[0].speedup[0] / plan.choice.speedup[0]
@@ -98,7 +99,7 @@ def test_measurements_say_what_other_settings_lose(measured: Optimum) -> None:
 
 
 def test_a_chain_that_was_not_measured_is_compared_by_its_length(measured: Optimum) -> None:
-    found = check_settings(measured, Settings(guesses=500), ON)
+    found = check_settings(measured, ReportedSettings(guesses=500), ON)
     assert found.status is Status.FAILED
     assert "predicted_loss" not in found.numbers
 

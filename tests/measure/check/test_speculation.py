@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sequoia_opt.measure.check.counters import Settings
+from sequoia_opt.measure.check.counters import ReportedSettings
 from sequoia_opt.measure.check.dialects import Guesses
 from sequoia_opt.measure.check.speculation import check_acceptance, check_speculation
 from sequoia_opt.measure.check.verdict import Status
@@ -23,19 +23,19 @@ NONE, SOME = Guesses(0, 0, 300), Guesses(400, 200, 100)
     ],
 )
 def test_speculation(guesses: Guesses | None, is_expected: bool, status: Status) -> None:
-    assert check_speculation(guesses, Settings(), is_expected, 384).status is status
+    assert check_speculation(guesses, ReportedSettings(), is_expected, 384).status is status
 
 
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        (Settings("draft-simple", is_loaded=False), "its draft was not loaded"),
-        (Settings("none", is_loaded=False), "needs --spec-type besides a draft"),
-        (Settings("ngram-simple", is_loaded=True), "ngram-simple found nothing to guess"),
-        (Settings(), "see in its log"),
+        (ReportedSettings("draft-simple", is_loaded=False), "its draft was not loaded"),
+        (ReportedSettings("none", is_loaded=False), "needs --spec-type besides a draft"),
+        (ReportedSettings("ngram-simple", is_loaded=True), "ngram-simple found nothing to guess"),
+        (ReportedSettings(), "see in its log"),
     ],
 )
-def test_why_it_is_not_on(settings: Settings, reason: str) -> None:
+def test_why_it_is_not_on(settings: ReportedSettings, reason: str) -> None:
     assert reason in check_speculation(NONE, settings, True, 384).sentence
 
 
