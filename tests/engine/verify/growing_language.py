@@ -169,11 +169,13 @@ class Game:
         for method in ("first_passing", "draw", "draw_with_replacement"):
             monkeypatch.setattr(node_rules, method, getattr(self, f"_{method}"))
         monkeypatch.setattr(host_rules, "passes", self._passes)
-        monkeypatch.setattr(host_rules, "draw", lambda weights, _: self._choose(weights))
+        monkeypatch.setattr(host_rules.Chances, "draw", lambda row, _: self._choose(row.weights))
         monkeypatch.setattr(
             host_rules.HostResidualRule,
             "draw_guesses",
-            lambda _, draft, uniforms: self._draw_guesses(draft, len(uniforms)),
+            lambda _, draft, uniforms: self._draw_guesses(
+                draft.weights / draft.total, len(uniforms)
+            ),
         )
         for verifier in (residual.Sequoia, residual.SpecInfer):
             monkeypatch.setattr(verifier, "draft", lambda _, *given: self._drafts(*given))

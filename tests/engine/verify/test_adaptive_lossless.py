@@ -17,7 +17,7 @@ from policies import random_policy
 from sequoia_opt.engine.drafters.growing import Drafted, GrowingDrafter
 from sequoia_opt.engine.logits_processors import LogitsOptions
 from sequoia_opt.engine.sampling import Cuts
-from sequoia_opt.engine.verify.host_rules import HostResidualRule
+from sequoia_opt.engine.verify.host_rules import Chances, HostResidualRule
 from sequoia_opt.engine.verify.node_rules import Guesses, ResidualRule
 from sequoia_opt.plan.confidence import Confidence
 from sequoia_opt.plan.policy import Pause, Policy
@@ -132,15 +132,20 @@ def test_cuts_keep_them_lossless(name: str, cuts: Cuts, monkeypatch: pytest.Monk
 Rule = Callable[[Drafted], bool]
 
 
+def probabilities(draft: Any) -> Any:
+    """Those of a node's draft [vocabulary], which steps keep as it comes on host and device."""
+    return draft.weights / draft.total if isinstance(draft, Chances) else draft.reshape(-1)
+
+
 def by_its_distribution(drafted: Drafted) -> bool:
     """A rule as it may be: the last guess stays by the distribution that it is drawn from."""
-    draft = drafted.draft[1].reshape(-1)
+    draft = probabilities(drafted.draft[1])
     return bool(draft[0] > draft[1])
 
 
 def by_its_own_probability(drafted: Drafted) -> bool:
     """As engines with a threshold on the drawn token's probability do."""
-    return bool(drafted.draft[1].reshape(-1)[drafted.tokens[2]] > 0.3)
+    return bool(probabilities(drafted.draft[1])[drafted.tokens[2]] > 0.3)
 
 
 def by_its_token(drafted: Drafted) -> bool:
@@ -196,7 +201,7 @@ def test_the_enumeration_notices_growth_by_the_drawn_tokens(
         guesses = guess(*arguments)
         assert guesses.draft is not None
         chances = [
-            [float(draft.reshape(-1)[token]) for token in tokens]
+            [float(probabilities(draft)[token]) for token in tokens]
             for draft, tokens in zip(guesses.draft, guesses.tokens, strict=True)
         ]
         return guesses._replace(probabilities=chances if rules == "host" else torch.tensor(chances))
