@@ -7,14 +7,14 @@ thresholds within given limits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise, product
 
 import numpy as np
 
 from sequoia_opt.plan.adaptive import Limits, PolicySearch, Solution
-from sequoia_opt.plan.policy import Pause, Policy
+from sequoia_opt.plan.policy import Pause
 from sequoia_opt.plan.policy_replay import Steps
 from sequoia_opt.plan.tree import IntArray
 from sequoia_opt.types import FloatArray
@@ -134,28 +134,35 @@ def fewer_sizes(counts: IntArray, target_ms: FloatArray, given_up: float) -> tup
 
 
 def _with_pause(search: PolicySearch, solution: Solution) -> Solution:
-    """The policy with a pause, an insurance against text in which nothing is accepted; without
-    one where drafting costs too little.
+    """The policy with its pause, or without one where drafting costs too little."""
+    steps = search.steps(solution.policy)
+
+    def paused(pause: Pause | None) -> Solution:
+        policy = replace(solution.policy, pause=pause)
+        counts = search.replay.walk(steps, policy)
+        return replace(solution, policy=policy, counts=counts, rate=search.times.rate(counts))
+
+    return paused(best_pause(lambda pause: paused(pause).rate, miss_ratio(search, steps)))
+
+
+def best_pause(rate_with: Callable[[Pause | None], float], ratio: float) -> Pause | None:
+    """The pause that insures best against text in which nothing is accepted, or none.
 
     A pause may cost as large a share of the speed on the recorded text as it saves on hopeless
     text beyond `MOST_LOST`.
+
+    Args:
+        rate_with: the speed on the recorded text with a pause.
+        ratio: see `hopeless_loss`.
     """
-    steps = search.steps(solution.policy)
-    ratio = _miss_ratio(search, steps)
-    solutions = [solution]
-    for misses, lengths in product(MISSES, PAUSES):
-        policy = replace(solution.policy, pause=Pause(misses, lengths))
-        counts = search.replay.walk(steps, policy)
-        rate = search.times.rate(counts)
-        solutions.append(replace(solution, policy=policy, counts=counts, rate=rate))
 
-    def insured(paused: Solution) -> float:
-        return paused.rate * (1 - max(hopeless_loss(paused.policy, ratio) - MOST_LOST, 0.0))
+    def insured(pause: Pause | None) -> float:
+        return rate_with(pause) * (1 - max(hopeless_loss(pause, ratio) - MOST_LOST, 0.0))
 
-    return max(solutions, key=insured)
+    return max((None, *(Pause(*numbers) for numbers in product(MISSES, PAUSES))), key=insured)
 
 
-def _miss_ratio(search: PolicySearch, steps: Steps) -> float:
+def miss_ratio(search: PolicySearch, steps: Steps) -> float:
     """The mean time of a step that drafts a level and accepts nothing, in plain steps.
 
     Where nothing is accepted the draft is unsure, and growth ends after a level.
@@ -168,13 +175,12 @@ def _miss_ratio(search: PolicySearch, steps: Steps) -> float:
     return float(milliseconds.mean() / times.target_ms[0, 1])
 
 
-def hopeless_loss(policy: Policy, ratio: float) -> float:
+def hopeless_loss(pause: Pause | None, ratio: float) -> float:
     """The share of plain decoding's speed that a text loses in which nothing is accepted.
 
     Args:
         ratio: the time of a step that drafts there, in plain steps.
     """
-    pause = policy.pause
     tokens, drafting, pauses = 0, 0, 0
     while tokens < HOPELESS_TOKENS:
         tokens += 1

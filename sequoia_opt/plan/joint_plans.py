@@ -38,4 +38,4 @@ def joint_solutions(
         solutions.append(adaptive_tree(lookups, limits, solutions[0].rate))
     lookup = max(solutions, key=lambda solution: solution.rate)
     joint = JointSearch(search, lookups, times)
-    return [joint.lookup_alone(model, lookup), joint.best(model, lookup)]
+    return [joint.lookup_alone(model, lookup), joint.with_pause(joint.best(model, lookup))]

@@ -23,9 +23,10 @@ from sequoia_opt.plan.adaptive import (
     always,
     dinkelbach,
 )
+from sequoia_opt.plan.envelope import best_pause, miss_ratio
 from sequoia_opt.plan.joint_replay import JointCounts, JointReplay
 from sequoia_opt.plan.joint_times import JointTimes
-from sequoia_opt.plan.policy import LookupFirst, Policy
+from sequoia_opt.plan.policy import LookupFirst, Pause, Policy
 from sequoia_opt.plan.walk import Steps
 
 SURPLUSES = (0.0, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0)
@@ -106,6 +107,17 @@ class JointSearch:
                     break
                 at, rate = chosen, chosen_rate
         return self._solution(self._policy(at, *parts))
+
+    def with_pause(self, solution: JointSolution) -> JointSolution:
+        """The solution with the pause that fits the steps which the lookup leaves to the model."""
+        policy = solution.policy
+        drafting = self._kept_steps(self._model, replace(policy, lookup=None, pause=None))
+
+        def paused(pause: Pause | None) -> JointSolution:
+            return self._solution(replace(policy, pause=pause))
+
+        ratio = miss_ratio(self._model, drafting)
+        return paused(best_pause(lambda pause: paused(pause).rate, ratio))
 
     def lookup_alone(self, model: Solution, lookup: Solution) -> JointSolution:
         """The lookup's own plan, for a pair whose model then drafts nothing."""

@@ -15,12 +15,13 @@ from test_latency import make_profile, with_adaptive_overhead
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.files.documents import read_document, write_document
 from sequoia_opt.plan.confidence_fit import fitting_documents, held_out_documents
+from sequoia_opt.plan.envelope import MISSES, MOST_LOST, PAUSES, hopeless_loss
 from sequoia_opt.plan.joint_replay import JointReplay
 from sequoia_opt.plan.joint_times import JointTimes
 from sequoia_opt.plan.judge import ADAPTIVE_TREE, LOOKUP_ALONE, LOOKUP_FIRST, kind
 from sequoia_opt.plan.latency import LatencyProfile, Overhead
 from sequoia_opt.plan.plan import Plan
-from sequoia_opt.plan.policy import LookupFirst
+from sequoia_opt.plan.policy import LookupFirst, Pause
 from sequoia_opt.plan.policy_text import rule
 from sequoia_opt.plan.recording import Recording
 from sequoia_opt.plan.solver import solve
@@ -154,6 +155,25 @@ def test_no_other_worth_is_faster_where_it_was_fitted(plan: Plan) -> None:
         other = replace(policy, lookup=LookupFirst(policy.lookup.policy, worth))
         best = max(best, times.rate(replay.replay(other, fill=True)))
     assert fitted > 0.99 * best
+
+
+def test_no_other_pause_insures_better_where_it_was_fitted(plan: Plan) -> None:
+    """By the speed on the text, and by what is lost where nothing is accepted."""
+    policy = plan.tree.policy
+    assert policy is not None
+    fitting = MIXED.of_documents(fitting_documents(MIXED))
+    replay, times = JointReplay.of(fitting, policy), JointTimes(profile(), "greedy", {300.0: 1.0})
+    steps = replay.model.steps(replace(policy, lookup=None), fill=True)
+    missed = (steps.accepted == 0) & ((steps.widths > 0).sum(axis=1) == 1)
+    passes_ms = times.model.target_ms[0, steps.sizes[missed]] + times.model.first_ms[0, 0]
+    ratio = float(passes_ms.mean() / times.model.target_ms[0, 1])
+
+    def insured(pause: Pause | None) -> float:
+        counts = replay.replay(replace(policy, pause=pause), fill=True)
+        return times.rate(counts) * (1 - max(hopeless_loss(pause, ratio) - MOST_LOST, 0.0))
+
+    pauses = [None, *(Pause(*numbers) for numbers in product(MISSES, PAUSES))]
+    assert insured(policy.pause) == pytest.approx(max(map(insured, pauses)), rel=1e-9)
 
 
 def test_a_plan_that_was_given_is_judged_as_the_solved_one(plan: Plan) -> None:
