@@ -17,6 +17,7 @@ from sequoia_opt.files.documents import rounded
 from sequoia_opt.files.fields import Fields
 from sequoia_opt.plan.confidence import Confidence
 from sequoia_opt.plan.recording import Recording
+from sequoia_opt.plan.text_paths import path_slots, text_ranks
 from sequoia_opt.plan.tree import IntArray
 from sequoia_opt.types import FloatArray
 
@@ -169,13 +170,16 @@ def _events(recording: Recording) -> tuple[FloatArray, FloatArray, IntArray]:
     The node that verification reaches at depth j of a tree at position i is the text's own token
     there: its probabilities are those of the first level at position i + j. A position at which
     an accepted run is n tokens long is such a node at the depths 0 to n; it counts once in each
-    class of depths.
+    class of depths. A head's probabilities are those of that tree's own node instead, since they
+    depend on where the step began.
 
     Returns:
         probabilities: [events, K], 0 where there is no guess.
         accepted: [events, K], 1 for the guess that was accepted.
         depths: [events], of the guesses, from 1 to `DEPTH_CLASSES`.
     """
+    if recording.is_of_head:
+        return _own_events(recording)
     positions = np.arange(len(recording.ranks))
     begins = np.zeros(len(positions), dtype=bool)
     begins[recording.starts[:-1][np.diff(recording.starts) > 0]] = True
@@ -189,6 +193,20 @@ def _events(recording: Recording) -> tuple[FloatArray, FloatArray, IntArray]:
         (recording.ranks[chosen, None] == ranks).astype(np.float64),
         np.repeat(np.arange(1, DEPTH_CLASSES + 1), [len(part) for part in nodes]),
     )
+
+
+def _own_events(recording: Recording) -> tuple[FloatArray, FloatArray, IntArray]:
+    """The events of trees whose nodes say something else than their token as a root would."""
+    text, ranks = text_ranks(recording), np.arange(1, recording.width_of_node + 1)
+    positions = np.arange(len(recording.ranks))
+    ends = np.repeat(recording.starts[1:], np.diff(recording.starts))
+    probabilities, accepted, depths = [], [], []
+    for level, slots in enumerate(path_slots(recording, text)):
+        reached = np.flatnonzero((slots >= 0) & (positions + level < ends))
+        probabilities.append(recording.level(level)[reached, slots[reached]])
+        accepted.append((text[level][reached, None] == ranks).astype(np.float64))
+        depths.append(np.full(len(reached), min(level + 1, DEPTH_CLASSES)))
+    return np.concatenate(probabilities), np.concatenate(accepted), np.concatenate(depths)
 
 
 def _fitted(recording: Recording) -> Confidence:

@@ -15,7 +15,7 @@ import numpy as np
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.files.documents import rounded
 from sequoia_opt.files.fields import Fields
-from sequoia_opt.plan.draft_passes import NO_PASSES, PER_BLOCK, PER_LEVEL
+from sequoia_opt.plan.draft_passes import KINDS, NO_PASSES, OF_HEAD, PER_BLOCK, PER_LEVEL
 from sequoia_opt.types import FloatArray
 
 QUANTITIES = ("median_ms", "low_ms", "high_ms")
@@ -71,6 +71,12 @@ class ModelLatency:
     def is_free(self) -> bool:
         """Whether it makes no forward pass, as a lookup does: then it takes no time."""
         return self.passes == NO_PASSES
+
+    @property
+    def reads_committed(self) -> bool:
+        """Whether a static tree's first pass reads as many tokens as a step commits at most, as
+        that of a head on the target does."""
+        return self.passes == OF_HEAD
 
     @property
     def drafts_block(self) -> bool:
@@ -177,8 +183,8 @@ class ModelLatency:
                 of batch 1 though it makes forward passes.
         """
         passes = fields.text("passes", PER_LEVEL)
-        if passes not in (PER_LEVEL, PER_BLOCK, NO_PASSES):
-            raise fields.fail("passes", f"{PER_LEVEL}, {PER_BLOCK} or {NO_PASSES}")
+        if passes not in KINDS:
+            raise fields.fail("passes", f"{', '.join(KINDS[:-1])} or {KINDS[-1]}")
         is_free = passes == NO_PASSES
         if is_free and fields.mapping.get("latency"):
             raise fields.fail("latency", f"none, since `passes` is {NO_PASSES}")

@@ -1,23 +1,24 @@
 """The forward passes of the drafter in one step with a tree.
 
-A draft model runs once for each level of internal nodes. A block drafter runs once per step, over
-as many positions as the tree has levels, whatever their widths. A lookup makes no pass: its profile
-says so, and a level takes no time. Knows nothing of times.
+A draft model runs once for each level of internal nodes, and so does a head on the target, whose
+first pass reads all that a step can commit. A block drafter runs once per step, over as many
+positions as the tree has levels, whatever their widths. A lookup makes no pass: its profile says
+so, and a level takes no time. Knows nothing of times.
 """
 
 from __future__ import annotations
 
 from sequoia_opt.plan.tree import TokenTree
 
-PER_LEVEL, PER_BLOCK, NO_PASSES = "level", "block", "none"
-"""How often a drafter runs: for each level of a tree, once for all its levels, or never."""
+PER_LEVEL, OF_HEAD, PER_BLOCK, NO_PASSES = KINDS = ("level", "head", "block", "none")
+"""How often a drafter runs: for each level of a tree, the same as a head on the target, once for
+all levels, or never."""
 
 FIRST_WIDTH = 2
 """Tokens of a draft model's first pass: the root, and the token before it, which the draft's
 KV cache lacks if that token was an accepted leaf. An engine whose passes need not have the same
 shape in every step takes that token along only where the cache lacks it: then the first pass has
-one token in most steps. A head on the target reads all that a step can commit in its first pass, a
-token more for each level: these are in the overhead per level, which is fitted to whole steps."""
+one token in most steps."""
 
 
 def pass_tokens(level: int, internal: int, first: int = FIRST_WIDTH) -> int:
@@ -40,12 +41,13 @@ def draft_passes(
     """Tokens of each forward pass of the drafter in one step; empty for plain decoding.
 
     Args:
-        first: tokens of the first pass, where there is one for each level.
-        passes: `PER_LEVEL`; or `PER_BLOCK`, whose only pass has as many tokens as it guesses
-            positions.
+        first: tokens of a draft model's first pass.
+        passes: one of `KINDS`. The first pass of `OF_HEAD` has as many tokens as a step commits at
+            most, the only one of `PER_BLOCK` as many as it guesses positions.
     """
     if passes == PER_BLOCK:
         return (tree.depth,) if tree.depth else ()
+    first = tree.depth + 1 if passes == OF_HEAD else first
     levels = enumerate(tree.internal_levels)
     widths = (pass_tokens(level, len(nodes), first) for level, nodes in levels)
     return tuple(tokens for tokens in widths if tokens)

@@ -19,8 +19,10 @@ from sequoia_opt.files.documents import rounded
 from sequoia_opt.plan.intervals import interval
 from sequoia_opt.plan.policy_replay import Counts, Steps, walk
 from sequoia_opt.plan.policy_times import PolicyTimes
-from sequoia_opt.plan.recording import Recording, text_ranks
+from sequoia_opt.plan.recording import Recording
+from sequoia_opt.plan.text_paths import text_ranks
 from sequoia_opt.plan.tree import IntArray
+from sequoia_opt.plan.walk import left_behind
 from sequoia_opt.types import FloatArray
 
 THRESHOLDS = tuple(rounded(step / 10, 1) for step in range(10))  # 0, 0.1 … 0.9
@@ -77,6 +79,7 @@ class ChainReplay:
         """Look up how likely the chain's guesses are, and how many of them are accepted."""
         levels = range(recording.levels)
         self._likely = np.stack([recording.level(level)[:, 0, 0] for level in levels], axis=1)
+        self._is_of_head = recording.is_of_head
         ahead = np.stack(text_ranks(recording), axis=1) == 1
         self._run = ahead.cumprod(axis=1).sum(axis=1)
 
@@ -91,7 +94,7 @@ class ChainReplay:
             accepted=accepted,
             sizes=kept + 1,
             widths=(np.arange(chain.guesses) < passes[:, None]).astype(np.uint8),
-            leaves_behind=(accepted > 0) & (accepted == passes),
+            leaves_behind=left_behind(accepted, passes, self._is_of_head),
         )
 
 
@@ -120,11 +123,12 @@ class BeamReplay:
             accepted += is_next & (likelier < tree.nodes - 1)
         widths = np.full((len(accepted), tree.levels), self.width, np.uint8)
         widths[:, 0] = 1
+        levels = np.full(len(accepted), tree.levels)
         return Steps(
             accepted=accepted,
             sizes=np.full(len(accepted), tree.nodes),
             widths=widths,
-            leaves_behind=(accepted > 0) & (accepted == tree.levels),
+            leaves_behind=left_behind(accepted, levels, self.recording.is_of_head),
         )
 
 
@@ -142,20 +146,22 @@ def solved_rules(
 
     Returns:
         By rule its numbers, the speed-up and its 95% interval: `dropping_chain`, `keeping_chain`,
-        `endless_chain` (a keeping one whose guesses only the recording limits) and `beam_tree`.
+        `endless_chain` (a keeping one whose guesses only the recording limits) and `beam_tree`;
+        without those whose steps are longer than the documents.
     """
     chosen = {**_best_chains(fitting, times), "beam_tree": _best_tree(fitting, times)}
     solved: dict[str, dict[str, Any]] = {}
     for name, rule in chosen.items():
-        if rule is not None:
-            tokens, step_ms = times.predict(_counts(held_out, rule), weights)
-            speedup = tokens * plain_ms / step_ms
-            low, high = interval(speedup)
-            solved[name] = rule.document() | {
-                "speedup": rounded(speedup[0], 4),
-                "low": rounded(low, 4),
-                "high": rounded(high, 4),
-            }
+        if rule is None or not (counts := _counts(held_out, rule)).steps.any():
+            continue
+        tokens, step_ms = times.predict(counts, weights)
+        speedup = tokens * plain_ms / step_ms
+        low, high = interval(speedup)
+        solved[name] = rule.document() | {
+            "speedup": rounded(speedup[0], 4),
+            "low": rounded(low, 4),
+            "high": rounded(high, 4),
+        }
     return solved
 
 

@@ -206,7 +206,7 @@ def _walk(
                 drafted.append(root)
                 behind.append(lacks)
                 tokens += accepted[root]
-                lacks = int(leaves_behind[root]) if drafts[root] else lacks + tokens
+                lacks = leaves_behind[root] if drafts[root] else lacks + tokens
                 state = state.after(tokens - 1, pause)
             root += tokens
     lists = (drafted, behind, plain, looked_up)

@@ -12,6 +12,8 @@ import numpy as np
 from sequoia_opt.plan.policy_replay import MOST_BEHIND, Counts
 from sequoia_opt.plan.policy_times import PolicyTimes
 from sequoia_opt.plan.recording import Recording
+from sequoia_opt.plan.text_paths import text_ranks
+from sequoia_opt.plan.tree import IntArray
 
 MOST_GUESSES = 32  # of a step
 
@@ -23,9 +25,11 @@ def oracle_counts(recording: Recording, times: PolicyTimes) -> Counts:
     documents = recording.documents
     lengths = np.diff(recording.starts)
     sizes = np.zeros((documents, most + 2), np.int64)
+    own = _own_runs(recording)
     for document in range(documents):
-        ranks = recording.ranks[recording.starts[document] : recording.starts[document + 1]]
-        for guesses in _cheapest_steps((ranks > 0).tolist(), costs):
+        span = slice(recording.starts[document], recording.starts[document + 1])
+        runs = _runs((recording.ranks[span] > 0).tolist(), own[span].tolist())
+        for guesses in _cheapest_steps(runs, costs):
             sizes[document, guesses + 1] += 1
     drafts = np.arange(most + 2) - 1
     first = np.zeros((documents, MOST_BEHIND + 1), np.int64)
@@ -36,6 +40,29 @@ def oracle_counts(recording: Recording, times: PolicyTimes) -> Counts:
         tokens=lengths, steps=sizes.sum(axis=1), sizes=sizes, widths=widths, first=first,
         levels=sizes[:, 1:], changes=np.zeros(documents, np.int64),
     )  # fmt: skip
+
+
+def _own_runs(recording: Recording) -> IntArray:
+    """How many levels of the tree at each position accept the text, [positions], of a head; its
+    guesses behind a root depend on where the step began. 0 of other drafts."""
+    if not recording.is_of_head:
+        return np.zeros(len(recording.ranks), np.int64)
+    accepted = np.stack(text_ranks(recording), axis=1) > 0
+    return np.asarray(accepted.cumprod(axis=1).sum(axis=1))
+
+
+def _runs(accepted: list[bool], own: list[int]) -> list[int]:
+    """The most guesses that a step from each position of a document accepts, as recorded.
+
+    Args:
+        accepted: whether some guess is, at each position.
+        own: see `_own_runs`.
+    """
+    runs, run = list(own), 0
+    for position in range(len(accepted) - 1, -1, -1):
+        run = run + 1 if accepted[position] else 0
+        runs[position] = max(runs[position], run)
+    return runs
 
 
 def _chain_ms(times: PolicyTimes) -> list[float]:
@@ -51,20 +78,18 @@ def _chain_ms(times: PolicyTimes) -> list[float]:
     return costs
 
 
-def _cheapest_steps(accepted: list[bool], costs: list[float]) -> list[int]:
+def _cheapest_steps(runs: list[int], costs: list[float]) -> list[int]:
     """Guesses of each step of the cheapest way through a document: a shortest path.
 
     Args:
-        accepted: whether some guess is, at each position.
+        runs: the most guesses that a step from each position accepts.
         costs: of a step, by its guesses.
     """
-    length = len(accepted)
+    length = len(runs)
     rest = [0.0] * (length + 1)  # the time from each position to the end
     choices = [0] * length
-    run = 0
     for position in range(length - 1, -1, -1):
-        run = run + 1 if accepted[position] else 0
-        most = min(run, len(costs) - 1, length - position - 1)
+        most = min(runs[position], len(costs) - 1, length - position - 1)
         ways = [costs[n] + rest[position + n + 1] for n in range(most + 1)]
         rest[position] = min(ways)
         choices[position] = ways.index(rest[position])

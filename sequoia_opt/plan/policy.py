@@ -115,7 +115,12 @@ class Policy:
     @property
     def most_drafted(self) -> int:
         """The most nodes of a step's draft passes, the text's included."""
-        return self.most_lacking + (self.depth - 1) * self.width
+        return self.most_lacking + self.most_drafted_below
+
+    @property
+    def most_drafted_below(self) -> int:
+        """The most nodes of a step's draft passes after the first."""
+        return (self.depth - 1) * self.width
 
     @property
     def most_drafted_leaves(self) -> int:

@@ -6,7 +6,6 @@ rules for ties as `growth.Growth`; then the `walk` through each document. Knows 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,9 +13,10 @@ import numpy as np
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan.confidence import Confidence
 from sequoia_opt.plan.policy import Policy
-from sequoia_opt.plan.recording import Recording, text_ranks
+from sequoia_opt.plan.recording import Recording
+from sequoia_opt.plan.text_paths import path_slots, text_ranks
 from sequoia_opt.plan.tree import BoolArray, IntArray
-from sequoia_opt.plan.walk import MOST_BEHIND, Counts, Steps, walk
+from sequoia_opt.plan.walk import MOST_BEHIND, Counts, Steps, left_behind, walk
 from sequoia_opt.types import FloatArray
 
 __all__ = ["MOST_BEHIND", "Counts", "PolicyReplay", "Steps", "walk"]
@@ -42,7 +42,7 @@ class PolicyReplay:
             for level in range(recording.levels)
         ]
         self._text = text_ranks(recording)
-        self._path = _path_slots(recording, self._text)
+        self._path = path_slots(recording, self._text)
 
     def steps(self, policy: Policy, fill: bool) -> Steps:
         """The step from each position.
@@ -123,7 +123,7 @@ class _Forest:
             accepted=self._accepted,
             sizes=passes,
             widths=self._widths,
-            leaves_behind=(self._accepted > 0) & (self._accepted == self._expanded),
+            leaves_behind=left_behind(self._accepted, self._expanded, self._recording.is_of_head),
             expected=self._expected,
         )
 
@@ -247,17 +247,3 @@ class _Forest:
                 precedes |= (values == value) & (np.arange(values.shape[1]) < path[:, None])
             before += np.where(drafts, precedes.sum(axis=1), 0)
         return before
-
-
-def _path_slots(recording: Recording, text: Sequence[IntArray]) -> list[IntArray]:
-    """The slot of each level whose node the text is, [positions]; -1 where none is."""
-    slots = [np.zeros(len(recording.ranks), np.int64)]
-    for level in range(recording.levels - 1):
-        slot, rank = slots[-1], text[level]
-        origin = slot * recording.width_of_node + rank - 1
-        is_path = recording.origins[:, level] == origin[:, None]
-        # An empty slot has no probabilities; its origin says nothing.
-        is_path &= recording.level(level + 1)[:, :, 0] > 0
-        reached = (slot >= 0) & (rank > 0) & is_path.any(axis=1)
-        slots.append(np.where(reached, is_path.argmax(axis=1), -1))
-    return slots

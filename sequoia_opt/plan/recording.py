@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.files.atomic import write_bytes
+from sequoia_opt.plan.draft_passes import OF_HEAD
 from sequoia_opt.plan.growth import nested_slots
 from sequoia_opt.types import FloatArray
 
@@ -127,7 +128,8 @@ class Recording:
         about: the pair, the sampling and the fingerprints that it was recorded with.
         path_ranks: [positions, levels], which guess the text is at its own node of each level, 0
             if none. None where that is what `ranks` says of the positions behind: a model's guesses
-            depend on the tokens before alone, a lookup's also on how far the text has come.
+            depend on the tokens before alone, a lookup's and a head's also on how far the text has
+            come.
         lookup: what a lookup guesses at the same positions, of a pair that looks up before its
             model drafts; else None.
     """
@@ -175,6 +177,11 @@ class Recording:
         probabilities = self.probabilities
         if not ((probabilities >= 0) & (probabilities <= 1)).all():
             raise SequoiaError("recording: probabilities: found numbers that are none")
+
+    @property
+    def is_of_head(self) -> bool:
+        """Whether a head on the target drafted, which reads its own outputs behind a root."""
+        return self.about.get("passes") == OF_HEAD
 
     @property
     def levels(self) -> int:
@@ -356,20 +363,6 @@ def slots_of(probabilities: FloatArray, products: Sequence[float], width: int) -
     slots = nested_slots(guesses, reached, width)
     # Where a slot stays empty the first node's guesses are used up: its next one does not exist.
     return slots + [counts[0]] * (width - len(slots))
-
-
-def text_ranks(recording: Recording) -> list[NDArray[np.int64]]:
-    """The rank that the text has at each level below each position, 0 past its document's end."""
-    if recording.path_ranks is not None:
-        return list(recording.path_ranks.T.astype(np.int64))
-    ranks = recording.ranks.astype(np.int64)
-    ends = np.repeat(recording.starts[1:], np.diff(recording.starts))
-    positions = np.arange(len(ranks))
-    padded = np.append(ranks, np.zeros(recording.levels, np.int64))
-    return [
-        np.where(positions + level < ends, padded[positions + level], 0)
-        for level in range(recording.levels)
-    ]
 
 
 def recording_path(acceptance_path: str | Path) -> Path:

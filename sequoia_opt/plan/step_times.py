@@ -200,7 +200,10 @@ class StepTimes:
             return np.where(widths > 0, self._block_ms(widths.shape[-1]), 0.0)
         first, later = self._level_ms
         times = (_looked_up(first, widths[..., :1]), _looked_up(later, widths[..., 1:]))
-        return np.concatenate(times, axis=-1)
+        levels_ms = np.concatenate(times, axis=-1)
+        if self._profile.draft.reads_committed:
+            levels_ms += np.where(widths > 0, self._committed_ms(widths.shape[-1]), 0.0)
+        return levels_ms
 
     def narrower_widths(self, width: int) -> list[int]:
         """Widths to try instead of `width`: a little less, half, or just below a steep rise."""
@@ -223,6 +226,18 @@ class StepTimes:
         added_ms = np.full(levels, np.inf)
         added_ms[: len(measured)] = np.diff(measured, prepend=0.0)
         added_ms[:1] += self._overhead.per_level_ms + self._overhead.drafting_ms
+        return added_ms
+
+    def _committed_ms(self, levels: int) -> FloatArray:
+        """What each level adds to the median time of a head's first pass, [levels]: one more token
+        that a step can commit. The first level's two are in its own time.
+
+        Infinite from the first level on that is deeper than was measured.
+        """
+        measured = self.draft_ms[0, FIRST_WIDTH : FIRST_WIDTH + levels]
+        measured = measured[np.isfinite(measured)]
+        added_ms = np.full(levels, np.inf)
+        added_ms[: len(measured)] = np.diff(measured, prepend=measured[:1])
         return added_ms
 
     @cached_property

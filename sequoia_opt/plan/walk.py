@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sequoia_opt.plan.pause import Pause, PauseState
-from sequoia_opt.plan.tree import BoolArray, IntArray
+from sequoia_opt.plan.tree import IntArray
 from sequoia_opt.types import FloatArray
 
 MOST_BEHIND = 64  # tokens that the draft's cache lacks; larger numbers are counted as this one
@@ -26,7 +26,7 @@ class Steps:
         accepted: guesses that verification accepts.
         sizes: nodes of the target pass.
         widths: [positions, levels], nodes of each draft pass, 0 for none.
-        leaves_behind: whether the draft's cache lacks the last accepted guess after the step.
+        leaves_behind: accepted guesses that the draft's cache lacks after the step.
         expected: expected number of accepted guesses by the calibration; None where it is not
             needed.
     """
@@ -34,7 +34,7 @@ class Steps:
     accepted: IntArray
     sizes: IntArray
     widths: NDArray[np.uint8]
-    leaves_behind: BoolArray
+    leaves_behind: IntArray
     expected: FloatArray | None = None
 
 
@@ -68,6 +68,20 @@ class Counts:
         """Mean over all documents; 0 where no step counts."""
         steps = int(self.steps.sum())
         return int(self.tokens.sum()) / steps if steps else 0.0
+
+
+def left_behind(accepted: IntArray, passed: IntArray, of_head: bool) -> IntArray:
+    """Accepted guesses that the draft's cache lacks after a step, see `Steps`.
+
+    A draft model's cache lacks the last one if no pass has run over it, a head's lacks all of them.
+
+    Args:
+        accepted: guesses that verification accepts.
+        passed: levels whose draft pass has run over the text.
+    """
+    if of_head:
+        return accepted
+    return np.where(accepted == passed, np.minimum(accepted, 1), 0)
 
 
 def walk(
@@ -166,8 +180,7 @@ def _walk(
         behind: for each, the tokens that the draft's cache lacks besides the root.
         plain: the roots of paused steps.
     """
-    accepted = steps.accepted.tolist()
-    leaves_behind = steps.leaves_behind.astype(np.int64).tolist()
+    accepted, leaves_behind = steps.accepted.tolist(), steps.leaves_behind.tolist()
     roots: list[int] = []
     behind: list[int] = []
     plain: list[int] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.confidence_fit import fit_confidence
 from sequoia_opt.plan.recording import Recording, slots_of
+from sequoia_opt.plan.text_paths import text_ranks
 from sequoia_opt.types import FloatArray
 
 
@@ -46,6 +48,19 @@ def make_recording(
     for position in range(len(said)):
         _grow(probabilities[position], origins[position], position, ends, said, accepted, generator)
     return Recording(probabilities, origins, accepted, starts, {"target": "t", "draft": "d"})
+
+
+def of_head(recording: Recording, seed: int = 0) -> Recording:
+    """The recording as a head's: at a part of its nodes the text takes another rank than `ranks`
+    says of their token as a root."""
+    generator = np.random.default_rng(seed)
+    ranks = np.stack(text_ranks(recording), axis=1)
+    others = generator.integers(0, recording.width_of_node + 1, ranks.shape)
+    ends = np.repeat(recording.starts[1:], np.diff(recording.starts))
+    is_decided = np.arange(len(ranks))[:, None] + np.arange(recording.levels) < ends[:, None]
+    changed = is_decided & (generator.random(ranks.shape) < 0.3)
+    along = np.where(changed, others, ranks).astype(np.uint8)
+    return replace(recording, path_ranks=along, about={**recording.about, "passes": "head"})
 
 
 def measured(recording: Recording, **fields: Any) -> Acceptance:

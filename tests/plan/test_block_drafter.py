@@ -84,7 +84,7 @@ def test_the_file_says_so(tmp_path: Path) -> None:
     assert document["draft"]["passes"] == "block"
     document["draft"]["passes"] = "two"
     write_document(tmp_path / "q.yaml", document)
-    with pytest.raises(SequoiaError, match=r"q\.yaml: draft: passes: .*level, block or none"):
+    with pytest.raises(SequoiaError, match=r"q\.yaml: draft: passes: .*level, head, block or none"):
         LatencyProfile.load(tmp_path / "q.yaml")
 
 

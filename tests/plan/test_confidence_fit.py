@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
-from recordings import make_recording
+from recordings import make_recording, of_head
 from scipy.optimize import isotonic_regression
 
 from sequoia_opt.errors import SequoiaError
@@ -12,6 +14,7 @@ from sequoia_opt.files.documents import rounded
 from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.confidence_fit import (
     Reliability,
+    _events,
     _isotonic,
     fit_confidence,
     held_out_documents,
@@ -76,6 +79,29 @@ def test_reliability_is_measured_on_the_other_documents() -> None:
             runs += min(run, 2) + 1
             run = run + 1 if rank else 0
     assert sum(fitted.reliability.guesses) == runs * recording.width_of_node
+
+
+def test_a_heads_nodes_are_counted_where_a_step_reaches_them() -> None:
+    """By what the head says there, not by what it says of their tokens as roots."""
+    recording = of_head(make_recording([40, 30, 20, 50], levels=5, slots=3))
+    assert recording.path_ranks is not None
+    events: Counter[tuple[int, tuple[float, ...], int]] = Counter()
+    for start, end in pairwise(recording.starts.tolist()):
+        for position in range(start, end):
+            slot = 0
+            for level in range(min(recording.levels, end - position)):
+                said = recording.level(level)[position, slot].tolist()
+                rank = int(recording.path_ranks[position, level])
+                events[min(level + 1, 3), tuple(said), rank] += 1
+                origins = recording.origins[position, level : level + 1].ravel().tolist()
+                if not rank or slot * 4 + rank - 1 not in origins:
+                    break
+                slot = origins.index(slot * 4 + rank - 1)
+    probabilities, accepted, depths = _events(recording)
+    ranks = np.where(accepted.any(axis=1), 1 + accepted.argmax(axis=1), 0)
+    rows = zip(depths.tolist(), map(tuple, probabilities.tolist()), ranks.tolist(), strict=True)
+    assert Counter(rows) == events
+    assert max(depths) == 3
 
 
 def test_the_expected_calibration_error() -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from recordings import make_recording
+from recordings import make_recording, of_head
 
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan.confidence import Confidence
@@ -40,8 +40,8 @@ def random_policy(
 
 def grown_step(
     recording: Recording, policy: Policy, position: int, fill: bool
-) -> tuple[int, int, list[int], bool]:
-    """Accepted guesses, size, widths and whether the draft is left behind, by `Growth` itself."""
+) -> tuple[int, int, list[int], int]:
+    """Accepted guesses, size, widths and accepted guesses that the draft lacks, by `Growth`."""
     growth = Growth(policy)
     rows = recording.probabilities[position].astype(np.float64)
     expanded: set[int] = set()
@@ -54,12 +54,16 @@ def grown_step(
     children = {(growth.parents[node], growth.ranks[node]): node for node in tree.nodes}
     end = next(stop for stop in recording.starts[1:] if stop > position)
     node, accepted = 0, 0
-    for rank in recording.ranks[position:end].tolist():
+    ranks = recording.ranks[position:end]
+    if recording.path_ranks is not None:
+        ranks = recording.path_ranks[position]
+    for rank in ranks.tolist():
         if (node, rank) not in children:
             break
         node = children[node, rank]
         accepted += 1
-    return accepted, tree.size, growth.widths, node != 0 and node not in expanded
+    lacks = accepted if recording.is_of_head else int(node != 0 and node not in expanded)
+    return accepted, tree.size, growth.widths, lacks
 
 
 def simulated(recording: Recording, policy: Policy, fill: bool) -> list[Counter[tuple[str, int]]]:
@@ -82,7 +86,7 @@ def simulated(recording: Recording, policy: Policy, fill: bool) -> list[Counter[
                 counts["changes", 0] += size_before != 1
                 size_before = 1
                 continue
-            accepted, size, widths, is_behind = grown_step(recording, policy, root, fill)
+            accepted, size, widths, lacking = grown_step(recording, policy, root, fill)
             counts["changes", 0] += size_before not in (0, size)
             size_before = size
             counts["tokens", 0] += accepted + 1
@@ -92,7 +96,7 @@ def simulated(recording: Recording, policy: Policy, fill: bool) -> list[Counter[
                 counts["first", lacks] += 1
             for width in widths[1:]:
                 counts["widths", width] += 1
-            lacks = int(is_behind)
+            lacks = lacking
             root += accepted + 1
             if accepted:
                 misses = pauses = 0
@@ -120,12 +124,13 @@ def as_counters(counts: Counts) -> list[Counter[tuple[str, int]]]:
     return documents
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_each_position_and_each_document_are_as_growth_has_them(seed: int) -> None:
+@pytest.mark.parametrize(("seed", "head"), [(seed, seed > 5) for seed in range(9)])
+def test_each_position_and_each_document_are_as_growth_has_them(seed: int, head: bool) -> None:
     generator = np.random.default_rng(seed)
     levels, slots, ranks = (int(n) for n in generator.integers([1, 1, 2], [6, 5, 5]))
     slots = min(slots, ranks)
     recording = make_recording([40, 3, 25, 0], levels, slots, ranks, seed=seed)
+    recording = of_head(recording, seed) if head else recording
     confidence = fit_confidence(recording).confidence
     replay = PolicyReplay(recording, confidence)
     for _ in range(25):
@@ -133,11 +138,11 @@ def test_each_position_and_each_document_are_as_growth_has_them(seed: int) -> No
         for fill in (False, True):
             steps = replay.steps(policy, fill)
             for position in range(len(recording.ranks)):
-                accepted, size, widths, is_behind = grown_step(recording, policy, position, fill)
+                accepted, size, widths, lacks = grown_step(recording, policy, position, fill)
                 assert steps.accepted[position] == accepted
                 assert steps.sizes[position] == size
                 assert [w for w in steps.widths[position] if w] == widths
-                assert steps.leaves_behind[position] == is_behind
+                assert steps.leaves_behind[position] == lacks
             counts = replay.replay(policy, fill)
             assert as_counters(counts) == simulated(recording, policy, fill)
 
