@@ -39,6 +39,8 @@ class GrowingState:
         pause: see `PauseState`.
         last: what the last step did; None before the first one.
         seen, counts: see `State`.
+        before: [lacking, width], the target's hidden states at the token before each that is
+            lacking, where the draft reads them.
     """
 
     length: int
@@ -48,12 +50,16 @@ class GrowingState:
     last: GrownStep | None = None
     seen: Tensor | None = None
     counts: Tensor | None = None
+    before: Tensor | None = None
 
     @classmethod
     def of(cls, state: State) -> GrowingState:
         """A text whose prompt both caches hold."""
         root = int(state.recent[1])
-        return cls(int(state.length), [root], [root], seen=state.seen, counts=state.counts)
+        before = None if state.committed is None else state.committed.states[:1]
+        return cls(
+            int(state.length), [root], [root], seen=state.seen, counts=state.counts, before=before
+        )
 
     @property
     def held(self) -> int:
@@ -158,6 +164,7 @@ class AdaptiveStep:
         self._device, self._world = target.device, world
         self._on_host = decides_on_host(world, target.device)
         self._drafter = self._growing(target, drafter, self.policy, verifier)
+        self._hidden = drafter.hidden if self.policy.drafts else None
         self._lookup: GrowingDrafter | None = None
         if (first := self.policy.lookup) is not None:
             if lookup is None:
@@ -218,6 +225,7 @@ class AdaptiveStep:
         grown = drafted.growth.finish(fill=not drafter.rule.draws)
         tree = OfferedTree.of(drafted, grown.nodes)
         logits = self._score(caches, state, bound, tree, grown.size)
+        hidden = None if self._hidden is None else self._hidden.last()[0]
         path, token = self._verify(logits, state, guesses, tree, uniforms)
         self._target_passes.accept([0, *path])
         accepted = [tree.nodes[node] for node in path]
@@ -228,7 +236,11 @@ class AdaptiveStep:
         looked_up = drafter is self._lookup
         stop = PAUSE if state.pause.plain and not looked_up else drafted.growth.stop
         step = GrownStep(drafted.growth, grown.nodes, accepted, grown.size, stop, looked_up)
-        return [*tokens, len(path), len(tokens)], self._after(state, tokens, held, step)
+        after = self._after(state, tokens, held, step)
+        if hidden is not None and state.before is not None:
+            new = hidden[[0, *path]]  # at the token before each of the step's tokens
+            after.before = torch.cat([state.before, new])[-len(after.lacking) :]
+        return [*tokens, len(path), len(tokens)], after
 
     def _looked_up(
         self, caches: Caches, state: GrowingState, bound: int, uniforms: Uniforms
@@ -251,7 +263,7 @@ class AdaptiveStep:
         if state.pause.plain or not self.policy.drafts:
             nothing = Drafted(Growth(self.policy), [lacking[-1]], {})
             return StepGuesses(nothing, self._drafter, held)
-        read = self._drafter.catch_up(caches.draft, lacking, held)
+        read = self._drafter.catch_up(caches.draft, lacking, held, state.before)
         held += read
         drafted = self._drafter.draft(
             caches.draft,
@@ -260,6 +272,7 @@ class AdaptiveStep:
             bound,
             uniforms,
             None if self.processor is None else lambda logits: self._processed(logits, state, []),
+            None if state.before is None else state.before[read:],
         )
         return StepGuesses(drafted, self._drafter, held)
 

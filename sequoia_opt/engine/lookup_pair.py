@@ -1,4 +1,4 @@
-"""Puts a lookup into a pair: in the drafter's place, or before its draft model.
+"""Puts a lookup into a pair: in the drafter's place, or before its draft model or head.
 
 Knows the names of drafts and their fingerprints. Knows nothing of how a lookup guesses.
 """
@@ -10,7 +10,6 @@ from dataclasses import replace
 from sequoia_opt.engine.corpus import Corpus, indexed
 from sequoia_opt.engine.drafters import FINGERPRINT, LookupDrafter
 from sequoia_opt.engine.pair import Pair
-from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan.draft_names import LOOKUP, LOOKUP_FIRST, looks_up
 
 
@@ -22,7 +21,7 @@ def with_lookup(pair: Pair, draft: str, corpus: Corpus | None = None) -> Pair:
         corpus: that the lookup looks into, too.
 
     Raises:
-        SequoiaError: the pair has no tokenizer for a corpus, or its drafter has fixed trees only.
+        SequoiaError: the pair has no tokenizer for a corpus.
     """
     if not looks_up(draft):
         return pair
@@ -33,11 +32,6 @@ def with_lookup(pair: Pair, draft: str, corpus: Corpus | None = None) -> Pair:
     if draft == LOOKUP:
         fingerprints = pair.fingerprints | {"draft": fingerprint}
         return replace(pair, drafter=drafter, fingerprints=fingerprints)
-    if not pair.drafter.grows:
-        raise SequoiaError(
-            f"draft: {pair.draft_name} drafts fixed trees only, which no lookup comes before; use "
-            f"--draft {LOOKUP} or the other one alone"
-        )
     fingerprints = pair.fingerprints | {"draft": f"{fingerprint}+{pair.fingerprints['draft']}"}
     name = LOOKUP_FIRST + pair.draft_name
     return replace(pair, lookup=drafter, draft_name=name, fingerprints=fingerprints)

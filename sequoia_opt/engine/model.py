@@ -137,6 +137,22 @@ class GrowingPasses(Protocol):
         ...
 
 
+class HeadGrowingPasses(GrowingPasses, Protocol):
+    """The same of a head on the target.
+
+    A step's first pass takes tokens of the text alone, the later ones nodes behind these. None of
+    the nodes is kept: an accepted one is read again, as a token of the text.
+    """
+
+    def take_states(self, before: Tensor) -> None:
+        """Take what the first pass reads besides its tokens, once a step has begun.
+
+        Args:
+            before: [tokens, width], the target's hidden states at the token before each.
+        """
+        ...
+
+
 class TimedModel(Protocol):
     """What forward passes are timed of: a model, or a head on one.
 

@@ -188,8 +188,9 @@ class Session:
         """Run one step from a state of the text; its tokens, and the state behind them."""
         decoder = self._decoder
         with decoder.step.mode():
+            bound = decoder.pair.machine.bound_for(length)
             told, state = decoder.step(
-                self.caches, state, length, decoder.uniforms_for_step(self._numbers)
+                self.caches, state, bound, decoder.uniforms_for_step(self._numbers)
             )
             *tokens, self.last_node, count = decoder.read_back(told)  # the step's only one
         return tokens[:count], state

@@ -140,7 +140,7 @@ class Drafter(Protocol):
     Attributes:
         positions: the most tokens of a text that it can take.
         width: the most guesses that it can make at a position.
-        grows: whether trees can grow by what it says.
+        passes: its forward passes in a step; see `draft_passes.PER_LEVEL`.
         about: what files say of it besides its name and fingerprint.
 
     A drafter that reads the target's hidden states is given them with the tokens, each at the token
@@ -150,7 +150,7 @@ class Drafter(Protocol):
 
     positions: int
     width: int
-    grows: bool
+    passes: str
     about: dict[str, Any]
 
     @property

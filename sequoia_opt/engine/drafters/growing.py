@@ -53,12 +53,12 @@ class GrowingDrafter:
         bound: int,
         uniforms: Uniforms,
         process: Callable[[Tensor], Tensor] | None = None,
+        before: Tensor | None = None,
     ) -> Drafted:
         """Grow a tree.
 
         Args:
-            lacking: the text's tokens that the cache lacks; the root is the last one.
-            held: how many tokens the cache holds.
+            lacking, held, before: see `GuessSource.catch_up`; the root is the last that is lacking.
             bound: see `Machine.bound_for`.
             process: processes the draft's logits; None to take them as they are.
         """
@@ -66,7 +66,7 @@ class GrowingDrafter:
         drafted = Drafted(growth, [lacking[-1]], {})
         nodes = growth.next_level()
         if nodes:
-            self._source.begin(cache, lacking, held, bound)
+            self._source.begin(cache, lacking, held, bound, before)
         while nodes:
             guesses = self._source.guess(drafted, nodes, uniforms, process)
             growth.add(nodes, guesses.probabilities)
@@ -77,9 +77,11 @@ class GrowingDrafter:
             nodes = growth.next_level()
         return drafted
 
-    def catch_up(self, cache: Any, lacking: Sequence[int], held: int) -> int:
+    def catch_up(
+        self, cache: Any, lacking: Sequence[int], held: int, before: Tensor | None = None
+    ) -> int:
         """Read what the cache lacks; see `GuessSource.catch_up`."""
-        return self._source.catch_up(cache, lacking, held)
+        return self._source.catch_up(cache, lacking, held, before)
 
     def accept(self, drafted: Drafted, path: Sequence[int]) -> int:
         """Keep an accepted path in the cache; see `GuessSource.accept`."""

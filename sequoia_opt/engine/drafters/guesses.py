@@ -1,6 +1,7 @@
 """What guesses at the nodes of a tree that grows, level by level: a source of guesses.
 
-A draft model is one, with a forward pass a level; a lookup in the text is another, with none.
+A draft model is one, with a forward pass a level, and so is a head on the target; a lookup in the
+text is another, with none.
 Knows what growth asks of a source. Knows nothing of how one answers.
 """
 
@@ -50,20 +51,31 @@ class LevelGuesses(NamedTuple):
 class GuessSource(Protocol):
     """Where guesses come from, prepared for one policy and one verifier."""
 
-    def catch_up(self, cache: Any, lacking: Sequence[int], held: int) -> int:
+    def catch_up(
+        self, cache: Any, lacking: Sequence[int], held: int, before: Tensor | None = None
+    ) -> int:
         """Read what the cache lacks, as far as that is not left to the next step's first level.
 
         Args:
             cache: the drafter's own for the text.
             lacking: the text's tokens that the cache lacks; the root is the last one.
             held: how many tokens the cache holds.
+            before: [tokens, width], the target's hidden states at the token before each that is
+                lacking, for a drafter that reads them.
 
         Returns:
             How many tokens were read.
         """
         ...
 
-    def begin(self, cache: Any, lacking: Sequence[int], held: int, bound: int) -> None:
+    def begin(
+        self,
+        cache: Any,
+        lacking: Sequence[int],
+        held: int,
+        bound: int,
+        before: Tensor | None = None,
+    ) -> None:
         """Begin a step; see `catch_up`, and `Machine.bound_for` for the bound."""
         ...
 

@@ -1,15 +1,15 @@
 """A head on the target as drafter: it reads the target's hidden states, then its own outputs.
 
-Its vocabulary may be a part of the target's. Each step begins with a forward pass over what the
-last step committed; the levels below the root have a pass each, as with a draft model. Knows
-nothing of caches: the engine's `HeadModel` does.
+Its vocabulary may be a part of the target's. Each step begins with a forward pass over what was
+committed since the last one; the levels below the root have a pass each, as with a draft model.
+Knows nothing of caches: the engine's `HeadModel` does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,11 +17,12 @@ from torch import Tensor
 from sequoia_opt.engine.distributed import World
 from sequoia_opt.engine.drafters.base import Committed, HiddenStates, State
 from sequoia_opt.engine.drafters.levels import Levels
+from sequoia_opt.engine.drafters.model_guesses import HeadGuesses, most_committed
 from sequoia_opt.engine.logits_processors import LogitsProcessor
-from sequoia_opt.engine.model import TimedModel
+from sequoia_opt.engine.model import HeadGrowingPasses, Likeliest, TimedModel
 from sequoia_opt.engine.sampling import at_least_float32
 from sequoia_opt.engine.verify import NodeRule, TreeIndex, Verifier
-from sequoia_opt.errors import SequoiaError
+from sequoia_opt.plan.draft_passes import OF_HEAD
 from sequoia_opt.plan.policy import Policy
 from sequoia_opt.plan.tree import TokenTree
 
@@ -106,6 +107,15 @@ class HeadModel(TimedModel, Protocol):
         """Forward passes over a tree's internal nodes, level by level."""
         ...
 
+    def growing_passes(self, nodes: int) -> HeadGrowingPasses:
+        """Forward passes over trees that grow while they are drafted; their logits have the head's
+        vocabulary.
+
+        Args:
+            nodes: the most of a step, in all its passes, the committed tokens included.
+        """
+        ...
+
 
 class HeadDrafter:
     """A head on the target; see `Drafter`.
@@ -117,7 +127,7 @@ class HeadDrafter:
         vocabulary: the target's.
     """
 
-    grows = False
+    passes = OF_HEAD
 
     def __init__(self, model: HeadModel, hidden: HiddenStates, vocabulary: int) -> None:
         self.about: dict[str, Any] = {}
@@ -181,26 +191,19 @@ class HeadDrafter:
         """See `Drafter`."""
         return HeadTreeDrafter(self, tree, index, verifier, processor)
 
-    def growing_passes(self, nodes: int, branches: int, likeliest: bool = False) -> NoReturn:
-        """See `Drafter`.
-
-        Raises:
-            SequoiaError: always.
-        """
-        raise SequoiaError(
-            f"{self.model.name}: a head on the target drafts fixed trees only; use a plan of "
-            "`solve --static`"
-        )
+    def growing_passes(
+        self, nodes: int, branches: int, likeliest: bool = False
+    ) -> HeadGrowingPasses:
+        """See `Drafter`."""
+        return _FittedPasses(self, self.model.growing_passes(nodes))
 
     def guess_source(
         self, policy: Policy, rule: NodeRule, world: World, device: torch.device
-    ) -> NoReturn:
-        """See `Drafter`.
-
-        Raises:
-            SequoiaError: always; see `growing_passes`.
-        """
-        self.growing_passes(policy.most_drafted, policy.most_drafted_leaves)
+    ) -> HeadGuesses:
+        """See `Drafter`."""
+        nodes = most_committed(policy) + policy.most_drafted_below
+        passes = self.growing_passes(nodes, policy.most_drafted_leaves)
+        return HeadGuesses(self, passes, policy, rule, world, device)
 
     def fitted(self, logits: Tensor) -> Tensor:
         """Logits [..., head's vocabulary] over the target's vocabulary, at least float32.
@@ -234,6 +237,26 @@ class HeadDrafter:
             rest = tokens[:, skipped:]
             parts.append(self.model.read(cache, rest, before, start + skipped, pad, keep))
         return self.fitted(torch.cat(parts, dim=1))
+
+
+class _FittedPasses:
+    """A head's forward passes, over the target's vocabulary."""
+
+    def __init__(self, drafter: HeadDrafter, passes: HeadGrowingPasses) -> None:
+        self._drafter, self._passes = drafter, passes
+        self._ids: list[int] = drafter.model.token_ids.tolist()
+        self.begin, self.take_states, self.accept = passes.begin, passes.take_states, passes.accept
+
+    def run(self, tokens: Sequence[int], parents: Sequence[int], rows: int) -> Tensor:
+        """See `GrowingPasses`."""
+        return self._drafter.fitted(self._passes.run(tokens, parents, rows))
+
+    def likeliest(
+        self, tokens: Sequence[int], parents: Sequence[int], rows: int, ranks: int
+    ) -> Likeliest:
+        """See `GrowingPasses`; tokens that the head does not have are not likely."""
+        probabilities, likely = self._passes.likeliest(tokens, parents, rows, ranks)
+        return Likeliest(probabilities, [[self._ids[token] for token in row] for row in likely])
 
 
 class HeadTreeDrafter:

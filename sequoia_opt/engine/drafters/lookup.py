@@ -27,6 +27,7 @@ from sequoia_opt.engine.drafters.lookup_index import (
 from sequoia_opt.engine.logits_processors import LogitsProcessor
 from sequoia_opt.engine.verify import NodeRule, TreeIndex, Uniforms, Verifier
 from sequoia_opt.errors import SequoiaError
+from sequoia_opt.plan.draft_passes import NO_PASSES
 from sequoia_opt.plan.policy import Policy
 from sequoia_opt.plan.tree import TokenTree
 
@@ -81,7 +82,7 @@ class LookupDrafter:
 
     model: None = None
     hidden: None = None
-    grows = True
+    passes = NO_PASSES
     positions, width = sys.maxsize, OCCURRENCES
 
     def __init__(
@@ -211,11 +212,20 @@ class LookupGuesses:
         self._read = 0  # tokens that the step's beginning read
         self._contexts: dict[int, bytes] = {}  # of each node whose guesses were asked for
 
-    def catch_up(self, cache: TextIndex, lacking: Sequence[int], held: int) -> int:
+    def catch_up(
+        self, cache: TextIndex, lacking: Sequence[int], held: int, before: Tensor | None = None
+    ) -> int:
         """See `GuessSource`; a step reads all that its index lacks when it begins."""
         return 0
 
-    def begin(self, cache: TextIndex, lacking: Sequence[int], held: int, bound: int) -> None:
+    def begin(
+        self,
+        cache: TextIndex,
+        lacking: Sequence[int],
+        held: int,
+        bound: int,
+        before: Tensor | None = None,
+    ) -> None:
         """See `GuessSource`."""
         cache.keep(held)
         cache.extend(lacking)

@@ -17,11 +17,12 @@ from torch import Tensor
 from sequoia_opt.engine.distributed import World
 from sequoia_opt.engine.drafters.base import State
 from sequoia_opt.engine.drafters.levels import Levels
-from sequoia_opt.engine.drafters.model_guesses import ModelGuesses
+from sequoia_opt.engine.drafters.model_guesses import ModelGuesses, matches_on_host
 from sequoia_opt.engine.logits_processors import LogitsProcessor
 from sequoia_opt.engine.model import GrowingPasses, Likeliest, Model
 from sequoia_opt.engine.sampling import at_least_float32
 from sequoia_opt.engine.verify import NodeRule, TreeIndex, Verifier, likely_guesses
+from sequoia_opt.plan.draft_passes import PER_LEVEL
 from sequoia_opt.plan.policy import Policy
 from sequoia_opt.plan.tree import TokenTree
 
@@ -35,7 +36,7 @@ class ModelDrafter:
     """
 
     hidden = None
-    grows = True
+    passes = PER_LEVEL
 
     def __init__(self, model: Model, vocabulary: int) -> None:
         self.about: dict[str, Any] = {}
@@ -106,7 +107,10 @@ class ModelDrafter:
         self, policy: Policy, rule: NodeRule, world: World, device: torch.device
     ) -> ModelGuesses:
         """See `Drafter`."""
-        return ModelGuesses(self, policy, rule, world, device)
+        passes = self.growing_passes(
+            policy.most_drafted, policy.most_drafted_leaves, likeliest=matches_on_host(rule)
+        )
+        return ModelGuesses(self, passes, policy, rule, world, device)
 
     def _known(self, tokens: Tensor) -> Tensor:
         """Tokens that the draft's embedding table has."""

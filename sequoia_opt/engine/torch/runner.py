@@ -69,6 +69,7 @@ class Runner:
         stream: what brings in the layers that do not stay on the device, if there are such.
         record: records passes over trees that grow, where steps are recorded.
         likeliest: the forward pass that ends with the likeliest tokens, once it is compiled.
+        kept: the hidden states that forward passes keep.
     """
 
     def __init__(
@@ -105,7 +106,7 @@ class Runner:
         self._graphs: dict[tuple[int, ...], Forward] = {}
         self.likeliest: LikeliestForward | None = None
         self._hidden_states: HiddenStates | None = None
-        self._kept = KeptStates()
+        self.kept = KeptStates()
         self._pack()
         check_agreement(self, library)
 
@@ -169,7 +170,7 @@ class Runner:
 
     def _compiled_forward(self) -> Forward:
         """The forward pass, compiled as suits the device, with the hidden states that are kept."""
-        hidden_layers = self._kept.layers
+        hidden_layers = self.kept.layers
         if hidden_layers not in self._graphs:
             if not self.device_compiles_whole:
                 self._attention = OPAQUE_ATTENTION
@@ -271,19 +272,19 @@ class Runner:
         if self._hidden_states is None:
             self._hidden_states = HiddenStates(list(decoder_layers(self.model)[1]))
         size = int(self.model.config.get_text_config().hidden_size)  # type: ignore[union-attr, operator]
-        self._kept = KeptStates(tuple(layers), size)
-        return self._kept
+        self.kept = KeptStates(tuple(layers), size)
+        return self.kept
 
     def _collecting(self) -> AbstractContextManager[None]:
         """The context in which forward passes leave the hidden states that are kept."""
         if self._hidden_states is None:
             return nullcontext()
-        return self._hidden_states.collect(self._kept.layers)
+        return self._hidden_states.collect(self.kept.layers)
 
     def _kept_of(self, run: Callable[..., Output], *arguments: Any) -> Tensor:
         """The logits of a forward pass, whose hidden states are kept."""
         with self._collecting():
-            logits, self._kept.states = run(*arguments)
+            logits, self.kept.states = run(*arguments)
         return logits
 
     def _forward(
@@ -322,7 +323,7 @@ class Runner:
             **Attend(cache, slots, masks).arguments(),
         )
         states = {} if self._hidden_states is None else self._hidden_states.states
-        return output.logits, tuple(states[layer] for layer in self._kept.layers)
+        return output.logits, tuple(states[layer] for layer in self.kept.layers)
 
     def read(
         self,

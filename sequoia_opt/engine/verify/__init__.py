@@ -21,6 +21,7 @@ from collections.abc import Callable
 
 from sequoia_opt.engine.verify.base import Positions, Trial, Verdict, Verifier
 from sequoia_opt.engine.verify.exact_match import Greedy, TopK
+from sequoia_opt.engine.verify.hindsight import drawn_before
 from sequoia_opt.engine.verify.host_rules import (
     Chances,
     HostMatchRule,
@@ -54,6 +55,7 @@ __all__ = [
     "Verdict",
     "Verifier",
     "as_slice",
+    "drawn_before",
     "host_rule",
     "indices",
     "likely_guesses",

@@ -30,6 +30,7 @@ from sequoia_opt.engine.torch.cache_pool import CachePool
 from sequoia_opt.engine.torch.causal_masks import CausalMasks
 from sequoia_opt.engine.torch.compile import OPTIONS, vary_sizes
 from sequoia_opt.engine.torch.eagle.feedback import LONGEST_RUN, FedBack
+from sequoia_opt.engine.torch.eagle.growing_passes import EagleGrowingPasses
 from sequoia_opt.engine.torch.eagle.head import EagleHead
 from sequoia_opt.engine.torch.eagle.passes import EagleLevelPasses
 from sequoia_opt.engine.torch.memory import check_fits
@@ -200,6 +201,10 @@ class EagleModel:
     def level_passes(self, tree: TokenTree) -> EagleLevelPasses:
         """Forward passes over a tree's internal nodes, level by level."""
         return EagleLevelPasses(self, tree)
+
+    def growing_passes(self, nodes: int) -> EagleGrowingPasses:
+        """Forward passes over trees that grow; see `HeadModel`."""
+        return EagleGrowingPasses(self, nodes)
 
     def pass_to_time(
         self, cache: KVCache, context: int, count: int, bound: int

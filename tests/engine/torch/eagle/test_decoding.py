@@ -16,7 +16,6 @@ from sequoia_opt.api import load_pair
 from sequoia_opt.engine.decoder import Decoder
 from sequoia_opt.engine.logits_processors import LogitsOptions
 from sequoia_opt.errors import SequoiaError
-from sequoia_opt.measure.fixed_growth import fixed_growths
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.tree import TokenTree
 from sequoia_opt.plan.verifiers import VERIFIERS
@@ -200,10 +199,3 @@ def test_a_target_of_another_architecture(
 def test_more_guesses_than_the_head_has_tokens(head_pair: Any) -> None:
     with pytest.raises(SequoiaError, match="7 children, but the vocabulary only 6 tokens"):
         Decoder(head_pair, shapes.k_ary(7, 1))
-
-
-def test_adaptive_plans_are_refused(head_pair: Any) -> None:
-    """Their trees grow, which a head's do not."""
-    growth = fixed_growths(16)[0]
-    with pytest.raises(SequoiaError, match="fixed trees only; use a plan of `solve --static`"):
-        Decoder(head_pair, growth.plan)
