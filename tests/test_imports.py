@@ -41,6 +41,7 @@ TYPE_CYCLES = {
     ("engine.torch.growing_passes", "engine.torch.runner"): "a pass runs its runner's model",
     ("engine.torch.likeliest", "engine.torch.runner"): "it compiles a runner's model",
     ("engine.torch.eagle.passes", "engine.torch.eagle.model"): "a pass runs its model",
+    ("engine.torch.eagle.growing_passes", "engine.torch.eagle.model"): "a pass runs its model",
     ("engine.torch.eagle.feedback", "engine.torch.eagle.model"): "its outputs are the model's",
 }
 

@@ -209,7 +209,7 @@ class _Job:
             self.dataset,
             self.sampling,
             self.profiling,
-            replace(self.estimating, envelope=envelope if pair.drafter.grows else None),
+            replace(self.estimating, envelope=envelope),
             progress,
             note,
         )

@@ -152,18 +152,11 @@ def estimate(
     )
     name, documents = load_dataset(dataset, note)
     pair = models.load(spread=False)
-    options = _recordable(options, pair, envelope)
     check_template(pair, documents, options.template, note)
     tell_unused_settings(pair)
     sources = models.sources | sources
     run = _Run(pair, name, documents, samplings, options, sources)
     run.execute(writer, resume, max_seconds, as_json)
-
-
-def _recordable(options: EstimateOptions, pair: Pair, envelope: str | None) -> EstimateOptions:
-    """The options without a recording that nobody asked for and no adaptive plan could use."""
-    useless = envelope is None and not pair.drafter.grows
-    return replace(options, envelope=None) if useless else options
 
 
 @dataclass(frozen=True)

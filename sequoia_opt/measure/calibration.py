@@ -270,7 +270,7 @@ def calibrate(
         with_tree(pair, name, tree, endless=True, **asdict(sampling))
         for name, tree in (*trees.items(), ("plain", AUTOREGRESSIVE))
     ]
-    widths = {n for tree in trees.values() for n in tokens_of_passes(tree, profile.first_pass)}
+    widths = {n for tree in trees.values() for n in tokens_of_passes(tree, profile)}
     adaptive = any(tree.policy is not None for tree in trees.values())
     interleaved = Interleaved(pair, [1, *widths], max(1, context), sampling, adaptive)
     outcome = race(methods, prompts, new_tokens, repeats, progress, interleaved.round)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.best_trees import best_trees
-from sequoia_opt.plan.draft_passes import draft_passes
+from sequoia_opt.plan.latency import LatencyProfile
 from sequoia_opt.plan.plan import Plan
 from sequoia_opt.plan.solve_options import DEFAULT_MAX_DEPTH
 from sequoia_opt.plan.tree import TokenTree
@@ -33,14 +33,10 @@ def plans_to_race(plan: Plan, largest: int) -> dict[str, TokenTree]:
     return {"chosen": plan.tree, "static": around.pop("chosen"), **others, **around}
 
 
-def tokens_of_passes(tree: TokenTree, first_pass: int) -> set[int]:
-    """Tokens of the forward passes that a plan's steps make.
-
-    Args:
-        first_pass: of the draft's first forward pass in most steps.
-    """
+def tokens_of_passes(tree: TokenTree, profile: LatencyProfile) -> set[int]:
+    """Tokens of the forward passes that a plan's steps make."""
     if tree.policy is None:
-        return {tree.size, *draft_passes(tree, first_pass)}
+        return {tree.size, *profile.draft_passes(tree)}
     sizes = {size for policy in tree.policy.parts for size in policy.sizes}
     return {*sizes, *(width for width, _ in tree.policy.expand), 1, 2}
 

@@ -33,6 +33,7 @@ from sequoia_opt.measure.template import PLAIN, Template
 from sequoia_opt.measure.trials import Sampler
 from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.confidence_fit import fit_confidence
+from sequoia_opt.plan.draft_passes import OF_HEAD
 from sequoia_opt.plan.recording import Envelope, Recording
 from sequoia_opt.plan.sampling import Sampling
 from sequoia_opt.plan.verifiers import VERIFIERS, check_verifier
@@ -325,6 +326,7 @@ def _acceptance(pair: Pair, sampler: Sampler, dataset: str, options: EstimateOpt
             "dataset": dataset,
             **asdict(replace(sampler.sampling, verifier=sampler.verifier.name)),
             "fingerprints": pair.fingerprints,
+            **({"passes": OF_HEAD} if pair.drafter.passes == OF_HEAD else {}),
         }
         acceptance.recording = Recording.joined(recordings, about)
         acceptance.confidence = fit_confidence(acceptance.recording)

@@ -107,11 +107,11 @@ def steps_to_time(
         index = _caches_of_text(alone, filled, context)
     for way in ways:
         steps += _static_steps(pair, caches, largest, context, way)
-        if adaptive and pair.drafter.grows and can_grow(way):
+        if adaptive and can_grow(way):
             steps += _adaptive_steps(pair, caches, largest, context, way, ADAPTIVE)
             if alone is not None:
                 steps += _adaptive_steps(alone, index, largest, context, way, LOOKUP)
-    if adaptive and pair.drafter.grows and largest > 1 and pair.machine.rebuilds:
+    if adaptive and largest > 1 and pair.machine.rebuilds:
         steps.append(_change(pair, filled, context))
     return steps
 
@@ -165,7 +165,7 @@ def _static_steps(
             streams=streams,
             optional=tree not in enough,
         )
-        passes = tuple(draft_passes(tree, pair.machine.first_pass_tokens))
+        passes = draft_passes(tree, pair.machine.first_pass_tokens, pair.drafter.passes)
         steps.append(TimedStep(overhead_name(way), tree.size, passes, timed))
     return steps
 
@@ -245,9 +245,10 @@ def whole_step(decoder: Decoder, caches: Caches, context: int) -> Callable[[], o
     """One step at a context length of `context`, repeated from the same state."""
     numbers = decoder.random_numbers(0)
     state = decoder.step.started(decoder.blank_state(context))
+    bound = decoder.pair.machine.bound_for(context)
 
     def run() -> object:
-        told, _ = decoder.step(caches, state, context, decoder.uniforms_for_step(numbers))
+        told, _ = decoder.step(caches, state, bound, decoder.uniforms_for_step(numbers))
         return decoder.read_back(told)
 
     return run

@@ -41,7 +41,7 @@ from sequoia_opt.measure.timing import (
 )
 from sequoia_opt.plan.curves import Curve, ModelLatency
 from sequoia_opt.plan.draft_names import model_of
-from sequoia_opt.plan.draft_passes import FIRST_WIDTH, NO_PASSES
+from sequoia_opt.plan.draft_passes import FIRST_WIDTH, PER_LEVEL
 from sequoia_opt.plan.latency import LatencyProfile
 from sequoia_opt.plan.verifiers import DEFAULT_VERIFIER, check_verifier
 
@@ -318,13 +318,14 @@ def latencies(
                 for timed in [[n for n in counts if forwards[role, batch, c, n].times]]
             ],
             _path(name, pair.models[role].name),
+            pair.drafter.passes if role == "draft" else PER_LEVEL,
         )
         for role, name in names.items()
         if role in roles
     }
     if "draft" not in roles:
         measured_models["draft"] = ModelLatency(
-            pair.draft_name, pair.fingerprints["draft"], [], passes=NO_PASSES
+            pair.draft_name, pair.fingerprints["draft"], [], passes=pair.drafter.passes
         )
     return measured_models
 

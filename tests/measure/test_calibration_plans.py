@@ -50,10 +50,13 @@ def test_a_static_choice_races_first_beside_adaptive_plans() -> None:
 
 
 def test_every_pass_of_a_plan_has_a_time() -> None:
-    assert tokens_of_passes(shapes.k_ary(2, 2), 2) == {7, 2}
+    profile = make_profile()
+    assert tokens_of_passes(shapes.k_ary(2, 2), profile) == {7, 2}
+    of_head = replace(profile, draft=replace(profile.draft, passes="head"))
+    assert tokens_of_passes(shapes.k_ary(2, 3), of_head) == {15, 4, 2}
     plan = adaptive_plan(RECORDING).choice.tree
     assert plan.policy is not None
-    tokens = tokens_of_passes(plan, 2)
+    tokens = tokens_of_passes(plan, profile)
     assert {1, 2, *plan.policy.sizes} <= tokens
     assert max(tokens) == max(plan.policy.largest_size, plan.policy.width, 2)
     assert np.all(np.array(sorted(tokens)) >= 1)
