@@ -225,7 +225,9 @@ def test_a_seed_that_no_generator_takes_is_a_usage_error(
     for command in ("decode", "estimate"):
         done = run(command, "--seed", seed)
         assert (done.code, "--seed" in done.err) == (2, True)
-    # The largest that there is also serves a dataset's later prompts.
+
+
+def test_the_largest_seed_serves_a_datasets_later_prompts(run: Callable[..., Outcome]) -> None:
     assert run("decode", "--seed", 2**63 - 1, "--max-new-tokens", 2).code == 0
 
 
