@@ -57,10 +57,6 @@ class LayerShape:
         return self.heads // self.kv_heads
 
 
-# On CUDA: attention kernels copy a mask whose rows do not begin at a multiple of this.
-ALIGNED_SLOTS = 8
-
-
 class KVCache:
     """Keys and values of all layers, preallocated: [batch, kv_heads, capacity, dim] each.
 
