@@ -49,6 +49,12 @@ def calibrate(
     limit: Limit = 64,
     max_new_tokens: NewTokens = 128,
     repeats: Repeats = 1,
+    chains: Annotated[
+        int,
+        typer.Option(
+            help="Also decode with chains of 1 to this many guesses.", min=0, show_default="none"
+        ),
+    ] = 0,
     temperature: Annotated[
         float | None,
         typer.Option(
@@ -84,6 +90,7 @@ def calibrate(
         limit=limit,
         max_new_tokens=max_new_tokens,
         repeats=repeats,
+        chains=chains,
         template=data.template,
         memory_budget=engine.budget(solved.tree),
         profile=LatencyProfile.load(

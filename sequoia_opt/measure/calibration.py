@@ -52,10 +52,12 @@ class CalibrationSpec(ComparisonSpec):
     Attributes:
         profile: the profile on file.
         temperatures: each is estimated and decoded in turn, with the rest of the sampling.
+        chains: guesses of the longest chain to decode with, beside all shorter ones.
     """
 
     profile: LatencyProfile
     temperatures: Sequence[float] = (0.0, 0.6)
+    chains: int = 0
     limit: int = 64
     repeats: int = 1
 
@@ -234,6 +236,7 @@ def run_calibration(
                 spec.max_new_tokens,
                 spec.repeats,
                 progress,
+                spec.chains,
             )
         parts.append(CalibrationPart(sampling, trees))
     return Calibration(parts, settings_of(spec, pair, chosen))
@@ -247,12 +250,14 @@ def calibrate(
     new_tokens: int,
     repeats: int = 1,
     progress: Progress = no_progress,
+    chains: int = 0,
 ) -> list[CheckedTree]:
     """Decode with the chosen plan, with trees around the best static one, and with the adaptive
     plans if drafts were recorded; the chosen one comes first.
 
     Args:
         acceptance: of other documents than those of the prompts, with the recording if any.
+        chains: see `CalibrationSpec`.
 
     Raises:
         SequoiaError: the profile cannot price the trees.
@@ -264,7 +269,7 @@ def calibrate(
     largest = profile.target.largest()
     if not profile.draft.is_free:
         largest = min(largest, profile.draft.largest())
-    trees = plans_to_race(plan, largest)
+    trees = plans_to_race(plan, largest, chains)
     sampling = replace(acceptance.sampling, verifier=verifier_of(acceptance))
     methods = [
         with_tree(pair, name, tree, endless=True, **asdict(sampling))

@@ -17,15 +17,16 @@ SMALLEST_MIDDLE = 4  # nodes around which sizes are spread if the chosen tree ha
 SHARES = (0.5, 0.75, 1.0, 1.5, 2.0)  # sizes, as shares of that one
 
 
-def plans_to_race(plan: Plan, largest: int) -> dict[str, TokenTree]:
+def plans_to_race(plan: Plan, largest: int, chains: int = 0) -> dict[str, TokenTree]:
     """The chosen plan first, then the adaptive ones and the trees around the best static one.
 
     Args:
         largest: nodes that the profile can price.
+        chains: guesses of the longest chain to race besides, with all shorter ones.
     """
     around = {"chosen": plan.tree.static}
     if not plan.profile.draft.is_free:  # else no other tree can be drafted
-        around = trees_around(plan.tree.static, plan.acceptance, largest)
+        around = trees_around(plan.tree.static, plan.acceptance, largest, chains)
     growing = {} if plan.adaptive is None else {c.name: c.tree for c in plan.adaptive.adaptive}
     if plan.tree.policy is None:
         return {"chosen": around.pop("chosen"), **growing, **around}
@@ -41,13 +42,16 @@ def tokens_of_passes(tree: TokenTree, profile: LatencyProfile) -> set[int]:
     return {*sizes, *(width for width, _ in tree.policy.expand), 1, 2}
 
 
-def trees_around(chosen: TokenTree, acceptance: Acceptance, largest: int) -> dict[str, TokenTree]:
+def trees_around(
+    chosen: TokenTree, acceptance: Acceptance, largest: int, chains: int = 0
+) -> dict[str, TokenTree]:
     """The chosen tree first, then others from two nodes to twice its size.
 
-    Of each size, the tree of most tokens per step and one half as deep; and a chain.
+    Of each size, the tree of most tokens per step and one half as deep; and chains.
 
     Args:
         largest: nodes that the profile can price.
+        chains: guesses of the longest chain besides one of the chosen tree's size.
     """
     middle = max(chosen.size, SMALLEST_MIDDLE)
     sizes = sorted({2, 3, *(int(share * middle) for share in SHARES)})
@@ -59,7 +63,8 @@ def trees_around(chosen: TokenTree, acceptance: Acceptance, largest: int) -> dic
         trees[f"{size} nodes"] = deep
         if deep.depth > 2:
             trees[f"{size} nodes, shallow"] = family.tree(size, deep.depth // 2)
-    trees[f"chain of {middle}"] = shapes.chain(middle)
+    for nodes in (middle, *range(2, chains + 2)):
+        trees[f"chain of {nodes}"] = shapes.chain(nodes)
     distinct: dict[TokenTree, str] = {}
     for name, tree in trees.items():
         if tree.size <= largest:

@@ -43,6 +43,13 @@ def test_trees_from_two_nodes_to_twice_the_chosen_size(size: int) -> None:
     )
 
 
+def test_chains_of_each_length_that_the_profile_can_price() -> None:
+    found = trees_around(shapes.k_ary(2, 2), RATES, 64, chains=8)
+    assert {shapes.chain(nodes) for nodes in range(2, 10)} <= set(found.values())
+    assert len(set(found.values())) == len(found)
+    assert shapes.chain(7) not in trees_around(shapes.k_ary(2, 1), RATES, 6, chains=8).values()
+
+
 def test_errors_are_shares_of_the_measured_number() -> None:
     assert Comparison(predicted=3.3, measured=3.0).error == pytest.approx(0.1)
 
