@@ -29,7 +29,7 @@ demo: .venv/installed
 
 # The same on llama.cpp, with the acceptance that was estimated on torch: it is the models' own.
 demo-llama-cpp:
-	$(BIN)/sequoia-opt profile --engine llama.cpp --contexts 128,512 --tokens 1,2,3,4,5,6,8,12,16 --repeats 5 -o $(DEMO)/llama.cpp/profile.yaml
+	$(BIN)/sequoia-opt profile --engine llama.cpp --contexts 128,384 --tokens 1,2,3,4,5,6,8,12,16 --repeats 5 -o $(DEMO)/llama.cpp/profile.yaml
 	$(BIN)/sequoia-opt solve --profile $(DEMO)/llama.cpp/profile.yaml --acceptance $(DEMO)/acceptance.yaml -o $(DEMO)/llama.cpp/tree.json
 	$(BIN)/sequoia-opt decode $(DEMO)/llama.cpp/tree.json --compare
 
@@ -53,7 +53,7 @@ real: .venv/llama-cpp
 	$(BIN)/python tests/benchmarks/real_model.py $(if $(DRAFT_LAYERS),--layers $(DRAFT_LAYERS)) -o $(REAL)
 	for engine in torch llama.cpp; do \
 	  models="--engine $$engine --target $(REAL)/target.gguf --draft $(REAL)/draft.gguf"; \
-	  $(BIN)/sequoia-opt profile $$models --contexts 128,512 --tokens 1,2,3,4,6,8,12,16 -o $(REAL)/$$engine.yaml && \
+	  $(BIN)/sequoia-opt profile $$models --contexts 128,384 --tokens 1,2,3,4,6,8,12,16 -o $(REAL)/$$engine.yaml && \
 	  $(BIN)/sequoia-opt estimate $$models --limit 8 --max-new-tokens 64 -o $(REAL)/$$engine-acceptance.yaml && \
 	  $(BIN)/sequoia-opt solve --profile $(REAL)/$$engine.yaml --acceptance $(REAL)/$$engine-acceptance.yaml -o $(REAL)/$$engine.json || exit 1; \
 	done

@@ -87,7 +87,7 @@ def compare_drafts(
         str | None,
         typer.Option(
             help="Context lengths, in cached tokens.",
-            show_default="128,512,1024, as far as the models allow",
+            show_default="128,512,1024 (llama.cpp: 128,384,896), as far as the models allow",
         ),
     ] = None,
     repeats: Annotated[int, typer.Option(min=5, help="Number of timed rounds.")] = 15,

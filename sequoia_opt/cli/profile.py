@@ -53,7 +53,7 @@ def profile(
         str | None,
         typer.Option(
             help="Context lengths, in cached tokens.",
-            show_default="128,512,1024, as far as the models allow",
+            show_default="128,512,1024 (llama.cpp: 128,384,896), as far as the models allow",
         ),
     ] = None,
     batches: Annotated[

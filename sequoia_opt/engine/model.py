@@ -305,6 +305,7 @@ class Machine(Protocol):
         rebuilds: whether a forward pass takes longer if the one before had another number of
             tokens, since its graph is built anew.
         first_pass_tokens: of a draft model's first forward pass in most steps, see `draft_passes`.
+        contexts: context lengths to measure by default.
     """
 
     engine: str
@@ -313,6 +314,7 @@ class Machine(Protocol):
     queues: bool
     rebuilds: bool
     first_pass_tokens: int
+    contexts: tuple[int, ...]
 
     @property
     def hardware(self) -> dict[str, Any]:

@@ -46,7 +46,6 @@ from sequoia_opt.plan.latency import LatencyProfile
 from sequoia_opt.plan.verifiers import DEFAULT_VERIFIER, check_verifier
 
 REPEATS, OFFLOADED_REPEATS = 7, 5
-CONTEXTS = (128, 512, 1024)
 MAX_MULTIPLE = 2  # of the rounds that were asked for, as long as times are noisy
 COMPILED_TOKENS = (1, 2, 8)  # of the forward passes that decide whether compiling pays
 
@@ -57,7 +56,7 @@ class ProfileOptions:
 
     Attributes:
         tokens: query tokens of a forward pass; by default 1 to 64, to 512 on CUDA.
-        contexts: context lengths; by default 128, 512 and 1024, as far as the models go.
+        contexts: context lengths; by default the engine's, as far as the models go.
         batches: numbers of sequences; above 1 with fewer tokens each.
         verifiers: verifiers whose overhead to measure, besides greedy; may be empty.
         repeats: rounds that count; each times every point once.
@@ -88,14 +87,15 @@ def default_tokens(pair: Pair) -> list[int]:
 
 
 def default_contexts(pair: Pair, most_tokens: int, note: Note = no_note) -> list[int]:
-    """Context lengths to measure: the default ones that the models have positions for.
+    """Context lengths to measure: the engine's default ones that the models have positions for.
 
     The longest possible context replaces those that are too long.
     """
     positions = pair.positions
     longest = max(1, positions - most_tokens)
-    contexts = [context for context in CONTEXTS if context <= longest]
-    if len(contexts) < len(CONTEXTS):
+    usual = pair.machine.contexts
+    contexts = [context for context in usual if context <= longest]
+    if len(contexts) < len(usual):
         contexts.append(longest)
         note(
             f"contexts: {', '.join(map(str, contexts))}; the models have {positions} positions, "

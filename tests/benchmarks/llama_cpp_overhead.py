@@ -2,8 +2,8 @@
 
 Decodes held-out prompts with plain decoding, a chain of 5 guesses and 6 sequences of 2, and takes
 the time of `llama_decode` off each step's. It counts the processor time of the thread that decodes,
-with one thread in llama.cpp, so that other work on the machine hardly matters; the forward passes
-are real, so that they leave the processor's caches as in use. Prints a row for each plan.
+which takes part in llama.cpp's work, so that other work on the machine hardly matters; the forward
+passes are real, so that they leave the processor's caches as in use. Prints a row for each plan.
 """
 
 from __future__ import annotations
@@ -68,12 +68,13 @@ def main(
     new_tokens: Annotated[int, typer.Option(help="Tokens to decode for each prompt.")] = 64,
     temperatures: Annotated[str, typer.Option(help="Temperatures.")] = "0,0.6",
     verifier: Annotated[str, typer.Option(help="Verifier above temperature 0.")] = "sequoia",
+    threads: Annotated[int, typer.Option(help="Threads of llama.cpp.")] = 1,
 ) -> None:
     """Print the milliseconds of a step outside of `llama_decode`, as medians, and their share."""
     forwards = Forwards(bindings().llama_decode)
     bindings().llama_decode = forwards
     files = (target or gguf_of("target"), draft or gguf_of("draft"))
-    pair = load_pair(*files, engine_options={"threads": 1})
+    pair = load_pair(*files, engine_options={"threads": threads})
     prompts = [pair.encode(text)[:100] for text in demo.prompts()[:count]]
     print("| temperature | plan | outside, ms | llama_decode, ms | share |")
     print("| ---: | --- | ---: | ---: | ---: |")

@@ -184,7 +184,7 @@ def test_files_of_completions_without_newer_settings_are_continued(
 
 
 def test_without_a_dataset_the_bundled_prompts_are_completed(run: Callable[..., Outcome]) -> None:
-    done = run("complete", "--max-new-tokens", 2, "--json")
+    done = run("complete", "--no-compile", "--max-new-tokens", 2, "--json")
     assert done.code == 0, done.err
     document = json.loads(done.out)
     assert document["output"] == "prompts.completions.jsonl"

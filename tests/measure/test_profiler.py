@@ -20,6 +20,7 @@ from sequoia_opt.engine.distributed import ALONE, World
 from sequoia_opt.engine.pair import Pair
 from sequoia_opt.engine.torch import cache_pool, memory
 from sequoia_opt.engine.torch.attention import Attend
+from sequoia_opt.engine.torch.machine import TorchMachine
 from sequoia_opt.engine.torch.runner import LOGIT_COPIES
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure import profiler
@@ -301,7 +302,7 @@ def test_when_the_time_is_up_fewer_rounds_are_measured(make_pair: Callable[..., 
 def test_default_contexts_fit_the_models_positions(positions: int, contexts: list[int]) -> None:
     """They leave room for the largest forward pass; a note says if they are shortened."""
     notes: list[str] = []
-    pair = SimpleNamespace(positions=positions)
+    pair = SimpleNamespace(positions=positions, machine=TorchMachine(torch.device("cpu")))
     assert default_contexts(cast("Pair", pair), 64, notes.append) == contexts
     assert bool(notes) == (positions < 1088)
     assert not notes or f"the models have {positions} positions" in notes[0]

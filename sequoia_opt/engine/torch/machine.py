@@ -30,6 +30,7 @@ class TorchMachine:
     engine = TORCH
     rebuilds = False
     first_pass_tokens = FIRST_WIDTH
+    contexts: tuple[int, ...] = (128, 512, 1024)
 
     def __init__(self, device: torch.device, graphs: bool = False) -> None:
         self.device, self.graphs = device, graphs

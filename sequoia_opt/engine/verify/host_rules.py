@@ -96,7 +96,7 @@ class Chances:
         return Chances(weights)
 
     def residual(self, draft: Chances, scale: float) -> Chances:
-        """What is left of these probabilities above `scale` times the draft's."""
+        """These probabilities minus `scale` times the draft's, or 0 where that is negative."""
         ours = self.weights
         rest = draft.weights[: len(ours)] * (scale * self.total / draft.total)
         np.subtract(ours[: len(rest)], rest, out=rest)

@@ -199,7 +199,7 @@ def _key(
 def _logprobs(
     candidates: Mapping[Hashable, Candidate], chosen: Hashable, expected: Hashable
 ) -> Logprobs | None:
-    """Two tokens' log-probabilities; one that is no candidate gets the least of the candidates'.
+    """Two tokens' log-probabilities. One outside the candidates gets the lowest of theirs.
 
     None if neither is a candidate, or if one text has ended: which token ends it is not known.
     """

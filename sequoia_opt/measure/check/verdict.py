@@ -30,7 +30,7 @@ class Finding:
 
     Attributes:
         check: the check's name.
-        sentence: what was found, and why where it could not be checked.
+        sentence: the result; if there is none, why the check could not run.
         numbers: the numbers behind it, as JSON has them.
     """
 

@@ -67,7 +67,7 @@ class TunableEngine(Protocol):
 
 
 class Clock:
-    """The time that `tune` may take, and what is left of it.
+    """How long `tune` has run, and how long it still may.
 
     Args:
         seconds: from now.

@@ -37,3 +37,8 @@ def test_two_target_passes_in_turn_are_timed_where_an_engine_builds_graphs_anew(
     assert passes == [1, 4, 1, 4]
     assert CHANGE not in {s.name for s in steps_to_time(pair, filled, 40, greedy, adaptive=False)}
     filled.release(pair)
+
+
+def test_contexts_lie_in_the_middle_of_the_blocks_that_a_pass_reads(pair: Any) -> None:
+    block = 256
+    assert all(context % block == block // 2 for context in pair.machine.contexts)
