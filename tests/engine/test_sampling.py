@@ -6,6 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.stats import chisquare
 from transformers import (
     GenerationConfig,
@@ -15,11 +17,13 @@ from transformers import (
 )
 
 from sequoia_opt.engine.sampling import (
+    SORTED,
     Cuts,
     draw,
     draw_without_replacement,
     gumbel,
     likeliest,
+    nucleus,
     warp,
 )
 
@@ -32,6 +36,39 @@ def test_warping_is_that_of_transformers(temperature: float, top_p: float) -> No
     if top_p < 1:
         expected = TopPLogitsWarper(top_p)(torch.empty(0), expected)
     assert torch.allclose(warp(logits, temperature, top_p), expected.softmax(-1), atol=1e-12)
+
+
+@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.95, 0.999])
+@pytest.mark.parametrize("spread", [0.1, 1, 4])
+def test_the_nucleus_of_a_large_vocabulary_is_that_of_transformers(
+    top_p: float, spread: float
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = spread * torch.randn(4, 3 * SORTED, generator=generator).double()
+    expected = TopPLogitsWarper(top_p)(torch.empty(0), logits)
+    assert torch.equal(nucleus(logits.softmax(-1), top_p), expected > -torch.inf)
+
+
+@settings(deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    vocabulary=st.integers(1, 300) | st.integers(SORTED - 1, 2 * SORTED),
+    spread=st.floats(0, 20),
+    top_p=st.floats(1e-6, 1 - 1e-6),
+    digits=st.integers(0, 5),
+)
+def test_the_nucleus_of_any_probabilities_is_as_small_as_it_may_be(
+    seed: int, vocabulary: int, spread: float, top_p: float, digits: int
+) -> None:
+    """What is kept reaches top-p, up to rounding, and no longer without its least likely token; no
+    dropped token is likelier. Rounded logits make ties."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = (spread * torch.randn(3, vocabulary, generator=generator)).round(decimals=digits)
+    for row, kept in zip(p := logits.softmax(-1), nucleus(p, top_p), strict=True):
+        assert kept.any()
+        assert row[kept].sum(dtype=torch.float64) >= top_p - 1e-5
+        assert row[kept].sum(dtype=torch.float64) - row[kept].min() <= top_p + 1e-5
+        assert not (~kept).any() or row[~kept].max() <= row[kept].min()
 
 
 @pytest.mark.parametrize("temperature", [0.2, 1.0, 1.5])

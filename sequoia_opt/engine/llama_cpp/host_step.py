@@ -57,7 +57,7 @@ class HostStep:
 
     @classmethod
     def of(cls, step: Step) -> HostStep | None:
-        """The step that does what another does; None where that processes or cuts the logits,
+        """The step that does what another does; None where that processes the logits,
         drafts without a model, or decides on whole paths."""
         if step.processor is not None or not takes_rows(step.verifier):
             return None

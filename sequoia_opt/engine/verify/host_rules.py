@@ -267,10 +267,8 @@ def host_rule(verifier: Verifier) -> HostRule:
 
 
 def takes_rows(verifier: Verifier) -> bool:
-    """Whether the verifier's rule decides without a tensor operation, from rows of logits."""
-    if isinstance(verifier, TopK | Sequoia) and not isinstance(verifier, Traversal):
-        return verifier.cuts == UNCUT
-    return isinstance(verifier, Greedy)
+    """Whether the verifier's rule decides from rows of logits, node by node."""
+    return isinstance(verifier, Greedy | Sequoia) and not isinstance(verifier, Traversal)
 
 
 def target_chances(logits: Row, verifier: TopK | Sequoia) -> Chances:

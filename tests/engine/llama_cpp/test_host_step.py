@@ -14,6 +14,7 @@ from sequoia_opt.engine.decoder import Decoder
 from sequoia_opt.engine.logits_processors import LogitsOptions
 from sequoia_opt.engine.model import Caches
 from sequoia_opt.engine.random_numbers import RandomNumbers
+from sequoia_opt.engine.sampling import Cuts
 from sequoia_opt.engine.step import Step
 from sequoia_opt.engine.verify import Greedy, host_rule, make_verifier
 from sequoia_opt.plan import shapes
@@ -34,27 +35,32 @@ TREES = [
 ]
 
 
+ALL, SOME = Cuts(), Cuts(top_p=0.8, top_k=30, min_p=0.02)
 CASES = [
-    *[("greedy", tree) for tree in TREES],
-    *[("topk", tree) for tree in TREES[:4]],
-    *[("specinfer", tree) for tree in TREES[:4]],
-    *[("sequoia", tree) for tree in TREES[:2]],  # the shared step draws siblings by other noise
+    *[("greedy", tree, ALL) for tree in TREES],
+    *[("topk", tree, cuts) for tree in TREES[:4] for cuts in (ALL, SOME)],
+    *[("specinfer", tree, cuts) for tree in TREES[:4] for cuts in (ALL, SOME)],
+    # The shared step draws siblings by other noise.
+    *[("sequoia", tree, cuts) for tree in TREES[:2] for cuts in (ALL, SOME)],
 ]
 
 
 @pytest.mark.parametrize(
-    ("name", "tree"), CASES, ids=[f"{name}-{tree.size}-{tree.leaves}" for name, tree in CASES]
+    ("name", "tree", "cuts"),
+    CASES,
+    ids=[f"{name}{'-cut' * (cuts == SOME)}-{t.size}-{t.leaves}" for name, t, cuts in CASES],
 )
 def test_it_decides_as_the_shared_step(
-    pair: Any, prompts: list[list[int]], name: str, tree: TokenTree
+    pair: Any, prompts: list[list[int]], name: str, tree: TokenTree, cuts: Cuts
 ) -> None:
     """In every step: the tokens, the last accepted node, their number, and the state behind.
 
     Where the two take random numbers in another order, all numbers of a step are the same.
     """
     temperature, verifier = (0, "sequoia") if name == "greedy" else (0.7, name)
-    decoder, other = (Decoder(pair, tree, temperature, verifier=verifier) for _ in range(2))
-    step = Step(pair.target, pair.drafter, tree, make_verifier(verifier, temperature))
+    sampling = {"verifier": verifier, **cuts._asdict()}
+    decoder, other = (Decoder(pair, tree, temperature, **sampling) for _ in range(2))
+    step = Step(pair.target, pair.drafter, tree, make_verifier(verifier, temperature, *cuts))
     other.step = OneThreadStep(step)
     assert isinstance(decoder.step, HostStep)
     numbers = iter(np.random.default_rng(tree.size).random(12 * len(prompts)).tolist())
@@ -122,8 +128,6 @@ def test_it_only_takes_over_what_it_computes(pair: Any) -> None:
     options = LogitsOptions(repetition_penalty=1.3)
     for verifier, processor in (
         (make_verifier("traversal", 0.8), None),
-        (make_verifier("sequoia", 0.8, 0.9), None),
-        (make_verifier("topk", 0.8, 1.0, 5), None),
         (Greedy(), options.processor(pair.device, pair.target.vocabulary)),
     ):
         step = Step(pair.target, pair.drafter, tree, verifier, processor=processor)
