@@ -43,8 +43,8 @@ def measure(record: Record, device: str, tiny: bool) -> None:
         options = profiler.ProfileOptions(
             tokens, CONTEXTS[:1] if tiny else CONTEXTS, repeats=ROUNDS
         )
-        profile = profiler.profile(pair, options)
-        profile_path = record.save_profile(pair, profile)
+        measured = profiler.profile(pair, options)
+        profile_path, profile = record.save_profile(pair, measured)
     count, new_tokens = (PROMPTS_TINY, NEW_TOKENS_TINY) if tiny else (PROMPTS, NEW_TOKENS)
     prompts = held_out_prompts(pair, count)
     for temperature in TEMPERATURES:

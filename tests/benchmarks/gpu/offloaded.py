@@ -98,16 +98,18 @@ def _decode(record: Record, pair: Pair, folder: Path, tiny_steps: int | None) ->
         options = profiler.ProfileOptions(
             tokens, [PROMPT_TOKENS], verifiers=[], repeats=5, warm_up=0
         )
-        profile = profiler.profile(pair, options)
-        profile_path = record.save_profile(pair, profile)
+        measured = profiler.profile(pair, options)
+        profile_path, profile = record.save_profile(pair, measured)
         [curve] = profile.target.curves
         record.note(
             forward_ms=dict(zip(tokens, np.round(curve.median_ms, 2).tolist(), strict=True))
         )
     with record.stage("solve"):
-        acceptance = published_acceptance(pair.target_name, pair.draft_name)
+        acceptance_path, acceptance = record.save_acceptance(
+            published_acceptance(pair.target_name, pair.draft_name)
+        )
         plan = solve(profile, acceptance)
-        record.save_plan(plan, profile_path, record.save_acceptance(acceptance))
+        record.save_plan(plan, profile_path, acceptance_path)
     with record.stage("decode with the tree"):
         rates = acceptance.table(1 + plan.tree.depth)
         tree = decode_steps(pair, plan.tree, tiny_steps or TREE_STEPS, rates=rates)

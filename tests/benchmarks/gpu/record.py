@@ -59,8 +59,14 @@ class Record:
             print(f"          {name}: {value}", flush=True)
         self._save()
 
-    def save_profile(self, pair: Pair, profile: LatencyProfile) -> Path:
-        """Save a pair's profile as an entry; returns its path."""
+    def save_profile(self, pair: Pair, profile: LatencyProfile) -> tuple[Path, LatencyProfile]:
+        """Save a pair's profile as an entry.
+
+        Returns:
+            path: the entry's.
+            saved: the profile with the file's rounded numbers. A plan must be solved from these,
+                or `solve-all`, which reads the file, may find another one.
+        """
         name = paths.profile_path(
             profile.hardware["slug"],
             pair.target_name,
@@ -71,10 +77,11 @@ class Record:
             pair.offload,
         )
         self.note(engine=profile.engine, disturbed=profile.disturbed or "nothing")
-        return self._entry(name, profile)
+        path = self._entry(name, profile)
+        return path, LatencyProfile.load(path)
 
-    def save_acceptance(self, acceptance: Acceptance) -> Path:
-        """Save acceptance rates as an entry; returns its path."""
+    def save_acceptance(self, acceptance: Acceptance) -> tuple[Path, Acceptance]:
+        """Save acceptance rates as an entry; returns its path and what it holds, rounded."""
         greedy = acceptance.temperature == 0
         name = paths.acceptance_path(
             acceptance.target,
@@ -84,7 +91,8 @@ class Record:
             acceptance.temperature,
             acceptance.top_p,
         )
-        return self._entry(name, acceptance)
+        path = self._entry(name, acceptance)
+        return path, Acceptance.load(path)
 
     def save_plan(self, plan: Plan, profile: Path, acceptance: Path) -> Path:
         """Save a plan's tree as an entry and record its predictions; returns its path."""

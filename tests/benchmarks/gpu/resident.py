@@ -44,12 +44,12 @@ def measure(
         options = profiler.ProfileOptions(
             TOKENS[:6] if tiny else TOKENS, contexts, verifiers=[], repeats=ROUNDS
         )
-        profile = profiler.profile(pair, options, note=lambda line: record.note(left_out=line))
-        profile_path = record.save_profile(pair, profile)
+        measured = profiler.profile(pair, options, note=lambda line: record.note(left_out=line))
+        profile_path, profile = record.save_profile(pair, measured)
     with record.stage("solve"):
-        acceptance = published_acceptance(target, draft)
+        acceptance_path, acceptance = record.save_acceptance(published_acceptance(target, draft))
         plan = solve(profile, acceptance)
-        record.save_plan(plan, profile_path, record.save_acceptance(acceptance))
+        record.save_plan(plan, profile_path, acceptance_path)
     with record.stage("memory bandwidth"):
         copy_rate = memory_rate(pair.device)
         record.note(copy_gb_per_s=copy_rate)
