@@ -13,12 +13,12 @@ from sequoia_opt.cli.bench_options import Format, PrintFormat
 from sequoia_opt.cli.engine_options import EngineSettings
 from sequoia_opt.cli.option_groups import with_option_groups
 from sequoia_opt.cli.options import MODELS, Force, Json, check_output, print_json
-from sequoia_opt.engine.names import LLAMA_CPP
+from sequoia_opt.engine.names import LLAMA_CPP, OPENVINO
 
 if TYPE_CHECKING:
-    from sequoia_opt.measure.tune.llama_cpp import Task, TunedServer
+    from sequoia_opt.measure.tune.task import Task, TunedEngine
 
-TUNABLE = (LLAMA_CPP,)
+TUNABLE = (LLAMA_CPP, OPENVINO)
 PROFILE, ACCEPTANCE = "profile.yaml", "acceptance.yaml"
 
 
@@ -42,13 +42,15 @@ def tune(
     model: Annotated[
         str | None,
         typer.Option(
-            help="Model to serve: a .gguf file.", show_default="bundled", rich_help_panel=MODELS
+            help="Model to serve: a .gguf file; for openvino also a folder in its format.",
+            show_default="bundled, on llama.cpp",
+            rich_help_panel=MODELS,
         ),
     ] = None,
     draft: Annotated[
         str | None,
         typer.Option(
-            help="Draft model: a .gguf file.",
+            help="Draft model, as for --model.",
             show_default="bundled, or none with --model",
             rich_help_panel=MODELS,
         ),
@@ -56,8 +58,8 @@ def tune(
     url: Annotated[
         str | None,
         typer.Option(
-            help="Tune the server that runs at this address, e.g. http://127.0.0.1:8080, "
-            "instead of starting servers."
+            help="Tune the llama.cpp server that runs at this address, e.g. "
+            "http://127.0.0.1:8080, instead of starting servers."
         ),
     ] = None,
     prompts: Annotated[
@@ -84,12 +86,14 @@ def tune(
     form: PrintFormat = Format.table,
     as_json: Json = False,
 ) -> None:
-    """Find the fastest setting of a server's own speculation, and prove it.
+    """Find the fastest setting of an engine's own speculation, and prove it.
 
     Predicts the speed of every length and threshold of the draft's chains from
-    a few runs. Then plain decoding, the server's default, the best setting and
-    the server's n-gram lookups race on the prompts. Prints the fastest one's command.
+    a few runs. Then plain decoding, the engine's default, the best setting and
+    the engine's lookups race on the prompts. Prints how to use the fastest one.
     """
+    if engine == OPENVINO:
+        _check_for_openvino(model, url, settings)
     if url is not None and (model or draft or settings.settings):
         raise typer.BadParameter(
             "found models or settings too, expected only the address: a running server has its own",
@@ -98,15 +102,47 @@ def tune(
     outputs = _outputs(save, force)
     from sequoia_opt.api import load_dataset
     from sequoia_opt.cli.output import note, written
-    from sequoia_opt.measure.tune.llama_cpp import Task
+    from sequoia_opt.measure.tune.task import Task
     from sequoia_opt.measure.tune.tuning import TuneSpec
 
     name, documents = load_dataset(prompts, note)
     task = Task(name, documents, limit, TuneSpec(new_tokens=max_new_tokens, minutes=minutes))
-    outcome = _tuned(url, _files(model, draft), settings, task)
+    if engine == OPENVINO:
+        outcome = _tuned_pipelines(model, draft, settings, task)
+    else:
+        outcome = _tuned(url, _files(model, draft), settings, task)
     for path in _saved(outcome, outputs):
         written(path)
     _print(outcome, Format.json if as_json else form)
+
+
+def _check_for_openvino(model: str | None, url: str | None, settings: EngineSettings) -> None:
+    if model is None:
+        raise typer.BadParameter(
+            "found none, expected one: the bundled draft has no form that OpenVINO GenAI reads",
+            param_hint="--model",
+        )
+    if url is not None:
+        raise typer.BadParameter(
+            "found an address, expected none: OpenVINO GenAI runs in this process",
+            param_hint="--url",
+        )
+    others = sorted(set(settings.settings) - {"threads"})
+    if others:
+        raise typer.BadParameter(
+            "found a setting of llama.cpp, expected at most --threads for openvino",
+            param_hint=f"--{others[0].replace('_', '-')}",
+        )
+
+
+def _tuned_pipelines(
+    model: str | None, draft: str | None, settings: EngineSettings, task: Task
+) -> TunedEngine:
+    from sequoia_opt.cli.output import note, progress
+    from sequoia_opt.measure.tune.openvino import tune_pipelines
+
+    files = {role: name for role, name in (("target", model), ("draft", draft)) if name}
+    return tune_pipelines(files, settings.settings.get("threads"), task, progress, note)
 
 
 def _files(model: str | None, draft: str | None) -> dict[str, str]:
@@ -121,7 +157,7 @@ def _files(model: str | None, draft: str | None) -> dict[str, str]:
 
 def _tuned(
     url: str | None, files: Mapping[str, str], settings: EngineSettings, task: Task
-) -> TunedServer:
+) -> TunedEngine:
     from sequoia_opt.cli.output import note, progress
     from sequoia_opt.measure.tune.llama_cpp import tune_files, tune_url
 
@@ -143,7 +179,7 @@ def _outputs(folder: Path | None, force: bool) -> list[Path]:
     return [folder / file for file in formats]
 
 
-def _saved(outcome: TunedServer, outputs: list[Path]) -> list[Path]:
+def _saved(outcome: TunedEngine, outputs: list[Path]) -> list[Path]:
     """Write the measurements of chains, and return the files that were written."""
     from sequoia_opt.cli.output import note
     from sequoia_opt.measure.tune.files import acceptance_of, profile_of
@@ -159,7 +195,7 @@ def _saved(outcome: TunedServer, outputs: list[Path]) -> list[Path]:
     return outputs
 
 
-def _print(outcome: TunedServer, form: Format) -> None:
+def _print(outcome: TunedEngine, form: Format) -> None:
     from sequoia_opt.cli import bench_tables, tune_summary
 
     results = outcome.tuned.results

@@ -16,29 +16,29 @@ from sequoia_opt.measure.tune.runs import with_draft
 from sequoia_opt.measure.tune.tuning import label_of
 
 if TYPE_CHECKING:
-    from sequoia_opt.measure.tune.llama_cpp import TunedServer
+    from sequoia_opt.measure.tune.task import TunedEngine
     from sequoia_opt.measure.tune.tuning import ChainStudy, Tuned
     from sequoia_opt.plan.chain_tuning import ChainPrediction
 
 SHOWN_POSITIONS = 8
-SERVERS = ("llama-server", "xllamacpp")
+ENGINES = ("llama-server", "xllamacpp", "openvino-genai")
 
 
-def title(outcome: TunedServer) -> str:
+def title(outcome: TunedEngine) -> str:
     """One line with what was decoded, and where."""
     tried = outcome.tried
     models = tried.target + (f" with {tried.draft}" if outcome.tuned.study else "")
-    server = [f"{name} {tried.software[name]}" for name in SERVERS if name in tried.software]
+    engine = [f"{name} {tried.software[name]}" for name in ENGINES if name in tried.software]
     machine = tried.hardware["name"]
     if "threads" in tried.hardware:
         machine += f", {counted(tried.hardware['threads'], 'thread')}"
     work = f"{tried.dataset}: {counted(outcome.prompts, 'prompt')}"
     return "; ".join(
-        [f"{work}, {outcome.tuned.new_tokens} new tokens each", models, machine, *server]
+        [f"{work}, {outcome.tuned.new_tokens} new tokens each", models, machine, *engine]
     )
 
 
-def show_study(outcome: TunedServer) -> None:
+def show_study(outcome: TunedEngine) -> None:
     """Print how often guesses are accepted, and what rounds take."""
     study = outcome.tuned.study
     if study is None:
@@ -63,7 +63,7 @@ def show_predictions(study: ChainStudy) -> None:
         out.print(f"{name}: at least {prediction.speedup:.2f}x plain decoding{interval}, predicted")
 
 
-def show_verdict(outcome: TunedServer) -> None:
+def show_verdict(outcome: TunedEngine) -> None:
     """Print predictions beside the measurements, and the command to use."""
     tuned = outcome.tuned
     if not tuned.results:
@@ -91,7 +91,7 @@ def show_verdict(outcome: TunedServer) -> None:
         if result.agreement < 1:
             note(
                 f"note: {100 * (1 - result.agreement):.0f}% of its texts differ from plain "
-                "decoding's: the server rounds differently when it computes several tokens at once"
+                "decoding's: the engine rounds differently when it computes several tokens at once"
             )
     plain(outcome.command)
 
@@ -116,7 +116,7 @@ def _as_the_best(tuned: Tuned, number: int) -> str:
     return f"{speedup:.2f}x plain decoding{interval_text(low, high)}{choice}"
 
 
-def show_csv(outcome: TunedServer) -> None:
+def show_csv(outcome: TunedEngine) -> None:
     """Print the results as CSV, or the predictions where nothing was tried."""
     if outcome.tuned.results or outcome.tuned.study is None:
         race_csv(outcome.tuned.results, settings_of(outcome))
@@ -125,7 +125,7 @@ def show_csv(outcome: TunedServer) -> None:
         print_csv([{**_prediction(p), **settings} for p in outcome.tuned.study.predictions])
 
 
-def document(outcome: TunedServer) -> dict[str, Any]:
+def document(outcome: TunedEngine) -> dict[str, Any]:
     """The whole outcome as a mapping."""
     tuned = outcome.tuned
     best = tuned.best
@@ -139,7 +139,7 @@ def document(outcome: TunedServer) -> dict[str, Any]:
     }
 
 
-def settings_of(outcome: TunedServer) -> dict[str, Any]:
+def settings_of(outcome: TunedEngine) -> dict[str, Any]:
     """Models, prompts, machine and settings, as a mapping."""
     tried = outcome.tried
     return {
@@ -155,7 +155,7 @@ def settings_of(outcome: TunedServer) -> dict[str, Any]:
     }
 
 
-def _result(outcome: TunedServer, number: int) -> dict[str, Any]:
+def _result(outcome: TunedEngine, number: int) -> dict[str, Any]:
     tuned = outcome.tuned
     speculation = tuned.settings[number]
     low, high = tuned.intervals[number] or (None, None)

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 TORCH, LLAMA_CPP = "torch", "llama.cpp"
 ENGINES = (TORCH, LLAMA_CPP)
+OPENVINO = "openvino"  # whose own speculation is tuned; it runs no plans
 
 GGUF = ".gguf"
 """How the name of a file ends that llama.cpp runs."""

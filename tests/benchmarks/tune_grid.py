@@ -36,8 +36,7 @@ CLOSE = 0.08  # by which a prediction may be off
 def grid(servers: StartedServers) -> list[Speculation]:
     """All settings, plain decoding first."""
     chains = [Speculation(DRAFT, n, t) for n in GUESSES for t in THRESHOLDS]
-    ngrams = [Speculation(kind) for kind in servers.other_kinds]
-    return [NO_SPECULATION, *(chains if servers.has_draft else []), *ngrams]
+    return [NO_SPECULATION, *(chains if servers.has_draft else []), *servers.others]
 
 
 def compare(tuned: dict[str, Any], settings: Sequence[Speculation], speedups: list[float]) -> None:

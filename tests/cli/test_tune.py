@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import openvino_stand_in
 import pytest
 from command_line import Outcome, write
 from llama_server_stand_in import StandIn, serving
@@ -44,12 +45,12 @@ def test_it_prints_the_measurements_the_race_and_the_flags(
     assert re.search(r"steps that accept at least 1, 2, 3 … guesses: \d+%, \d+%", done.out)
     assert "a step: 10.0 ms plain, 11.5 ms with 1" in done.out
     assert re.search(r"plain +1\.00", done.out)
-    assert re.search(r"draft, 3 guesses, p-min 0, the default +\d", done.out)
-    fastest = re.search(r"fastest: draft, (\d+) guesses?, p-min ([\d.]+)", done.out)
+    assert re.search(r"draft, 3 guesses, the default +\d", done.out)
+    fastest = re.search(r"fastest: draft, (\d+) guesses?(?:, p-min ([\d.]+))?", done.out)
     assert fastest is not None
     assert done.out.splitlines()[-1] == (
         "-md DRAFT.gguf --spec-type draft-simple --spec-draft-n-max "
-        f"{fastest[1]} --spec-draft-n-min 0 --spec-draft-p-min {fastest[2]}"
+        f"{fastest[1]} --spec-draft-n-min 0 --spec-draft-p-min {fastest[2] or 0}"
     )
 
 
@@ -96,7 +97,7 @@ def test_a_server_that_keeps_its_settings_is_predicted(
     done = run(*arguments, "--url", server.url)
     assert done.code == 0, done.err
     assert "the server takes no settings with a request" in done.err
-    assert len(re.findall(r"p-min 0: at least [\d.]+x plain decoding", done.out)) == 6
+    assert len(re.findall(r"guess(?:es)?: at least [\d.]+x plain decoding", done.out)) == 6
     assert "fastest by prediction: draft, " in done.out
     assert "--spec-draft-n-max" in done.out.splitlines()[-1]
     rows = run(*arguments, "--url", server.url, "--format", "csv").out.splitlines()
@@ -182,3 +183,39 @@ def test_a_gain_that_few_prompts_cannot_prove_is_said(
     )
     assert re.search(r"draft, .* has \d\.\d\dx plain decoding \(0\.\d\d–", done.out)
     assert done.out.splitlines()[-1] == "--spec-type none"
+
+
+def test_openvino_is_tuned_in_this_process(
+    run: Callable[..., Outcome],
+    arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    openvino_stand_in.install(monkeypatch)
+    (tmp_path / "openvino_model.xml").write_text("<net/>")
+    arguments[1] = "openvino"
+    models = ["--model", str(tmp_path), "--draft", str(tmp_path)]
+    found = json.loads(run(*arguments, *models, "--json", "--minutes", "0.5").out)
+    names = [result["name"] for result in found["results"]]
+    assert names[:2] == ["plain", "draft, 5 guesses, the default"]
+    assert names[-3:] == ["draft, threshold 0.3", "draft, threshold 0.6", "lookup"]
+    assert all(result["agreement"] == 1 for result in found["results"])
+    assert {prediction["threshold"] for prediction in found["predictions"]} == {0}
+    assert found["engine"]["name"] == "openvino"
+    assert found["command"].startswith("import openvino_genai")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "--model: found none, expected one: the bundled draft has no form"),
+        (["--model", "m", "--url", "http://127.0.0.1:9"], "--url: found an address"),
+        (["--model", "m", "--gpu-layers", "3"], "--gpu-layers: found a setting of llama.cpp"),
+    ],
+)
+def test_what_openvino_does_not_take(
+    run: Callable[..., Outcome], options: list[str], message: str
+) -> None:
+    done = run("tune", "openvino", *options)
+    assert done.code == 2
+    assert message in done.err

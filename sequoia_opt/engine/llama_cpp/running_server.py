@@ -39,7 +39,8 @@ class RunningServer:
     """
 
     has_draft = True
-    other_kinds = ()
+    others = ()
+    ends_unsure_chains = True
 
     def __init__(self, url: str) -> None:
         self.client = ServerClient(url, client_of(url), lambda what: _failure(url, what))

@@ -33,13 +33,16 @@ class StartedServers:
         SequoiaError: there is no server, or it cannot use the draft.
     """
 
+    ends_unsure_chains = True
+
     def __init__(self, files: Mapping[str, str], settings: Settings) -> None:
         server = program()
         self.default_chain = server.default_chain
         self.has_draft = "draft" in files
-        self.other_kinds = sorted(kind for kind in server.speculations if kind.startswith(NGRAM))
+        lookups = sorted(kind for kind in server.speculations if kind.startswith(NGRAM))
+        self.others = [Speculation(kind) for kind in lookups]
         lacking = f"{KINDS[DRAFT]}, which --draft is for" if self.has_draft else f"{NGRAM}simple"
-        if not (KINDS[DRAFT] in server.speculations if self.has_draft else self.other_kinds):
+        if not (KINDS[DRAFT] in server.speculations if self.has_draft else self.others):
             raise SequoiaError(
                 f"{server.name} {server.version}: has no speculation {lacking}; install a newer one"
             )

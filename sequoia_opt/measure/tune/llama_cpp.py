@@ -5,11 +5,9 @@ Knows files, servers and the command line to print. `tuning` says how settings a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 
 from sequoia_opt.engine.gguf_file import stem
@@ -21,50 +19,15 @@ from sequoia_opt.engine.llama_cpp.server_program import pasted, program, specula
 from sequoia_opt.engine.llama_cpp.started_servers import StartedServers
 from sequoia_opt.engine.names import LLAMA_CPP
 from sequoia_opt.engine.pair import ROLES
-from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure.progress import Note, ProgressBar
-from sequoia_opt.measure.records import Document
 from sequoia_opt.measure.tune.files import Tried
 from sequoia_opt.measure.tune.fixed_settings import study_fixed_settings
 from sequoia_opt.measure.tune.prompts import prompts_for
-from sequoia_opt.measure.tune.tuning import Tuned, TuneSpec, tune
+from sequoia_opt.measure.tune.task import Task, TunedEngine, mean_context, room
+from sequoia_opt.measure.tune.tuning import Tuned, tune
 
 GPU_BACKENDS = ("CUDA", "ROCm", "HIP", "MTL", "Metal", "Vulkan", "SYCL", "MUSA")
 UNKNOWN_DRAFT = "DRAFT.gguf"
-
-
-@dataclass(frozen=True)
-class Task:
-    """The prompts to decode while settings are tried, and the time for it.
-
-    Attributes:
-        dataset: its short name.
-        documents: where prompts come from.
-        limit: number of prompts.
-        spec: see `TuneSpec`.
-    """
-
-    dataset: str
-    documents: Sequence[Document]
-    limit: int
-    spec: TuneSpec
-
-
-@dataclass(frozen=True)
-class TunedServer:
-    """The outcome, and the command to use.
-
-    Attributes:
-        tuned: see `Tuned`.
-        command: the command line of the fastest setting.
-        tried: the models, prompts and machine, for files.
-        prompts: number of prompts.
-    """
-
-    tuned: Tuned
-    command: str
-    tried: Tried
-    prompts: int
 
 
 def tune_files(
@@ -73,7 +36,7 @@ def tune_files(
     task: Task,
     bar: ProgressBar,
     note: Note,
-) -> TunedServer:
+) -> TunedEngine:
     """Start a server for each setting, and find the fastest.
 
     Args:
@@ -85,7 +48,7 @@ def tune_files(
             server, or no prompt is usable.
     """
     known = [header.positions for header in headers_of(files).values() if header.positions]
-    most = _room(min(known, default=0), task.spec.new_tokens)
+    most = room(min(known, default=0), task.spec.new_tokens)
     settings = settings_of(options, _uses_gpu())
     with StartedServers(files, settings) as servers:
         prompts = prompts_for(servers.client, task.documents, task.limit, most, note)
@@ -95,17 +58,17 @@ def tune_files(
     tried = Tried(
         **{role: stem(files[role]) if role in files else "none" for role in ROLES},
         dataset=task.dataset,
-        context=_mean_context(prompts, tuned.new_tokens),
+        context=mean_context(prompts, tuned.new_tokens),
         hardware=hardware(torch.device("cpu"), settings.threads),
         software=own_versions() | {server.name: server.version},
         engine={"name": LLAMA_CPP, **settings.document()},
         paths=files,
     )
     command = pasted(files, settings, tuned.best)
-    return TunedServer(tuned, command, tried, len(prompts))
+    return TunedEngine(tuned, command, tried, len(prompts))
 
 
-def tune_url(url: str, task: Task, bar: ProgressBar, note: Note) -> TunedServer:
+def tune_url(url: str, task: Task, bar: ProgressBar, note: Note) -> TunedEngine:
     """Find the fastest setting of a running server.
 
     If the server takes settings with each request, they are tried. No version since 2026 does; for
@@ -120,7 +83,7 @@ def tune_url(url: str, task: Task, bar: ProgressBar, note: Note) -> TunedServer:
             f"{url}: the server takes no settings with a request; chains up to its own length are "
             "predicted, and none is tried (for that, tune with --model and --draft)"
         )
-    most = _room(server.context, task.spec.new_tokens)
+    most = room(server.context, task.spec.new_tokens)
     prompts = prompts_for(server.client, task.documents, task.limit, most, note)
     if server.takes_settings:
         tuned = tune(server, prompts, task.spec, bar, note)
@@ -131,7 +94,7 @@ def tune_url(url: str, task: Task, bar: ProgressBar, note: Note) -> TunedServer:
         target=server.model or "unknown",
         draft="unknown",
         dataset=task.dataset,
-        context=_mean_context(prompts, tuned.new_tokens),
+        context=mean_context(prompts, tuned.new_tokens),
         hardware={"slug": "served", "name": url},
         software=own_versions(),
         engine={"name": LLAMA_CPP},
@@ -140,32 +103,9 @@ def tune_url(url: str, task: Task, bar: ProgressBar, note: Note) -> TunedServer:
     command = "--spec-type none"
     if tuned.best != NO_SPECULATION:
         command = speculation_flags(UNKNOWN_DRAFT, tuned.best)
-    return TunedServer(tuned, command, tried, len(prompts))
-
-
-def _room(positions: int, new_tokens: int) -> int | None:
-    """The most tokens that a prompt may have; None for any number.
-
-    Args:
-        positions: of the models or the server; 0 where they are not known.
-
-    Raises:
-        SequoiaError: the new tokens leave none.
-    """
-    if not positions:
-        return None
-    if new_tokens >= positions:
-        raise SequoiaError(
-            f"found {new_tokens} new tokens for each prompt, expected fewer than the {positions} "
-            "positions that there are; lower --max-new-tokens"
-        )
-    return positions - new_tokens
+    return TunedEngine(tuned, command, tried, len(prompts))
 
 
 def _uses_gpu() -> bool:
     """Whether the server was built for a GPU that it found here."""
     return any(backend in program().system for backend in GPU_BACKENDS)
-
-
-def _mean_context(prompts: Sequence[Sequence[int]], new_tokens: int) -> float:
-    return float(np.mean([len(prompt) for prompt in prompts]) + new_tokens / 2)

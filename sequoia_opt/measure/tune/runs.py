@@ -53,8 +53,13 @@ class TunableEngine(Protocol):
         ...
 
     @property
-    def other_kinds(self) -> Sequence[str]:
-        """Its kinds of speculation that need no draft model."""
+    def ends_unsure_chains(self) -> bool:
+        """Whether a chain of some length can also end early, where the draft is unsure."""
+        ...
+
+    @property
+    def others(self) -> Sequence[Speculation]:
+        """Settings to race that are not chains of some length: lookups, for one."""
         ...
 
     def answer(self, speculation: Speculation, prompt: list[int], new_tokens: int) -> Decoded:

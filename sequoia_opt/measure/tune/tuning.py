@@ -134,8 +134,11 @@ def label_of(speculation: Speculation) -> str:
     """A setting in words."""
     if speculation.kind != DRAFT:
         return "plain" if speculation == NO_SPECULATION else speculation.kind
+    if speculation.guesses is None:
+        return f"draft, threshold {speculation.threshold:g}"
     guesses = "1 guess" if speculation.guesses == 1 else f"{speculation.guesses} guesses"
-    return f"draft, {guesses}, p-min {speculation.threshold:g}"
+    end = f", p-min {speculation.threshold:g}" if speculation.threshold else ""
+    return f"draft, {guesses}{end}"
 
 
 def tune(
@@ -155,6 +158,8 @@ def tune(
         SequoiaError: the engine fails, or has a draft that it never uses.
     """
     clock = Clock(60 * spec.minutes)
+    if not engine.ends_unsure_chains:
+        spec = replace(spec, thresholds=(0.0,))
     engine.answer(NO_SPECULATION, prompts[0], WARM_UP_TOKENS)  # starts it
     started = clock.passed
     engine.answer(NO_SPECULATION, prompts[0], spec.new_tokens)
@@ -164,7 +169,7 @@ def tune(
     settings = [
         NO_SPECULATION,
         *_candidates(study, engine.default_chain),
-        *map(Speculation, engine.other_kinds),
+        *engine.others,
     ]
     default = with_draft(engine.default_chain)
     labels = [
@@ -197,7 +202,7 @@ def _in_time(
     """
     timed_settings = len(spec.lengths) + 2 * len(spec.thresholds)  # recorded ones included
     fewest = MIN_TEXTS * timed_settings if engine.has_draft else 0
-    fewest += (1 + MIN_TEXTS) * (RACING_CHAINS * engine.has_draft + len(engine.other_kinds) + 1)
+    fewest += (1 + MIN_TEXTS) * (RACING_CHAINS * engine.has_draft + len(engine.others) + 1)
     share = seconds / (fewest * turn)
     new_tokens = max(FEWEST_TOKENS, int(share * spec.new_tokens))
     if new_tokens >= spec.new_tokens:

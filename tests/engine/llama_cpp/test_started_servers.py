@@ -17,7 +17,8 @@ from sequoia_opt.engine.llama_cpp.started_servers import StartedServers
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure.progress import no_note, no_progress_bar
 from sequoia_opt.measure.records import Document
-from sequoia_opt.measure.tune.llama_cpp import Task, tune_files
+from sequoia_opt.measure.tune.llama_cpp import tune_files
+from sequoia_opt.measure.tune.task import Task
 from sequoia_opt.measure.tune.tuning import TuneSpec, label_of
 from sequoia_opt.plan.chain_replay import ChainRecord
 
@@ -79,7 +80,7 @@ def test_the_bundled_pair_is_tuned(
     tuned = found.tuned
     assert tuned.study is not None
     names = [label_of(setting) for setting in tuned.settings]
-    assert names[:2] == ["plain", "draft, 3 guesses, p-min 0"]
+    assert names[:2] == ["plain", "draft, 3 guesses"]
     assert names[-1] == "ngram-simple"
     assert [result.agreement for result in tuned.results] == [1] * len(names)
     assert tuned.results[0].tokens_per_step == 1

@@ -117,7 +117,8 @@ class NoisyEngine:
 
     has_draft = False
     default_chain = ChainSetting(3)
-    other_kinds = tuple(f"ngram-{number}" for number in range(7))
+    ends_unsure_chains = True
+    others = tuple(Speculation(f"ngram-{number}") for number in range(7))
 
     def __init__(self, seed: int, gains: dict[str, float]) -> None:
         self._random, self._gains = np.random.default_rng(seed), gains
