@@ -10,6 +10,7 @@ of attention or trees.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from itertools import count
 from typing import Any
 from weakref import WeakValueDictionary
@@ -18,9 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from sequoia_opt.engine.cpu import is_intel
+from sequoia_opt.engine.torch.memory import free_bytes
 
 # oneDNN chooses the layout for about this number of rows; it serves all other numbers too.
 TYPICAL_ROWS = 8
+LARGER_THAN_CACHES = 2**27  # bytes of weights that each forward pass reads from memory
 
 
 class PackedLinear(nn.Linear):
@@ -30,6 +33,8 @@ class PackedLinear(nn.Linear):
         packed: the weights, in a layout that only oneDNN reads.
         weight: None, or the plain weights if another layer (an embedding) uses them too.
         number: by which a compiled graph finds the layer, since it cannot hold a packed tensor.
+        reduces: whether the compiled graph of a single row uses the plain weights, see
+            `keep_plain`.
     """
 
     packed: Tensor
@@ -47,7 +52,7 @@ class PackedLinear(nn.Linear):
         self.packed = torch.ops.mkldnn._reorder_linear_weight(plain.weight.detach(), TYPICAL_ROWS)
         self.register_parameter("weight", plain._parameters["weight"] if keep_weight else None)
         self.register_parameter("bias", plain._parameters["bias"])
-        self.number = number
+        self.number, self.reduces = number, False
         _layers[number] = self
         plain.register_parameter("weight", None)
 
@@ -65,13 +70,15 @@ class PackedLinear(nn.Linear):
     def forward(self, rows: Tensor) -> Tensor:
         """Rows [..., in_features] to [..., out_features]."""
         output: Tensor
-        if torch.compiler.is_compiling():
-            output = torch.ops.sequoia_opt.packed_linear(
-                rows, self.bias, self.number, self.out_features
-            )
-        else:
+        if not torch.compiler.is_compiling():
             output = torch.ops.mkldnn._linear_pointwise(
                 rows, self.packed, self.bias, "none", [], ""
+            )
+        elif self.reduces and rows.shape[:-1].numel() == 1:
+            output = reduced(rows, self.weight, self.bias)
+        else:
+            output = torch.ops.sequoia_opt.packed_linear(
+                rows, self.bias, self.number, self.out_features
             )
         return output
 
@@ -128,6 +135,49 @@ def unpack(model: nn.Module) -> None:
             if module not in plain:
                 plain[module] = module.unpack()
             model.set_submodule(path, plain[module])
+
+
+def keep_plain(model: nn.Module) -> None:
+    """Let the compiled graph of a single row use plain weights, where that is faster.
+
+    Code that torch generates for a sum over each row of the weights reads them as fast as memory
+    gives them. On two AMD EPYC cores (Zen 4, SmolLM2-135M's layers in float32) it reads 26 GB/s,
+    oneDNN's kernel 16, MKL's 11, and a plain sum over all weights 27. From 3 rows on oneDNN's is as
+    fast or faster, and so it is where the weights stay in a cache. The plain weights take as much
+    memory again, so none are made where less than twice that is free.
+    """
+    if is_intel():
+        return
+    layers = [module for module in model.modules() if isinstance(module, PackedLinear)]
+    layers = [layer for layer in layers if layer.packed.dtype == torch.float32]
+    if _bytes(layers) < LARGER_THAN_CACHES:
+        return
+    lacking = [layer for layer in layers if layer.weight is None]
+    free = free_bytes(torch.device("cpu"))
+    if free is not None and free < 2 * _bytes(lacking):
+        lacking = []
+    for layer in lacking:
+        layer.weight = nn.Parameter(layer.packed.to_dense(), requires_grad=False)
+    for layer in layers:
+        layer.reduces = layer.weight is not None
+
+
+def _bytes(layers: Sequence[PackedLinear]) -> int:
+    """What the layers' weights take, once."""
+    return sum(layer.packed.numel() * layer.packed.element_size() for layer in layers)
+
+
+def reduced(row: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A single row [..., in_features] to [..., out_features], as sums over products.
+
+    The row becomes a buffer of its own: else the generated code would compute what it comes from
+    again for each output.
+    """
+    buffer = row.reshape(-1).as_strided([row.shape[-1]], [1])
+    output = (weight * buffer).sum(-1)
+    if bias is not None:
+        output = output + bias
+    return output.view(*row.shape[:-1], len(weight))
 
 
 def _packable(linear: nn.Linear) -> bool:

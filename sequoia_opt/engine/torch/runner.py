@@ -44,7 +44,7 @@ from sequoia_opt.engine.torch.layer_stream import LayerStream
 from sequoia_opt.engine.torch.layer_weights import decoder_layers
 from sequoia_opt.engine.torch.likeliest import LikeliestForward, compile_likeliest
 from sequoia_opt.engine.torch.memory import check_fits
-from sequoia_opt.engine.torch.onednn_linear import pack, unpack
+from sequoia_opt.engine.torch.onednn_linear import keep_plain, pack, unpack
 from sequoia_opt.engine.torch.support import (
     activation_dtype,
     check_layer_types,
@@ -114,6 +114,8 @@ class Runner:
         """Lay the weights out for this machine, unless each forward pass reads them again."""
         if self.stream is None:
             pack(self.model)
+        if self.compiled:
+            keep_plain(self.model)
 
     @property
     def streamed_layers(self) -> int:
@@ -145,6 +147,7 @@ class Runner:
                 f"{self.name}: a model whose layers are streamed cannot be compiled; compile the "
                 "draft alone"
             )
+        keep_plain(self.model)
         with self._some_text(batch) as (cache, length), self._collecting():
             forward = self._compiled_forward()
             for count in (1, 2):

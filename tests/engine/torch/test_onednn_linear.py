@@ -5,8 +5,15 @@ import torch
 from torch import nn
 
 from sequoia_opt import load_pair
+from sequoia_opt.engine.decoder import Decoder
 from sequoia_opt.engine.torch import onednn_linear
-from sequoia_opt.engine.torch.onednn_linear import PackedLinear, pack, unpack, worth_packing
+from sequoia_opt.engine.torch.onednn_linear import (
+    PackedLinear,
+    keep_plain,
+    pack,
+    unpack,
+    worth_packing,
+)
 
 WIDTH, WORTH_PACKING = 512, 2**17
 DTYPES = [torch.float32, torch.bfloat16]
@@ -172,3 +179,75 @@ def test_the_native_model_has_its_plain_layers() -> None:
     with target.native() as model:
         assert packed_parts(model) == []
     assert packed_parts(target.model) == before
+
+
+@pytest.fixture
+def _memory_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on an AMD CPU with a model that no cache holds."""
+    monkeypatch.setattr(onednn_linear, "is_intel", lambda: False)
+    monkeypatch.setattr(onednn_linear, "LARGER_THAN_CACHES", 0)
+
+
+@pytest.mark.usefixtures("_memory_bound")
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_single_row_compiled_is_summed_over_plain_weights(bias: bool) -> None:
+    if not supported(torch.float32):
+        pytest.skip("no kernels here")
+    torch.manual_seed(0)
+    plain = nn.Linear(WIDTH, WIDTH + 100, bias=bias).requires_grad_(False)
+    exact = nn.Linear(WIDTH, WIDTH + 100, bias=bias, dtype=torch.float64).requires_grad_(False)
+    exact.load_state_dict({k: v.double() for k, v in plain.state_dict().items()})
+    model = nn.Sequential(plain)
+    pack(model)
+    keep_plain(model)
+    compiled = torch.compile(model)
+    for rows in (1, 3):
+        inputs = torch.randn(rows, 1, WIDTH).softmax(-1) - 0.5
+        error = (compiled(inputs).double() - exact(inputs.double())).abs().max()
+        assert error < 1e-5
+        # What is summed is the plain weights: change them, and only a single row notices.
+        model[0].weight.mul_(2)
+        changed = not torch.allclose(compiled(inputs), model(inputs), atol=1e-3)
+        assert changed == (rows == 1)
+        model[0].weight.div_(2)
+
+
+@pytest.mark.usefixtures("_memory_bound")
+def test_plain_weights_are_kept_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not supported(torch.float32):
+        pytest.skip("no kernels here")
+
+    def reducing() -> list[str]:
+        model = Tied(torch.float32, bias=True)
+        pack(model)
+        keep_plain(model)
+        parts = dict(model.named_modules())
+        return [name for name in packed_parts(model) if parts[name].reduces]
+
+    assert reducing() == ["inner.0", "head"]
+    weight = 4 * WIDTH * WIDTH
+    monkeypatch.setattr(onednn_linear, "free_bytes", lambda device: 2 * weight - 1)
+    assert reducing() == ["head"]  # which the embedding keeps anyway
+    monkeypatch.setattr(onednn_linear, "free_bytes", lambda device: None)
+    assert reducing() == ["inner.0", "head"]
+    monkeypatch.setattr(onednn_linear, "LARGER_THAN_CACHES", 2 * weight + 1)
+    assert reducing() == []
+    monkeypatch.setattr(onednn_linear, "LARGER_THAN_CACHES", 2 * weight)
+    monkeypatch.setattr(onednn_linear, "is_intel", lambda: True)
+    assert reducing() == []
+
+
+@pytest.mark.usefixtures("_memory_bound")
+def test_a_compiled_model_decodes_on_after_its_native_form_was_used() -> None:
+    if not supported(torch.float32):
+        pytest.skip("no kernels here")
+    pair = load_pair(device="cpu")
+    plain = Decoder(pair)
+    expected = plain.generate([5, 6, 7], 12).tokens
+    pair.target.compile()
+    layers = [m for m in pair.target.model.modules() if isinstance(m, PackedLinear)]
+    assert all(layer.reduces for layer in layers)
+    assert plain.generate([5, 6, 7], 12).tokens == expected
+    with pair.target.native():
+        pass
+    assert plain.generate([5, 6, 7], 12).tokens == expected
