@@ -126,6 +126,11 @@ class EngineOptions(EngineSettings):
         """
         solved = tree.metadata.get("engine", {})
         engine = self.engine or solved.get("name")
+        if engine not in (None, *ENGINES):
+            raise SequoiaError(
+                f"the tree was solved for {engine}, which runs no trees; `sequoia-opt export` "
+                "writes its settings, and --engine runs it elsewhere"
+            )
         if (engine or TORCH) != solved.get("name", TORCH):
             return EngineOptions(engine=engine, **self.settings)
         carried = {name: solved[name] for name in SETTINGS if name in solved}

@@ -33,7 +33,16 @@ def cpu_name() -> str:
 
 def is_intel() -> bool:
     """Whether Intel made this CPU."""
-    return "GenuineIntel" in (_cpuinfo().get("vendor_id") or platform.processor())
+    return "GenuineIntel" in _vendor()
+
+
+def is_amd() -> bool:
+    """Whether AMD made this CPU."""
+    return "AuthenticAMD" in _vendor()
+
+
+def _vendor() -> str:
+    return _cpuinfo().get("vendor_id") or platform.processor()
 
 
 @cache

@@ -25,8 +25,8 @@ class Speculation:
         kind: "none"; "draft" for the pair's draft; "lookup" for prompt lookup; or one of the
             library's own names, as "ngram-simple".
         guesses: tokens guessed in each step; None for the library's own choice.
-        threshold: where `guesses` is set, the draft's probability below which a step guesses no
-            further; llama.cpp's server alone takes it.
+        threshold: the draft's probability below which a step guesses no further; llama.cpp's
+            server takes it beside `guesses`, OpenVINO GenAI instead of them.
     """
 
     kind: str = NONE

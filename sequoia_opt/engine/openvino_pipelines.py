@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -29,7 +30,8 @@ LIBRARY, PACKAGE = "openvino_genai", "openvino-genai"
 MODEL_FILE = "openvino_model.xml"
 OWN_GUESSES = 5  # of a chain or a lookup where nothing is set
 THRESHOLDS = (0.3, 0.6)
-NGRAM = 3  # tokens that a lookup looks for, as in the library's samples
+NGRAM = 3  # the most tokens that a lookup looks for, as in the library's samples
+READ_TOKENS = 2  # new tokens of a text for which the draft reads the prompt
 
 
 @dataclass(frozen=True)
@@ -41,19 +43,23 @@ class Answer:
         steps: forward passes of the target after the prompt's.
         predicted_ms: time of these.
         accepted: guesses that each of them accepted, [steps].
+        drafted: guesses of all of them but the last, which the library does not count; 0 where no
+            draft model guesses.
     """
 
     tokens: list[int]
     steps: int
     predicted_ms: float
     accepted: list[int]
+    drafted: int
 
 
 class OpenVinoPipelines:
     """See `TunableEngine` and `Reader`; a context manager that removes converted files.
 
     A chain has a length or a threshold, not both. All pipelines stay loaded, each with the
-    target's weights.
+    target's weights. The draft reads a prompt in the first step, which an answer's time leaves
+    out.
 
     Attributes:
         positions: tokens that a text may have; 0 if the files do not say so.
@@ -82,9 +88,11 @@ class OpenVinoPipelines:
         self._properties = {"INFERENCE_NUM_THREADS": threads}
         self._converted = TemporaryDirectory(prefix="sequoia-opt-")
         self._pipelines: dict[str, Any] = {}
+        self._files, self._read = dict(files), set[tuple[int, ...]]()
         try:
             self._folders = {role: self._folder(role, path) for role, path in files.items()}
-            self._tokenizer = self._made(self._library.Tokenizer, self._folders["target"])
+            with _named(files["target"]):
+                self._tokenizer = self._library.Tokenizer(self._folders["target"])
         except BaseException:
             self._converted.cleanup()
             raise
@@ -99,8 +107,11 @@ class OpenVinoPipelines:
         self._converted.cleanup()
 
     def tokens(self, text: str) -> list[int]:
-        """See `Reader`."""
-        ids: list[int] = self._tokenizer.encode(text).input_ids.data[0].tolist()
+        """See `Reader`; chat templates write the token of a beginning themselves."""
+        begins = self._tokenizer.get_bos_token()
+        special = not (begins and text.startswith(begins))
+        inputs = self._tokenizer.encode(text, add_special_tokens=special)
+        ids: list[int] = inputs.input_ids.data[0].tolist()
         return ids
 
     def chat_text(self, messages: Sequence[Mapping[str, Any]]) -> str:
@@ -113,6 +124,12 @@ class OpenVinoPipelines:
 
     def answer(self, speculation: Speculation, prompt: list[int], new_tokens: int) -> Answer:
         """See `TunableEngine`."""
+        if speculation.kind == DRAFT and tuple(prompt) not in self._read:
+            self._decoded(speculation, prompt, READ_TOKENS)
+            self._read.add(tuple(prompt))
+        return self._decoded(speculation, prompt, new_tokens)
+
+    def _decoded(self, speculation: Speculation, prompt: list[int], new_tokens: int) -> Answer:
         config = self._library.GenerationConfig()
         config.max_new_tokens, config.ignore_eos, config.do_sample = new_tokens, True, False
         for name, value in settings_of(speculation).items():
@@ -121,10 +138,11 @@ class OpenVinoPipelines:
         inputs = self._tensor(np.array([prompt], np.int64))
         pipeline = self._pipeline(speculation.kind)
         try:
-            tokens = list(pipeline.generate(inputs, config, steps).tokens[0])
+            result = pipeline.generate(inputs, config, steps)
         except RuntimeError as error:
             raise SequoiaError(f"{LIBRARY}: decoding failed ({_reason(error)})") from None
-        counts, times = steps.counts, steps.times
+        tokens, counts, times = list(result.tokens[0]), steps.counts, steps.times
+        metrics = result.extended_perf_metrics if speculation.kind == DRAFT else None
         if sum(counts) != len(tokens):
             raise SequoiaError(
                 f"{LIBRARY} {self.version}: told {sum(counts)} of {len(tokens)} tokens step by "
@@ -135,17 +153,29 @@ class OpenVinoPipelines:
             steps=len(counts) - 1,
             predicted_ms=1000 * (times[-1] - times[0]),
             accepted=[count - 1 for count in counts[1:]],
+            drafted=0 if metrics is None else metrics.get_num_draft_tokens(),
         )
 
     def counted(self, speculation: Speculation, prompt: list[int], new_tokens: int) -> StepCounts:
-        """See `TunableEngine`.
+        """See `TunableEngine`; for chains of some length.
 
-        A chain ends early only where its last guess would be the text's last token but one.
+        The library tells the guesses of all steps together. Each chain is full, but at the text's
+        end: its last token is never guessed.
         """
+        assert speculation.guesses is not None
+        answer = self.answer(speculation, prompt, new_tokens)
         steps, left = StepCounts(), new_tokens - 1
-        for accepted in self.answer(speculation, prompt, new_tokens).accepted:
-            steps.add(min(speculation.guesses or OWN_GUESSES, left - 1), accepted)
+        for accepted in answer.accepted:
+            steps.add(min(speculation.guesses, left - 1), accepted)
             left -= accepted + 1
+        expected = sum(steps.drafted[:-1])
+        if answer.drafted == 0 < expected:
+            return StepCounts([0] * answer.steps, [0] * answer.steps)  # it never drafts
+        if answer.drafted != expected:
+            raise SequoiaError(
+                f"{LIBRARY} {self.version}: drafted {answer.drafted} guesses, expected {expected}; "
+                "another version may draft in another way"
+            )
         return steps
 
     def _pipeline(self, kind: str) -> Any:
@@ -154,12 +184,16 @@ class OpenVinoPipelines:
             options: dict[str, Any] = dict(self._properties)
             if kind == DRAFT:
                 draft = self._library.draft_model
-                options["draft_model"] = draft(self._folders["draft"], "CPU", **self._properties)
+                with _named(self._files["draft"]):
+                    folder = self._folders["draft"]
+                    options["draft_model"] = draft(folder, "CPU", **self._properties)
             elif kind == LOOKUP:
                 options["prompt_lookup"] = True
-            self._pipelines[kind] = self._made(
-                self._library.LLMPipeline, self._folders["target"], "CPU", **options
-            )
+            models = self._files.values() if kind == DRAFT else [self._files["target"]]
+            with _named(" with ".join(models)):
+                self._pipelines[kind] = self._library.LLMPipeline(
+                    self._folders["target"], "CPU", **options
+                )
         return self._pipelines[kind]
 
     def _folder(self, role: str, path: str) -> str:
@@ -171,60 +205,68 @@ class OpenVinoPipelines:
                     "`optimum-cli export openvino` wrote"
                 )
             return path
-        read_header(path)  # says what is wrong with a file that is none
+        parts = read_header(path).parts
         folder = Path(self._converted.name) / role
         folder.mkdir()
-        link = folder / f"model{GGUF}"
-        os.symlink(os.path.abspath(path), link)
-        self._made(self._library.LLMPipeline, link, "CPU", enable_save_ov_model=True, shown=path)
+        for part in parts:
+            os.symlink(os.path.abspath(part), folder / part.name)
+        hint = (
+            "; it reads Llama and Qwen models of 4, 8 or 16 bits; others have to be converted by "
+            "`optimum-cli export openvino`"
+        )
+        with _named(path, hint):
+            first = str(folder / parts[0].name)
+            self._library.LLMPipeline(first, "CPU", enable_save_ov_model=True)
         return str(folder)
 
-    @staticmethod
-    def _made(maker: Any, path: Any, *arguments: Any, shown: str = "", **options: Any) -> Any:
-        """What the library makes of a model.
 
-        Raises:
-            SequoiaError: it cannot read it.
-        """
-        try:
-            return maker(str(path), *arguments, **options)
-        except (RuntimeError, IndexError, ValueError) as error:
-            raise SequoiaError(
-                f"{shown or path}: OpenVINO GenAI cannot read it ({_reason(error)}); it reads "
-                "Llama and Qwen models in GGUF files of 4, 8 or 16 bits, and folders that "
-                "`optimum-cli export openvino` wrote"
-            ) from None
+@contextmanager
+def _named(models: str, hint: str = "") -> Iterator[None]:
+    """Names the models in errors of the library."""
+    try:
+        yield
+    except (RuntimeError, IndexError, ValueError) as error:
+        raise SequoiaError(
+            f"{models}: OpenVINO GenAI cannot load it ({_reason(error)}){hint}"
+        ) from None
 
 
 def settings_of(speculation: Speculation) -> dict[str, Any]:
     """The fields of `GenerationConfig` for a setting."""
     if speculation.kind == NONE:
         return {}
-    if speculation.threshold:
-        return {"assistant_confidence_threshold": speculation.threshold}
+    if speculation.threshold:  # the library refuses both
+        return {
+            "num_assistant_tokens": None,
+            "assistant_confidence_threshold": speculation.threshold,
+        }
     guesses = {"num_assistant_tokens": speculation.guesses or OWN_GUESSES}
     return guesses | ({"max_ngram_size": NGRAM} if speculation.kind == LOOKUP else {})
 
 
-def pasted(files: Mapping[str, str], speculation: Speculation) -> str:
+def pasted(files: Mapping[str, str], speculation: Speculation, threads: int) -> str:
     """The lines of Python that decode with a setting.
 
     Args:
-        files: see `OpenVinoPipelines`.
+        files, threads: see `OpenVinoPipelines`.
     """
-    options, lines = "", ["import openvino_genai", ""]
+    lines = ["import openvino_genai", ""]
+    device = f'"CPU", INFERENCE_NUM_THREADS={threads}'
+    options = ""
     if speculation.kind == LOOKUP:
         options = ", prompt_lookup=True"
     elif speculation.kind == DRAFT:
         draft = files["draft"]
         if draft.lower().endswith(GGUF):
             lines += [
-                "# Once, to convert the draft:",
+                f"# Once: converts the draft, and writes {MODEL_FILE} and other files beside it.",
                 f'openvino_genai.LLMPipeline({_text(draft)}, "CPU", enable_save_ov_model=True)',
             ]
             draft = os.path.dirname(os.path.abspath(draft))
-        options = f', draft_model=openvino_genai.draft_model({_text(draft)}, "CPU")'
-    lines.append(f'pipeline = openvino_genai.LLMPipeline({_text(files["target"])}, "CPU"{options})')
+        lines.append(f"draft = openvino_genai.draft_model({_text(draft)}, {device})")
+        options = ", draft_model=draft"
+    target = _text(files["target"])
+    lines.append(f"pipeline = openvino_genai.LLMPipeline({target}, {device}{options})")
     settings = settings_of(speculation)
     if settings:
         lines.append("config = pipeline.get_generation_config()")

@@ -1,7 +1,7 @@
 """A stand-in for OpenVINO GenAI whose texts and accepted guesses are known.
 
-A prompt's text is its tokens over and over. Of a chain, the first guesses are right, as many as the
-last token of the prompt says; a lookup's never are.
+A prompt's text is its tokens over and over. The draft's guess of a token is right, but at every
+place that the prompt's last token divides; a lookup's never is.
 """
 
 from __future__ import annotations
@@ -34,17 +34,22 @@ class Pipeline:
         """Tell a text step by step: one token or a list of them."""
         prompt = inputs.data[0].tolist()
         text = [prompt[i % len(prompt)] for i in range(config.max_new_tokens)]
-        right = prompt[-1] if "draft_model" in self.options else 0
+        drafts = "draft_model" in self.options
         most = getattr(config, "num_assistant_tokens", len(text))
         steps.write(text[0])
-        place = 1
+        place, drafted, last = 1, 0, 0
+        if most is None:
+            most = len(text)
         while place < len(text):
-            guesses = min(most, len(text) - 1 - place) if len(self.options) > 1 else 0
-            count = 1 + min(right, guesses)
+            guesses = min(most, len(text) - 1 - place) if drafts else 0
+            wrong = [i for i in range(guesses) if (place + i) % prompt[-1] == 0]
+            count = 1 + min([*wrong, guesses])
+            drafted, last = drafted + guesses, guesses
             told = text[place : place + count]
             steps.write(told[0] if count == 1 else told)
             place += count
-        return SimpleNamespace(tokens=[text])
+        metrics = SimpleNamespace(get_num_draft_tokens=lambda: drafted - last)
+        return SimpleNamespace(tokens=[text], extended_perf_metrics=metrics if drafts else None)
 
     def get_generation_config(self) -> Any:
         return SimpleNamespace()
@@ -54,8 +59,13 @@ class Tokenizer:
     def __init__(self, path: str) -> None:
         assert (Path(path) / "openvino_model.xml").is_file()
 
-    def encode(self, text: str) -> Any:
-        return SimpleNamespace(input_ids=SimpleNamespace(data=np.array([[1, *text.encode()]])))
+    def get_bos_token(self) -> str:
+        return "<s>"
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> Any:
+        begin = [1] if add_special_tokens else []
+        rest = text.replace("<s>", "\x01").encode()
+        return SimpleNamespace(input_ids=SimpleNamespace(data=np.array([[*begin, *rest]])))
 
     def apply_chat_template(
         self, messages: list[dict[str, str]], add_generation_prompt: bool

@@ -18,7 +18,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
-from sequoia_opt.engine.cpu import is_intel
+from sequoia_opt.engine.cpu import is_amd, is_intel
 from sequoia_opt.engine.torch.memory import free_bytes
 
 # oneDNN chooses the layout for about this number of rows; it serves all other numbers too.
@@ -31,28 +31,29 @@ class PackedLinear(nn.Linear):
 
     Attributes:
         packed: the weights, in a layout that only oneDNN reads.
-        weight: None, or the plain weights if another layer (an embedding) uses them too.
+        weight: None, or the plain weights if another layer (an embedding) or `sums` uses them too.
         number: by which a compiled graph finds the layer, since it cannot hold a packed tensor.
-        reduces: whether the compiled graph of a single row uses the plain weights, see
-            `keep_plain`.
+        sums: whether the compiled graph of a single row sums over the plain weights.
     """
 
     packed: Tensor
 
-    def __init__(self, plain: nn.Linear, number: int, keep_weight: bool) -> None:
+    def __init__(self, plain: nn.Linear, number: int, keep_weight: bool, sums: bool) -> None:
         """Pack a plain layer, which loses its weights unless they are kept.
 
         Args:
             number: of this layer; the same each time that it is packed, so that graphs stay valid.
             keep_weight: for another layer that uses the weights too.
+            sums: see `sums_pay`.
         """
         nn.Module.__init__(self)  # nn.Linear's would allocate plain weights
         self.in_features, self.out_features = plain.in_features, plain.out_features
         self.training = plain.training
         self.packed = torch.ops.mkldnn._reorder_linear_weight(plain.weight.detach(), TYPICAL_ROWS)
-        self.register_parameter("weight", plain._parameters["weight"] if keep_weight else None)
+        kept = plain._parameters["weight"] if keep_weight or sums else None
+        self.register_parameter("weight", kept)
         self.register_parameter("bias", plain._parameters["bias"])
-        self.number, self.reduces = number, False
+        self.number, self.sums = number, sums
         _layers[number] = self
         plain.register_parameter("weight", None)
 
@@ -74,8 +75,8 @@ class PackedLinear(nn.Linear):
             output = torch.ops.mkldnn._linear_pointwise(
                 rows, self.packed, self.bias, "none", [], ""
             )
-        elif self.reduces and rows.shape[:-1].numel() == 1:
-            output = reduced(rows, self.weight, self.bias)
+        elif self.sums and rows.shape[:-1].numel() == 1:
+            output = _summed(rows, self.weight, self.bias)
         else:
             output = torch.ops.sequoia_opt.packed_linear(
                 rows, self.bias, self.number, self.out_features
@@ -112,8 +113,12 @@ _library.impl("packed_linear", _packed_linear, "CPU")
 torch.library.register_fake("sequoia_opt::packed_linear", _packed_linear_shape, lib=_library)
 
 
-def pack(model: nn.Module) -> None:
-    """Pack the linear layers of a model for which that pays, if any."""
+def pack(model: nn.Module, with_sums: bool = False) -> None:
+    """Pack the linear layers of a model for which that pays, if any.
+
+    Args:
+        with_sums: also keep plain float32 weights for graphs of a single row, see `sums_pay`.
+    """
     uses = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
     numbers: dict[str, int] = vars(model).setdefault("_packed_numbers", {})
     packed: dict[nn.Module, PackedLinear] = {}  # a layer that is used twice is packed once
@@ -122,7 +127,8 @@ def pack(model: nn.Module) -> None:
             continue
         if module not in packed and _packable(module):
             number = numbers.setdefault(path, next(_numbers))
-            packed[module] = PackedLinear(module, number, uses[id(module.weight)] > 1)
+            sums = with_sums and module.weight.dtype == torch.float32
+            packed[module] = PackedLinear(module, number, uses[id(module.weight)] > 1, sums)
         if module in packed:
             model.set_submodule(path, packed[module])
 
@@ -137,29 +143,24 @@ def unpack(model: nn.Module) -> None:
             model.set_submodule(path, plain[module])
 
 
-def keep_plain(model: nn.Module) -> None:
-    """Let the compiled graph of a single row use plain weights, where that is faster.
+def sums_pay(model: nn.Module) -> bool:
+    """Whether compiled graphs should multiply a single row by sums over plain weights.
 
     Code that torch generates for a sum over each row of the weights reads them as fast as memory
     gives them. On two AMD EPYC cores (Zen 4, SmolLM2-135M's layers in float32) it reads 26 GB/s,
     oneDNN's kernel 16, MKL's 11, and a plain sum over all weights 27. From 3 rows on oneDNN's is as
     fast or faster, and so it is where the weights stay in a cache. The plain weights take as much
-    memory again, so none are made where less than twice that is free.
+    memory again, so it does not pay where less than twice that is free.
+
+    Args:
+        model: packed.
     """
-    if is_intel():
-        return
     layers = [module for module in model.modules() if isinstance(module, PackedLinear)]
     layers = [layer for layer in layers if layer.packed.dtype == torch.float32]
-    if _bytes(layers) < LARGER_THAN_CACHES:
-        return
-    lacking = [layer for layer in layers if layer.weight is None]
+    if not is_amd() or _bytes(layers) < LARGER_THAN_CACHES:
+        return False
     free = free_bytes(torch.device("cpu"))
-    if free is not None and free < 2 * _bytes(lacking):
-        lacking = []
-    for layer in lacking:
-        layer.weight = nn.Parameter(layer.packed.to_dense(), requires_grad=False)
-    for layer in layers:
-        layer.reduces = layer.weight is not None
+    return free is None or free >= 2 * _bytes([layer for layer in layers if layer.weight is None])
 
 
 def _bytes(layers: Sequence[PackedLinear]) -> int:
@@ -167,7 +168,7 @@ def _bytes(layers: Sequence[PackedLinear]) -> int:
     return sum(layer.packed.numel() * layer.packed.element_size() for layer in layers)
 
 
-def reduced(row: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _summed(row: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A single row [..., in_features] to [..., out_features], as sums over products.
 
     The row becomes a buffer of its own: else the generated code would compute what it comes from

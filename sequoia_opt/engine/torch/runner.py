@@ -44,7 +44,7 @@ from sequoia_opt.engine.torch.layer_stream import LayerStream
 from sequoia_opt.engine.torch.layer_weights import decoder_layers
 from sequoia_opt.engine.torch.likeliest import LikeliestForward, compile_likeliest
 from sequoia_opt.engine.torch.memory import check_fits
-from sequoia_opt.engine.torch.onednn_linear import keep_plain, pack, unpack
+from sequoia_opt.engine.torch.onednn_linear import pack, sums_pay, unpack
 from sequoia_opt.engine.torch.support import (
     activation_dtype,
     check_layer_types,
@@ -103,6 +103,7 @@ class Runner:
         # With streamed layers a table's memory would count, and making it costs little.
         self._causal = CausalMasks(self.layers, self.dtype, self.device, keep=stream is None)
         self.compiled = False
+        self._sums: bool | None = None  # see `sums_pay`; None before the first compilation
         self._graphs: dict[tuple[int, ...], Forward] = {}
         self.likeliest: LikeliestForward | None = None
         self._hidden_states: HiddenStates | None = None
@@ -113,9 +114,7 @@ class Runner:
     def _pack(self) -> None:
         """Lay the weights out for this machine, unless each forward pass reads them again."""
         if self.stream is None:
-            pack(self.model)
-        if self.compiled:
-            keep_plain(self.model)
+            pack(self.model, with_sums=bool(self._sums))
 
     @property
     def streamed_layers(self) -> int:
@@ -147,7 +146,11 @@ class Runner:
                 f"{self.name}: a model whose layers are streamed cannot be compiled; compile the "
                 "draft alone"
             )
-        keep_plain(self.model)
+        if batch == 1 and self._sums is None:
+            self._sums = sums_pay(self.model)  # decided once: the graph relies on it
+            if self._sums:
+                unpack(self.model)
+                self._pack()
         with self._some_text(batch) as (cache, length), self._collecting():
             forward = self._compiled_forward()
             for count in (1, 2):

@@ -6,15 +6,15 @@ Knows files and the lines to print. `tuning` says how settings are tried.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 
 from sequoia_opt.engine.cpu import computing_threads
+from sequoia_opt.engine.gguf_file import stem
 from sequoia_opt.engine.hardware import hardware, own_versions
-from sequoia_opt.engine.names import OPENVINO
+from sequoia_opt.engine.names import GGUF, OPENVINO
 from sequoia_opt.engine.openvino_pipelines import PACKAGE, OpenVinoPipelines, pasted
-from sequoia_opt.engine.pair import ROLES
+from sequoia_opt.engine.pair import ROLES, short_name
 from sequoia_opt.measure.progress import Note, ProgressBar
 from sequoia_opt.measure.tune.files import Tried
 from sequoia_opt.measure.tune.prompts import prompts_for
@@ -40,7 +40,7 @@ def tune_pipelines(
         prompts = prompts_for(pipelines, task.documents, task.limit, most, note)
         tuned = tune(pipelines, prompts, task.spec, bar, note)
     tried = Tried(
-        **{role: Path(files[role]).stem if role in files else "none" for role in ROLES},
+        **{role: _name(files[role]) if role in files else "none" for role in ROLES},
         dataset=task.dataset,
         context=mean_context(prompts, tuned.new_tokens),
         hardware=hardware(torch.device("cpu"), threads),
@@ -48,4 +48,9 @@ def tune_pipelines(
         engine={"name": OPENVINO, "threads": threads},
         paths=files,
     )
-    return TunedEngine(tuned, pasted(files, tuned.best), tried, len(prompts))
+    return TunedEngine(tuned, pasted(files, tuned.best, threads), tried, len(prompts))
+
+
+def _name(path: str) -> str:
+    """A model's name, from its file or folder."""
+    return stem(path) if path.lower().endswith(GGUF) else short_name(path)

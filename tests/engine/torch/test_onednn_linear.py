@@ -9,8 +9,8 @@ from sequoia_opt.engine.decoder import Decoder
 from sequoia_opt.engine.torch import onednn_linear
 from sequoia_opt.engine.torch.onednn_linear import (
     PackedLinear,
-    keep_plain,
     pack,
+    sums_pay,
     unpack,
     worth_packing,
 )
@@ -184,7 +184,7 @@ def test_the_native_model_has_its_plain_layers() -> None:
 @pytest.fixture
 def _memory_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on an AMD CPU with a model that no cache holds."""
-    monkeypatch.setattr(onednn_linear, "is_intel", lambda: False)
+    monkeypatch.setattr(onednn_linear, "is_amd", lambda: True)
     monkeypatch.setattr(onednn_linear, "LARGER_THAN_CACHES", 0)
 
 
@@ -198,8 +198,7 @@ def test_a_single_row_compiled_is_summed_over_plain_weights(bias: bool) -> None:
     exact = nn.Linear(WIDTH, WIDTH + 100, bias=bias, dtype=torch.float64).requires_grad_(False)
     exact.load_state_dict({k: v.double() for k, v in plain.state_dict().items()})
     model = nn.Sequential(plain)
-    pack(model)
-    keep_plain(model)
+    pack(model, with_sums=True)
     compiled = torch.compile(model)
     for rows in (1, 3):
         inputs = torch.randn(rows, 1, WIDTH).softmax(-1) - 0.5
@@ -213,41 +212,58 @@ def test_a_single_row_compiled_is_summed_over_plain_weights(bias: bool) -> None:
 
 
 @pytest.mark.usefixtures("_memory_bound")
-def test_plain_weights_are_kept_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sums_pay_where_the_weights_fit_memory_and_no_cache(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     if not supported(torch.float32):
         pytest.skip("no kernels here")
 
-    def reducing() -> list[str]:
+    def pays(tied: bool = True) -> bool:
         model = Tied(torch.float32, bias=True)
+        if not tied:
+            model.head.weight = nn.Parameter(model.embed.weight.clone(), requires_grad=False)
         pack(model)
-        keep_plain(model)
-        parts = dict(model.named_modules())
-        return [name for name in packed_parts(model) if parts[name].reduces]
+        return sums_pay(model)
 
-    assert reducing() == ["inner.0", "head"]
     weight = 4 * WIDTH * WIDTH
+    assert pays()
+    monkeypatch.setattr(onednn_linear, "free_bytes", lambda device: 2 * weight)
+    assert pays()  # the embedding keeps the head's weights anyway
+    assert not pays(tied=False)
     monkeypatch.setattr(onednn_linear, "free_bytes", lambda device: 2 * weight - 1)
-    assert reducing() == ["head"]  # which the embedding keeps anyway
+    assert not pays()
     monkeypatch.setattr(onednn_linear, "free_bytes", lambda device: None)
-    assert reducing() == ["inner.0", "head"]
+    assert pays()
     monkeypatch.setattr(onednn_linear, "LARGER_THAN_CACHES", 2 * weight + 1)
-    assert reducing() == []
+    assert not pays()
     monkeypatch.setattr(onednn_linear, "LARGER_THAN_CACHES", 2 * weight)
-    monkeypatch.setattr(onednn_linear, "is_intel", lambda: True)
-    assert reducing() == []
+    assert pays()
+    monkeypatch.setattr(onednn_linear, "is_amd", lambda: False)
+    assert not pays()
 
 
 @pytest.mark.usefixtures("_memory_bound")
-def test_a_compiled_model_decodes_on_after_its_native_form_was_used() -> None:
+def test_a_compiled_model_decodes_on_after_its_native_form_was_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also where memory has become short meanwhile, since the graph uses the plain weights."""
     if not supported(torch.float32):
         pytest.skip("no kernels here")
     pair = load_pair(device="cpu")
     plain = Decoder(pair)
     expected = plain.generate([5, 6, 7], 12).tokens
+
+    def summing() -> list[bool]:
+        model = pair.target.model
+        return [layer.sums for layer in model.modules() if isinstance(layer, PackedLinear)]
+
+    before = summing()
+    assert not any(before)
     pair.target.compile()
-    layers = [m for m in pair.target.model.modules() if isinstance(m, PackedLinear)]
-    assert all(layer.reduces for layer in layers)
+    assert summing() == [True] * len(before) != []
     assert plain.generate([5, 6, 7], 12).tokens == expected
+    monkeypatch.setattr(onednn_linear, "free_bytes", lambda device: 0)
     with pair.target.native():
         pass
+    assert summing() == [True] * len(before)
     assert plain.generate([5, 6, 7], 12).tokens == expected
