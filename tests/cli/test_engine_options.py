@@ -140,6 +140,17 @@ def test_a_tree_brings_its_engine_and_settings(
     assert "cache-type-k: found f12" in done.err  # so the tree's setting was used
 
 
+def test_a_tree_of_an_engine_that_runs_none_names_export(
+    run: Callable[..., Outcome], tree: Callable[..., str]
+) -> None:
+    """As `tune openvino --save` and `solve` make one."""
+    path = tree(name="openvino")
+    done = run("decode", path, "--prompt", "x")
+    assert done.code == 1
+    assert "the tree was solved for openvino, which runs no trees; `sequoia-opt export`" in done.err
+    assert EngineOptions(engine="torch").on(TokenTree.load(path)).engine == "torch"
+
+
 @pytest.mark.parametrize(
     ("option", "value", "expected"),
     [
