@@ -82,6 +82,11 @@ def show_verdict(outcome: TunedEngine) -> None:
                 f"{result.name}: speedup predicted {prediction.speedup:.2f}x, measured "
                 f"{result.speedup:.2f}x ({100 * (prediction.speedup / result.speedup - 1):+.1f}%)"
             )
+    if (proof := tuned.proof) is not None:
+        out.print(
+            f"{proof.result.name} on {counted(proof.prompts, 'fresh prompt')}: "
+            f"{proof.result.speedup:.2f}x plain decoding{interval_text(*proof.interval)}"
+        )
     if tuned.best == NO_SPECULATION:
         _show_that_nothing_pays(tuned)
     else:
@@ -135,6 +140,7 @@ def document(outcome: TunedEngine) -> dict[str, Any]:
         "setting": asdict(best),
         "command": outcome.command,
         "results": [_result(outcome, number) for number in range(len(tuned.results))],
+        **({} if tuned.proof is None else {"proof": asdict(tuned.proof)}),
         **({} if tuned.study is None else _study(tuned.study)),
     }
 

@@ -176,6 +176,8 @@ def test_new_tokens_that_leave_no_room_for_a_prompt_are_refused(
 def test_a_gain_that_few_prompts_cannot_prove_is_said(
     run: Callable[..., Outcome], server: StandIn, arguments: list[str]
 ) -> None:
+    path = Path(arguments[arguments.index("--prompts") + 1])
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))  # too few for a proof
     done = run(*arguments, "--url", server.url, "--limit", 2)
     assert done.code == 0, done.err
     assert (
@@ -183,6 +185,20 @@ def test_a_gain_that_few_prompts_cannot_prove_is_said(
     )
     assert re.search(r"draft, .* has \d\.\d\dx plain decoding \(0\.\d\d–", done.out)
     assert done.out.splitlines()[-1] == "--spec-type none"
+
+
+def test_a_gain_that_few_prompts_cannot_prove_is_proved_on_fresh_ones(
+    run: Callable[..., Outcome], server: StandIn, arguments: list[str]
+) -> None:
+    done = run(*arguments, "--url", server.url, "--limit", 2)
+    assert done.code == 0, done.err
+    proof = re.search(r"(draft, .*) on 4 fresh prompts: (\S+)x plain decoding \((\S+)–", done.out)
+    assert proof is not None
+    assert 1 < float(proof[3]) < float(proof[2])
+    assert f"fastest: {proof[1]}, " in done.out
+    found = json.loads(run(*arguments, "--url", server.url, "--limit", 2, "--json").out)
+    assert found["pays"]
+    assert found["proof"]["prompts"] == 4
 
 
 def test_openvino_is_tuned_in_this_process(

@@ -23,7 +23,7 @@ from sequoia_opt.measure.progress import Note, ProgressBar
 from sequoia_opt.measure.tune.files import Tried
 from sequoia_opt.measure.tune.fixed_settings import study_fixed_settings
 from sequoia_opt.measure.tune.prompts import prompts_for
-from sequoia_opt.measure.tune.task import Task, TunedEngine, mean_context, room
+from sequoia_opt.measure.tune.task import Task, TunedEngine, fresh_prompts, mean_context, room
 from sequoia_opt.measure.tune.tuning import Tuned, tune
 
 GPU_BACKENDS = ("CUDA", "ROCm", "HIP", "MTL", "Metal", "Vulkan", "SYCL", "MUSA")
@@ -52,8 +52,9 @@ def tune_files(
     settings = settings_of(options, _uses_gpu())
     with StartedServers(files, settings) as servers:
         prompts = prompts_for(servers.client, task.documents, task.limit, most, note)
-        servers.make_room(max(map(len, prompts)) + task.spec.new_tokens)
-        tuned = tune(servers, prompts, task.spec, bar, note)
+        fresh = fresh_prompts(servers.client, task, most, prompts)
+        servers.make_room(max(map(len, [*prompts, *fresh])) + task.spec.new_tokens)
+        tuned = tune(servers, prompts, task.spec, bar, note, fresh)
     server = program()
     tried = Tried(
         **{role: stem(files[role]) if role in files else "none" for role in ROLES},
@@ -86,7 +87,8 @@ def tune_url(url: str, task: Task, bar: ProgressBar, note: Note) -> TunedEngine:
     most = room(server.context, task.spec.new_tokens)
     prompts = prompts_for(server.client, task.documents, task.limit, most, note)
     if server.takes_settings:
-        tuned = tune(server, prompts, task.spec, bar, note)
+        fresh = fresh_prompts(server.client, task, most, prompts)
+        tuned = tune(server, prompts, task.spec, bar, note, fresh)
     else:
         study = study_fixed_settings(server, prompts, task.spec, bar)
         tuned = Tuned(study, [], [], task.spec.new_tokens)

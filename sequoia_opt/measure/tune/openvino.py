@@ -18,7 +18,7 @@ from sequoia_opt.engine.pair import ROLES, short_name
 from sequoia_opt.measure.progress import Note, ProgressBar
 from sequoia_opt.measure.tune.files import Tried
 from sequoia_opt.measure.tune.prompts import prompts_for
-from sequoia_opt.measure.tune.task import Task, TunedEngine, mean_context, room
+from sequoia_opt.measure.tune.task import Task, TunedEngine, fresh_prompts, mean_context, room
 from sequoia_opt.measure.tune.tuning import tune
 
 
@@ -38,7 +38,8 @@ def tune_pipelines(
     with OpenVinoPipelines(files, threads) as pipelines:
         most = room(pipelines.positions, task.spec.new_tokens)
         prompts = prompts_for(pipelines, task.documents, task.limit, most, note)
-        tuned = tune(pipelines, prompts, task.spec, bar, note)
+        fresh = fresh_prompts(pipelines, task, most, prompts)
+        tuned = tune(pipelines, prompts, task.spec, bar, note, fresh)
     tried = Tried(
         **{role: _name(files[role]) if role in files else "none" for role in ROLES},
         dataset=task.dataset,

@@ -11,9 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from sequoia_opt.errors import SequoiaError
+from sequoia_opt.measure.progress import no_note
 from sequoia_opt.measure.records import Document
 from sequoia_opt.measure.tune.files import Tried
+from sequoia_opt.measure.tune.prompts import Reader, prompts_for
 from sequoia_opt.measure.tune.tuning import Tuned, TuneSpec
+
+FRESH = 3  # prompts of a proof for each of the race
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,18 @@ class TunedEngine:
     command: str
     tried: Tried
     prompts: int
+
+
+def fresh_prompts(
+    reader: Reader, task: Task, most: int | None, prompts: Sequence[list[int]]
+) -> list[list[int]]:
+    """Other prompts of the dataset, for a proof: `FRESH` for each of these, if there are so many.
+
+    Args:
+        most: see `prompts_for`.
+    """
+    more = prompts_for(reader, task.documents, (1 + FRESH) * task.limit, most, no_note)
+    return [prompt for prompt in more if prompt not in prompts]
 
 
 def room(positions: int, new_tokens: int) -> int | None:

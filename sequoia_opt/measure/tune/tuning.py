@@ -3,8 +3,9 @@
 A run with a long chain for each threshold shows which guesses are right, and the times of a few
 chains give the time of a round. From these the speed of every length and threshold is predicted.
 The predicted best one is timed and predicted again, until the best one has been timed. Then it
-races plain decoding, the engine's defaults and its other kinds of speculation. Knows nothing of any
-engine's options.
+races plain decoding, the engine's defaults and its other kinds of speculation. Where that leaves in
+doubt whether the fastest pays, it races plain decoding alone once more, on fresh prompts. Knows
+nothing of any engine's options.
 """
 
 from __future__ import annotations
@@ -85,6 +86,21 @@ class ChainStudy:
 
 
 @dataclass(frozen=True)
+class Proof:
+    """The setting that was the fastest in the race, on prompts that had no part in its choice.
+
+    Attributes:
+        result: beside plain decoding.
+        prompts: number of prompts.
+        interval: 95% interval of its speedup.
+    """
+
+    result: Result
+    prompts: int
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
 class Tuned:
     """The outcome of `tune`, or of `fixed_settings.study_fixed_settings`.
 
@@ -96,6 +112,7 @@ class Tuned:
         new_tokens: number of tokens that were decoded for each prompt.
         intervals: for each result, the interval of its speedup that allows for the choice among
             all settings, see `Race.simultaneous_intervals`; None for a single prompt.
+        proof: of the fastest setting, where the race left doubt and there was time.
     """
 
     study: ChainStudy | None
@@ -103,6 +120,7 @@ class Tuned:
     results: Sequence[Result]
     new_tokens: int
     intervals: Sequence[tuple[float, float] | None] = ()
+    proof: Proof | None = None
 
     @property
     def best(self) -> Speculation:
@@ -122,7 +140,11 @@ class Tuned:
             )
             if number and interval is not None and interval[0] > 1
         ]
-        return self.settings[max(paying)[1]] if paying else NO_SPECULATION
+        if paying:
+            return self.settings[max(paying)[1]]
+        if self.proof is not None and self.proof.interval[0] > 1:
+            return self.settings[self.fastest]
+        return NO_SPECULATION
 
     @property
     def fastest(self) -> int:
@@ -147,10 +169,12 @@ def tune(
     spec: TuneSpec,
     bar: ProgressBar = no_progress_bar,
     note: Note = no_note,
+    fresh: Sequence[list[int]] = (),
 ) -> Tuned:
     """Find the engine's fastest setting on these prompts.
 
     Args:
+        fresh: other prompts, for a proof.
         bar: shows how far each stage is.
         note: called with one line if the time was up before all prompts were decoded.
 
@@ -186,7 +210,20 @@ def tune(
             methods, prompts, spec.new_tokens, spec.repeats, progress, note=note,
             journal=Journal(max_seconds=seconds),
         )  # fmt: skip
-    return Tuned(study, settings, run.results(), spec.new_tokens, run.simultaneous_intervals())
+    tuned = Tuned(study, settings, run.results(), spec.new_tokens, run.simultaneous_intervals())
+    if tuned.best != NO_SPECULATION or not tuned.fastest or len(fresh) < MIN_TEXTS:
+        return tuned
+    if (seconds := clock.left - 2 * turn) < 2 * MIN_TEXTS * turn:
+        return tuned
+    with bar("trying the fastest on fresh prompts") as progress:
+        run = race(
+            [methods[0], methods[tuned.fastest]], fresh, spec.new_tokens, 1, progress,
+            journal=Journal(max_seconds=seconds),
+        )  # fmt: skip
+    interval = run.simultaneous_intervals()[1]
+    if interval is None:
+        return tuned
+    return replace(tuned, proof=Proof(run.results()[1], len(run.runs[0]), interval))
 
 
 def _in_time(
