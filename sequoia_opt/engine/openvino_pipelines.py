@@ -292,6 +292,7 @@ def _installed(name: str) -> Any:
 def _steps_seen(library: Any) -> Any:
     """A streamer that counts each step's tokens and takes its time."""
 
+    # The base is known only where the library is installed, so its type is Any.
     class Steps(library.StreamerBase):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()

@@ -150,7 +150,8 @@ def sums_pay(model: nn.Module) -> bool:
     gives them. On two AMD EPYC cores (Zen 4, SmolLM2-135M's layers in float32) it reads 26 GB/s,
     oneDNN's kernel 16, MKL's 11, and a plain sum over all weights 27. From 3 rows on oneDNN's is as
     fast or faster, and so it is where the weights stay in a cache. The plain weights take as much
-    memory again, so it does not pay where less than twice that is free.
+    memory again, so it does not pay where less than twice that is free. The rates are those of
+    `tests/benchmarks/single_row.py`.
 
     Args:
         model: packed.
