@@ -97,11 +97,11 @@ def write_vocabulary(
     return path
 
 
-def write_llama(path: Path) -> Path:
-    """A random Llama with two layers, a width of 32 and the tokens of `write_gguf`."""
+def write_llama(path: Path, layers: int = LAYERS) -> Path:
+    """A random Llama with a width of 32 and the tokens of `write_gguf`."""
     writer, random = GGUFWriter(path, "llama"), np.random.default_rng(0)
     writer.add_context_length(64)
-    writer.add_block_count(LAYERS)
+    writer.add_block_count(layers)
     writer.add_embedding_length(WIDTH)
     writer.add_feed_forward_length(WIDTH)
     writer.add_head_count(2)
@@ -115,7 +115,7 @@ def write_llama(path: Path) -> Path:
     writer.add_token_types([3, 3, 1, 1, 1, 1])
     writer.add_token_merges(["a b"])
     shapes = {"token_embd": (len(TOKENS), WIDTH), "output_norm": (WIDTH,)}
-    for layer in range(LAYERS):
+    for layer in range(layers):
         shapes |= {f"blk.{layer}.{name}": (WIDTH,) for name in ("attn_norm", "ffn_norm")}
         names = ("attn_q", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
         shapes |= {f"blk.{layer}.{name}": (WIDTH, WIDTH) for name in names}

@@ -23,6 +23,8 @@ from sequoia_opt.engine.gguf_file import read_header
 from sequoia_opt.engine.torch.gguf_tokenizer import tokenizer_of
 
 TEXTS, LENGTH = 128, 384  # windows of a file, and their tokens
+HEAD_LAYERS = 2, 15, 27  # whose outputs an EAGLE-3 head reads, as is usual for 30 layers
+STATES = ".states.npy"  # ends the name of a file with those outputs
 LIKELY = 24  # tokens of each of the target's distributions that are kept
 QUESTION_TEMPERATURE, GREEDY_SHARE, ANSWER_TEMPERATURE = 0.85, 0.8, 0.7
 MOST_QUESTION, MOST_ANSWER = 90, 190  # tokens
@@ -99,13 +101,15 @@ def write_windows(target: Target, writers: list[Writer], ends: Tensor) -> dict[s
     """Windows and what the target thought.
 
     Returns:
-        tokens, kinds, starts [TEXTS, LENGTH], and after each token the target's likeliest ids
-        (uint16) and their log-probabilities (float16), [TEXTS, LENGTH, LIKELY].
+        tokens, kinds, starts [TEXTS, LENGTH]; after each token the target's likeliest ids
+        (uint16) and their log-probabilities (float16), [TEXTS, LENGTH, LIKELY]; and at each
+        token the outputs of the kept layers (float16), [TEXTS, LENGTH, layers x width], if any.
     """
     shape = TEXTS, LENGTH
     tokens, kinds, starts = (np.zeros(shape, kind) for kind in (np.uint16, np.uint8, np.uint16))
     ids = np.zeros((*shape, LIKELY), np.uint16)
     scores = np.zeros((*shape, LIKELY), np.float16)
+    all_states = []
     drawn, question_ends = [0] * TEXTS, [False] * TEXTS
     for position in range(LENGTH):
         for row, writer in enumerate(writers):
@@ -114,14 +118,17 @@ def write_windows(target: Target, writers: list[Writer], ends: Tensor) -> dict[s
             tokens[row, position], kinds[row, position] = pair
         inputs = torch.from_numpy(tokens[:, position].astype(np.int64))
         begins = torch.from_numpy(starts[:, position].astype(np.int64))
-        logits = target.logits(inputs, position, begins)
+        logits, states = target.forward(inputs, position, begins)
+        if states:
+            all_states.append(torch.cat(states, 1).half().numpy())
         best = logits.topk(LIKELY)
         ids[:, position] = best.indices
         scores[:, position] = best.values - logits.logsumexp(1, keepdim=True)
         temperatures = torch.tensor([writer.temperature for writer in writers])
         choice = best.indices.gather(1, draw(best.values, temperatures)[:, None])[:, 0]
         drawn, question_ends = choice.tolist(), ends[choice].tolist()
-    return dict(tokens=tokens, kinds=kinds, starts=starts, ids=ids, scores=scores)
+    windows = dict(tokens=tokens, kinds=kinds, starts=starts, ids=ids, scores=scores)
+    return windows | (dict(states=np.stack(all_states, 1)) if all_states else {})
 
 
 def main() -> None:
@@ -132,12 +139,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--files", type=int, default=10)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--states", action="store_true", help="keep hidden states for a head (170 MB a file)"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     tokenizer = tokenizer_of(read_header(options.target))
     texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
     ends = torch.tensor([text.strip() in ("?", '?"') for text in texts])
-    target = Target(options.target, TEXTS, LENGTH)
+    target = Target(options.target, TEXTS, LENGTH, HEAD_LAYERS if options.states else ())
     options.folder.mkdir(parents=True, exist_ok=True)
     for file in range(options.files):
         started = time.perf_counter()
@@ -147,6 +157,8 @@ def main() -> None:
         writers = [Writer(tokenizer, choice) for _ in range(TEXTS)]
         windows = write_windows(target, writers, ends)
         path = options.folder / f"{seed:06d}.npz"
+        if options.states:
+            np.save(path.with_suffix(STATES), windows.pop("states"))
         np.savez(path.with_suffix(".part.npz"), **windows)
         path.with_suffix(".part.npz").rename(path)
         rate = TEXTS * LENGTH / (time.perf_counter() - started)

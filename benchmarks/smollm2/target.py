@@ -41,8 +41,15 @@ class Target:
         embedding: [vocabulary, width].
     """
 
-    def __init__(self, path: Path, texts: int, length: int) -> None:
-        """Load it, with a cache of `length` tokens for each text."""
+    def __init__(
+        self, path: Path, texts: int, length: int, kept_layers: tuple[int, ...] = ()
+    ) -> None:
+        """Load it.
+
+        Args:
+            length: tokens of each text for which the cache has room.
+            kept_layers: the layers, from 1, whose outputs `forward` returns.
+        """
         config = config_of(str(path))
         weights = model_of(str(path), config, torch.float32).state_dict()
         self.embedding = weights["model.embed_tokens.weight"]
@@ -51,6 +58,7 @@ class Target:
         self._heads, self._groups = config.num_attention_heads, config.num_key_value_heads
         self._size = config.hidden_size // self._heads
         self._layers = [_layer(weights, i) for i in range(config.num_hidden_layers)]
+        self._kept = kept_layers
         shape = texts * self._groups, length, self._size
         self._keys = [torch.zeros(shape) for _ in self._layers]
         self._values = [torch.zeros(shape) for _ in self._layers]
@@ -60,18 +68,31 @@ class Target:
         self._cos, self._sin = angles.cos(), angles.sin()
 
     @torch.inference_mode()
-    def logits(self, tokens: Tensor, position: int, starts: Tensor) -> Tensor:
-        """Logits [texts, vocabulary] after `tokens` [texts], which see from `starts` on."""
+    def forward(self, tokens: Tensor, position: int, starts: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Read a token of each text.
+
+        Args:
+            tokens: [texts].
+            position: of all of them.
+            starts: from where on each sees, [texts].
+
+        Returns:
+            Logits [texts, vocabulary], and the outputs [texts, width] of the kept layers.
+        """
         hidden = self.embedding[tokens]
         hidden_from_texts = torch.arange(position + 1) < starts[:, None]
         bias = torch.zeros(hidden_from_texts.shape).masked_fill_(hidden_from_texts, -1e9)
         bias = bias.repeat_interleave(self._groups, 0)[:, None]
+        kept = []
         for i, (first, qkv, out, second, gate_up, down) in enumerate(self._layers):
             mixed = qkv(F.rms_norm(hidden, first.shape, first, self._epsilon))
             hidden = hidden + out(self._attention(i, mixed, position, bias))
             gate, up = gate_up(F.rms_norm(hidden, second.shape, second, self._epsilon)).chunk(2, 1)
             hidden = hidden + F.linear(F.silu(gate) * up, down)
-        return self._head(F.rms_norm(hidden, self._norm.shape, self._norm, self._epsilon))
+            if i + 1 in self._kept:
+                kept.append(hidden)
+        logits = self._head(F.rms_norm(hidden, self._norm.shape, self._norm, self._epsilon))
+        return logits, kept
 
     def _attention(self, layer: int, mixed: Tensor, position: int, bias: Tensor) -> Tensor:
         """Attention's output [texts, width] from queries, keys and values side by side."""

@@ -85,8 +85,15 @@ def head_config(source: str) -> HeadConfig | None:
         SequoiaError: it is a head that cannot be run.
     """
     document = _written_config(source)
-    if document is None:
-        return None
+    return None if document is None else head_config_of(source, document)
+
+
+def head_config_of(source: str, document: dict[str, Any]) -> HeadConfig | None:
+    """The configuration of an EAGLE-3 head whose config.json holds this; None for another model.
+
+    Raises:
+        SequoiaError: it is a head that cannot be run.
+    """
     if "speculators_model_type" in document:
         return _of_speculators(source, document)
     architectures = document.get("architectures")
