@@ -72,11 +72,12 @@ class TrainedHead(nn.Module):
             ids: the target's token of each of the head's, [draft vocabulary].
         """
         head, width = self.head, embedding.shape[1]
+        rows = embedding[ids] * norm
         with torch.no_grad():
             head.embed_tokens.weight.copy_(embedding)
             head.embed_tokens.weight.requires_grad_(False)
-            head.lm_head.weight.copy_(embedding[ids])
-            head.norm.weight.copy_(norm)
+            # As long as typical, so that the first logits are about 1.
+            head.lm_head.weight.copy_(rows / rows.square().sum(1).mean().sqrt())
             head.fc.weight.zero_()
             head.fc.weight[:, -width:].fill_diagonal_(1.0)
             head.layers[0].self_attn.o_proj.weight.zero_()

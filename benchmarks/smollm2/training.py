@@ -23,9 +23,9 @@ Record = dict[str, object]
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose steps are made orthogonal (Jordan et al., 2024), in float32.
+    """Momentum whose steps are made orthogonal (Jordan et al., 2024).
 
-    torch.optim.Muon computes in bfloat16, which processors without it are slow at.
+    torch.optim.Muon always computes in bfloat16, which processors without it are slow at.
     """
 
     def __init__(self, matrices: list[nn.Parameter], lr: float) -> None:
@@ -83,14 +83,17 @@ def fit(
     random = np.random.default_rng(options.seed)
     started, step, losses, curve = time.perf_counter(), 0, list[float](), list[Record]()
     progress = 0.0
+    products = torch.autocast("cpu", torch.bfloat16, enabled=options.bfloat16)
     while progress < 1.0:
-        loss = loss_of(windows.draw(options.batch, random))
+        with products:
+            loss = loss_of(windows.draw(options.batch, random))
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, rate in zip(optimizers, (MUON_LR, ADAM_LR), strict=True):
             factor = min(1.0, (progress + 1e-3) / WARM_UP, (1 - progress) / options.decay)
             optimizer.param_groups[0]["lr"] = rate * options.rate * factor
-            optimizer.step()
+            with products:
+                optimizer.step()
         model.zero_grad()
         losses.append(loss.item())
         step += 1
@@ -129,6 +132,9 @@ def parsed_options(description: str | None, batch: int) -> argparse.Namespace:
     parser.add_argument("--decay", type=float, default=0.7, help="share of the time with a decay")
     parser.add_argument("--report", type=int, default=100, help="steps between two reports")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--bfloat16", action="store_true", help="multiply in bfloat16, for processors that can"
+    )
     parser.add_argument("--continue-from", type=Path, help="a saved result to begin with")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
