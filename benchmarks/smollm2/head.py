@@ -15,7 +15,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from sequoia_opt.engine.torch.eagle.config import HeadConfig, head_config_of
 from sequoia_opt.engine.torch.eagle.head import EagleHead
 
-STATES = 3  # hidden states of the target that a head reads
+STATE_COUNT = 3  # hidden states of the target that a head reads
 
 
 def config_of_head(target: Any, draft_vocabulary: int) -> HeadConfig:

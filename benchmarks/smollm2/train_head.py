@@ -10,7 +10,7 @@ import json
 
 import numpy as np
 import torch
-from head import TrainedHead, config_of_head
+from head import STATE_COUNT, TrainedHead, config_of_head
 from safetensors.torch import save_file
 from torch import Tensor
 from training import Record, fit, parsed_options, write_record
@@ -94,22 +94,24 @@ def main() -> None:
     path = str(options.target)
     target_config = config_of(path)
     target = model_of(path, target_config, torch.float32)
-    ids = windows.counts(target_config.vocab_size).topk(DRAFT_VOCABULARY).indices.sort().values
+    counts = windows.counts(target_config.vocab_size)
+    begun = torch.load(options.continue_from) if options.continue_from else {}
+    ids = begun.get("ids", counts.topk(DRAFT_VOCABULARY).indices.sort().values)
     config = config_of_head(target_config, DRAFT_VOCABULARY)
     states = torch.from_numpy(np.asarray(windows.held_out["states"], np.float32))
     scale = states.flatten(0, 1).square().mean(0).sqrt()
-    head = TrainedHead(EagleHead(config, 3, target_config.hidden_size), scale)
+    head = TrainedHead(EagleHead(config, STATE_COUNT, target_config.hidden_size), scale)
     embedding = target.get_input_embeddings().weight.detach()
     head.begin_from(embedding, target.model.norm.weight.detach(), ids)
     del target
-    if options.continue_from:
-        head.load_state_dict(torch.load(options.continue_from))
+    if begun:
+        head.load_state_dict(begun["weights"])
 
     def measure() -> Record:
         return dict(agreement=agreement(head, windows.held_out, ids, PASSES))
 
     def save(record: Record) -> None:
-        torch.save(head.state_dict(), options.output / "head.pt")
+        torch.save(dict(ids=ids, weights=head.state_dict()), options.output / "head.pt")
         folder = options.output / "head"
         folder.mkdir(exist_ok=True)
         save_file(published(head, ids), folder / "model.safetensors")

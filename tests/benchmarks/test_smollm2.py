@@ -157,7 +157,10 @@ def test_the_scripts_run_from_a_target_to_a_head_that_drafts(
     monkeypatch.setattr(train_head, "DRAFT_VOCABULARY", 5)
     options = ("--steps", 30, "--report", 10, "--batch", 4)
     run(train_head, monkeypatch, target, written, "-o", tmp_path, *options)
-    losses_of(tmp_path / "head-training.json")
+    losses = losses_of(tmp_path / "head-training.json")
+    further = (*options, "--continue-from", tmp_path / "head.pt")
+    run(train_head, monkeypatch, target, written, "-o", tmp_path, *further)
+    assert losses_of(tmp_path / "head-training.json")[0] < losses[0]
     pair = load_pair(str(target), str(tmp_path / "head"), engine="torch")
     text = Decoder(pair, shapes.chain(4), 0).generate([2, 3], 12, ignore_eos=True)
     plain = Decoder(pair, AUTOREGRESSIVE, 0).generate([2, 3], 12, ignore_eos=True)
