@@ -19,8 +19,9 @@ from small_models import VOCABULARY
 from sequoia_opt import load_pair
 from sequoia_opt.engine.decoder import Decoder
 from sequoia_opt.engine.gguf_file import read_header
-from sequoia_opt.engine.torch.eagle.config import head_config_of
+from sequoia_opt.engine.torch.eagle.config import head_config, head_config_of
 from sequoia_opt.engine.torch.eagle.head import EagleHead
+from sequoia_opt.engine.torch.eagle.weights import filled_head, read_weights, token_ids
 from sequoia_opt.engine.torch.gguf_model import config_of, model_of
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.tree import AUTOREGRESSIVE
@@ -200,6 +201,23 @@ def test_the_passes_of_training_are_what_a_head_computes_behind_its_own_guesses(
                 whole[:committed], states[start:end].double(), whole[committed:]
             )[-1]
             torch.testing.assert_close(logits[number, row].double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_kept_weights_are_complete_and_small() -> None:
+    kept = FOLDER / "weights"
+    config = head_config(str(kept / "head"))
+    assert config is not None
+    tensors = read_weights(config)
+    ids = token_ids(config, tensors, config.vocabulary)
+    head = filled_head(config, tensors, 3, 576, torch.float32, torch.device("cpu"))
+    assert len(ids) == head.lm_head.out_features == 4096
+    draft = config_of(str(kept / "draft.gguf"))
+    assert draft.vocab_size == config.vocabulary == 49152
+    model = model_of(str(kept / "draft.gguf"), draft, torch.float32)
+    with torch.no_grad():
+        assert model(torch.tensor([[1, 4093, 198]])).logits.isfinite().all()
+    files = [path for path in kept.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 25e6
 
 
 def test_an_orthogonal_step_has_singular_values_near_1(monkeypatch: pytest.MonkeyPatch) -> None:
