@@ -35,7 +35,10 @@ class Windows:
         self._names, self._files = set[str](), list[dict[str, np.ndarray]]()
         self.refresh()
         if not self._files:
-            raise SystemExit(f"{folder}: holds no windows; write some with data.py")
+            what, how = (
+                ("windows with hidden states", " --states") if with_states else ("windows", "")
+            )
+            raise SystemExit(f"{folder}: holds no {what}; write some with data.py{how}")
         self.held_out = {name: values[:HELD_OUT] for name, values in self._files[0].items()}
         self._files[0] = {name: values[HELD_OUT:] for name, values in self._files[0].items()}
 
