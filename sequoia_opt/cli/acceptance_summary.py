@@ -35,6 +35,9 @@ def acceptance_summary(acceptance: Acceptance) -> None:
         )
     sums.append(f"no rank accepted: {max(0.0, 1 - acceptance.rates.sum()):.3f}")
     out.print("; ".join(sums))
+    if acceptance.by_depth is not None and len(acceptance.by_depth) > 1:
+        first = " ".join(f"{rate:.3f}" for rate in acceptance.by_depth[:, 0])
+        out.print(f"rank 1 accepted at depths 1 to {len(acceptance.by_depth)}: {first}")
 
 
 def _heading(acceptance: Acceptance) -> str:

@@ -82,7 +82,9 @@ def estimate(
     depths: Annotated[
         int,
         typer.Option(
-            min=1, help="Number of depths with rates of their own; 1 for the same at all depths."
+            min=1,
+            help="Number of depths with rates of their own; 1 for the same at all depths. An "
+            "EAGLE-3 head's are always told apart.",
         ),
     ] = 1,
     teacher_forced: Annotated[

@@ -8,9 +8,7 @@ draws. Knows nothing of policies or of files.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from typing import TypeVar
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -18,22 +16,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sequoia_opt.engine.drafters import HeadDrafter
-from sequoia_opt.engine.model import GrowingPasses
 from sequoia_opt.engine.pair import Pair
 from sequoia_opt.engine.verify import Verifier, node_rule
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure.continuations import Continuation
 from sequoia_opt.measure.recording_sheet import Level, Sheet
+from sequoia_opt.measure.roots_together import extent, widest_passes
 from sequoia_opt.measure.sample_texts import SampleText
 from sequoia_opt.measure.text_followers import Follower, HeadFollower, ModelFollower
 from sequoia_opt.measure.trials import Sampler
 from sequoia_opt.plan.recording import Envelope, Recording, slots_of
 from sequoia_opt.plan.tree import IntArray
-
-Passes = TypeVar("Passes", bound=GrowingPasses)
-
-ROOTS = (16, 8, 4, 2, 1)
-"""Positions whose trees grow in the same forward passes: as many as the engine can tell apart."""
 
 
 def check_recordable(pair: Pair) -> None:
@@ -94,12 +87,12 @@ class DraftsRecorder:
         self._rule, self._envelope = node_rule(verifier), envelope
         self._follower: Follower
         if isinstance(pair.drafter, HeadDrafter):
-            self._roots, head_passes = _widest_passes(pair.drafter.growing_passes, envelope)
+            self._roots, head_passes = widest_passes(pair.drafter.growing_passes, envelope)
             self._follower = HeadFollower(pair, head_passes, verifier, longest)
         else:
-            self._roots, passes = _widest_passes(pair.drafter.growing_passes, envelope)
+            self._roots, passes = widest_passes(pair.drafter.growing_passes, envelope)
             self._follower = ModelFollower(pair, passes)
-        nodes, branches = _extent(envelope, self._roots)
+        nodes, branches = extent(envelope, self._roots)
         capacity = pair.machine.capacity_for(longest) + nodes
         try:
             self._cache = pair.drafter.reserve(capacity, 1, branches)
@@ -182,27 +175,6 @@ class DraftsRecorder:
     def _uniforms(self, count: int) -> Tensor:
         """Random numbers in [0, 1) from torch's own generator."""
         return torch.rand(count, device=self._machine.device)
-
-
-def _extent(envelope: Envelope, roots: int) -> tuple[int, int]:
-    """Nodes and leaves of the trees of several positions."""
-    # One leaf more, since trees branch off inside the trunk.
-    return roots * envelope.nodes, roots * envelope.leaves + 1
-
-
-def _widest_passes(make: Callable[[int, int], Passes], envelope: Envelope) -> tuple[int, Passes]:
-    """As many positions together as the engine can run, and the passes for them.
-
-    Args:
-        make: see `Drafter.growing_passes`.
-
-    Raises:
-        SequoiaError: it cannot even run one position's tree.
-    """
-    for roots in ROOTS[:-1]:
-        with suppress(SequoiaError):
-            return roots, make(*_extent(envelope, roots))
-    return ROOTS[-1], make(*_extent(envelope, ROOTS[-1]))
 
 
 def _origins(likely: NDArray[np.float16], level: Level, slots: int) -> IntArray:

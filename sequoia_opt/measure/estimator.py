@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from sequoia_opt.engine.drafters import LookupDrafter
+from sequoia_opt.engine.drafters import HeadDrafter, LookupDrafter
 from sequoia_opt.engine.pair import Pair
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure.continuations import Continuation, sample_continuations
 from sequoia_opt.measure.dataset import spread_over
 from sequoia_opt.measure.drafts_recording import check_recordable, record_drafts
+from sequoia_opt.measure.head_paths import follow_paths
 from sequoia_opt.measure.journal import Journal
 from sequoia_opt.measure.lookup_sampling import check_sampling, record_lookups, sample_lookups
 from sequoia_opt.measure.progress import Note, Progress, no_note, no_progress
@@ -45,7 +46,8 @@ class EstimateOptions:
 
     Attributes:
         width: ranks to sample, W.
-        depths: number of depths with rates of their own; 1 for one vector for all depths.
+        depths: number of depths with rates of their own; 1 for one vector for all depths. A head's
+            are always told apart along continuations, as deep as drafts are recorded at least.
         max_new_tokens: tokens sampled of each document, at most.
         max_prompt_tokens: tokens of a prompt, at most; a longer one keeps its end, and the token
             that begins every text. The first half of a document without a prompt serves as one.
@@ -207,7 +209,9 @@ def _sample_share(
     share = _share(len(batches), pair.peers.rank, pair.peers.size)
     # Teacher-forced, all samplers share one pass over a text; continuations differ.
     passes = [samplers] if options.teacher_forced else [[sampler] for sampler in samplers]
-    turns = 1 if options.envelope is None else 2  # each token is sampled, then recorded
+    # Each token is sampled, then recorded; a head's depths are followed in between.
+    is_head = isinstance(pair.drafter, HeadDrafter) and not options.teacher_forced
+    turns = 1 + is_head + (options.envelope is not None)
     new_tokens = sum(texts[i].new_tokens for number in share for i in batches[number])
     total = len(passes) * turns * new_tokens
     done = 0
@@ -265,12 +269,17 @@ def _sample(
         recorded = None if options.envelope is None else options.envelope.within(width)
         yield from sample_lookups(pair, pair.drafter, sampler, texts, width, recorded)
         return
-    if options.envelope is None:
+    if options.envelope is None and not isinstance(pair.drafter, HeadDrafter):
         yield from sample_continuations(pair, sampler, texts, width)
         return
-    envelope = options.envelope.within(width)
+    envelope = (options.envelope or Envelope()).within(width)
     continuations = [Continuation(envelope.ranks) for _ in texts]
     yield from sample_continuations(pair, sampler, texts, width, continuations)
+    if isinstance(pair.drafter, HeadDrafter):
+        depths = max(options.depths, envelope.levels)
+        yield from follow_paths(pair, pair.drafter, sampler, texts, continuations, depths, width)
+    if options.envelope is None:
+        return
     yield from record_drafts(pair, sampler, texts, continuations, envelope)
     if pair.lookup is not None:
         record_lookups(pair.lookup, sampler, texts, continuations, width)

@@ -37,6 +37,9 @@ class Tally:
         context: sum over the positions of their context length.
         run: accepted tokens in a row up to now.
         recording: what the draft said in this document, if it was recorded.
+        paths: of a head on the target, [depths, positions]: the rank of the token d behind each
+            position in a step that begins there, for d from 0; 0 if none was accepted up to it,
+            and past the end. Its acceptance by depth follows from them; None otherwise.
     """
 
     sums: FloatArray
@@ -45,6 +48,7 @@ class Tally:
     context: float = 0.0
     run: int = 0
     recording: Recording | None = None
+    paths: list[list[int]] | None = None
 
     @classmethod
     def empty(cls, depths: int, width: int) -> Tally:
@@ -71,6 +75,20 @@ class Tally:
         self.trace += ranks
         self.context += sum(contexts)
 
+    def reached(self) -> tuple[FloatArray, FloatArray]:
+        """The sums [depths, W] and counts [depths] of what verification reaches at each depth."""
+        if self.paths is None:
+            # A node at depth d is reached after at least d - 1 accepted tokens, wherever these
+            # began.
+            return _with_larger_depths(self.sums), _with_larger_depths(self.counts)
+        paths = np.array(self.paths, np.int64).reshape(len(self.paths), -1)
+        depths, positions = paths.shape
+        is_reached = np.add.outer(np.arange(depths), np.arange(positions)) < positions
+        is_reached[1:] &= np.logical_and.accumulate(paths[:-1] > 0, axis=0)
+        is_rank = paths[:, :, None] == np.arange(1, self.sums.shape[1] + 1)
+        sums = (is_rank & is_reached[:, :, None]).sum(axis=1)
+        return sums.astype(np.float64), is_reached.sum(axis=1).astype(np.float64)
+
     def document(self) -> dict[str, Any]:
         """The tally as a mapping, for a journal."""
         values = asdict(replace(self, recording=None))
@@ -87,6 +105,7 @@ class Tally:
         self.sums[:], self.counts[:] = values["sums"], values["counts"]
         self.trace[:] = values["trace"]
         self.context, self.run = values["context"], values["run"]
+        self.paths = values["paths"]
         self.recording = None
         if (content := values.get("recording")) is not None:
             try:
@@ -116,13 +135,13 @@ def acceptance_of(
     Raises:
         SequoiaError: no position was sampled.
     """
-    sums = np.stack([tally.sums for tally in tallies])  # [documents, depths, W]
-    counts = np.stack([tally.counts for tally in tallies])  # [documents, depths]
-    positions = int(counts.sum())
+    positions = sum(len(tally.trace) for tally in tallies)
     if not positions:
         raise SequoiaError(f"{dataset}: the target ended every document with its first token")
-    # A node at depth d is reached after at least d - 1 accepted tokens, wherever these began.
-    sums, counts = _add_larger_depths(sums), _add_larger_depths(counts)
+    reached = [tally.reached() for tally in tallies]
+    sums = np.stack([table for table, _ in reached])  # [documents, depths, W]
+    counts = np.stack([numbers for _, numbers in reached])  # [documents, depths]
+    paths = [tally.paths for tally in tallies if tally.paths is not None]
     measured_depths = int((counts.sum(axis=0) >= MIN_POSITIONS_PER_DEPTH).sum())
     by_depth = [_rates_of(sums[:, d], counts[:, d]) for d in range(max(1, measured_depths))]
     tells_depths_apart = sums.shape[1] > 1
@@ -133,6 +152,7 @@ def acceptance_of(
         high=first.high,
         by_depth=np.stack([row.rates for row in by_depth]) if tells_depths_apart else None,
         traces=[tally.trace for tally in tallies],
+        traces_by_depth=paths,
         positions=positions,
         target=target,
         draft=draft,
@@ -149,9 +169,9 @@ def acceptance_of(
     )
 
 
-def _add_larger_depths(table: FloatArray) -> FloatArray:
-    """Add to each depth of [documents, depths, …] the values of all larger depths."""
-    return np.asarray(table[:, ::-1].cumsum(axis=1)[:, ::-1])
+def _with_larger_depths(table: FloatArray) -> FloatArray:
+    """Each depth of [depths, …], and all larger depths with it."""
+    return np.asarray(table[::-1].cumsum(axis=0)[::-1])
 
 
 class _Rates(NamedTuple):

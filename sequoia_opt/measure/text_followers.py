@@ -101,10 +101,8 @@ class ModelFollower:
         """See `Follower`."""
 
 
-class HeadFollower:
-    """Of a head on the target; see `Follower`."""
-
-    own_ranks = True
+class HeadReader:
+    """Reads documents for a head on the target, and tells which of its guesses a text takes."""
 
     def __init__(
         self, pair: Pair, passes: HeadGrowingPasses, verifier: Verifier, longest: int
@@ -124,7 +122,12 @@ class HeadFollower:
         self._logits: list[Tensor] = []  # the target's after each position's root
 
     def read(self, cache: Cache, prompt: Sequence[int], tokens: IntArray) -> None:
-        """See `Follower`: the target reads all of it, so that its hidden states are known."""
+        """Read a document with the target, and put its prompt into the head's cache.
+
+        Args:
+            cache: the head's.
+            tokens: [positions], the text behind the prompt but for the last token.
+        """
         pair, states = self._pair, StatesBefore(self._pair.drafter.hidden)
         asked = torch.tensor([list(prompt)], device=pair.device)
         behind = torch.from_numpy(tokens)[None].to(pair.device)
@@ -140,39 +143,62 @@ class HeadFollower:
         pair.drafter.prefill(cache, asked, before=known)
 
     def begin(self, cache: Cache, length: int, roots: int) -> None:
-        """See `Follower`."""
+        """Begin passes with so many of the text's tokens, behind `length` others."""
         self.passes.begin(cache, length, self._pair.machine.bound_for(length))
         self.passes.take_states(self._before[length - 1 : length - 1 + roots])
 
-    def follow(
-        self, sheet: Sheet, start: int, depth: int, level: Level, logits: Tensor, guesses: IntArray
-    ) -> IntArray:
-        """See `Follower`: what is drawn, is drawn given the text."""
-        roots, slots = sheet.on_text(start + depth, level)
-        positions = start + depth + roots
-        if self._tests_draws is not None and len(roots):
-            nodes = torch.from_numpy(roots * level.numbers.shape[1] + slots).to(logits.device)
+    def taken(
+        self, positions: IntArray, logits: Tensor, following: IntArray, guesses: IntArray
+    ) -> tuple[IntArray, IntArray]:
+        """The guesses with which the text came about: what is drawn, is drawn given the text.
+
+        Args:
+            positions: [nodes], of the text.
+            logits: [nodes, vocabulary], the head's.
+            following: [nodes], the text's next token.
+            guesses: [nodes, ranks], the head's, for a verifier that tests no draws.
+
+        Returns:
+            Guesses [nodes, ranks], and which of them the text takes, [nodes]; 0 for none.
+        """
+        if self._tests_draws is not None and len(positions):
             drawn, ranks = drawn_before(
                 self._tests_draws,
                 torch.stack([self._logits[position] for position in positions]),
-                logits[nodes],
-                torch.from_numpy(sheet.following[positions]).to(logits.device),
-                guesses.shape[2],
-                self._uniforms,
+                logits,
+                torch.from_numpy(following).to(logits.device),
+                guesses.shape[1],
+                self.uniforms,
             )
-            guesses[roots, slots], taken = drawn.cpu().numpy(), ranks.cpu().numpy()
-        else:
-            hits = guesses[roots, slots] == sheet.following[positions, None]
-            taken = np.where(hits.any(axis=1), 1 + hits.argmax(axis=1), 0)
-        accepted = np.zeros(level.count, np.int64)
-        accepted[roots] = taken
-        sheet.path_ranks[start : start + level.count, depth] = accepted
-        return accepted
+            return drawn.cpu().numpy(), ranks.cpu().numpy()
+        hits = guesses == following[:, None]
+        return guesses, np.where(hits.any(axis=1), 1 + hits.argmax(axis=1), 0)
 
-    def _uniforms(self, count: int) -> Tensor:
+    def uniforms(self, count: int) -> Tensor:
         """Random numbers in [0, 1) from torch's own generator."""
         return torch.rand(count, device=self._pair.device)
 
     def release(self) -> None:
-        """See `Follower`."""
+        """Give back what it has reserved."""
         self._pair.target.release(self._cache)
+
+
+class HeadFollower(HeadReader):
+    """Of a head on the target; see `Follower`."""
+
+    own_ranks = True
+
+    def follow(
+        self, sheet: Sheet, start: int, depth: int, level: Level, logits: Tensor, guesses: IntArray
+    ) -> IntArray:
+        """See `Follower`."""
+        roots, slots = sheet.on_text(start + depth, level)
+        positions = start + depth + roots
+        nodes = torch.from_numpy(roots * level.numbers.shape[1] + slots).to(logits.device)
+        guesses[roots, slots], taken = self.taken(
+            positions, logits[nodes], sheet.following[positions], guesses[roots, slots]
+        )
+        accepted = np.zeros(level.count, np.int64)
+        accepted[roots] = taken
+        sheet.path_ranks[start : start + level.count, depth] = accepted
+        return accepted

@@ -40,6 +40,10 @@ class Acceptance:
         by_depth: p[d][k], [depths, W], depth 1 first, if acceptance was measured by depth.
         traces: the rank trace of each document: for each token, the rank that a verification of
             full width accepted, 0 if it accepted none. Empty if no traces were recorded.
+        traces_by_depth: of a draft whose guesses depend on where a step began, such as a head that
+            reads its own outputs behind the root: for each document and each depth d from 0, the
+            rank of the token d behind each position in a step that begins at the position; 0 for
+            none, and past the end. Else empty.
         positions: number of tokens sampled.
         fit: "isotonic" if `rates` is the monotone fit to the measurement, "raw" if it is the
             measurement itself.
@@ -60,6 +64,7 @@ class Acceptance:
     high: FloatArray | None = None
     by_depth: FloatArray | None = None
     traces: list[list[int]] = field(default_factory=list)
+    traces_by_depth: list[list[list[int]]] = field(default_factory=list)
     positions: int = 0
     target: str = "unknown"
     draft: str = "unknown"
@@ -136,21 +141,54 @@ class Acceptance:
             table[: len(trace), column] = trace
         return table, lengths
 
+    @cached_property
+    def _table_by_depth(self) -> IntArray:
+        """The traces by depth as one array [depths, longest, documents]; of others, no depths."""
+        depths = min((len(rows) for rows in self.traces_by_depth), default=0)
+        table = np.zeros((depths, *self._trace_table[0].shape), dtype=np.int64)
+        for column, rows in enumerate(self.traces_by_depth):
+            for depth in range(depths):
+                table[depth, : len(rows[depth]), column] = rows[depth]
+        return table
+
+    def _ranks_at(self, position: int, step_start: IntArray) -> IntArray:
+        """The trace's ranks at a position, in steps that began at `step_start`; same shape.
+
+        Behind the last measured depth a draft's guesses no longer depend on it.
+        """
+        ranks = np.broadcast_to(self._trace_table[0][position], step_start.shape)
+        by_depth = self._table_by_depth
+        if not len(by_depth):
+            return ranks
+        depth = position - step_start
+        known = by_depth[
+            np.minimum(depth, len(by_depth) - 1), step_start, np.arange(step_start.shape[1])
+        ]
+        return np.where(depth < len(by_depth), known, ranks)
+
+    def of_documents(self, numbers: Sequence[int]) -> Acceptance:
+        """The same rates with the traces of some of the documents."""
+        return replace(
+            self,
+            traces=[self.traces[number] for number in numbers],
+            traces_by_depth=[self.traces_by_depth[n] for n in numbers if self.traces_by_depth],
+        )
+
     def replay(self, trees: Sequence[TokenTree]) -> tuple[FloatArray, FloatArray]:
         """Replay the rank traces: decode each document with each tree.
 
         Exact for greedy verification and exact in distribution for top-down verifiers, without
         the assumption that acceptances are independent. At a node, take the next rank of the
-        trace: if the node has a child of that rank, move there; otherwise the step ends with the
-        token at that position. A step counts only if the longest possible step would still have
-        fit into the trace: dropping only steps that the trace's end did cut short would drop
-        the longest ones.
+        trace, of the node's own depth if there are traces by depth: if the node has a child of
+        that rank, move there; otherwise the step ends with the token at that position. A step
+        counts only if the longest possible step would still have fit into the trace: dropping
+        only steps that the trace's end did cut short would drop the longest ones.
 
         Returns:
             tokens, steps: [trees, documents].
         """
         traces, lengths = self._trace_table
-        ranks = int(traces.max(initial=0)) + 1
+        ranks = int(max(traces.max(initial=0), self._table_by_depth.max(initial=0))) + 1
         # children[offset of a tree + ranks · node + rank]: the child, 0 if it does not exist.
         sizes = np.array([tree.size for tree in trees], dtype=np.int64)
         offsets = np.cumsum(sizes * ranks) - sizes * ranks
@@ -164,8 +202,9 @@ class Acceptance:
         shape = (len(trees), len(lengths))
         tokens, steps = np.zeros(shape), np.zeros(shape)
         node, step_start = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-        for position, trace_ranks in enumerate(traces):
-            node = children[offsets[:, None] + ranks * node + trace_ranks]
+        for position in range(len(traces)):
+            taken = self._ranks_at(position, step_start)
+            node = children[offsets[:, None] + ranks * node + taken]
             ended = node == 0
             counted = ended & (step_start <= last_starts)
             steps += counted
@@ -248,6 +287,8 @@ class Acceptance:
             entries["confidence"] = self.confidence.document()
         if self.traces:
             entries["traces"] = self.traces
+        if self.traces_by_depth:
+            entries["traces_by_depth"] = self.traces_by_depth
         return {key: value for key, value in entries.items() if value is not None}
 
     def save(self, path: str | Path) -> None:
@@ -284,6 +325,9 @@ class Acceptance:
             optional["by_depth"] = _matrix(fields, "by_depth")
         if "traces" in document:
             optional["traces"] = _traces(fields, max_rank=rates.size)
+        if "traces_by_depth" in document:
+            lengths = [len(trace) for trace in optional.get("traces", [])]
+            optional["traces_by_depth"] = _traces_by_depth(fields, rates.size, lengths)
         if "context" in document:
             optional["context"] = fields.number("context", 0.0)
         if "confidence" in document:
@@ -347,10 +391,37 @@ def _traces(fields: Fields, max_rank: int) -> list[list[int]]:
     traces = fields.mapping["traces"]
     if not isinstance(traces, list):
         raise fields.fail("traces", "a list of lists of ranks")
-    for i, trace in enumerate(traces):
-        ranks = Fields({f"traces[{i}]": trace}, fields.where).integers(f"traces[{i}]")
-        if ranks and max(ranks) > max_rank:
-            raise SequoiaError(
-                f"{fields.where}: traces[{i}]: found rank {max(ranks)}, expected at most {max_rank}"
-            )
-    return traces
+    return [_trace(fields, f"traces[{i}]", trace, max_rank) for i, trace in enumerate(traces)]
+
+
+def _traces_by_depth(
+    fields: Fields, max_rank: int, lengths: Sequence[int]
+) -> list[list[list[int]]]:
+    documents = fields.mapping["traces_by_depth"]
+    expected = f"{len(lengths)} lists, as many as `traces` has, each of a list for each depth"
+    if not isinstance(documents, list) or len(documents) != len(lengths):
+        raise fields.fail("traces_by_depth", expected)
+    parsed = []
+    for i, (rows, length) in enumerate(zip(documents, lengths, strict=True)):
+        if not isinstance(rows, list):
+            raise fields.fail("traces_by_depth", expected)
+        names = [f"traces_by_depth[{i}][{depth}]" for depth in range(len(rows))]
+        parsed.append(
+            [_trace(fields, name, row, max_rank) for name, row in zip(names, rows, strict=True)]
+        )
+        for name, row in zip(names, parsed[-1], strict=True):
+            if len(row) != length:
+                raise SequoiaError(
+                    f"{fields.where}: {name}: found {len(row)} ranks, expected {length}, as many "
+                    f"as traces[{i}] has"
+                )
+    return parsed
+
+
+def _trace(fields: Fields, name: str, values: Any, max_rank: int) -> list[int]:
+    ranks = Fields({name: values}, fields.where).integers(name)
+    if ranks and max(ranks) > max_rank:
+        raise SequoiaError(
+            f"{fields.where}: {name}: found rank {max(ranks)}, expected at most {max_rank}"
+        )
+    return ranks

@@ -208,7 +208,7 @@ def adaptive_plans(
             "no adaptive plans: the recorded documents are too short to show a whole step"
         ]
 
-    others = replace(acceptance, traces=_held_out_traces(acceptance, recording), confidence=None)
+    others = replace(_held_out(acceptance, recording), confidence=None)
     judged = judge(list(static.items()), times, others, options.replicates)
     best = static["choice"]
     trees = [TokenTree(best.parents, best.ranks, policy=s.policy) for s in solutions]
@@ -341,19 +341,20 @@ def _fills(acceptance: Acceptance) -> bool:
     return verifier in (GREEDY, DETERMINISTIC_VERIFIER)
 
 
-def _held_out_traces(acceptance: Acceptance, recording: Recording) -> list[list[int]]:
-    """The rank traces of the held-out documents.
+def _held_out(acceptance: Acceptance, recording: Recording) -> Acceptance:
+    """The acceptance with the rank traces of the held-out documents.
 
     Those of the acceptance file tell ranks apart that the recording does not.
     """
     lengths = np.diff(recording.starts).tolist()
     if [len(trace) for trace in acceptance.traces] == lengths:
-        return [acceptance.traces[number] for number in held_out_documents(recording)]
-    starts = recording.starts
-    return [
-        recording.ranks[starts[number] : starts[number + 1]].tolist()
-        for number in held_out_documents(recording)
-    ]
+        return acceptance.of_documents(held_out_documents(recording))
+    starts, by_depth = recording.starts, []
+    spans = [slice(starts[n], starts[n + 1]) for n in held_out_documents(recording)]
+    if recording.is_of_head and recording.path_ranks is not None:
+        by_depth = [recording.path_ranks[span].T.tolist() for span in spans]
+    traces = [recording.ranks[span].tolist() for span in spans]
+    return replace(acceptance, traces=traces, traces_by_depth=by_depth)
 
 
 def _notes(times: PolicyTimes, overhead: str) -> list[str]:

@@ -49,7 +49,7 @@ RATES = Acceptance.load(paths.bundled_acceptance())
 SHORT = Acceptance(
     RATES.rates[:4], RATES.rates[:4] * 0.9, np.minimum(RATES.rates[:4] * 1.1, 1),
     by_depth=np.array([[0.5, 0.2], [0.4, 0.1]]), traces=[[1, 2, 0, 1], [1, 1]],
-    positions=9, target="t", draft="d", context=3.0,
+    traces_by_depth=[[[1, 2, 0, 1]], [[1, 0]]], positions=9, target="t", draft="d", context=3.0,
 )  # fmt: skip
 TREE = TokenTree.load(paths.bundled_tree(0.0))
 TREES = [TREE.document(), shapes.k_ary(2, 2).document(), shapes.chain(1).document()]

@@ -219,7 +219,7 @@ def test_what_was_recorded_does_not_depend_on_how_many_grow_together(
     pair: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     several = sampled(pair, Sampling(), monkeypatch)[0].recording
-    monkeypatch.setattr("sequoia_opt.measure.drafts_recording.ROOTS", (1,))
+    monkeypatch.setattr("sequoia_opt.measure.roots_together.ROOTS", (1,))
     single = sampled(pair, Sampling(), monkeypatch)[0].recording
     assert several is not None
     assert single is not None

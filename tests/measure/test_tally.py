@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from number_texts import documents
 
 from sequoia_opt.errors import SequoiaError
@@ -28,9 +30,34 @@ def test_positions_are_counted_by_the_accepted_tokens_before_them() -> None:
     assert tally.run == 1
 
 
+@given(
+    paths=st.integers(0, 6).flatmap(
+        lambda positions: st.lists(
+            st.lists(st.integers(0, 3), min_size=positions, max_size=positions),
+            min_size=1,
+            max_size=4,
+        )
+    )
+)
+def test_a_depth_is_reached_where_all_above_it_was_accepted(paths: list[list[int]]) -> None:
+    """Counted one by one."""
+    tally, positions = Tally.empty(1, 3), len(paths[0])
+    tally.paths = paths
+    sums, counts = tally.reached()
+    for depth in range(len(paths)):
+        ranks = [
+            paths[depth][root]
+            for root in range(positions - depth)
+            if all(paths[above][root] for above in range(depth))
+        ]
+        assert counts[depth] == len(ranks)
+        assert sums[depth].tolist() == [ranks.count(rank) for rank in (1, 2, 3)]
+
+
 def test_a_recorded_tally_is_restored() -> None:
     tally, restored = Tally.empty(2, 2), Tally.empty(2, 2)
     tally.record(np.array([[0.1 + 0.2, 0.5]]), [2], [7])
+    tally.paths = [[2], [0]]
     values = {
         key: value.tolist() if isinstance(value, np.ndarray) else value
         for key, value in tally.document().items()

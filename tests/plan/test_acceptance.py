@@ -50,13 +50,17 @@ def test_expected_tokens_is_the_mean_over_all_outcomes(tree: TokenTree, table: n
     assert acceptance.expected_tokens(tree) == pytest.approx(mean, abs=1e-9)
 
 
-def step_by_step(tree: TokenTree, trace: list[int]) -> tuple[int, int]:
+def step_by_step(
+    tree: TokenTree, trace: list[int], by_depth: list[list[int]] | None = None
+) -> tuple[int, int]:
     """Tokens and steps by the definition: whole steps that leave room for the longest one."""
+    rows = by_depth or []
     tokens = steps = start = 0
     while start + tree.depth + 1 <= len(trace):
         node, step_tokens = 0, 0
         while True:
-            rank = trace[start + step_tokens]
+            known = step_tokens < len(rows)
+            rank = rows[step_tokens][start] if known else trace[start + step_tokens]
             step_tokens += 1
             child = child_of(tree, node, rank)
             if child is None:
@@ -75,6 +79,33 @@ def test_replay_against_the_definition(tree: TokenTree, traces: list[list[int]])
         assert list(zip(tokens[row], steps[row], strict=True)) == [
             step_by_step(other, trace) for trace in traces
         ]
+
+
+@st.composite
+def traces_by_depth(draw: st.DrawFn) -> tuple[list[list[int]], list[list[list[int]]]]:
+    depths, lengths = draw(st.integers(1, 4)), draw(st.lists(st.integers(0, 9), max_size=4))
+
+    def ranks(length: int) -> list[int]:
+        return draw(st.lists(st.integers(0, 4), min_size=length, max_size=length))
+
+    documents = [[ranks(length) for _ in range(depths)] for length in lengths]
+    return [ranks(length) for length in lengths], documents
+
+
+@given(tree=trees(max_size=12), both=traces_by_depth())
+def test_replay_by_depth_against_the_definition(
+    tree: TokenTree, both: tuple[list[list[int]], list[list[list[int]]]]
+) -> None:
+    """The ranks of a step are those of its own start, and behind the last depth the trace's."""
+    traces, by_depth = both
+    acceptance = Acceptance(np.full(4, 0.2), traces=traces, traces_by_depth=by_depth)
+    others = [shapes.chain(6), tree, shapes.k_ary(3, 2)]
+    expected = [[step_by_step(other, *one) for one in zip(*both, strict=True)] for other in others]
+    tokens, steps = acceptance.replay(others)
+    for row, counts in enumerate(expected):
+        assert list(zip(tokens[row], steps[row], strict=True)) == counts
+    half = acceptance.of_documents(range(0, len(traces), 2))
+    assert half.replay(others)[0].tolist() == tokens[:, ::2].tolist()
 
 
 def test_short_traces_do_not_bias_replay() -> None:
@@ -136,6 +167,7 @@ def test_file_round_trip(tmp_path: Path) -> None:
         by_depth=np.array([[0.6, 0.1, 0.0], [0.5, 0.1, 0.0]]),
         measured=np.array([0.6, 0.1, 2e-5]),
         traces=[[1, 0, 2], []],
+        traces_by_depth=[[[1, 0, 2], [3, 0, 0]], [[], []]],
         positions=3,
         target="a/b",
         draft="c",
@@ -158,6 +190,9 @@ def test_a_file_needs_no_more_than_the_vector(tmp_path: Path) -> None:
     assert Acceptance.load(path).rates.tolist() == [0.5, 1e-3]
 
 
+PAIR: dict[str, object] = {"traces": [[1, 2]]}
+
+
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
@@ -170,6 +205,12 @@ def test_a_file_needs_no_more_than_the_vector(tmp_path: Path) -> None:
         ({"traces": [[1, 9]]}, "rank 9, expected at most 2"),
         ({"traces": [[1, -1]]}, r"traces\[0\]\[1\]"),
         ({"traces": 3}, "traces: found 3"),
+        (PAIR | {"traces_by_depth": 3}, "traces_by_depth: found 3, expected 1 lists"),
+        (PAIR | {"traces_by_depth": []}, r"found \[\], expected 1 lists, as many as `traces` has"),
+        (PAIR | {"traces_by_depth": [7]}, r"traces_by_depth: found \[7\]"),
+        (PAIR | {"traces_by_depth": [[[1, 9]]]}, r"by_depth\[0\]\[0\]: found rank 9, expected at"),
+        (PAIR | {"traces_by_depth": [[[1]]]}, r"\[0\]\[0\]: found 1 ranks, expected 2, as many"),
+        ({"traces_by_depth": [[[1]]]}, "expected 0 lists"),
         ({"by_depth": [[0.1], [0.1, 0.2]]}, "differ in length"),
         ({"temperature": -1}, "temperature: found -1"),
         ({"top_p": 2}, "top_p: found 2"),
