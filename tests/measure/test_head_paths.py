@@ -167,9 +167,7 @@ def test_depths_are_told_apart_and_kept_in_the_file(pair: Any, tmp_path: Path) -
     assert first.by_depth is not None
     paths = np.concatenate([np.array(rows) for rows in first.traces_by_depth], axis=1)
     assert first.measured is not None
-    np.testing.assert_allclose(
-        first.measured, [np.mean(paths[0] == rank) for rank in range(1, 6)]
-    )
+    np.testing.assert_allclose(first.measured, [np.mean(paths[0] == rank) for rank in range(1, 6)])
     first.save(tmp_path / "acceptance.yaml")
     loaded = Acceptance.load(tmp_path / "acceptance.yaml")
     assert loaded.replay([TREES["chain"]])[0].tolist() == first.replay([TREES["chain"]])[0].tolist()

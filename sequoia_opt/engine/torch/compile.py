@@ -4,7 +4,8 @@ On a CPU the whole model becomes one graph, since every call from Python costs t
 a step is recorded and replayed without Python, so layers are compiled one by one: all layers of a
 kind share their code, which is generated once.
 
-Either way one graph serves a single token, another any larger number, and two more several texts.
+Either way one graph serves a single token, another any larger number, and two more several texts;
+where a few tokens are multiplied in another way (see onednn_linear.py), they have their own graph.
 The number of slots that are read, and the cache's capacity, may vary. Knows nothing of trees.
 """
 

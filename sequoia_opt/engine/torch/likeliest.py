@@ -75,7 +75,7 @@ def likely_tokens(logits: Tensor) -> LikelyTokens:
 
 
 def compile_likeliest(runner: Runner, cache: KVCache, length: int) -> LikeliestForward:
-    """Compile it for one token and for several, and compare what it finds with the eager logits.
+    """Compile it for each kind of number of tokens, and compare with the eager logits.
 
     Args:
         cache: of one text, of which it holds `length` tokens.
@@ -84,7 +84,7 @@ def compile_likeliest(runner: Runner, cache: KVCache, length: int) -> LikeliestF
         SequoiaError: it cannot be compiled, or computes something else.
     """
     forward = compiled_likeliest(runner.model, runner.positions - 1)
-    for count in (1, 2):
+    for count in runner.graph_sizes:
         likely, logits = compiled_output(runner, forward, cache, count, length)
         expected = likely_tokens(logits[0])
         check_compiled(runner, likely.probabilities[-1], expected.probabilities[-1])

@@ -23,7 +23,10 @@ from sequoia_opt.engine.torch.memory import free_bytes
 
 # oneDNN chooses the layout for about this number of rows; it serves all other numbers too.
 TYPICAL_ROWS = 8
-LARGER_THAN_CACHES = 2**27  # bytes of weights that each forward pass reads from memory
+# The most rows that pay, see `summed_rows`: where the weights are read from memory, and where they
+# stay in the processor's cache, whose size is seldom known on rented machines.
+SUMMED_ROWS, SUMMED_ROWS_CACHED = 6, 16
+CACHED_BYTES = 2**26
 
 
 class PackedLinear(nn.Linear):
@@ -33,27 +36,27 @@ class PackedLinear(nn.Linear):
         packed: the weights, in a layout that only oneDNN reads.
         weight: None, or the plain weights if another layer (an embedding) or `sums` uses them too.
         number: by which a compiled graph finds the layer, since it cannot hold a packed tensor.
-        sums: whether the compiled graph of a single row sums over the plain weights.
+        summed: the most rows for which a compiled graph sums over the plain weights.
     """
 
     packed: Tensor
 
-    def __init__(self, plain: nn.Linear, number: int, keep_weight: bool, sums: bool) -> None:
+    def __init__(self, plain: nn.Linear, number: int, keep_weight: bool, summed: int) -> None:
         """Pack a plain layer, which loses its weights unless they are kept.
 
         Args:
             number: of this layer; the same each time that it is packed, so that graphs stay valid.
             keep_weight: for another layer that uses the weights too.
-            sums: see `sums_pay`.
+            summed: see `summed_rows`.
         """
         nn.Module.__init__(self)  # nn.Linear's would allocate plain weights
         self.in_features, self.out_features = plain.in_features, plain.out_features
         self.training = plain.training
         self.packed = torch.ops.mkldnn._reorder_linear_weight(plain.weight.detach(), TYPICAL_ROWS)
-        kept = plain._parameters["weight"] if keep_weight or sums else None
+        kept = plain._parameters["weight"] if keep_weight or summed else None
         self.register_parameter("weight", kept)
         self.register_parameter("bias", plain._parameters["bias"])
-        self.number, self.sums = number, sums
+        self.number, self.summed = number, summed
         _layers[number] = self
         plain.register_parameter("weight", None)
 
@@ -75,7 +78,7 @@ class PackedLinear(nn.Linear):
             output = torch.ops.mkldnn._linear_pointwise(
                 rows, self.packed, self.bias, "none", [], ""
             )
-        elif self.sums and rows.shape[:-1].numel() == 1:
+        elif _are_few(rows, self.summed):
             output = _summed(rows, self.weight, self.bias)
         else:
             output = torch.ops.sequoia_opt.packed_linear(
@@ -90,6 +93,36 @@ class PackedLinear(nn.Linear):
         if self.weight is None:
             destination[prefix + "weight"] = self.packed.to_dense()
         super()._save_to_state_dict(destination, prefix, keep_vars)
+
+
+class SummedLinear(nn.Linear):
+    """A plain linear layer without gradients, where compiled graphs of a few rows sum.
+
+    Attributes:
+        summed: the most rows.
+    """
+
+    def __init__(self, plain: nn.Linear, summed: int) -> None:
+        """Share a plain layer's weights."""
+        nn.Module.__init__(self)  # nn.Linear's would allocate others
+        self.in_features, self.out_features = plain.in_features, plain.out_features
+        self.training, self.summed = plain.training, summed
+        self.register_parameter("weight", plain._parameters["weight"])
+        self.register_parameter("bias", plain._parameters["bias"])
+
+    def unpack(self) -> nn.Linear:
+        """A plain layer with the same weights."""
+        plain = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
+        plain.register_parameter("weight", self._parameters["weight"])
+        plain.register_parameter("bias", self._parameters["bias"])
+        plain.training = self.training
+        return plain
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Rows [..., in_features] to [..., out_features]."""
+        if torch.compiler.is_compiling() and _are_few(rows, self.summed):
+            return _summed(rows, self.weight, self.bias)
+        return super().forward(rows)
 
 
 _layers: WeakValueDictionary[int, PackedLinear] = WeakValueDictionary()
@@ -113,22 +146,25 @@ _library.impl("packed_linear", _packed_linear, "CPU")
 torch.library.register_fake("sequoia_opt::packed_linear", _packed_linear_shape, lib=_library)
 
 
-def pack(model: nn.Module, with_sums: bool = False) -> None:
+def pack(model: nn.Module, summed: int = 0) -> None:
     """Pack the linear layers of a model for which that pays, if any.
 
     Args:
-        with_sums: also keep plain float32 weights for graphs of a single row, see `sums_pay`.
+        summed: the most rows that compiled graphs multiply by sums over plain float32 weights,
+            which are kept for that; see `summed_rows`.
     """
     uses = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
     numbers: dict[str, int] = vars(model).setdefault("_packed_numbers", {})
-    packed: dict[nn.Module, PackedLinear] = {}  # a layer that is used twice is packed once
+    packed: dict[nn.Module, nn.Linear] = {}  # a layer that is used twice is packed once
     for path, module in list(model.named_modules(remove_duplicate=False)):
         if type(module) is not nn.Linear:
             continue
         if module not in packed and _packable(module):
             number = numbers.setdefault(path, next(_numbers))
-            sums = with_sums and module.weight.dtype == torch.float32
-            packed[module] = PackedLinear(module, number, uses[id(module.weight)] > 1, sums)
+            rows = summed if module.weight.dtype == torch.float32 else 0
+            packed[module] = PackedLinear(module, number, uses[id(module.weight)] > 1, rows)
+        elif module not in packed and summed and _summable(module):
+            packed[module] = SummedLinear(module, summed)
         if module in packed:
             model.set_submodule(path, packed[module])
 
@@ -137,31 +173,57 @@ def unpack(model: nn.Module) -> None:
     """Undo `pack`."""
     plain: dict[nn.Module, nn.Linear] = {}
     for path, module in list(model.named_modules(remove_duplicate=False)):
-        if isinstance(module, PackedLinear):
+        if isinstance(module, PackedLinear | SummedLinear):
             if module not in plain:
                 plain[module] = module.unpack()
             model.set_submodule(path, plain[module])
 
 
-def sums_pay(model: nn.Module) -> bool:
-    """Whether compiled graphs should multiply a single row by sums over plain weights.
+def pack_for_graphs(model: nn.Module) -> int:
+    """Pack a model again, as its compiled graphs need it; see `summed_rows`.
+
+    Returns:
+        The most rows that they multiply by sums.
+    """
+    rows = summed_rows(model)
+    if rows:
+        unpack(model)
+        pack(model, rows)
+    return rows
+
+
+def summed_rows(model: nn.Module) -> int:
+    """The most rows that compiled graphs should multiply by sums over plain weights; 0 for none.
 
     Code that torch generates for a sum over each row of the weights reads them as fast as memory
-    gives them. On two AMD EPYC cores (Zen 4, SmolLM2-135M's layers in float32) it reads 26 GB/s,
-    oneDNN's kernel 16, MKL's 11, and a plain sum over all weights 27. From 3 rows on oneDNN's is as
-    fast or faster, and so it is where the weights stay in a cache. The plain weights take as much
-    memory again, so it does not pay where less than twice that is free. The rates are those of
-    `tests/benchmarks/single_row.py`.
+    gives them, and reads them once for several rows. On two AMD EPYC cores (Zen 4, in GB/s of
+    SmolLM2-135M's layers in float32) it reads 25 for one row, 24 for two, 25 for three, 23 for
+    four, 19 for six and 15 for eight; oneDNN's kernel 19, 18, 22, 24, 24 and 20, MKL's 12, 7, 6, 8,
+    9 and 10. In whole forward passes it is faster up to six rows, and where the weights stay in a
+    cache up to sixteen, since there the other kernels' calls take most of the time. The plain
+    weights take as much memory again, so it does not pay where less than twice that is free.
+    `tests/benchmarks/few_rows.py` prints such rates.
 
     Args:
         model: packed.
     """
     layers = [module for module in model.modules() if isinstance(module, PackedLinear)]
     layers = [layer for layer in layers if layer.packed.dtype == torch.float32]
-    if not is_amd() or _bytes(layers) < LARGER_THAN_CACHES:
-        return False
     free = free_bytes(torch.device("cpu"))
-    return free is None or free >= 2 * _bytes([layer for layer in layers if layer.weight is None])
+    added = _bytes([layer for layer in layers if layer.weight is None])
+    if not is_amd() or (free is not None and free < 2 * added):
+        return 0
+    return SUMMED_ROWS if _bytes(layers) > CACHED_BYTES else SUMMED_ROWS_CACHED
+
+
+def graph_sizes(summed: int) -> Sequence[int]:
+    """Numbers of rows that together compile all graphs of a model; the last of each kind serves
+    any larger number.
+
+    Args:
+        summed: see `summed_rows`.
+    """
+    return (1, 2, summed + 1) if summed else (1, 2)
 
 
 def _bytes(layers: Sequence[PackedLinear]) -> int:
@@ -169,30 +231,46 @@ def _bytes(layers: Sequence[PackedLinear]) -> int:
     return sum(layer.packed.numel() * layer.packed.element_size() for layer in layers)
 
 
-def _summed(row: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A single row [..., in_features] to [..., out_features], as sums over products.
+def _are_few(rows: Tensor, most: int) -> bool:
+    """Whether rows [..., features] are of one text, and not more than that."""
+    is_one_text = rows.dim() < 3 or rows.shape[0] == 1
+    return most > 0 and is_one_text and rows.shape[:-1].numel() <= most
 
-    The row becomes a buffer of its own: else the generated code would compute what it comes from
-    again for each output.
+
+def _summed(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Rows [..., in_features] to [..., out_features], as sums over products.
+
+    The rows become a buffer of their own: else the generated code would compute what they come
+    from again for each output. Its outer loop is over the outputs, so that each weight is read from
+    memory once.
     """
-    buffer = row.reshape(-1).as_strided([row.shape[-1]], [1])
-    output = (weight * buffer).sum(-1)
+    count, width = rows.shape[:-1].numel(), rows.shape[-1]
+    buffer = rows.reshape(-1).as_strided([count, width], [width, 1])
+    output = (weight[:, None] * buffer).sum(-1).t()
     if bias is not None:
         output = output + bias
-    return output.view(*row.shape[:-1], len(weight))
+    return output.reshape(*rows.shape[:-1], len(weight))
 
 
-def _packable(linear: nn.Linear) -> bool:
-    """Whether oneDNN has a kernel for the layer, it is large enough, and nobody has changed its
-    forward method."""
+def _summable(linear: nn.Linear) -> bool:
+    """Whether the layer has plain float32 weights on the CPU."""
+    return _is_plain(linear) and linear.weight.dtype == torch.float32
+
+
+def _is_plain(linear: nn.Linear) -> bool:
+    """Whether the layer has weights on the CPU that nobody has changed, nor its forward method."""
     weight = linear.weight
     changed = linear._forward_hooks or linear._forward_pre_hooks or "forward" in vars(linear)
     # Quantised weights are tensors of a class of their own, whatever dtype they name.
-    if changed or type(weight) is not nn.Parameter:
+    return not changed and type(weight) is nn.Parameter and weight.device.type == "cpu"
+
+
+def _packable(linear: nn.Linear) -> bool:
+    """Whether oneDNN has a kernel for the layer, and it is large enough."""
+    weight = linear.weight
+    if not _is_plain(linear) or weight.numel() < worth_packing(weight.dtype):
         return False
-    if weight.numel() < worth_packing(weight.dtype):
-        return False
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available():
         return False
     return weight.dtype == torch.float32 or (
         weight.dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -44,7 +44,7 @@ from sequoia_opt.engine.torch.layer_stream import LayerStream
 from sequoia_opt.engine.torch.layer_weights import decoder_layers
 from sequoia_opt.engine.torch.likeliest import LikeliestForward, compile_likeliest
 from sequoia_opt.engine.torch.memory import check_fits
-from sequoia_opt.engine.torch.onednn_linear import pack, sums_pay, unpack
+from sequoia_opt.engine.torch.onednn_linear import graph_sizes, pack, pack_for_graphs, unpack
 from sequoia_opt.engine.torch.support import (
     activation_dtype,
     check_layer_types,
@@ -103,7 +103,7 @@ class Runner:
         # With streamed layers a table's memory would count, and making it costs little.
         self._causal = CausalMasks(self.layers, self.dtype, self.device, keep=stream is None)
         self.compiled = False
-        self._sums: bool | None = None  # see `sums_pay`; None before the first compilation
+        self._summed: int | None = None  # see `summed_rows`; None before the first compilation
         self._graphs: dict[tuple[int, ...], Forward] = {}
         self.likeliest: LikeliestForward | None = None
         self._hidden_states: HiddenStates | None = None
@@ -114,7 +114,7 @@ class Runner:
     def _pack(self) -> None:
         """Lay the weights out for this machine, unless each forward pass reads them again."""
         if self.stream is None:
-            pack(self.model, with_sums=bool(self._sums))
+            pack(self.model, self._summed or 0)
 
     @property
     def streamed_layers(self) -> int:
@@ -146,14 +146,11 @@ class Runner:
                 f"{self.name}: a model whose layers are streamed cannot be compiled; compile the "
                 "draft alone"
             )
-        if batch == 1 and self._sums is None:
-            self._sums = sums_pay(self.model)  # decided once: the graph relies on it
-            if self._sums:
-                unpack(self.model)
-                self._pack()
+        if batch == 1 and self._summed is None and self.device_compiles_whole:
+            self._summed = pack_for_graphs(self.model)  # decided once: the graphs rely on it
         with self._some_text(batch) as (cache, length), self._collecting():
             forward = self._compiled_forward()
-            for count in (1, 2):
+            for count in self.graph_sizes if batch == 1 else (1, 2):
                 compile_and_check(self, forward, cache, count, length)
         self.compiled = True
 
@@ -168,6 +165,11 @@ class Runner:
             yield cache, length
         finally:
             self.release(cache)
+
+    @property
+    def graph_sizes(self) -> Sequence[int]:
+        """Numbers of tokens that together compile all graphs of one text."""
+        return graph_sizes(self._summed or 0)
 
     @property
     def device_compiles_whole(self) -> bool:

@@ -8,9 +8,12 @@ from sequoia_opt import load_pair
 from sequoia_opt.engine.decoder import Decoder
 from sequoia_opt.engine.torch import onednn_linear
 from sequoia_opt.engine.torch.onednn_linear import (
+    SUMMED_ROWS,
+    SUMMED_ROWS_CACHED,
     PackedLinear,
+    SummedLinear,
     pack,
-    sums_pay,
+    summed_rows,
     unpack,
     worth_packing,
 )
@@ -182,88 +185,105 @@ def test_the_native_model_has_its_plain_layers() -> None:
 
 
 @pytest.fixture
-def _memory_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on an AMD CPU with a model that no cache holds."""
+def _amd(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on an AMD CPU."""
     monkeypatch.setattr(onednn_linear, "is_amd", lambda: True)
-    monkeypatch.setattr(onednn_linear, "LARGER_THAN_CACHES", 0)
 
 
-@pytest.mark.usefixtures("_memory_bound")
 @pytest.mark.parametrize("bias", [False, True])
-def test_a_single_row_compiled_is_summed_over_plain_weights(bias: bool) -> None:
+@pytest.mark.parametrize("width", [WIDTH, 48], ids=["packed", "small"])
+def test_a_few_rows_compiled_are_summed_over_plain_weights(bias: bool, width: int) -> None:
     if not supported(torch.float32):
         pytest.skip("no kernels here")
     torch.manual_seed(0)
-    plain = nn.Linear(WIDTH, WIDTH + 100, bias=bias).requires_grad_(False)
-    exact = nn.Linear(WIDTH, WIDTH + 100, bias=bias, dtype=torch.float64).requires_grad_(False)
+    plain = nn.Linear(width, width + 100, bias=bias).requires_grad_(False)
+    exact = nn.Linear(width, width + 100, bias=bias, dtype=torch.float64).requires_grad_(False)
     exact.load_state_dict({k: v.double() for k, v in plain.state_dict().items()})
     model = nn.Sequential(plain)
-    pack(model, with_sums=True)
+    pack(model, summed=3)
+    assert isinstance(model[0], PackedLinear if width == WIDTH else SummedLinear)
     compiled = torch.compile(model)
-    for rows in (1, 3):
-        inputs = torch.randn(rows, 1, WIDTH).softmax(-1) - 0.5
+    for rows in (1, 3, 2, 4, 7):
+        inputs = torch.randn(1, rows, width).softmax(-1) - 0.5
+        if rows > 1:
+            torch._dynamo.mark_dynamic(inputs, 1)
         error = (compiled(inputs).double() - exact(inputs.double())).abs().max()
         assert error < 1e-5
-        # What is summed is the plain weights: change them, and only a single row notices.
+        if width != WIDTH:
+            continue
+        # What is summed is the plain weights: change them, and only a few rows notice.
         model[0].weight.mul_(2)
         changed = not torch.allclose(compiled(inputs), model(inputs), atol=1e-3)
-        assert changed == (rows == 1)
+        assert changed == (rows <= 3)
         model[0].weight.div_(2)
+    unpack(model)
+    assert type(model[0]) is nn.Linear
+    assert torch.equal(model[0].weight, exact.weight.float())
 
 
-@pytest.mark.usefixtures("_memory_bound")
-def test_sums_pay_where_the_weights_fit_memory_and_no_cache(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_several_texts_are_not_summed() -> None:
+    """Their number varies, and so does the number of tokens of each."""
+    if not supported(torch.float32):
+        pytest.skip("no kernels here")
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH).requires_grad_(False))
+    pack(model, summed=3)
+    compiled, inputs = torch.compile(model), torch.randn(2, 1, WIDTH)
+    before = compiled(inputs)
+    model[0].weight.zero_()
+    assert torch.equal(compiled(inputs), before)
+
+
+@pytest.mark.usefixtures("_amd")
+def test_sums_pay_where_the_plain_weights_fit_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     if not supported(torch.float32):
         pytest.skip("no kernels here")
 
-    def pays(tied: bool = True) -> bool:
+    def rows(tied: bool = True) -> int:
         model = Tied(torch.float32, bias=True)
         if not tied:
             model.head.weight = nn.Parameter(model.embed.weight.clone(), requires_grad=False)
         pack(model)
-        return sums_pay(model)
+        return summed_rows(model)
 
     weight = 4 * WIDTH * WIDTH
-    assert pays()
+    assert rows() == SUMMED_ROWS_CACHED
     monkeypatch.setattr(onednn_linear, "free_bytes", lambda device: 2 * weight)
-    assert pays()  # the embedding keeps the head's weights anyway
-    assert not pays(tied=False)
+    assert rows() == SUMMED_ROWS_CACHED  # the embedding keeps the head's weights anyway
+    assert rows(tied=False) == 0
     monkeypatch.setattr(onednn_linear, "free_bytes", lambda device: 2 * weight - 1)
-    assert not pays()
+    assert rows() == 0
     monkeypatch.setattr(onednn_linear, "free_bytes", lambda device: None)
-    assert pays()
-    monkeypatch.setattr(onednn_linear, "LARGER_THAN_CACHES", 2 * weight + 1)
-    assert not pays()
-    monkeypatch.setattr(onednn_linear, "LARGER_THAN_CACHES", 2 * weight)
-    assert pays()
+    monkeypatch.setattr(onednn_linear, "CACHED_BYTES", 2 * weight)
+    assert rows() == SUMMED_ROWS_CACHED
+    monkeypatch.setattr(onednn_linear, "CACHED_BYTES", 2 * weight - 1)
+    assert rows() == SUMMED_ROWS
     monkeypatch.setattr(onednn_linear, "is_amd", lambda: False)
-    assert not pays()
+    assert rows() == 0
 
 
-@pytest.mark.usefixtures("_memory_bound")
+@pytest.mark.usefixtures("_amd")
 def test_a_compiled_model_decodes_on_after_its_native_form_was_used(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Also where memory has become short meanwhile, since the graph uses the plain weights."""
+    """Also where memory has become short meanwhile, since the graphs use the plain weights."""
     if not supported(torch.float32):
         pytest.skip("no kernels here")
     pair = load_pair(device="cpu")
     plain = Decoder(pair)
     expected = plain.generate([5, 6, 7], 12).tokens
 
-    def summing() -> list[bool]:
+    def summing() -> list[int]:
         model = pair.target.model
-        return [layer.sums for layer in model.modules() if isinstance(layer, PackedLinear)]
+        layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+        return [getattr(layer, "summed", 0) for layer in layers]
 
     before = summing()
     assert not any(before)
     pair.target.compile()
-    assert summing() == [True] * len(before) != []
+    assert summing() == [SUMMED_ROWS_CACHED] * len(before) != []
     assert plain.generate([5, 6, 7], 12).tokens == expected
     monkeypatch.setattr(onednn_linear, "free_bytes", lambda device: 0)
     with pair.target.native():
         pass
-    assert summing() == [True] * len(before)
+    assert summing() == [SUMMED_ROWS_CACHED] * len(before)
     assert plain.generate([5, 6, 7], 12).tokens == expected

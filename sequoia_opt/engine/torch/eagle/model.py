@@ -34,7 +34,7 @@ from sequoia_opt.engine.torch.eagle.growing_passes import EagleGrowingPasses
 from sequoia_opt.engine.torch.eagle.head import EagleHead
 from sequoia_opt.engine.torch.eagle.passes import EagleLevelPasses
 from sequoia_opt.engine.torch.memory import check_fits
-from sequoia_opt.engine.torch.onednn_linear import pack
+from sequoia_opt.engine.torch.onednn_linear import graph_sizes, pack, pack_for_graphs
 from sequoia_opt.engine.torch.support import fix_rope, usable_positions
 from sequoia_opt.errors import SequoiaError, one_line
 from sequoia_opt.plan.tree import TokenTree
@@ -84,6 +84,7 @@ class EagleModel:
         self._fed_back: weakref.WeakKeyDictionary[KVCache, FedBack] = weakref.WeakKeyDictionary()
         self.compiled = False
         self._compiled: Pass | None = None
+        self._summed: int | None = None  # see `summed_rows`; None before the first compilation
         pack(head)
 
     def reserve(self, capacity: int, batch: int = 1, branches: int = 1) -> KVCache:
@@ -230,6 +231,8 @@ class EagleModel:
         Raises:
             SequoiaError: the head cannot be compiled.
         """
+        if batch == 1 and self._summed is None and self.device.type == "cpu":
+            self._summed = pack_for_graphs(self.head)  # decided once: the graphs rely on it
         options: dict[str, Any] = {"options": OPTIONS}
         if self.device.type == "cpu":
             options["fullgraph"] = True
@@ -291,12 +294,12 @@ class EagleModel:
 
     @torch.inference_mode()
     def _try_compiled(self, batch: int) -> None:
-        """Compile the graphs of one token, and of more."""
+        """Compile the graphs of each kind of number of tokens."""
         assert self._compiled is not None
         length, hidden = 8, self.head.config.layer.hidden_size
         cache = self.reserve(2 * length + 2, batch)  # more slots than are read, as always
         try:
-            for count in (1, 2):
+            for count in graph_sizes(self._summed or 0) if batch == 1 else (1, 2):
                 table = self.mask_table(np.tri(count, dtype=np.bool_), list(range(count)))
                 place = torch.tensor([length], device=self.device)
                 slots = place + torch.arange(count, device=self.device)
