@@ -54,22 +54,14 @@ class EagleGrowingPasses:
         inputs = self._tree.ready(tokens, parents)
         if self._outputs is None:
             assert self._before is not None
-            outputs = model.outputs(
-                cache,
-                inputs.tokens,
-                self._before[None],
-                inputs.positions,
-                inputs.slots,
-                inputs.masks,
-            )[0]
-            self._outputs = outputs
-            return at_least_float32(model.head.logits(outputs[-rows:]))
-        above = torch.tensor(parents, device=model.device)
-        features = self._outputs.index_select(0, above)
+            features, outputs = model.head.project(self._before), []
+        else:
+            above = torch.tensor(parents, device=model.device)
+            features, outputs = self._outputs.index_select(0, above), [self._outputs]
         logits, new = model.forward(
             cache, inputs.tokens, features[None], inputs.positions, inputs.slots, inputs.masks
         )
-        self._outputs = torch.cat([self._outputs, new[0]])
+        self._outputs = torch.cat([*outputs, new[0]])
         return at_least_float32(logits[0, -rows:])
 
     def likeliest(

@@ -226,7 +226,7 @@ class EagleModel:
         return run
 
     def compile(self, batch: int = 1) -> None:
-        """See `Model`; the pass that reads hidden states stays as it is.
+        """See `Model`; only the reading of a text's parts stays as it is.
 
         Raises:
             SequoiaError: the head cannot be compiled.

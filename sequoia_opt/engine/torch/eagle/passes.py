@@ -107,9 +107,10 @@ class EagleLevelPasses:
         model = self._model
         where = level.positions[None], level.slots, level.masks
         if level.committed is not None:
-            outputs = model.outputs(cache, tokens[None], level.committed.states[None], *where)
+            features = model.head.project(level.committed.states[None])
+            logits, outputs = model.forward(cache, tokens[None], features, *where)
             self._outputs = outputs[0].index_select(0, level.parents)  # the root's
-            return model.head.logits(self._outputs)
+            return logits[0].index_select(0, level.parents)
         assert self._outputs is not None
         features = self._outputs.index_select(0, level.parents)
         logits, outputs = model.forward(cache, tokens[None], features[None], *where)
