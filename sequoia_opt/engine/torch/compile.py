@@ -222,10 +222,10 @@ def compiled_output(
     place = torch.tensor([length], device=runner.device)
     order = list(range(count))
     table = runner.mask_table(np.tri(count, dtype=np.bool_), order, order)
-    tokens = torch.arange(count, device=runner.device)
+    offsets = torch.arange(count, device=runner.device)
     [masks] = table.masks(runner.places(cache, place, length + count))
-    inputs = tokens.repeat(cache.batch, 1)
-    arguments = (inputs, (place + tokens)[None], place + tokens, masks)
+    tokens = (offsets % runner.vocabulary).repeat(cache.batch, 1)
+    arguments = (tokens, (place + offsets)[None], place + offsets, masks)
     expected, _ = runner.eager(cache, *arguments, keep=0)
     vary_sizes(*arguments, cache)
     try:

@@ -158,7 +158,8 @@ class Runner:
     def _some_text(self, batch: int) -> Iterator[tuple[KVCache, int]]:
         """A cache with tokens of some text, to compile with, and how many it has."""
         length = min(CHECKED_TOKENS, self.positions - 2)
-        cache = self.reserve(2 * length + 2, batch)  # more slots than are read, as always
+        # More slots than are read, as always.
+        cache = self.reserve(2 * (length + max(self.graph_sizes)), batch)
         try:
             text = torch.arange(length, device=self.device)[None] % self.vocabulary
             self.extend(cache, text.expand(batch, -1), 0)

@@ -297,9 +297,10 @@ class EagleModel:
         """Compile the graphs of each kind of number of tokens."""
         assert self._compiled is not None
         length, hidden = 8, self.head.config.layer.hidden_size
-        cache = self.reserve(2 * length + 2, batch)  # more slots than are read, as always
+        counts = graph_sizes(self._summed or 0) if batch == 1 else (1, 2)
+        cache = self.reserve(2 * (length + max(counts)), batch)  # more than are read, as always
         try:
-            for count in graph_sizes(self._summed or 0) if batch == 1 else (1, 2):
+            for count in counts:
                 table = self.mask_table(np.tri(count, dtype=np.bool_), list(range(count)))
                 place = torch.tensor([length], device=self.device)
                 slots = place + torch.arange(count, device=self.device)
