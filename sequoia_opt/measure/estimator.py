@@ -276,7 +276,7 @@ def _sample(
     continuations = [Continuation(envelope.ranks) for _ in texts]
     yield from sample_continuations(pair, sampler, texts, width, continuations)
     if isinstance(pair.drafter, HeadDrafter):
-        depths = max(options.depths, envelope.levels)
+        depths = max(options.depths, envelope.levels, Envelope().levels)
         yield from follow_paths(pair, pair.drafter, sampler, texts, continuations, depths, width)
     if options.envelope is None:
         return

@@ -128,12 +128,12 @@ class HeadPaths:
         parents = np.arange(-1, roots - 1)
         self._reader.begin(self._cache, length, roots)
         for depth, ranks in enumerate(paths):
-            tokens = padded[start + depth : start + depth + roots]
-            # All roots go on, so that every pass has the same shape.
-            logits = self._reader.passes.run(tokens.tolist(), parents.tolist(), roots)
             followed = followed[start + depth + followed + 1 < len(text)]
             if not followed.size:
                 break
+            tokens = padded[start + depth : start + depth + roots]
+            # All roots go on, so that every pass has the same shape.
+            logits = self._reader.passes.run(tokens.tolist(), parents.tolist(), roots)
             positions = start + depth + followed
             said = logits[torch.from_numpy(followed).to(logits.device)]
             guesses = self._rule.guess(said, self._width, self._reader.uniforms).tokens

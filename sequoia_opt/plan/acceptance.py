@@ -154,17 +154,16 @@ class Acceptance:
     def _ranks_at(self, position: int, step_start: IntArray) -> IntArray:
         """The trace's ranks at a position, in steps that began at `step_start`; same shape.
 
-        Behind the last measured depth a draft's guesses no longer depend on it.
+        Where they are known by depth, nothing is accepted behind the last depth.
         """
-        ranks = np.broadcast_to(self._trace_table[0][position], step_start.shape)
         by_depth = self._table_by_depth
         if not len(by_depth):
-            return ranks
+            return np.broadcast_to(self._trace_table[0][position], step_start.shape)
         depth = position - step_start
         known = by_depth[
             np.minimum(depth, len(by_depth) - 1), step_start, np.arange(step_start.shape[1])
         ]
-        return np.where(depth < len(by_depth), known, ranks)
+        return np.where(depth < len(by_depth), known, 0)
 
     def of_documents(self, numbers: Sequence[int]) -> Acceptance:
         """The same rates with the traces of some of the documents."""

@@ -86,4 +86,5 @@ def products(kernel: Kernel, weights: list[Tensor], packed: list[Tensor]) -> Pro
     return run
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -68,7 +68,9 @@ def main(
     pair = load_pair(file, "lookup", engine="llama.cpp", engine_options=options)
     runs = {OURS: decoding(Decoder(pair))}
     if torch:
-        compiled = load_pair(file, "lookup", "cpu", "float32", engine="torch")
+        compiled = load_pair(
+            file, "lookup", "cpu", "float32", engine="torch", engine_options=options
+        )
         compiled.compile(["target"])
         runs["torch"] = decoding(Decoder(compiled))
     if shutil.which("llama-bench"):

@@ -46,6 +46,24 @@ def test_tables_as_this_program_writes_them(rows: list[list[int]], after: str) -
     assert parse_with_tables(to_yaml(document), yaml.safe_load) == document
 
 
+@given(
+    documents=st.lists(
+        st.lists(st.lists(st.integers(0, 10**6), max_size=40), min_size=1), min_size=1
+    )
+)
+def test_tables_of_tables_are_taken_out(documents: list[list[list[int]]]) -> None:
+    text = to_yaml({"rows": documents, "after": 1})
+    parsed: list[str] = []
+
+    def parse(rest: str) -> object:
+        parsed.append(rest)
+        return yaml.safe_load(rest)
+
+    assert parse_with_tables(text, parse) == {"rows": documents, "after": 1}
+    assert len(parsed) == 1
+    assert "[" not in parsed[0]
+
+
 def test_errors_after_a_table_keep_their_line_number(tmp_path: Path) -> None:
     path = tmp_path / "file.yaml"
     path.write_text("a:\n- [1,\n  2]\n- [3]\nb: [\n")

@@ -153,16 +153,16 @@ def test_replay_of_sampled_text_yields_as_much_as_decoding(sampling: Sampling, p
 
 
 def test_depths_are_told_apart_and_kept_in_the_file(pair: Any, tmp_path: Path) -> None:
-    """By depth without being asked; as deep as drafts are recorded, or as `depths` says."""
+    """By depth without being asked; as deep as drafts are recorded, or as `depths` says, or 8."""
     sampled = [
         estimate(pair, documents(6), "tokens", [Sampling()], options)[0]
         for options in (
             OPTIONS,
-            replace(OPTIONS, envelope=Envelope(3, 2, 2)),
+            replace(OPTIONS, envelope=Envelope(10, 2, 2)),
             replace(OPTIONS, depths=9),
         )
     ]
-    assert [len(one.traces_by_depth[0]) for one in sampled] == [8, 3, 9]
+    assert [len(one.traces_by_depth[0]) for one in sampled] == [8, 10, 9]
     first = sampled[0]
     assert first.by_depth is not None
     paths = np.concatenate([np.array(rows) for rows in first.traces_by_depth], axis=1)

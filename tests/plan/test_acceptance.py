@@ -54,13 +54,14 @@ def step_by_step(
     tree: TokenTree, trace: list[int], by_depth: list[list[int]] | None = None
 ) -> tuple[int, int]:
     """Tokens and steps by the definition: whole steps that leave room for the longest one."""
-    rows = by_depth or []
     tokens = steps = start = 0
     while start + tree.depth + 1 <= len(trace):
         node, step_tokens = 0, 0
         while True:
-            known = step_tokens < len(rows)
-            rank = rows[step_tokens][start] if known else trace[start + step_tokens]
+            if by_depth is None:
+                rank = trace[start + step_tokens]
+            else:
+                rank = by_depth[step_tokens][start] if step_tokens < len(by_depth) else 0
             step_tokens += 1
             child = child_of(tree, node, rank)
             if child is None:
@@ -96,7 +97,7 @@ def traces_by_depth(draw: st.DrawFn) -> tuple[list[list[int]], list[list[list[in
 def test_replay_by_depth_against_the_definition(
     tree: TokenTree, both: tuple[list[list[int]], list[list[list[int]]]]
 ) -> None:
-    """The ranks of a step are those of its own start, and behind the last depth the trace's."""
+    """The ranks of a step are those of its own start; behind the last depth there are none."""
     traces, by_depth = both
     acceptance = Acceptance(np.full(4, 0.2), traces=traces, traces_by_depth=by_depth)
     others = [shapes.chain(6), tree, shapes.k_ary(3, 2)]

@@ -204,7 +204,7 @@ def compile_and_check(
         SequoiaError: it cannot be compiled, or computes something else.
     """
     (logits, _), expected = compiled_output(runner, forward, cache, count, length)
-    check_compiled(runner, logits[0, -1], expected[0, -1])
+    check_compiled(runner.name, runner.dtype, logits[0, -1], expected[0, -1])
 
 
 def compiled_output(
@@ -238,13 +238,15 @@ def compiled_output(
         ) from None
 
 
-def check_compiled(runner: Runner, compiled: Tensor, eager: Tensor) -> None:
+def check_compiled(name: str, dtype: torch.dtype, compiled: Tensor, eager: Tensor) -> None:
     """Compare what a compiled forward pass computes with what the eager one does.
+
+    Args:
+        name: of the model.
+        dtype: in which it computes.
 
     Raises:
         SequoiaError: they differ by more than rounding.
     """
-    if off := difference(compiled.double(), eager.double(), runner.dtype):
-        raise SequoiaError(
-            f"{runner.name}: gives other logits when compiled ({off}); use --no-compile"
-        )
+    if off := difference(compiled.double(), eager.double(), dtype):
+        raise SequoiaError(f"{name}: gives other logits when compiled ({off}); use --no-compile")

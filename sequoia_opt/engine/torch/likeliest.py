@@ -87,5 +87,6 @@ def compile_likeliest(runner: Runner, cache: KVCache, length: int) -> LikeliestF
     for count in runner.graph_sizes:
         likely, logits = compiled_output(runner, forward, cache, count, length)
         expected = likely_tokens(logits[0])
-        check_compiled(runner, likely.probabilities[-1], expected.probabilities[-1])
+        found, wanted = likely.probabilities[-1], expected.probabilities[-1]
+        check_compiled(runner.name, runner.dtype, found, wanted)
     return forward

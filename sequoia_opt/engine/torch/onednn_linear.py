@@ -10,7 +10,7 @@ of attention or trees.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import count
 from typing import Any
 from weakref import WeakValueDictionary
@@ -34,7 +34,7 @@ class PackedLinear(nn.Linear):
 
     Attributes:
         packed: the weights, in a layout that only oneDNN reads.
-        weight: None, or the plain weights if another layer (an embedding) or `sums` uses them too.
+        weight: None, or the plain weights if another layer (an embedding) or sums use them too.
         number: by which a compiled graph finds the layer, since it cannot hold a packed tensor.
         summed: the most rows for which a compiled graph sums over the plain weights.
     """
@@ -146,12 +146,13 @@ _library.impl("packed_linear", _packed_linear, "CPU")
 torch.library.register_fake("sequoia_opt::packed_linear", _packed_linear_shape, lib=_library)
 
 
-def pack(model: nn.Module, summed: int = 0) -> None:
+def pack(model: nn.Module, summed: int = 0, eager: Collection[str] = ()) -> None:
     """Pack the linear layers of a model for which that pays, if any.
 
     Args:
         summed: the most rows that compiled graphs multiply by sums over plain float32 weights,
             which are kept for that; see `summed_rows`.
+        eager: paths of layers that are in no graph.
     """
     uses = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
     numbers: dict[str, int] = vars(model).setdefault("_packed_numbers", {})
@@ -159,12 +160,13 @@ def pack(model: nn.Module, summed: int = 0) -> None:
     for path, module in list(model.named_modules(remove_duplicate=False)):
         if type(module) is not nn.Linear:
             continue
+        rows = 0 if path in eager else summed
         if module not in packed and _packable(module):
             number = numbers.setdefault(path, next(_numbers))
-            rows = summed if module.weight.dtype == torch.float32 else 0
+            rows = rows if module.weight.dtype == torch.float32 else 0
             packed[module] = PackedLinear(module, number, uses[id(module.weight)] > 1, rows)
-        elif module not in packed and summed and _summable(module):
-            packed[module] = SummedLinear(module, summed)
+        elif module not in packed and rows and _holds_float32(module):
+            packed[module] = SummedLinear(module, rows)
         if module in packed:
             model.set_submodule(path, packed[module])
 
@@ -179,20 +181,23 @@ def unpack(model: nn.Module) -> None:
             model.set_submodule(path, plain[module])
 
 
-def pack_for_graphs(model: nn.Module) -> int:
+def pack_for_graphs(model: nn.Module, eager: Collection[str] = ()) -> int:
     """Pack a model again, as its compiled graphs need it; see `summed_rows`.
+
+    Args:
+        eager: paths of layers that are in no graph.
 
     Returns:
         The most rows that they multiply by sums.
     """
-    rows = summed_rows(model)
+    rows = summed_rows(model, eager)
     if rows:
         unpack(model)
-        pack(model, rows)
+        pack(model, rows, eager)
     return rows
 
 
-def summed_rows(model: nn.Module) -> int:
+def summed_rows(model: nn.Module, eager: Collection[str] = ()) -> int:
     """The most rows that compiled graphs should multiply by sums over plain weights; 0 for none.
 
     Code that torch generates for a sum over each row of the weights reads them as fast as memory
@@ -206,12 +211,17 @@ def summed_rows(model: nn.Module) -> int:
 
     Args:
         model: packed.
+        eager: see `pack_for_graphs`.
     """
-    layers = [module for module in model.modules() if isinstance(module, PackedLinear)]
-    layers = [layer for layer in layers if layer.packed.dtype == torch.float32]
+    layers = [
+        module
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear) and path not in eager and _holds_float32(module)
+    ]
+    packed = [layer for layer in layers if isinstance(layer, PackedLinear)]
     free = free_bytes(torch.device("cpu"))
-    added = _bytes([layer for layer in layers if layer.weight is None])
-    if not is_amd() or (free is not None and free < 2 * added):
+    added = _bytes([layer for layer in packed if layer.weight is None])
+    if not layers or not is_amd() or (free is not None and free < 2 * added):
         return 0
     return SUMMED_ROWS if _bytes(layers) > CACHED_BYTES else SUMMED_ROWS_CACHED
 
@@ -226,15 +236,14 @@ def graph_sizes(summed: int) -> Sequence[int]:
     return (1, 2, summed + 1) if summed else (1, 2)
 
 
-def _bytes(layers: Sequence[PackedLinear]) -> int:
-    """What the layers' weights take, once."""
-    return sum(layer.packed.numel() * layer.packed.element_size() for layer in layers)
+def _bytes(layers: Sequence[nn.Linear]) -> int:
+    """What the layers' float32 weights take, once."""
+    return sum(layer.in_features * layer.out_features * 4 for layer in layers)
 
 
 def _are_few(rows: Tensor, most: int) -> bool:
-    """Whether rows [..., features] are of one text, and not more than that."""
-    is_one_text = rows.dim() < 3 or rows.shape[0] == 1
-    return most > 0 and is_one_text and rows.shape[:-1].numel() <= most
+    """Whether rows [1, tokens, features] are of one text, and not more than that."""
+    return most > 0 and rows.dim() == 3 and rows.shape[0] == 1 and rows.shape[1] <= most
 
 
 def _summed(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -252,8 +261,10 @@ def _summed(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return output.reshape(*rows.shape[:-1], len(weight))
 
 
-def _summable(linear: nn.Linear) -> bool:
-    """Whether the layer has plain float32 weights on the CPU."""
+def _holds_float32(linear: nn.Linear) -> bool:
+    """Whether the layer, plain or packed, has float32 weights that compiled graphs can sum over."""
+    if isinstance(linear, PackedLinear):
+        return linear.packed.dtype == torch.float32
     return _is_plain(linear) and linear.weight.dtype == torch.float32
 
 

@@ -146,7 +146,7 @@ class Runner:
                 f"{self.name}: a model whose layers are streamed cannot be compiled; compile the "
                 "draft alone"
             )
-        if batch == 1 and self._summed is None and self.device_compiles_whole:
+        if self._summed is None and self.device_compiles_whole:
             self._summed = pack_for_graphs(self.model)  # decided once: the graphs rely on it
         with self._some_text(batch) as (cache, length), self._collecting():
             forward = self._compiled_forward()

@@ -16,6 +16,7 @@ from sequoia_opt.api import load_pair
 from sequoia_opt.engine.decoder import Decoder
 from sequoia_opt.engine.pair import Pair
 from sequoia_opt.engine.torch import onednn_linear
+from sequoia_opt.engine.torch.onednn_linear import PackedLinear
 from sequoia_opt.engine.torch.runner import Runner
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure.forwards import fill
@@ -47,11 +48,11 @@ def pairs(make_model: Callable[..., Path]) -> Iterator[dict[str, Pair]]:
         make_model("llama", 1, num_hidden_layers=1),
     )
     loaded = {name: load_pair(*folders, "cpu", "float32") for name in ("eager", "compiled")}
+    patch.setattr(onednn_linear, "is_amd", lambda: True)
+    patch.setattr(onednn_linear, "SUMMED_ROWS_CACHED", 3)
+    loaded["compiled"].compile()
     patch.undo()
-    with pytest.MonkeyPatch.context() as amd:
-        amd.setattr(onednn_linear, "is_amd", lambda: True)
-        amd.setattr(onednn_linear, "SUMMED_ROWS_CACHED", 3)
-        loaded["compiled"].compile()
+    assert any(isinstance(m, PackedLinear) for m in loaded["compiled"].target.model.modules())
     yield loaded
     torch.compiler.reset()
 

@@ -50,7 +50,7 @@ def test_a_tree_at_once_is_scored_as_a_tree_pass_scores_it(make_pair: Callable[.
 def test_graphs_take_any_number_of_nodes_and_any_context(
     make_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, reset_compiler: None
 ) -> None:
-    """One graph for a pass of one token and one for all others, as for static trees."""
+    """The same graphs serve all passes, as for static trees."""
     graphs: list[Any] = []
 
     def count(graph: Any, example: Any) -> Any:

@@ -56,7 +56,7 @@ def test_compiled_passes_find_what_the_host_does(
     reset_compiler: None,
     ranks: int,
 ) -> None:
-    """One graph for a pass of one token and one for all others."""
+    """The same graphs serve all passes."""
     graphs: list[Any] = []
 
     def count(graph: Any, example: Any) -> Any:

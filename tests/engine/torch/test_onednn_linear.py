@@ -253,10 +253,13 @@ def test_sums_pay_where_the_plain_weights_fit_memory(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(onednn_linear, "free_bytes", lambda device: 2 * weight - 1)
     assert rows() == 0
     monkeypatch.setattr(onednn_linear, "free_bytes", lambda device: None)
-    monkeypatch.setattr(onednn_linear, "CACHED_BYTES", 2 * weight)
+    every = 2 * weight + 4 * 8 * WIDTH  # with the small layer's
+    monkeypatch.setattr(onednn_linear, "CACHED_BYTES", every)
     assert rows() == SUMMED_ROWS_CACHED
-    monkeypatch.setattr(onednn_linear, "CACHED_BYTES", 2 * weight - 1)
+    monkeypatch.setattr(onednn_linear, "CACHED_BYTES", every - 1)
     assert rows() == SUMMED_ROWS
+    model = Tied(torch.float32, bias=True)
+    assert summed_rows(model, eager=("inner.0", "small", "head")) == 0
     monkeypatch.setattr(onednn_linear, "is_amd", lambda: False)
     assert rows() == 0
 

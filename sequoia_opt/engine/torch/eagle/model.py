@@ -28,7 +28,7 @@ from sequoia_opt.engine.torch.attention import (
 )
 from sequoia_opt.engine.torch.cache_pool import CachePool
 from sequoia_opt.engine.torch.causal_masks import CausalMasks
-from sequoia_opt.engine.torch.compile import OPTIONS, vary_sizes
+from sequoia_opt.engine.torch.compile import OPTIONS, check_compiled, vary_sizes
 from sequoia_opt.engine.torch.eagle.feedback import LONGEST_RUN, FedBack
 from sequoia_opt.engine.torch.eagle.growing_passes import EagleGrowingPasses
 from sequoia_opt.engine.torch.eagle.head import EagleHead
@@ -84,7 +84,7 @@ class EagleModel:
         self._fed_back: weakref.WeakKeyDictionary[KVCache, FedBack] = weakref.WeakKeyDictionary()
         self.compiled = False
         self._compiled: Pass | None = None
-        self._summed: int | None = None  # see `summed_rows`; None before the first compilation
+        self._summed = 0  # the most rows that compiled graphs sum, see `summed_rows`
         pack(head)
 
     def reserve(self, capacity: int, batch: int = 1, branches: int = 1) -> KVCache:
@@ -231,10 +231,24 @@ class EagleModel:
         Raises:
             SequoiaError: the head cannot be compiled.
         """
-        if batch == 1 and self._summed is None and self.device.type == "cpu":
-            self._summed = pack_for_graphs(self.head)  # decided once: the graphs rely on it
+        if self._compiled is None:
+            self._compiled = self._made_to_compile()
+        try:
+            self._try_compiled(batch)
+        except SequoiaError:
+            raise
+        except Exception as error:  # the compiler's own, of many kinds
+            reason = one_line(error)[:200]
+            raise SequoiaError(
+                f"{self.name}: cannot be compiled ({reason}); use --no-compile"
+            ) from None
+        self.compiled = True
+
+    def _made_to_compile(self) -> Pass:
+        """The forward pass, compiled when it is first called."""
         options: dict[str, Any] = {"options": OPTIONS}
         if self.device.type == "cpu":
+            self._summed = pack_for_graphs(self.head, eager=("fc",))  # the graphs rely on it
             options["fullgraph"] = True
         else:  # attention reads the cache of its own layer, see compile.py
             self.head.config.layer._attn_implementation = OPAQUE_ATTENTION
@@ -244,16 +258,8 @@ class EagleModel:
 
         # Graphs are kept, and their number is limited, by code object: each head has its own.
         forward.__code__ = forward.__code__.replace()
-        self._compiled = torch.compile(forward, **options)
-        try:
-            self._try_compiled(batch)
-        except Exception as error:  # the compiler's own, of many kinds
-            self._compiled = None
-            reason = one_line(error)[:200]
-            raise SequoiaError(
-                f"{self.name}: cannot be compiled ({reason}); use --no-compile"
-            ) from None
-        self.compiled = True
+        compiled: Pass = torch.compile(forward, **options)
+        return compiled
 
     def check_logits_fit(self, count: int, batch: int) -> None:
         """See `Model`."""
@@ -294,10 +300,14 @@ class EagleModel:
 
     @torch.inference_mode()
     def _try_compiled(self, batch: int) -> None:
-        """Compile the graphs of each kind of number of tokens."""
+        """Compile the graphs of each kind of number of tokens, and compare with eager logits.
+
+        Raises:
+            SequoiaError: they differ by more than rounding.
+        """
         assert self._compiled is not None
         length, hidden = 8, self.head.config.layer.hidden_size
-        counts = graph_sizes(self._summed or 0) if batch == 1 else (1, 2)
+        counts = graph_sizes(self._summed) if batch == 1 else (1, 2)
         cache = self.reserve(2 * (length + max(counts)), batch)  # more than are read, as always
         try:
             for count in counts:
@@ -306,12 +316,16 @@ class EagleModel:
                 slots = place + torch.arange(count, device=self.device)
                 [masks] = table.masks(places(place, cache.read_slots(length + count)))
                 tokens = slots.repeat(batch, 1) % self.vocabulary
-                features = torch.zeros(batch, count, hidden, dtype=self.dtype, device=self.device)
+                features = torch.linspace(-1, 1, batch * count * hidden, device=self.device)
+                features = features.view(batch, count, hidden).to(self.dtype)
+                arguments = (tokens, features, slots[None], slots, masks, cache)
+                expected, _ = self._eager(*arguments)
                 vary_sizes(tokens, slots[None], slots, masks, cache)
                 if count > 1:
                     torch._dynamo.mark_dynamic(features, 1)
                 if batch > 1:
                     torch._dynamo.mark_dynamic(features, 0)
-                self._compiled(tokens, features, slots[None], slots, masks, cache)
+                logits, _ = self._compiled(*arguments)
+                check_compiled(self.name, self.dtype, logits[-1, -1], expected[-1, -1])
         finally:
             self.release(cache)

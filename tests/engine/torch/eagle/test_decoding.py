@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from sequoia_opt.api import load_pair
 from sequoia_opt.engine.decoder import Decoder
 from sequoia_opt.engine.logits_processors import LogitsOptions
+from sequoia_opt.engine.torch import onednn_linear
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.tree import TokenTree
@@ -178,6 +181,40 @@ def test_compiled_passes_say_the_same(
     if batch == 1:
         compiled = Decoder(pair, TREES["uneven"], 0.9, seed=1)
         assert compiled.generate(PROMPT, 30, ignore_eos=True).tokens == expected.tokens
+
+
+def test_compiled_sums_say_the_same(
+    head_folder: Path, target_folder: Path, monkeypatch: pytest.MonkeyPatch, reset_compiler: None
+) -> None:
+    """As on an AMD CPU, by generated code; compiling for several texts leaves the graphs valid."""
+    if not (shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")):
+        pytest.skip("needs a C++ compiler")
+    monkeypatch.setattr(onednn_linear, "is_amd", lambda: True)
+    monkeypatch.setattr(onednn_linear, "SUMMED_ROWS_CACHED", 3)
+    pair = load_pair(target_folder, head_folder, "cpu", "float32")
+    expected = Decoder(pair, TREES["uneven"]).generate(PROMPT, 40, ignore_eos=True)
+    pair.compile(["draft"])
+    pair.compile(["draft"], batch=3)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        compiled = Decoder(pair, TREES["uneven"]).generate(PROMPT, 40, ignore_eos=True)
+    assert (compiled.tokens, compiled.steps) == (expected.tokens, expected.steps)
+    assert expected.steps < 39
+
+
+def test_a_head_whose_graphs_say_something_else_is_refused(
+    head_folder: Path, target_folder: Path, monkeypatch: pytest.MonkeyPatch, reset_compiler: None
+) -> None:
+    def wrong(forward: Any, **_: Any) -> Any:
+        def run(*arguments: Any) -> Any:
+            logits, outputs = forward(*arguments)
+            return logits + torch.arange(logits.shape[-1]), outputs
+
+        return run
+
+    pair = load_pair(target_folder, head_folder, "cpu", "float64")
+    monkeypatch.setattr(torch, "compile", wrong)
+    with pytest.raises(SequoiaError, match="head: gives other logits when compiled"):
+        pair.compile(["draft"])
 
 
 def test_a_target_of_another_architecture(
