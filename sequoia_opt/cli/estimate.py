@@ -82,9 +82,7 @@ def estimate(
     depths: Annotated[
         int,
         typer.Option(
-            min=1,
-            help="Number of depths with rates of their own; 1 for the same at all depths. An "
-            "EAGLE-3 head's are always told apart.",
+            min=1, help="Number of depths with rates of their own; an EAGLE-3 head has at least 8."
         ),
     ] = 1,
     teacher_forced: Annotated[

@@ -17,6 +17,7 @@ import numpy as np
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.files.documents import read_document, rounded, write_document
 from sequoia_opt.files.fields import Fields
+from sequoia_opt.plan.acceptance_fields import matrix, traces, traces_by_depth
 from sequoia_opt.plan.confidence_fit import FittedConfidence
 from sequoia_opt.plan.intervals import deviation, document_weights
 from sequoia_opt.plan.recording import Recording, recording_path
@@ -321,12 +322,12 @@ class Acceptance:
                     raise fields.fail(key, f"{rates.size} numbers, as many as `acceptance` has")
                 optional[key] = values
         if "by_depth" in document:
-            optional["by_depth"] = _matrix(fields, "by_depth")
+            optional["by_depth"] = matrix(fields, "by_depth")
         if "traces" in document:
-            optional["traces"] = _traces(fields, max_rank=rates.size)
+            optional["traces"] = traces(fields, max_rank=rates.size)
         if "traces_by_depth" in document:
             lengths = [len(trace) for trace in optional.get("traces", [])]
-            optional["traces_by_depth"] = _traces_by_depth(fields, rates.size, lengths)
+            optional["traces_by_depth"] = traces_by_depth(fields, rates.size, lengths)
         if "context" in document:
             optional["context"] = fields.number("context", 0.0)
         if "confidence" in document:
@@ -371,56 +372,3 @@ def _path_products(tables: FloatArray, tree: TokenTree) -> FloatArray:
     for depth, level in enumerate(tree.levels[1:]):
         values[level] = values[parents[level]] * tables[:, depth, columns[level]].T
     return values
-
-
-def _matrix(fields: Fields, key: str) -> FloatArray:
-    rows = fields.mapping[key]
-    if not isinstance(rows, list) or not rows:
-        raise fields.fail(key, "a list of lists of numbers, depth 1 first")
-    parsed = [
-        Fields({f"{key}[{i}]": row}, fields.where).numbers(f"{key}[{i}]", 0.0, 1.0)
-        for i, row in enumerate(rows)
-    ]
-    if len({row.size for row in parsed}) != 1:
-        raise SequoiaError(f"{fields.where}: {key}: found rows that differ in length")
-    return np.stack(parsed)
-
-
-def _traces(fields: Fields, max_rank: int) -> list[list[int]]:
-    traces = fields.mapping["traces"]
-    if not isinstance(traces, list):
-        raise fields.fail("traces", "a list of lists of ranks")
-    return [_trace(fields, f"traces[{i}]", trace, max_rank) for i, trace in enumerate(traces)]
-
-
-def _traces_by_depth(
-    fields: Fields, max_rank: int, lengths: Sequence[int]
-) -> list[list[list[int]]]:
-    documents = fields.mapping["traces_by_depth"]
-    expected = f"{len(lengths)} lists, as many as `traces` has, each of a list for each depth"
-    if not isinstance(documents, list) or len(documents) != len(lengths):
-        raise fields.fail("traces_by_depth", expected)
-    parsed = []
-    for i, (rows, length) in enumerate(zip(documents, lengths, strict=True)):
-        if not isinstance(rows, list):
-            raise fields.fail("traces_by_depth", expected)
-        names = [f"traces_by_depth[{i}][{depth}]" for depth in range(len(rows))]
-        parsed.append(
-            [_trace(fields, name, row, max_rank) for name, row in zip(names, rows, strict=True)]
-        )
-        for name, row in zip(names, parsed[-1], strict=True):
-            if len(row) != length:
-                raise SequoiaError(
-                    f"{fields.where}: {name}: found {len(row)} ranks, expected {length}, as many "
-                    f"as traces[{i}] has"
-                )
-    return parsed
-
-
-def _trace(fields: Fields, name: str, values: Any, max_rank: int) -> list[int]:
-    ranks = Fields({name: values}, fields.where).integers(name)
-    if ranks and max(ranks) > max_rank:
-        raise SequoiaError(
-            f"{fields.where}: {name}: found rank {max(ranks)}, expected at most {max_rank}"
-        )
-    return ranks

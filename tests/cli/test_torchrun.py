@@ -87,8 +87,9 @@ def test_a_tree_for_one_process_is_not_run_by_several(
 def test_estimates_are_those_of_one_process(
     run: Callable[..., Outcome], models: list[str], dataset: Path
 ) -> None:
+    """In float64, where rounding, which depends on threads and alignment, is not in the file."""
     options = ["estimate", *models, "--dataset", dataset, "--temperature", "0,0.7"]
-    options += ["--max-new-tokens", 12]
+    options += ["--max-new-tokens", 12, "--dtype", "float64"]
     done = finish(launch(*options))
     assert done.code == 0, done.err
     files = sorted(Path("profiles/acceptance").iterdir())

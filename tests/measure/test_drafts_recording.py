@@ -239,7 +239,7 @@ def test_more_positions_than_grow_together_change_nothing(
     number_pair: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (several,) = estimate(number_pair, documents(2), "numbers", options=OPTIONS)
-    monkeypatch.setattr("sequoia_opt.measure.drafts_recording.ROOTS", (1,))
+    monkeypatch.setattr("sequoia_opt.measure.roots_together.ROOTS", (1,))
     (single,) = estimate(number_pair, documents(2), "numbers", options=OPTIONS)
     assert several.recording is not None
     assert single.recording is not None

@@ -1,10 +1,11 @@
-"""Linear layers of a model on a CPU whose weights are packed for oneDNN's matrix kernels.
+"""Linear layers of a model on a CPU, for the few tokens of a step.
 
-A forward pass of a few tokens is bound by reading the weights. oneDNN reads them in blocks of a
-layout of its own, with which the time grows less from 1 token to 16, so a tree's extra nodes cost
-less. `pack` replaces a model's linear layers one by one, so that it takes no more memory, except
-for weights that an embedding shares, which exist twice then. Packing rounds nothing. Knows nothing
-of attention or trees.
+A forward pass of a few tokens is bound by reading the weights. oneDNN's matrix kernels read them in
+blocks of a layout of their own, with which the time grows less from 1 token to 16, so a tree's
+extra nodes cost less. `pack` replaces a model's linear layers one by one, so that it takes no more
+memory, except for weights that an embedding shares, which exist twice then. On some CPUs compiled
+graphs of a few tokens sum over the plain weights instead, see `summed_rows`. Packing rounds
+nothing. Knows nothing of attention or trees.
 """
 
 from __future__ import annotations
@@ -62,12 +63,9 @@ class PackedLinear(nn.Linear):
 
     def unpack(self) -> nn.Linear:
         """The plain layer, to the last bit; this one loses its weights."""
-        plain = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
-        plain.register_parameter("weight", self._parameters["weight"])
-        plain.register_parameter("bias", self._parameters["bias"])
+        plain = _plain_of(self)
         if plain.weight is None:
             plain.weight = nn.Parameter(self.packed.to_dense(), requires_grad=False)
-        plain.training = self.training
         del self.packed
         return plain
 
@@ -112,17 +110,22 @@ class SummedLinear(nn.Linear):
 
     def unpack(self) -> nn.Linear:
         """A plain layer with the same weights."""
-        plain = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
-        plain.register_parameter("weight", self._parameters["weight"])
-        plain.register_parameter("bias", self._parameters["bias"])
-        plain.training = self.training
-        return plain
+        return _plain_of(self)
 
     def forward(self, rows: Tensor) -> Tensor:
         """Rows [..., in_features] to [..., out_features]."""
         if torch.compiler.is_compiling() and _are_few(rows, self.summed):
             return _summed(rows, self.weight, self.bias)
         return super().forward(rows)
+
+
+def _plain_of(layer: nn.Linear) -> nn.Linear:
+    """A plain layer with the plain weights of another, None if it has none, and its bias."""
+    plain = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+    plain.register_parameter("weight", layer._parameters["weight"])
+    plain.register_parameter("bias", layer._parameters["bias"])
+    plain.training = layer.training
+    return plain
 
 
 _layers: WeakValueDictionary[int, PackedLinear] = WeakValueDictionary()
