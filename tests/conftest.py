@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ import torch
 from hypothesis import settings
 from short_runs import shorten
 from small_models import small_config
+
+from sequoia_opt.engine.torch import onednn_linear
 
 if not torch.cuda.is_available():  # have triton interpret kernels; it reads this on import
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -34,6 +36,14 @@ def _one_thread() -> None:
 def _short_runs() -> None:
     """Measure with as few runs as possible, since tests ignore the times."""
     shorten()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _graphs_of_every_cpu() -> Iterator[None]:
+    """The same graphs on every CPU; the tests of sums over a few rows ask for those of AMD's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onednn_linear, "is_amd", lambda: False)
+        yield
 
 
 @pytest.fixture(scope="session")
