@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from head_texts import documents
 from safetensors.torch import load_file
 from slow_head import SlowHead, target_states
-from small_heads import specforge_head
 
-from sequoia_opt.api import load_pair
 from sequoia_opt.engine.decoder import Decoder
 from sequoia_opt.measure.estimator import EstimateOptions, estimate
 from sequoia_opt.measure.head_paths import HeadPaths
@@ -24,7 +23,6 @@ from sequoia_opt.plan.recording import Envelope
 from sequoia_opt.plan.sampling import Sampling
 from sequoia_opt.plan.tree import IntArray, TokenTree
 
-VOCABULARY, DRAFT_VOCABULARY = 8, 6
 OPTIONS = EstimateOptions(max_new_tokens=30, width=5, batch=2)
 TREES = {
     "chain": shapes.chain(5),
@@ -38,33 +36,11 @@ SAMPLINGS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory, make_model: Callable[..., Path]) -> Any:
-    """Of a target of few tokens and a head, whose random guesses are often accepted."""
-    head = tmp_path_factory.mktemp("head") / "head"
-    specforge_head(head, DRAFT_VOCABULARY, VOCABULARY)
-    return make_model("llama", vocab_size=VOCABULARY), head
-
-
-@pytest.fixture(scope="module")
-def pair(folders: tuple[Path, Path]) -> Any:
-    """Both; no token ends a text."""
-    return replace(load_pair(*folders, "cpu", "float64"), end_tokens=frozenset())
-
-
-def documents(count: int) -> list[Document]:
-    random = np.random.default_rng(1)
-    return [
-        Document("", "", tokens=tuple(random.integers(2, VOCABULARY, length).tolist()))
-        for length in range(5, 5 + 3 * count, 3)
-    ]
-
-
 @pytest.mark.parametrize("roots", [(16, 1), (1,)], ids=["together", "alone"])
 def test_ranks_are_those_that_a_slow_head_gives_the_text(
     roots: tuple[int, ...],
-    pair: Any,
-    folders: tuple[Path, Path],
+    head_pair: Any,
+    head_folders: tuple[Path, Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Greedy, at full width; up to the first depth that is not accepted."""
@@ -78,14 +54,14 @@ def test_ranks_are_those_that_a_slow_head_gives_the_text(
         return paths
 
     monkeypatch.setattr(HeadPaths, "follow", follow_and_keep)
-    estimate(pair, documents(3), "tokens", [Sampling()], OPTIONS)
-    target, head = (load_file(folder / "model.safetensors") for folder in folders)
+    estimate(head_pair, documents(3), "tokens", [Sampling()], OPTIONS)
+    target, head = (load_file(folder / "model.safetensors") for folder in head_folders)
     slow = SlowHead(head | {"embed_tokens.weight": target["model.embed_tokens.weight"]})
-    ids = pair.drafter.model.token_ids.tolist()
+    ids = head_pair.drafter.model.token_ids.tolist()
     deep = 0
     for prompt, tokens, paths in texts:
         text = [*prompt, *tokens]
-        states = target_states(folders[0], text, (2, 1, 0))
+        states = target_states(head_folders[0], text, (2, 1, 0))
         for position in range(paths.shape[1]):
             length = len(prompt) + position + 1
             following = text[length : length + len(paths)]
@@ -103,12 +79,12 @@ def test_ranks_are_those_that_a_slow_head_gives_the_text(
 
 
 @pytest.mark.parametrize("name", TREES)
-def test_replay_is_what_decoding_with_a_tree_does(name: str, pair: Any) -> None:
+def test_replay_is_what_decoding_with_a_tree_does(name: str, head_pair: Any) -> None:
     """Greedy: tokens and steps of each document."""
     tree = TREES[name]
-    (acceptance,) = estimate(pair, documents(4), "tokens", [Sampling()], OPTIONS)
+    (acceptance,) = estimate(head_pair, documents(4), "tokens", [Sampling()], OPTIONS)
     tokens, steps = acceptance.replay([tree])
-    decoder, most = Decoder(pair, tree), 0
+    decoder, most = Decoder(head_pair, tree), 0
     for document, one in enumerate(documents(4)):
         length, start, count = len(acceptance.traces[document]), 0, 0
         with decoder.session(conversing=False) as session:
@@ -120,10 +96,10 @@ def test_replay_is_what_decoding_with_a_tree_does(name: str, pair: Any) -> None:
     assert most > 1
 
 
-def first_steps(pair: Any, prompt: Document, tree: TokenTree, sampling: Sampling) -> list[int]:
+def first_steps(head_pair: Any, prompt: Document, tree: TokenTree, sampling: Sampling) -> list[int]:
     """Tokens of the first step of many texts behind one prompt."""
     decoder = Decoder(
-        pair,
+        head_pair,
         tree,
         sampling.temperature,
         top_p=sampling.top_p,
@@ -139,23 +115,25 @@ def first_steps(pair: Any, prompt: Document, tree: TokenTree, sampling: Sampling
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=lambda one: one.verifier)
-def test_replay_of_sampled_text_yields_as_much_as_decoding(sampling: Sampling, pair: Any) -> None:
+def test_replay_of_sampled_text_yields_as_much_as_decoding(
+    sampling: Sampling, head_pair: Any
+) -> None:
     """Tokens per step, within four standard errors."""
-    tree, prompt = TREES["binary"], documents(3)[2]
+    tree, prompt = TREES["binary"], documents(6)[5]
     options = replace(OPTIONS, max_new_tokens=tree.depth + 1, batch=50)
-    (acceptance,) = estimate(pair, [prompt] * 400, "tokens", [sampling], options)
+    (acceptance,) = estimate(head_pair, [prompt] * 400, "tokens", [sampling], options)
     tokens, steps = acceptance.replay([tree])
     replayed = tokens[0, steps[0] == 1]
-    decoded = first_steps(pair, prompt, tree, sampling)
+    decoded = first_steps(head_pair, prompt, tree, sampling)
     error = np.sqrt(np.var(replayed) / len(replayed) + np.var(decoded) / len(decoded))
     assert np.mean(decoded) > 1.3
     assert abs(np.mean(replayed) - np.mean(decoded)) < 4 * error
 
 
-def test_depths_are_told_apart_and_kept_in_the_file(pair: Any, tmp_path: Path) -> None:
+def test_depths_are_told_apart_and_kept_in_the_file(head_pair: Any, tmp_path: Path) -> None:
     """By depth without being asked; as deep as drafts are recorded, or as `depths` says, or 8."""
     sampled = [
-        estimate(pair, documents(6), "tokens", [Sampling()], options)[0]
+        estimate(head_pair, documents(6), "tokens", [Sampling()], options)[0]
         for options in (
             OPTIONS,
             replace(OPTIONS, envelope=Envelope(10, 2, 2)),

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from head_texts import documents
 from safetensors.torch import load_file
 from slow_head import SlowHead, target_states
-from small_heads import specforge_head
 
-from sequoia_opt.api import load_pair
 from sequoia_opt.engine.adaptive_step import GrowingState
 from sequoia_opt.engine.decoder import Decoder
 from sequoia_opt.measure.drafts_recording import DraftsRecorder
 from sequoia_opt.measure.estimator import EstimateOptions, estimate
-from sequoia_opt.measure.records import Document
 from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.confidence import Confidence
 from sequoia_opt.plan.policy import Pause, Policy
@@ -27,7 +24,6 @@ from sequoia_opt.plan.recording import Envelope, Recording, slots_of
 from sequoia_opt.plan.sampling import Sampling
 from sequoia_opt.plan.tree import TokenTree
 
-VOCABULARY, DRAFT_VOCABULARY = 8, 6
 OPTIONS = EstimateOptions(max_new_tokens=30, width=5, batch=2, envelope=Envelope(4, 3, 4))
 SAMPLINGS = [
     Sampling(),
@@ -37,31 +33,8 @@ SAMPLINGS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory, make_model: Callable[..., Path]) -> Any:
-    """Of a target of few tokens and a head, whose random guesses are often accepted."""
-    head = tmp_path_factory.mktemp("head") / "head"
-    specforge_head(head, DRAFT_VOCABULARY, VOCABULARY)
-    return make_model("llama", vocab_size=VOCABULARY), head
-
-
-@pytest.fixture(scope="module")
-def pair(folders: tuple[Path, Path]) -> Any:
-    """Both; no token ends a text."""
-    return replace(load_pair(*folders, "cpu", "float64"), end_tokens=frozenset())
-
-
-def documents(count: int) -> list[Document]:
-    random = np.random.default_rng(1)
-    lengths = [1, *range(5, 5 + 3 * count, 3)][:count]
-    return [
-        Document("", "", tokens=tuple(random.integers(2, VOCABULARY, length).tolist()))
-        for length in lengths
-    ]
-
-
 def sampled(
-    pair: Any, sampling: Sampling, monkeypatch: pytest.MonkeyPatch, count: int = 4
+    head_pair: Any, sampling: Sampling, monkeypatch: pytest.MonkeyPatch, count: int = 4
 ) -> tuple[Acceptance, list[tuple[list[int], list[int]]]]:
     """A small recording, and each document's prompt and new tokens."""
     texts = []
@@ -72,28 +45,31 @@ def sampled(
         return original(self, prompt, text, ranks)
 
     monkeypatch.setattr(DraftsRecorder, "record", record_and_keep)
-    (acceptance,) = estimate(pair, documents(count), "tokens", [sampling], OPTIONS)
+    (acceptance,) = estimate(head_pair, documents(count), "tokens", [sampling], OPTIONS)
     return acceptance, sorted(texts, key=lambda one: len(one[0]))
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=lambda one: f"{one.verifier}-{one.temperature}")
 def test_trees_say_what_a_slow_head_says_behind_each_root(
-    sampling: Sampling, pair: Any, folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    sampling: Sampling,
+    head_pair: Any,
+    head_folders: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """At the nodes on the text's own path; and the text's rank there is among the guesses."""
-    acceptance, texts = sampled(pair, sampling, monkeypatch)
+    acceptance, texts = sampled(head_pair, sampling, monkeypatch)
     recording = acceptance.recording
     assert recording is not None
     assert recording.is_of_head
     assert recording.path_ranks is not None
-    target, head = (load_file(folder / "model.safetensors") for folder in folders)
+    target, head = (load_file(folder / "model.safetensors") for folder in head_folders)
     slow = SlowHead(head | {"embed_tokens.weight": target["model.embed_tokens.weight"]})
-    ids = pair.drafter.model.token_ids.tolist()
+    ids = head_pair.drafter.model.token_ids.tolist()
     scale = sampling.temperature if sampling.verifier in ("sequoia", "specinfer") else 0
     below = 0
     for document, (prompt, tokens) in enumerate(texts):
         text, first = [*prompt, *tokens], recording.starts[document]
-        states = target_states(folders[0], text, (2, 1, 0))
+        states = target_states(head_folders[0], text, (2, 1, 0))
         for position in range(0, recording.starts[document + 1] - first, 2):
             length, slot = len(prompt) + position + 1, 0
             path = text[length : length + recording.levels - 1]
@@ -118,9 +94,9 @@ def test_trees_say_what_a_slow_head_says_behind_each_root(
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=lambda one: f"{one.verifier}-{one.temperature}")
 def test_slots_follow_the_rule(
-    sampling: Sampling, pair: Any, monkeypatch: pytest.MonkeyPatch
+    sampling: Sampling, head_pair: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recording = sampled(pair, sampling, monkeypatch)[0].recording
+    recording = sampled(head_pair, sampling, monkeypatch)[0].recording
     assert recording is not None
     for position in range(len(recording.ranks)):
         products = np.ones(1)
@@ -150,13 +126,13 @@ def plan(policy: Policy) -> TokenTree:
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_replay_is_what_adaptive_decoding_does(name: str, pair: Any) -> None:
+def test_replay_is_what_adaptive_decoding_does(name: str, head_pair: Any) -> None:
     """Greedy: tokens, sizes, passes and what a first pass reads, of each document's steps."""
     policy = POLICIES[name]
-    (acceptance,) = estimate(pair, documents(4), "tokens", [Sampling()], OPTIONS)
+    (acceptance,) = estimate(head_pair, documents(4), "tokens", [Sampling()], OPTIONS)
     assert acceptance.recording is not None
     counts = PolicyReplay(acceptance.recording, CONFIDENCE).replay(policy, fill=True)
-    decoder, most = Decoder(pair, plan(policy)), 0
+    decoder, most = Decoder(head_pair, plan(policy)), 0
     for document, one in enumerate(documents(4)):
         length, start = len(acceptance.traces[document]), 0
         sizes, levels, first = (np.zeros_like(of[document]) for of in
@@ -188,17 +164,19 @@ def test_replay_is_what_adaptive_decoding_does(name: str, pair: Any) -> None:
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS[1:], ids=lambda one: one.verifier)
-def test_replay_of_sampled_text_yields_as_much_as_decoding(sampling: Sampling, pair: Any) -> None:
+def test_replay_of_sampled_text_yields_as_much_as_decoding(
+    sampling: Sampling, head_pair: Any
+) -> None:
     """Tokens per step, within four standard errors; the first step of many texts."""
     policy, prompt = POLICIES["wide"], documents(3)[2]
     options = replace(OPTIONS, max_new_tokens=5, batch=50)
-    (acceptance,) = estimate(pair, [prompt] * 250, "tokens", [sampling], options)
+    (acceptance,) = estimate(head_pair, [prompt] * 250, "tokens", [sampling], options)
     assert acceptance.recording is not None
     fill = sampling.verifier == "topk"
     steps = PolicyReplay(acceptance.recording, CONFIDENCE).steps(policy, fill)
     replayed = 1 + steps.accepted[acceptance.recording.starts[:-1]]
     decoder = Decoder(
-        pair,
+        head_pair,
         plan(policy),
         sampling.temperature,
         top_p=sampling.top_p,
@@ -216,11 +194,11 @@ def test_replay_of_sampled_text_yields_as_much_as_decoding(sampling: Sampling, p
 
 
 def test_what_was_recorded_does_not_depend_on_how_many_grow_together(
-    pair: Any, monkeypatch: pytest.MonkeyPatch
+    head_pair: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    several = sampled(pair, Sampling(), monkeypatch)[0].recording
+    several = sampled(head_pair, Sampling(), monkeypatch)[0].recording
     monkeypatch.setattr("sequoia_opt.measure.roots_together.ROOTS", (1,))
-    single = sampled(pair, Sampling(), monkeypatch)[0].recording
+    single = sampled(head_pair, Sampling(), monkeypatch)[0].recording
     assert several is not None
     assert single is not None
     assert several.fingerprint == single.fingerprint
