@@ -22,7 +22,8 @@ class RandomNumbers:
 
     def __init__(self, random: torch.Generator, device: torch.device) -> None:
         self._random, self._device = random, device
-        self._drawn, self._given = torch.empty(0, device=device), 0
+        self._drawn = torch.empty(0, device=device)
+        self._held = self._given = 0  # a tensor's `len` takes 15 µs after a forward pass
         self._list: list[float] = []
 
     def __call__(self, count: int) -> Tensor:
@@ -40,8 +41,9 @@ class RandomNumbers:
     def _give(self, count: int) -> int:
         """Where the next `count` numbers begin."""
         start = self._given
-        if start + count > len(self._drawn):
-            self._drawn = torch.rand(max(AHEAD, count), generator=self._random, device=self._device)
+        if start + count > self._held:
+            self._held = max(AHEAD, count)
+            self._drawn = torch.rand(self._held, generator=self._random, device=self._device)
             self._list, start = [], 0
         self._given = start + count
         return start
