@@ -14,10 +14,10 @@ DATA ?=
 	touch $@
 
 # Profile, estimate, solve and decode with the bundled pair on this machine.
-# Arguments: the folder with the sequoia-opt program, and the folder to write into.
+# Arguments: the folder with the sequoia-opt program, the folder to write into, options of `estimate`.
 define demonstration
 	$(1)/sequoia-opt profile --contexts 128,512 --tokens 1,2,3,4,6,8,12,16,24,32 --repeats 5 -o $(2)/profile.yaml
-	$(1)/sequoia-opt estimate -o $(2)/acceptance.yaml
+	$(1)/sequoia-opt estimate $(3) -o $(2)/acceptance.yaml
 	$(1)/sequoia-opt solve --profile $(2)/profile.yaml --acceptance $(2)/acceptance.yaml -o $(2)/tree.json
 	$(1)/sequoia-opt decode $(2)/tree.json --compare
 endef
@@ -58,14 +58,15 @@ real: .venv/llama-cpp
 	  $(BIN)/sequoia-opt solve --profile $(REAL)/$$engine.yaml --acceptance $(REAL)/$$engine-acceptance.yaml -o $(REAL)/$$engine.json || exit 1; \
 	done
 
-# Build the wheel, install it into a new environment, and run the demonstration from there.
+# Build the wheel, install it into a new environment, and run the demonstration from there, on
+# a few documents.
 wheel: .venv/installed
 	rm -rf $(WHEEL)
 	$(BIN)/python -m build --quiet --wheel --outdir $(WHEEL)
 	$(PYTHON) -m venv $(WHEEL)/venv
 	$(WHEEL)/venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(WHEEL)/*.whl
 	cd $(WHEEL) && test -z "$$(venv/bin/python -c 'import sequoia_opt; print(sequoia_opt.__file__)' | grep -v site-packages)"
-	$(call demonstration,cd $(WHEEL) && venv/bin,demo)
+	$(call demonstration,cd $(WHEEL) && venv/bin,demo,--limit 8)
 
 test: .venv/installed .venv/llama-cpp
 	$(BIN)/python -m pytest -n 2 --dist worksteal

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
@@ -15,7 +15,8 @@ from sequoia_opt.engine.model import Caches
 from sequoia_opt.engine.pair import Pair
 from sequoia_opt.measure.fixed_growth import fixed_chains, fixed_growths
 from sequoia_opt.measure.forwards import Filled, Point, forward_to_time, overhead_trees
-from sequoia_opt.measure.timing import PLAIN_TURNS, Timed
+from sequoia_opt.measure.repeated_step import RepeatedStep
+from sequoia_opt.measure.timing import PLAIN_TURNS, Timed, clipped_mean
 from sequoia_opt.plan.draft_passes import draft_passes
 from sequoia_opt.plan.joint_times import LOOKUP
 from sequoia_opt.plan.latency import Overhead, overhead_name
@@ -65,21 +66,21 @@ class TimedStep:
     before: int = 0
 
     def extra_ms(self, tokens: list[int], target: FloatArray, draft: FloatArray) -> float:
-        """The median part of it outside its forward passes, in milliseconds.
+        """The part of it outside its forward passes, in milliseconds, on average.
 
         Args:
             tokens: query tokens of the forward passes that were timed.
             target, draft: [tokens, rounds], their times in the same rounds.
         """
-        draft = np.zeros_like(draft) if self.is_free else draft
+        rounds = len(self.timed.times)
+        target_ms, draft_ms = (
+            [clipped_mean(times[:rounds]) for times in table] for table in (target, draft)
+        )
         sizes = [self.size, self.before] if self.before else [self.size]
-        extra = [
-            step_ms
-            - np.interp(sizes, tokens, target[:, number]).sum()
-            - np.interp(self.passes, tokens, draft[:, number]).sum()
-            for number, step_ms in enumerate(self.timed.times)
-        ]
-        return float(np.median(extra))
+        passes_ms = np.interp(sizes, tokens, target_ms).sum()
+        if not self.is_free:
+            passes_ms += np.interp(self.passes, tokens, draft_ms).sum()
+        return float(clipped_mean(self.timed.times) - passes_ms)
 
 
 def steps_to_time(
@@ -160,7 +161,7 @@ def _static_steps(
     for tree in overhead_trees(largest, few=streams):
         decoder = Decoder(pair, tree, **asdict(way))
         timed = Timed(
-            whole_step(decoder, caches, context),
+            RepeatedStep(decoder, caches, context),
             turns=_turns(tree.size, streams),
             streams=streams,
             optional=tree not in enough,
@@ -190,7 +191,7 @@ def _adaptive_steps(
     for growth in growths(largest, few=streams):
         decoder = Decoder(pair, growth.plan, **asdict(way))
         timed = Timed(
-            whole_step(decoder, caches, context),
+            RepeatedStep(decoder, caches, context),
             turns=_turns(growth.size, streams),
             streams=streams,
             optional=growth not in enough,
@@ -211,7 +212,7 @@ def overhead_of(
 ) -> dict[str, Overhead]:
     """The part of whole steps outside their forward passes, by name.
 
-    It is computed round by round, a step less the forward passes of the same round: the machine's
+    Of a step those forward passes are subtracted that were timed in the same rounds: the machine's
     drift, which is larger than any overhead, cancels.
     """
     times = {
@@ -239,19 +240,6 @@ def overhead_of(
         name: replace(overhead, change_ms=change_ms) if ADAPTIVE in name else overhead
         for name, overhead in overheads.items()
     }
-
-
-def whole_step(decoder: Decoder, caches: Caches, context: int) -> Callable[[], object]:
-    """One step at a context length of `context`, repeated from the same state."""
-    numbers = decoder.random_numbers(0)
-    state = decoder.step.started(decoder.blank_state(context))
-    bound = decoder.pair.machine.bound_for(context)
-
-    def run() -> object:
-        told, _ = decoder.step(caches, state, bound, decoder.uniforms_for_step(numbers))
-        return decoder.read_back(told)
-
-    return run
 
 
 class Residual(NamedTuple):

@@ -37,6 +37,7 @@ from sequoia_opt.measure.timing import (
     MIN_ROUNDS,
     Rounds,
     Timed,
+    clipped_mean,
     median_interval,
 )
 from sequoia_opt.plan.curves import Curve, ModelLatency
@@ -377,5 +378,6 @@ def _check(pair: Pair, tokens: list[int], contexts: list[int], options: ProfileO
 
 
 def _curve(batch: int, context: int, tokens: list[int], times: list[list[float]]) -> Curve:
-    intervals = np.array([median_interval(values) for values in times])
-    return Curve(batch, context, tokens, intervals[:, 0], intervals[:, 1], intervals[:, 2])
+    median_ms, low_ms, high_ms = np.array([median_interval(values) for values in times]).T
+    means = np.array([clipped_mean(values) for values in times])
+    return Curve(batch, context, tokens, median_ms, low_ms, high_ms, means)

@@ -1,8 +1,9 @@
 """Times pieces of work round by round, in milliseconds, so that a disturbance hits all alike.
 
 In every round each piece gets its turns, in an order that changes from round to round. In a turn
-the piece runs for a while untimed, then for a while timed; the median of these samples is the
-turn's time, and the median of its turns is the piece's time in that round. Knows neither models
+the piece runs for a while untimed, then for a while timed; the mean of these samples is the turn's
+time, and the mean of its turns is the piece's time in that round: a text's time is a sum, and where
+memory is fast for some minutes and slow for some, its mean is not its median. Knows neither models
 nor trees.
 """
 
@@ -62,18 +63,18 @@ class Timed:
     times: list[float] = field(default_factory=list)
 
     def turn_ms(self, machine: Machine, world: World) -> float:
-        """Median of samples in succession; all processes take the same number of them."""
+        """Mean of samples in succession, of which all processes take the same number."""
         first = world.agree_on(self.sample_ms(machine))
         if first >= LONG_MS:
             return self.sample_ms(machine) if self.streams else first
         if self.queued:
             run_ms = RUNS_PER_QUEUED_SAMPLE * self.runs_per_call * first
             more = [self.sample_ms(machine) for _ in range(_runs_in(TIMED_MS, run_ms) - 1)]
-            return float(np.median([first, *more]))
+            return clipped_mean([first, *more])
         for _ in range(_runs_in(RUN_IN_MS, first)):
             self.sample_ms(machine)
         samples = [self.sample_ms(machine) for _ in range(_runs_in(TIMED_MS, first))]
-        return float(np.median(samples))
+        return clipped_mean(samples)
 
     def quick_ms(self, machine: Machine, world: World) -> float:
         """A single sample, for when time is short; of short work the second, since the first may
@@ -239,7 +240,7 @@ def time_round(
     time_is_up: Callable[[], bool] = lambda: False,
     optional_last: bool = False,
 ) -> list[float]:
-    """Give each piece of work its turns, in random order; the medians of its turns.
+    """Give each piece of work its turns, in random order; the means of its turns.
 
     All processes run the same work, in the same order.
 
@@ -262,7 +263,7 @@ def time_round(
             break
         progress(done)
         times[number].append(timed[number].turn_ms(machine, world))
-    return [float(np.median(samples)) if samples else float("nan") for samples in times]
+    return [clipped_mean(samples) if samples else float("nan") for samples in times]
 
 
 def remove_drift(timed: Sequence[Timed]) -> None:
@@ -301,6 +302,13 @@ def round_paces(times: Sequence[Sequence[float]]) -> list[float]:
     relative = table / np.median(table, axis=1, keepdims=True)
     paces: list[float] = np.median(relative, axis=0).tolist()
     return paces
+
+
+def clipped_mean(values: Sequence[float]) -> float:
+    """Their mean, where values above twice the median count as twice it: in a few short samples
+    a rare long pause would weigh more than it does in a text."""
+    samples: FloatArray = np.asarray(values, dtype=np.float64)
+    return float(np.minimum(samples, 2 * np.median(samples)).mean())
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float, float]:

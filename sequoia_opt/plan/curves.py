@@ -19,6 +19,7 @@ from sequoia_opt.plan.draft_passes import KINDS, NO_PASSES, OF_HEAD, PER_BLOCK, 
 from sequoia_opt.types import FloatArray
 
 QUANTITIES = ("median_ms", "low_ms", "high_ms")
+MEAN = "mean_ms"
 UNSURE = 0.5  # a median whose interval is wider than this share of it is not to be trusted
 
 
@@ -30,6 +31,7 @@ class Curve:
         tokens: measured numbers of query tokens per sequence, ascending, [points].
         median_ms: median time at each, [points].
         low_ms, high_ms: the 95% interval of that median, [points].
+        mean_ms: mean time at each, [points]; None if only the medians are known.
         extra: fields of the file that this program does not know; saving keeps them.
     """
 
@@ -39,7 +41,13 @@ class Curve:
     median_ms: FloatArray
     low_ms: FloatArray
     high_ms: FloatArray
+    mean_ms: FloatArray | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def expected_ms(self) -> FloatArray:
+        """What a forward pass takes on average, [points]: a text's time is a sum."""
+        return self.median_ms if self.mean_ms is None else self.mean_ms
 
     def unsure(self) -> list[int]:
         """The numbers of tokens whose time is not to be trusted, since it varied too much."""
@@ -85,7 +93,11 @@ class ModelLatency:
         return self.passes == PER_BLOCK
 
     def at(
-        self, tokens: FloatArray | list[int], context: float, batch: int = 1, of: str = "median_ms"
+        self,
+        tokens: FloatArray | list[int],
+        context: float,
+        batch: int = 1,
+        of: str = "expected_ms",
     ) -> FloatArray:
         """Milliseconds of a forward pass for each number of query tokens, [tokens].
 
@@ -94,7 +106,7 @@ class ModelLatency:
 
         Args:
             tokens: query tokens per sequence, [tokens].
-            of: one of `QUANTITIES`.
+            of: name of one of a curve's times.
 
         Raises:
             SequoiaError: a point outside the measured range.
@@ -211,6 +223,7 @@ def _curve_document(curve: Curve) -> dict[str, Any]:
         "context": curve.context,
         "tokens": curve.tokens,
         **{name: rounded(getattr(curve, name), 5) for name in QUANTITIES},
+        **({} if curve.mean_ms is None else {MEAN: rounded(curve.mean_ms, 5)}),
         **curve.extra,
     }
 
@@ -219,7 +232,8 @@ def _read_curve(fields: Fields) -> Curve:
     tokens = fields.integers("tokens", minimum=1)
     if not tokens or any(b <= a for a, b in pairwise(tokens)):
         raise fields.fail("tokens", "ascending numbers of tokens")
-    quantities = {name: fields.numbers(name, 0.0) for name in QUANTITIES}
+    names = [*QUANTITIES, MEAN] if MEAN in fields.mapping else QUANTITIES
+    quantities = {name: fields.numbers(name, 0.0) for name in names}
     for name, values in quantities.items():
         if values.size != len(tokens):
             raise fields.fail(name, f"{len(tokens)} numbers, one for each of `tokens`")
@@ -234,7 +248,7 @@ def _read_curve(fields: Fields) -> Curve:
         context=fields.integer("context"),
         tokens=tokens,
         **quantities,
-        extra=unknown_fields(fields, "batch", "context", "tokens", *QUANTITIES),
+        extra=unknown_fields(fields, "batch", "context", "tokens", *QUANTITIES, MEAN),
     )
 
 

@@ -187,13 +187,18 @@ class LatencyProfile:
         return list(draft_passes(tree, self.first_pass, self.draft.passes))
 
     def step_ms(
-        self, tree: TokenTree, overhead: str, context: float, batch: int = 1, of: str = "median_ms"
+        self,
+        tree: TokenTree,
+        overhead: str,
+        context: float,
+        batch: int = 1,
+        of: str = "expected_ms",
     ) -> float:
         """t(T, L): milliseconds of a whole step with `tree` at context length `context`.
 
         Args:
             overhead: name of the overhead that applies, see `overhead_name`.
-            of: one of `curves.QUANTITIES`; the overhead has only one value.
+            of: name of one of a curve's times; the overhead has only one value.
 
         Raises:
             SequoiaError: the profile has no point for the step, or no such overhead.
@@ -202,7 +207,7 @@ class LatencyProfile:
         return self.forwards_ms(tree, context, batch, of) + overhead_ms
 
     def forwards_ms(
-        self, tree: TokenTree, context: float, batch: int = 1, of: str = "median_ms"
+        self, tree: TokenTree, context: float, batch: int = 1, of: str = "expected_ms"
     ) -> float:
         """Milliseconds of a step's forward passes: the target's and all of the draft's.
 

@@ -78,10 +78,10 @@ class StepTimes:
     def _resampled_table(
         self, model: ModelLatency, replicates: int, generator: np.random.Generator
     ) -> FloatArray:
-        """Milliseconds by number of tokens: the medians, then replicates of them. Of a drafter
+        """Milliseconds by number of tokens: as expected, then replicates. Of a drafter
         that makes no forward pass, 0 for as many tokens as the target has.
 
-        A replicate multiplies each measured median by a log-normal error as wide as its
+        A replicate multiplies each measured time by a log-normal error as wide as its median's
         interval; points between measured ones follow their neighbours.
         """
         if model.is_free:
@@ -96,8 +96,8 @@ class StepTimes:
         for context, weight in self.contexts.items():
             for curve, share in model.between(context, self._batch):
                 low, high = (np.log(np.maximum(t, 1e-9)) for t in (curve.low_ms, curve.high_ms))
-                points = curve.median_ms * np.exp(errors[id(curve)] * deviation(low, high))
-                points = np.vstack((curve.median_ms, points))
+                points = curve.expected_ms * np.exp(errors[id(curve)] * deviation(low, high))
+                points = np.vstack((curve.expected_ms, points))
                 table[:, 1:] += weight * share * _interpolated(points, curve.tokens, sizes)
                 fewest = max(fewest, curve.tokens[0])
         table[:, 1:fewest] = table[:, [fewest]] if model.drafts_block else np.inf

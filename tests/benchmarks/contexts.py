@@ -25,7 +25,7 @@ from sequoia_opt.engine.decoder import Decoder
 from sequoia_opt.engine.pair import Pair
 from sequoia_opt.measure import profiler
 from sequoia_opt.measure.forwards import fill, forwards_to_time
-from sequoia_opt.measure.overhead import whole_step
+from sequoia_opt.measure.repeated_step import RepeatedStep
 from sequoia_opt.measure.timing import Rounds, Timed
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.draft_passes import draft_passes
@@ -57,7 +57,7 @@ def print_steps(pair: Pair, profile: LatencyProfile, context: int, repeats: int)
     forwards = forwards_to_time(pair, filled, [context])
     steps = {
         (temperature, name): Timed(
-            whole_step(Decoder(pair, tree, temperature), filled.as_text, context)
+            RepeatedStep(Decoder(pair, tree, temperature), filled.as_text, context)
         )
         for temperature in TEMPERATURES
         for name, tree in TREES.items()

@@ -11,6 +11,7 @@ from sequoia_opt.plan import shapes
 from sequoia_opt.plan.curves import Curve, ModelLatency
 from sequoia_opt.plan.latency import LatencyProfile, Overhead, overhead_name
 from sequoia_opt.plan.sampling import Sampling
+from sequoia_opt.plan.step_times import StepTimes
 
 
 def curve(context: int, tokens: list[int], times: list[float], batch: int = 1) -> Curve:
@@ -83,9 +84,24 @@ def test_file_round_trip(tmp_path: Path) -> None:
     profile.extra = {"unknown": 1}
     profile.target.extra = {"note": "kept"}
     profile.draft.curves[0].extra = {"unknown": [1, 2]}
+    profile.draft.curves[1].mean_ms = profile.draft.curves[1].median_ms * 1.02
     profile.overhead["greedy"].extra["unknown"] = "kept"
     profile.save(path)
-    assert LatencyProfile.load(path).document() == profile.document()
+    loaded = LatencyProfile.load(path)
+    assert loaded.document() == profile.document()
+    assert [curve.mean_ms is None for curve in loaded.draft.curves] == [True, False]
+
+
+def test_a_step_takes_what_passes_take_on_average() -> None:
+    """A forward pass that takes 16 ms most of the time and 22 ms else takes longer in a text."""
+    profile = make_profile()
+    by_medians = profile.step_ms(shapes.chain(1), "greedy", 128)
+    times = profile.target.curves[0]
+    times.mean_ms = times.median_ms + 1.5
+    assert profile.step_ms(shapes.chain(1), "greedy", 128) == pytest.approx(by_medians + 1.5)
+    steps = StepTimes(profile, "greedy", {128: 1.0}, replicates=50)
+    assert steps.plain_ms[0] == pytest.approx(by_medians + 1.5)
+    assert steps.plain_ms[1:].mean() == pytest.approx(by_medians + 1.5, rel=0.03)
 
 
 @pytest.mark.parametrize(
@@ -97,6 +113,8 @@ def test_file_round_trip(tmp_path: Path) -> None:
         (("target", "latency", 0, "tokens"), [1, 2], "median_ms: found"),
         (("target", "latency", 0, "median_ms", 2), "fast", r"median_ms\[2\]: found 'fast'"),
         (("target", "latency", 0, "median_ms", 2), 0, "median_ms: found"),
+        (("target", "latency", 0, "mean_ms"), [1.0, 2.0], "mean_ms: found"),
+        (("target", "latency", 0, "mean_ms"), [0.0] * 7, "mean_ms: found"),
         (("draft", "latency", 0, "batch"), 0, "batch: found 0"),
         (("overhead", "greedy", "constant_ms"), ".nan", "constant_ms: found"),
         (("overhead",), 3, "overhead: found 3"),

@@ -140,8 +140,12 @@ class _Paths:
         destinations: [depth], the slots that they go to.
     """
 
-    def __init__(self, sources: Tensor, destinations: Tensor) -> None:
-        self.sources, self.destinations = sources, destinations
+    def __init__(
+        self, sources: list[list[int]], destinations: list[int], device: torch.device
+    ) -> None:
+        self.sources, self.destinations = indices(sources, device), indices(destinations, device)
+        self._stays = [path == destinations for path in sources]
+        self._all_stay = all(self._stays)
 
     @classmethod
     def of(cls, tree: TokenTree, slot: dict[int, int], device: torch.device) -> _Paths:
@@ -156,8 +160,11 @@ class _Paths:
             path = np.flatnonzero(tree.ancestor_mask[node])[1:].tolist()
             moved = [slot.get(v, end) for v, end in zip(path, destinations, strict=False)]
             sources.append(moved + destinations[len(path) :])
-        return cls(indices(sources, device), indices(destinations, device))
+        return cls(sources, destinations, device)
 
     def move(self, cache: KVCache, length: Tensor, last: Tensor) -> None:
-        """Move the path to the node `last` [1] to the end of the text."""
+        """Move the path to the node `last` [1] to the end of the text, unless it lies there."""
+        # A CPU's step may ask which node that is; on a GPU it would wait for the answer.
+        if self._all_stay or (last.device.type == "cpu" and self._stays[int(last)]):
+            return
         cache.move(length + self.sources.index_select(0, last)[0], length + self.destinations)

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from sequoia_opt.engine.torch.attention import KVCache
+from sequoia_opt.plan import shapes
 from sequoia_opt.plan.tree import TokenTree
 
 TREE = TokenTree([-1, 0, 0, 0, 1, 1, 2, 4, 7], [0, 1, 2, 3, 1, 2, 1, 1, 1])
@@ -40,7 +42,7 @@ def next_logits(runner: Any, cache: Any, node: int) -> tuple[torch.Tensor, torch
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("accepted", [0, 3, 8])
+@pytest.mark.parametrize("accepted", [0, 1, 3, 8])
 def test_a_tree_pass_scores_every_path_and_keeps_one(
     architecture: str, accepted: int, make_pair: Callable[..., Any]
 ) -> None:
@@ -56,7 +58,7 @@ def test_a_tree_pass_scores_every_path_and_keeps_one(
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("accepted", [0, 4, 7])  # internal nodes: a leaf is not in the cache
+@pytest.mark.parametrize("accepted", [0, 1, 4, 7])  # internal nodes: a leaf is not in the cache
 def test_level_passes_score_internal_nodes_and_keep_a_path(
     architecture: str, accepted: int, make_pair: Callable[..., Any]
 ) -> None:
@@ -74,3 +76,18 @@ def test_level_passes_score_internal_nodes_and_keep_a_path(
             torch.testing.assert_close(logits, expected[nodes], rtol=0, atol=1e-10)
         passes.accept(cache, length, torch.tensor([accepted]))
     torch.testing.assert_close(*next_logits(runner, cache, accepted), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("tree", [TREE, shapes.chain(4)])
+def test_only_paths_that_lie_elsewhere_are_moved(
+    tree: TokenTree, make_pair: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = make_pair().target
+    tree_pass, length, cache = runner.tree_pass(tree), torch.tensor([2]), runner.reserve(64)
+    moved: list[int] = []
+    for node in range(tree.size):
+        monkeypatch.setattr(KVCache, "move", lambda *_, node=node: moved.append(node))
+        tree_pass.accept(cache, length, torch.tensor([node]))
+    depths = tree.depths.tolist()
+    paths = [np.flatnonzero(row).tolist() for row in tree.ancestor_mask]
+    assert moved == [node for node, path in enumerate(paths) if path != [*range(depths[node] + 1)]]
