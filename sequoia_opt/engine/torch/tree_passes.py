@@ -144,8 +144,7 @@ class _Paths:
         self, sources: list[list[int]], destinations: list[int], device: torch.device
     ) -> None:
         self.sources, self.destinations = indices(sources, device), indices(destinations, device)
-        self._stays = [path == destinations for path in sources]
-        self._all_stay = all(self._stays)
+        self._in_place = all(path == destinations for path in sources)  # as a chain's are
 
     @classmethod
     def of(cls, tree: TokenTree, slot: dict[int, int], device: torch.device) -> _Paths:
@@ -163,8 +162,7 @@ class _Paths:
         return cls(sources, destinations, device)
 
     def move(self, cache: KVCache, length: Tensor, last: Tensor) -> None:
-        """Move the path to the node `last` [1] to the end of the text, unless it lies there."""
-        # A CPU's step may ask which node that is; on a GPU it would wait for the answer.
-        if self._all_stay or (last.device.type == "cpu" and self._stays[int(last)]):
+        """Move the path to the node `last` [1] to the end of the text."""
+        if self._in_place:
             return
         cache.move(length + self.sources.index_select(0, last)[0], length + self.destinations)
