@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from sequoia_opt.engine.torch.agreement import difference
 from sequoia_opt.engine.torch.attention import OPAQUE_ATTENTION, Attend, KVCache, Masks
+from sequoia_opt.engine.torch.graph_calls import GraphCalls
 from sequoia_opt.engine.torch.hidden_states import HiddenStates
 from sequoia_opt.engine.torch.layer_weights import decoder_layers
 from sequoia_opt.errors import SequoiaError
@@ -45,6 +46,7 @@ Forward = Callable[[Tensor, Tensor, Tensor, Masks, KVCache], Output]
 def compiled(
     model: Any,
     last_position: int,
+    fewest: Sequence[int],
     hidden_layers: tuple[int, ...] = (),
     hidden_states: HiddenStates | None = None,
 ) -> Forward:
@@ -52,28 +54,37 @@ def compiled(
 
     Args:
         last_position: of the model; later ones are cut to it.
+        fewest: see `GraphCalls`.
         hidden_layers: whose hidden states it returns, see `Runner.keep_hidden`.
         hidden_states: what collects these; it is collecting them whenever this is called.
     """
 
     def forward(
         tokens: Tensor, positions: Tensor, slots: Tensor, masks: Masks, cache: KVCache
-    ) -> Output:
+    ) -> tuple[Tensor, ...]:
         output = model(
             input_ids=tokens,
             position_ids=positions.clamp(max=last_position),
             **Attend(cache, slots, masks).arguments(),
         )
-        return output.logits, _collected(hidden_states, hidden_layers)
+        return output.logits, *_collected(hidden_states, hidden_layers)
 
-    return compiled_as_one(forward)
+    graphs = compiled_as_one(forward, fewest)
+
+    def run(
+        tokens: Tensor, positions: Tensor, slots: Tensor, masks: Masks, cache: KVCache
+    ) -> Output:
+        logits, *states = graphs(tokens, positions, slots, masks, cache)
+        return logits, tuple(states)
+
+    return run
 
 
-def compiled_as_one(forward: Callable[..., Any]) -> Any:
-    """A model's forward pass as one graph, compiled when it is first called, in inference mode."""
-    # Graphs are kept, and their number is limited, by code object: each model has its own.
-    forward.__code__ = forward.__code__.replace()
-    return torch.compile(forward, fullgraph=True, options=OPTIONS | {"guard_filter_fn": _varying})
+def compiled_as_one(
+    forward: Callable[..., tuple[Tensor, ...]], fewest: Sequence[int]
+) -> GraphCalls:
+    """A model's forward pass, each kind of number of tokens as one graph; see `GraphCalls`."""
+    return GraphCalls(forward, OPTIONS, _varying, fewest)
 
 
 def compiled_by_layer(
@@ -181,12 +192,13 @@ def compiled_for_device(
     model: Any,
     last_position: int,
     whole: bool,
+    fewest: Sequence[int],
     hidden_layers: tuple[int, ...] = (),
     hidden_states: HiddenStates | None = None,
 ) -> Forward:
     """The model's forward pass, compiled as one graph or layer by layer; see `compiled`."""
     if whole:
-        return compiled(model, last_position, hidden_layers, hidden_states)
+        return compiled(model, last_position, fewest, hidden_layers, hidden_states)
     layers = list(decoder_layers(model)[1])
     return compiled_by_layer(model, layers, last_position, hidden_layers, hidden_states)
 
@@ -223,13 +235,18 @@ def compiled_output(
     order = list(range(count))
     table = runner.mask_table(np.tri(count, dtype=np.bool_), order, order)
     offsets = torch.arange(count, device=runner.device)
-    [masks] = table.masks(runner.places(cache, place, length + count))
+    masks, wider = (
+        table.masks(runner.places(cache, place, used))[0]
+        for used in (length + count, cache.capacity - 1)
+    )
     tokens = (offsets % runner.vocabulary).repeat(cache.batch, 1)
-    arguments = (tokens, (place + offsets)[None], place + offsets, masks)
-    expected, _ = runner.eager(cache, *arguments, keep=0)
-    vary_sizes(*arguments, cache)
+    arguments = tokens, (place + offsets)[None], place + offsets
+    expected, _ = runner.eager(cache, *arguments, masks, keep=0)
+    vary_sizes(*arguments, masks, cache)
     try:
-        return forward(*arguments, cache), expected
+        forward(*arguments, masks, cache)
+        # The first call of a graph is not as the others, see graph_calls.py.
+        return forward(*arguments, wider, cache), expected
     except Exception as error:  # the compiler's own, of many kinds
         # After an empty line it says how to debug the compiler.
         reason = " ".join(str(error).partition("\n\n")[0].split())[:200]

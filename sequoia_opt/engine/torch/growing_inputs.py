@@ -137,7 +137,7 @@ class GrowingInputs:
         numbers = np.array([tokens, positions, range(length + first, length + count)], np.int64)
         seen = self._masks[first:count, :used]
         if self._groups > 1:
-            seen = np.tile(seen, (self._groups, 1))
+            seen = np.concatenate([seen] * self._groups)
         masks = {}
         for window in self._windows:
             mask = seen if window is None else self._windowed(seen, numbers[1], window)

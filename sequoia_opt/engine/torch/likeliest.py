@@ -7,7 +7,7 @@ afterwards. Knows nothing of trees.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -39,20 +39,21 @@ LikeliestForward = Callable[[Tensor, Tensor, Tensor, Masks, KVCache], LikelyToke
 """Tokens [1, tokens], positions [1, tokens], slots [tokens], masks and cache -> likely tokens."""
 
 
-def compiled_likeliest(model: Any, last_position: int) -> LikeliestForward:
+def compiled_likeliest(model: Any, last_position: int, fewest: Sequence[int]) -> LikeliestForward:
     """The model's forward pass over one text; see `compile.compiled`."""
 
     def forward(
         tokens: Tensor, positions: Tensor, slots: Tensor, masks: Masks, cache: KVCache
-    ) -> LikelyTokens:
+    ) -> tuple[Tensor, ...]:
         output = model(
             input_ids=tokens,
             position_ids=positions.clamp(max=last_position),
             **Attend(cache, slots, masks).arguments(),
         )
-        return likely_tokens(output.logits[0])
+        return tuple(likely_tokens(output.logits[0]))
 
-    return compiled_as_one(forward)
+    graphs = compiled_as_one(forward, fewest)
+    return lambda *arguments: LikelyTokens(*graphs(*arguments))
 
 
 def likely_tokens(logits: Tensor) -> LikelyTokens:
@@ -83,7 +84,7 @@ def compile_likeliest(runner: Runner, cache: KVCache, length: int) -> LikeliestF
     Raises:
         SequoiaError: it cannot be compiled, or computes something else.
     """
-    forward = compiled_likeliest(runner.model, runner.positions - 1)
+    forward = compiled_likeliest(runner.model, runner.positions - 1, runner.graph_sizes)
     for count in runner.graph_sizes:
         likely, logits = compiled_output(runner, forward, cache, count, length)
         expected = likely_tokens(logits[0])

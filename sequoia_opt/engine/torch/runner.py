@@ -187,6 +187,7 @@ class Runner:
                 self.model,
                 self.positions - 1,
                 self.device_compiles_whole,
+                self.graph_sizes,
                 hidden_layers,
                 self._hidden_states,
             )

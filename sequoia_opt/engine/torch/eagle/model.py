@@ -28,7 +28,12 @@ from sequoia_opt.engine.torch.attention import (
 )
 from sequoia_opt.engine.torch.cache_pool import CachePool
 from sequoia_opt.engine.torch.causal_masks import CausalMasks
-from sequoia_opt.engine.torch.compile import OPTIONS, check_compiled, vary_sizes
+from sequoia_opt.engine.torch.compile import (
+    OPTIONS,
+    check_compiled,
+    compiled_as_one,
+    vary_sizes,
+)
 from sequoia_opt.engine.torch.eagle.feedback import LONGEST_RUN, FedBack
 from sequoia_opt.engine.torch.eagle.growing_passes import EagleGrowingPasses
 from sequoia_opt.engine.torch.eagle.head import EagleHead
@@ -246,19 +251,19 @@ class EagleModel:
 
     def _made_to_compile(self) -> Pass:
         """The forward pass, compiled when it is first called."""
-        options: dict[str, Any] = {"options": OPTIONS}
-        if self.device.type == "cpu":
-            self._summed = pack_for_graphs(self.head, eager=("fc",))  # the graphs rely on it
-            options["fullgraph"] = True
-        else:  # attention reads the cache of its own layer, see compile.py
-            self.head.config.layer._attn_implementation = OPAQUE_ATTENTION
 
         def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
             return self._eager(*arguments)
 
+        if self.device.type == "cpu":
+            self._summed = pack_for_graphs(self.head, eager=("fc",))  # the graphs rely on it
+            graphs: Any = compiled_as_one(forward, graph_sizes(self._summed))
+            return graphs
+        # Attention reads the cache of its own layer, see compile.py.
+        self.head.config.layer._attn_implementation = OPAQUE_ATTENTION
         # Graphs are kept, and their number is limited, by code object: each head has its own.
         forward.__code__ = forward.__code__.replace()
-        compiled: Pass = torch.compile(forward, **options)
+        compiled: Pass = torch.compile(forward, options=OPTIONS)
         return compiled
 
     def check_logits_fit(self, count: int, batch: int) -> None:
@@ -325,6 +330,8 @@ class EagleModel:
                     torch._dynamo.mark_dynamic(features, 1)
                 if batch > 1:
                     torch._dynamo.mark_dynamic(features, 0)
+                self._compiled(*arguments)
+                # The first call of a graph is not as the others, see graph_calls.py.
                 logits, _ = self._compiled(*arguments)
                 check_compiled(self.name, self.dtype, logits[-1, -1], expected[-1, -1])
         finally:
