@@ -19,7 +19,14 @@ from sequoia_opt.engine.drafters import Drafter, State
 from sequoia_opt.engine.drafters.growing import Drafted, GrowingDrafter
 from sequoia_opt.engine.logits_processors import LogitsProcessor
 from sequoia_opt.engine.model import Caches, Model
-from sequoia_opt.engine.verify import Uniforms, Verifier, host_rule, matching, node_rule
+from sequoia_opt.engine.verify import (
+    HostMatchRule,
+    Uniforms,
+    Verifier,
+    host_rule,
+    matching,
+    node_rule,
+)
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan.growth import PAUSE, Growth
 from sequoia_opt.plan.growth_counts import GrownStep
@@ -120,6 +127,19 @@ class OfferedTree(NamedTuple):
         for node in range(1, len(nodes)):
             children[parents[node]].append(node)
         return cls(nodes, [drafted.tokens[node] for node in nodes], parents, children)
+
+    def followed(self, choices: Sequence[int]) -> tuple[list[int], int]:
+        """The path of nodes that the choices [nodes] after each node lead to, without the root, and
+        the choice after it."""
+        path: list[int] = []
+        node = 0
+        while True:
+            choice = choices[node]
+            matches = [child for child in self.children[node] if self.tokens[child] == choice]
+            if not matches:
+                return path, choice
+            node = matches[0]
+            path.append(node)
 
 
 def decides_on_host(world: World, device: torch.device) -> bool:
@@ -299,6 +319,10 @@ class AdaptiveStep:
     ) -> tuple[list[int], int]:
         """Walk down from the root: the accepted nodes, and the token after them."""
         drafted, drafter, _ = guesses
+        if self.processor is None and isinstance(drafter.rule, HostMatchRule):
+            choices = drafter.rule.choices(logits)  # all at once, in less time than one by one
+            if choices is not None:
+                return tree.followed(choices)
         per_node = drafter.rule.uniform_count(drafter.policy.ranks)
         numbers = self._numbers(len(drafted.growth.widths) + 1, per_node, uniforms)
         path: list[int] = []

@@ -9,6 +9,7 @@ shows which inputs are the arguments'. Knows nothing of what a graph computes.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -64,7 +65,7 @@ class GraphCalls:
         if used >= cache.capacity:  # which is compiled anew
             return self._search(arguments)[0]
         texts, tokens = tensors[0].shape
-        kind = texts > 1, sum(tokens >= fewest for fewest in self._fewest)
+        kind = texts > 1, bisect_right(self._fewest, tokens)
         if (graph := self._listed.get(kind)) is not None:
             return graph(tensors, masks, cache)
         outputs, run = self._search(arguments)

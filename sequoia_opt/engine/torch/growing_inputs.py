@@ -155,15 +155,12 @@ class GrowingInputs:
         Args:
             path: see `GrowingPasses.accept`.
         """
-        sources = np.asarray(path, np.int64)
-        destinations = np.arange(len(path))
-        moved = sources != destinations
-        if not moved.any():
+        length = self._length
+        moved = [(length + node, length + i) for i, node in enumerate(path) if node != i]
+        if not moved:
             return None
-        return (
-            torch.from_numpy(self._length + sources[moved]).to(self._device),
-            torch.from_numpy(self._length + destinations[moved]).to(self._device),
-        )
+        sources, destinations = torch.tensor(moved, device=self._device).T
+        return sources, destinations
 
     def _append(self, parents: Sequence[int]) -> None:
         """Add nodes to the masks."""

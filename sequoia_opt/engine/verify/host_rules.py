@@ -152,6 +152,14 @@ class HostMatchRule:
         """One for the target's draw, if it draws."""
         return 0 if self._sampler is None else 1
 
+    def choices(self, logits: Tensor) -> list[int] | None:
+        """The target's choice after each node, from its logits [nodes, vocabulary]; None where it
+        is drawn."""
+        if self._sampler is not None:
+            return None
+        tokens: list[int] = logits.numpy().argmax(axis=1).tolist()
+        return tokens
+
     def decide(
         self, logits: Tensor, tokens: Sequence[int], draft: Any, uniforms: Sequence[float]
     ) -> tuple[int, int]:
