@@ -46,7 +46,7 @@ def adaptive_chain(search: PolicySearch, limits: Limits, start: float) -> Soluti
     """
     sizes = _sizes_up_to(limits.sizes, limits.depth + 1)
     chain = replace(limits, ranks=1, widths=(1,), sizes=sizes)
-    return _finished(search, search.best(chain, start))
+    return _finished(search, _of_best_depth(search, chain, start))
 
 
 def adaptive_tree(search: PolicySearch, limits: Limits, start: float) -> Solution:
@@ -56,13 +56,27 @@ def adaptive_tree(search: PolicySearch, limits: Limits, start: float) -> Solutio
         limits: of the envelope.
         start: λ to begin with, tokens per millisecond.
     """
-    best = search.best(replace(limits, widths=limits.widths[:1]), start)
+    best = _of_best_depth(search, replace(limits, widths=limits.widths[:1]), start)
     for count in range(2, len(limits.widths) + 1):
-        wider = replace(limits, widths=limits.widths[:count])
+        wider = replace(limits, depth=best.policy.depth, widths=limits.widths[:count])
         solution = search.best(wider, best.rate, best)
         if solution.rate > best.rate * (1 + GIVEN_UP):
             best = solution
     return _finished(search, best)
+
+
+def _of_best_depth(search: PolicySearch, limits: Limits, start: float) -> Solution:
+    """The fastest policy of the fewest levels that are as fast as any number.
+
+    Its thresholds are searched anew: those of more levels may be made for a target pass that is
+    much larger than what they need.
+    """
+    deepest = search.best(limits, start)
+    best = _least(search, deepest, "depth", range(1, limits.depth))
+    if best is deepest:
+        return best
+    again = search.best(replace(limits, depth=best.policy.depth), best.rate)
+    return max(again, best, key=lambda solution: solution.rate)
 
 
 def _sizes_up_to(sizes: Sequence[int], nodes: int) -> tuple[int, ...]:
@@ -82,23 +96,23 @@ def _finished(search: PolicySearch, solution: Solution) -> Solution:
 
 def _smaller(search: PolicySearch, solution: Solution) -> Solution:
     """The policy with fewer levels, ranks, widths and sizes, where that costs next to nothing."""
-    least = solution.rate * (1 - GIVEN_UP)
-    best = solution
-    for depth in range(solution.policy.depth - 1, 0, -1):
-        shallower = search.changed(best, depth=depth)
-        if shallower.rate < least:
-            break
-        best = shallower
-    for ranks in range(best.policy.ranks - 1, 1, -1):  # with one rank it is a chain
-        fewer = search.changed(best, ranks=ranks)
-        if fewer.rate < least:
-            break
-        best = fewer
+    best = _least(search, solution, "depth", range(1, solution.policy.depth))
+    # With one rank it is a chain.
+    best = _least(search, best, "ranks", range(2, best.policy.ranks))
     used = best.counts.widths.sum(axis=0)
     expand = tuple(entry for entry in best.policy.expand if entry[0] == 1 or used[entry[0]])
     counts = best.counts.sizes.sum(axis=0)
     sizes = fewer_sizes(counts, search.times.target_ms[0], GIVEN_UP)
     return search.changed(best, expand=expand, sizes=sizes)
+
+
+def _least(search: PolicySearch, solution: Solution, name: str, numbers: Sequence[int]) -> Solution:
+    """The solution with the smallest of some numbers in a field of its policy that is as fast as
+    any. More can be slower: one more level may need a much larger target pass."""
+    smaller = [search.changed(solution, **{name: number}) for number in numbers]
+    solutions = [*smaller, solution]
+    least = max(other.rate for other in solutions) * (1 - GIVEN_UP)
+    return next(other for other in solutions if other.rate >= least)
 
 
 def fewer_sizes(counts: IntArray, target_ms: FloatArray, given_up: float) -> tuple[int, ...]:

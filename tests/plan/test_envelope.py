@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from test_adaptive import SIZES, make_search
@@ -83,3 +85,16 @@ def test_widths_that_are_not_used_are_left_out() -> None:
     search.times.draft_ms[:, 2:] *= 50
     tree = adaptive_tree(search, Limits(4, 4, (1, 2, 4), SIZES), 0.05)
     assert tree.policy.width == 1
+
+
+@pytest.mark.parametrize(
+    ("slope", "draft_ms", "sureness"),
+    [(3, 0.1, 3), (3, 0.3, 2), (2, 0.1, 3), (1, 0.1, 1), (0.3, 0.1, 3)],
+)
+def test_no_other_depth_is_faster(slope: float, draft_ms: float, sureness: float) -> None:
+    """Four levels need a target pass of 8 nodes, three one of 4."""
+    search = make_search(slope, draft_ms, sureness=sureness)
+    chain = adaptive_chain(search, Limits(4, 1, (1,), SIZES), 0.05)
+    tokens, milliseconds = search.totals(replace(chain.policy, pause=None))
+    rates = [search.best(Limits(depth, 1, (1,), SIZES), 0.05).rate for depth in range(1, 5)]
+    assert tokens / milliseconds >= 0.99 * max(rates)
