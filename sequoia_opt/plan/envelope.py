@@ -46,7 +46,14 @@ def adaptive_chain(search: PolicySearch, limits: Limits, start: float) -> Soluti
     """
     sizes = _sizes_up_to(limits.sizes, limits.depth + 1)
     chain = replace(limits, ranks=1, widths=(1,), sizes=sizes)
-    return _finished(search, _of_best_depth(search, chain, start))
+    deepest = search.best(chain, start)
+    best = _least(search, deepest, "depth", range(1, limits.depth))
+    if best is not deepest:
+        # Thresholds for more levels may be made for a target pass that is much larger than what
+        # these need.
+        again = search.best(replace(chain, depth=best.policy.depth), best.rate)
+        best = max(again, best, key=lambda solution: solution.rate)
+    return _finished(search, best)
 
 
 def adaptive_tree(search: PolicySearch, limits: Limits, start: float) -> Solution:
@@ -56,27 +63,14 @@ def adaptive_tree(search: PolicySearch, limits: Limits, start: float) -> Solutio
         limits: of the envelope.
         start: λ to begin with, tokens per millisecond.
     """
-    best = _of_best_depth(search, replace(limits, widths=limits.widths[:1]), start)
+    deepest = search.best(replace(limits, widths=limits.widths[:1]), start)
+    best = _least(search, deepest, "depth", range(1, limits.depth))
     for count in range(2, len(limits.widths) + 1):
         wider = replace(limits, depth=best.policy.depth, widths=limits.widths[:count])
         solution = search.best(wider, best.rate, best)
         if solution.rate > best.rate * (1 + GIVEN_UP):
             best = solution
     return _finished(search, best)
-
-
-def _of_best_depth(search: PolicySearch, limits: Limits, start: float) -> Solution:
-    """The fastest policy of the fewest levels that are as fast as any number.
-
-    Its thresholds are searched anew: those of more levels may be made for a target pass that is
-    much larger than what they need.
-    """
-    deepest = search.best(limits, start)
-    best = _least(search, deepest, "depth", range(1, limits.depth))
-    if best is deepest:
-        return best
-    again = search.best(replace(limits, depth=best.policy.depth), best.rate)
-    return max(again, best, key=lambda solution: solution.rate)
 
 
 def _sizes_up_to(sizes: Sequence[int], nodes: int) -> tuple[int, ...]:
