@@ -239,7 +239,7 @@ def test_the_last_positions_can_be_used(
     if graphs:  # the path of compiled forward passes, without compiling
         monkeypatch.setattr(torch, "compile", lambda function, **_: function)
         for runner in (pair.target, pair.draft):
-            forward = compiled(runner.model, runner.positions - 1)
+            forward = compiled(runner.model, runner.positions - 1, runner.graph_sizes)
             monkeypatch.setattr(runner, "_graphs", {(): forward})
             monkeypatch.setattr(runner, "compiled", True)
     prompt = prompt_of(256 - 12)
