@@ -99,7 +99,7 @@ def no_search(*_: Any) -> Any:
 def test_calls_without_a_search_give_the_same(
     toy: tuple[Toy, GraphCalls], count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Outputs and what is left in the cache, for caches and numbers of slots of all sizes."""
+    """The outputs, and the cache after the pass, for caches and numbers of slots of all sizes."""
     model, graphs = toy
     monkeypatch.setattr(graphs, "_searched", no_search)
     for capacity, used in ((32, 9), (32, 31), (50, 20), (17, 8)):

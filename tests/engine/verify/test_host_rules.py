@@ -9,6 +9,7 @@ from enumeration import without_replacement
 from scipy.stats import chisquare
 
 from sequoia_opt.engine.verify import host_rule, host_rules, make_verifier, node_rule
+from sequoia_opt.engine.verify.exact_match import Greedy, TopK
 from sequoia_opt.engine.verify.host_rules import Chances, HostMatchRule, HostResidualRule
 
 TEMPERATURE = 0.8
@@ -69,7 +70,7 @@ def test_growth_goes_by_the_same_probabilities(name: str) -> None:
 def test_choices_at_once_are_those_of_one_node_after_the_other() -> None:
     logits = torch.randn(5, 40, generator=torch.Generator().manual_seed(3))
     logits[1, 7] = logits[1, 30] = 9.0  # alike: the first counts
-    greedy, sampling = (HostMatchRule(make_verifier("topk", t)) for t in (0.0, 0.5))  # type: ignore[arg-type]
+    greedy, sampling = (HostMatchRule(verifier) for verifier in (Greedy(), TopK(0.5)))
     assert greedy.choices(logits) == [greedy.decide(r[None], [], None, [])[1] for r in logits]
     assert sampling.choices(logits) is None
 
