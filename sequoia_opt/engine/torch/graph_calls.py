@@ -99,11 +99,13 @@ class _Run(NamedTuple):
 
     Attributes:
         graph: takes the inputs, returns the outputs.
+        examples: what it was traced with: of sizes that may vary, their symbols.
         numbers: the inputs that are numbers; None if one belongs to no tensor.
         inputs, outputs: of the call.
     """
 
     graph: Callable[..., Sequence[Tensor]]
+    examples: Sequence[Any]
     numbers: list[_Number] | None
     inputs: Sequence[Any]
     outputs: Sequence[Tensor]
@@ -123,11 +125,13 @@ class _Compiler:
     def __call__(self, graph: torch.fx.GraphModule, examples: list[Any], **_: Any) -> Any:
         """Compile a graph; see the backends of torch.compile."""
         compiled: Any = torch._inductor.compile(graph, examples, self._options)
-        numbers = _numbers_of(graph)
+        placeholders = graph.graph.find_nodes(op="placeholder")
+        traced = [node.meta.get("example_value") for node in placeholders]
+        numbers = _numbers_of(traced)
 
         def run(*inputs: Any) -> Sequence[Tensor]:
             outputs: Sequence[Tensor] = compiled(*inputs)
-            self.last = _Run(compiled, numbers, inputs, outputs)
+            self.last = _Run(compiled, traced, numbers, inputs, outputs)
             return outputs
 
         return run
@@ -136,7 +140,8 @@ class _Compiler:
 def _listed(
     run: _Run | None, tensors: Sequence[Tensor], masks: Masks, cache: KVCache, outputs: Outputs
 ) -> _ListedGraph | None:
-    """A graph with its inputs listed; None if one of them, or an output, cannot be told.
+    """A graph with its inputs listed; None if one of them, or an output, cannot be told, or if the
+    graph is for some sizes only.
 
     Args:
         run: a call of it.
@@ -150,23 +155,33 @@ def _listed(
     is_ambiguous = len(arguments) < len(tensors) + len(masks)
     if is_ambiguous or any(id(t) not in returned for t in outputs):
         return None
+    of_arguments = [(i, arguments[id(t)]) for i, t in enumerate(run.inputs) if id(t) in arguments]
+    of_cache = [(i, stored[id(t)]) for i, t in enumerate(run.inputs) if id(t) in stored]
+    texts, tokens = tensors[0].shape
+    vary = {i: _varying_sizes(run.inputs[i], n >= len(tensors), tokens) for i, n in of_arguments}
+    vary |= {i: [2] if texts == 1 else [0, 2] for i, _ in of_cache}  # the capacity
+    if any(isinstance(run.examples[i].shape[d], int) for i, sizes in vary.items() for d in sizes):
+        return None
+    order = [returned[id(t)] for t in outputs]
     return _ListedGraph(
-        run.graph,
-        list(masks),
-        run.inputs,
-        [(i, arguments[id(t)]) for i, t in enumerate(run.inputs) if id(t) in arguments],
-        [(i, stored[id(t)]) for i, t in enumerate(run.inputs) if id(t) in stored],
-        run.numbers,
-        [returned[id(t)] for t in outputs],
+        run.graph, list(masks), run.inputs, of_arguments, of_cache, run.numbers, order
     )
 
 
-def _numbers_of(graph: torch.fx.GraphModule) -> list[_Number] | None:
-    """Which inputs of a graph are numbers that belong to tensors among them; None if one does not.
+def _varying_sizes(argument: Tensor, is_mask: bool, tokens: int) -> list[int]:
+    """The dimensions of an argument that calls of the same kind may have of other sizes."""
+    if is_mask:  # [1 or texts, 1, groups · tokens, slots]
+        return [3] if tokens == 1 else [2, 3]
+    return [d for d, size in enumerate(argument.shape) if size == tokens > 1]
 
-    Torch names each by a symbol, which shows in the sizes of the tensors that it traced with.
+
+def _numbers_of(inputs: Sequence[Any]) -> list[_Number] | None:
+    """Which inputs are numbers that belong to tensors among them; None if one does not.
+
+    Args:
+        inputs: what a graph was traced with. Torch names each number by a symbol, which shows in
+            the sizes of the tensors, or in how they lie in memory.
     """
-    inputs = [node.meta.get("example_value") for node in graph.graph.find_nodes(op="placeholder")]
     known: dict[str, tuple[int, Callable[[Tensor], Any]]] = {}
     for source, example in enumerate(inputs):
         if isinstance(example, Tensor):

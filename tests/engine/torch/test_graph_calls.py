@@ -145,6 +145,20 @@ def test_an_argument_that_is_given_twice_is_left_to_the_search(toy: tuple[Toy, G
         torch.testing.assert_close(found, model(*arguments(2, used), cache_of(32)))
 
 
+def test_a_graph_for_some_sizes_only_is_left_to_the_search(toy: tuple[Toy, GraphCalls]) -> None:
+    """Its first call did not say which sizes vary."""
+    model, _ = toy
+
+    def forward(*given: Any) -> tuple[Tensor, ...]:
+        return model(*given)
+
+    graphs = GraphCalls(forward, OPTIONS, _varying, FEWEST)
+    for count, used, capacity in ((1, 9, 32), (1, 20, 50), (3, 12, 32), (2, 30, 50)):
+        given = arguments(count, used)
+        found, expected = (run(*given, cache_of(capacity)) for run in (graphs, model))
+        torch.testing.assert_close(found, expected)
+
+
 def test_weights_that_change_in_place_are_seen(toy: tuple[Toy, GraphCalls]) -> None:
     model, graphs = toy
     given = arguments(1, 9)
