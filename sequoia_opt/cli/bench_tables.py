@@ -131,23 +131,34 @@ def _sampling_words(settings: Mapping[str, Any]) -> list[str]:
 
 
 def prediction_lines(result: Result, tree: TokenTree, times: bool) -> None:
-    """Print the tree's predictions and measurements.
+    """Print the tree's predictions and measurements, with 95% intervals where they are known.
+
+    Two intervals that overlap say that other texts may explain the difference.
 
     Args:
         times: whether the predicted speedup is for this machine and engine.
     """
+    predicted = tree.metadata.get("predicted", {})
     tokens = tree.predicted_tokens
     if tokens is not None:
         measured = result.tokens_per_step
         out.print(
-            f"tokens per step: predicted {tokens:.2f}, measured {measured:.2f} "
-            f"({100 * (measured / tokens - 1):+.1f}%)"
+            f"tokens per step: predicted {tokens:.2f}{_predicted_interval(predicted, 'tokens')}, "
+            f"measured {measured:.2f}{interval_text(result.tokens_low, result.tokens_high)}, "
+            f"{100 * (measured / tokens - 1):+.1f}%",
+            soft_wrap=True,
         )
-    if times and "predicted" in tree.metadata:
-        predicted, measured = tree.metadata["predicted"]["speedup"], result.endless_speedup
+    if times and "speedup" in predicted:
+        speedup, measured = predicted["speedup"], result.endless_speedup
+        low, high = (
+            None if end is None else end * (1 + result.surplus)
+            for end in (result.speedup_low, result.speedup_high)
+        )
         out.print(
-            f"speedup: predicted {predicted:.2f}x, measured {measured:.2f}x "
-            f"({100 * (measured / predicted - 1):+.1f}%)"
+            f"speedup: predicted {speedup:.2f}x{_predicted_interval(predicted, 'speedup')}, "
+            f"measured {measured:.2f}x{interval_text(low, high)}, "
+            f"{100 * (measured / speedup - 1):+.1f}%",
+            soft_wrap=True,
         )
         lost = 1 - result.speedup / measured
         if lost > NOTABLE:
@@ -155,3 +166,8 @@ def prediction_lines(result: Result, tree: TokenTree, times: bool) -> None:
                 f"{100 * lost:.0f}% of it is lost where the length cuts a text's last step short; "
                 "longer texts lose less"
             )
+
+
+def _predicted_interval(predicted: Mapping[str, float], name: str) -> str:
+    """The interval of a predicted quantity, see `interval_text`."""
+    return interval_text(predicted.get(f"{name}_low"), predicted.get(f"{name}_high"))

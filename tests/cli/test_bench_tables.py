@@ -102,17 +102,30 @@ def test_the_settings_are_one_line() -> None:
 
 def test_predictions_are_compared_with_measurements(capsys: pytest.CaptureFixture[str]) -> None:
     tree = shapes.chain(3)
-    tree.metadata.update(expected_tokens=4.1, predicted={"speedup": 2.0})
+    ends = {"tokens_low": 3.9, "tokens_high": 4.4, "speedup_low": 1.8, "speedup_high": 2.2}
+    tree.metadata.update(expected_tokens=4.1, predicted={"speedup": 2.0, **ends})
     bench_tables.prediction_lines(RESULTS[0], tree, times=True)
     assert capsys.readouterr().out.splitlines() == [
-        "tokens per step: predicted 4.10, measured 4.51 (+10.0%)",
-        "speedup: predicted 2.00x, measured 2.18x (+9.0%)",
+        "tokens per step: predicted 4.10 (3.90–4.40), measured 4.51 (4.00–5.00), +10.0%",
+        "speedup: predicted 2.00x (1.80–2.20), measured 2.18x (1.91–2.59), +9.0%",
     ]
     cut = replace(RESULTS[0], surplus=0.06)
     bench_tables.prediction_lines(cut, tree, times=True)
     assert capsys.readouterr().out.splitlines()[1:] == [
-        "speedup: predicted 2.00x, measured 2.31x (+15.5%)",
+        "speedup: predicted 2.00x (1.80–2.20), measured 2.31x (2.02–2.75), +15.5%",
         "6% of it is lost where the length cuts a text's last step short; longer texts lose less",
     ]
     bench_tables.prediction_lines(RESULTS[0], tree, times=False)
     assert "speedup" not in capsys.readouterr().out
+
+
+def test_a_prediction_without_intervals_is_compared_too(capsys: pytest.CaptureFixture[str]) -> None:
+    """A single prompt has none either."""
+    tree = shapes.chain(3)
+    tree.metadata.update(expected_tokens=4.1, predicted={"speedup": 2.0})
+    alone = replace(RESULTS[0], tokens_low=None, speedup_low=None)
+    bench_tables.prediction_lines(alone, tree, times=True)
+    assert capsys.readouterr().out.splitlines() == [
+        "tokens per step: predicted 4.10, measured 4.51, +10.0%",
+        "speedup: predicted 2.00x, measured 2.18x, +9.0%",
+    ]
