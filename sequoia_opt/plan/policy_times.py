@@ -145,8 +145,8 @@ class PolicyTimes(StepPrices[Counts]):
             (counts.first, self.first_ms),
         ):
             used = np.flatnonzero(numbers.any(axis=0))
-            rows = table[: weights.shape[1], used]
-            total += np.einsum("dn,dr,rn->r", numbers[:, used], weights, rows, optimize=True)
+            weighted = weights.T @ numbers[:, used]
+            total += (weighted * table[: weights.shape[1], used]).sum(axis=1)
         return total
 
     @staticmethod

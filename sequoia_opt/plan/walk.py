@@ -180,22 +180,33 @@ def _walk(
         behind: for each, the tokens that the draft's cache lacks besides the root.
         plain: the roots of paused steps.
     """
-    accepted, leaves_behind = steps.accepted.tolist(), steps.leaves_behind.tolist()
+    accepted = steps.accepted.tolist()
+    changes_state = (steps.accepted == 0).tolist() if pause else [False] * len(accepted)
     roots: list[int] = []
-    behind: list[int] = []
     plain: list[int] = []
     for start, end in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
-        root, last, lacks, state = start, end - longest, 0, PauseState()
+        root, last, state = start, end - longest, PauseState()
         while root <= last:
             if state.plain:
                 plain.append(root)
-                lacks += 1
                 root += 1
                 state = state.after(0, pause)
                 continue
             roots.append(root)
-            behind.append(lacks)
-            lacks, guesses = leaves_behind[root], accepted[root]
+            guesses = accepted[root]
+            if changes_state[root] or state.misses:
+                state = state.after(guesses, pause)
             root += guesses + 1
-            state = state.after(guesses, pause)
-    return np.array(roots, np.int64), np.array(behind, np.int64), np.array(plain, np.int64)
+    drafted, paused = np.array(roots, np.int64), np.array(plain, np.int64)
+    return drafted, _behind(starts, steps.leaves_behind, drafted, paused), paused
+
+
+def _behind(
+    starts: IntArray, leaves_behind: IntArray, roots: IntArray, plain: IntArray
+) -> IntArray:
+    """For each root, the tokens that the draft's cache lacks besides it, see `_walk`: those that
+    the step before left, and one for each plain step since."""
+    behind = np.zeros(len(roots), np.int64)
+    behind[1:] = leaves_behind[roots[:-1]] + np.diff(np.searchsorted(plain, roots))
+    behind[np.isin(roots, starts)] = 0
+    return behind
