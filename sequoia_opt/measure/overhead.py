@@ -16,7 +16,7 @@ from sequoia_opt.engine.pair import Pair
 from sequoia_opt.measure.fixed_growth import fixed_chains, fixed_growths
 from sequoia_opt.measure.forwards import Filled, Point, forward_to_time, overhead_trees
 from sequoia_opt.measure.repeated_step import RepeatedStep
-from sequoia_opt.measure.timing import PLAIN_TURNS, Timed, clipped_mean
+from sequoia_opt.measure.timing import COMMON_TURNS, PLAIN_TURNS, Timed, clipped_mean
 from sequoia_opt.plan.draft_passes import draft_passes
 from sequoia_opt.plan.joint_times import LOOKUP
 from sequoia_opt.plan.latency import Overhead, overhead_name
@@ -88,15 +88,18 @@ def steps_to_time(
     filled: Filled,
     context: int,
     ways: Sequence[Sampling],
+    plain_pass: Timed,
     adaptive: bool = True,
 ) -> list[TimedStep]:
     """Whole steps to time.
 
     Their tokens are random, which takes as long as a text's: shapes follow from the tree alone.
     Steps that stream layers take long, and the overhead is a small part of them, so fewer of them
-    are timed.
+    are timed. Every speedup is relative to a plain step: its overhead shows in turn with its
+    forward pass, except where that is timed in a queue.
 
     Args:
+        plain_pass: the target's forward pass of one token at this context length.
         adaptive: whether to time steps of trees that grow, too.
     """
     steps = []
@@ -114,6 +117,11 @@ def steps_to_time(
                 steps += _adaptive_steps(alone, index, largest, context, way, LOOKUP)
     if adaptive and largest > 1 and pair.machine.rebuilds:
         steps.append(_change(pair, filled, context))
+    if not (plain_pass.queued or plain_pass.streams):
+        plain_pass.turns = COMMON_TURNS
+        plain_pass.companions = [step.timed for step in steps if step.size == 1]
+        for timed in plain_pass.companions:
+            timed.turns = 0
     return steps
 
 

@@ -30,6 +30,7 @@ MAX_RUNS = 16  # of either kind in a turn
 RUNS_PER_QUEUED_SAMPLE = 2  # one behind the other; the second is timed
 LONG_MS = 100  # work that takes longer is run once: what ran before it hardly matters
 PLAIN_TURNS = 3  # turns per round of plain decoding, which every speedup is relative to
+COMMON_TURNS = 6  # turns per round of plain decoding's forward pass and steps in turn
 MIN_ROUNDS = 5  # for a median and its interval to be trusted
 
 
@@ -51,6 +52,8 @@ class Timed:
         streams: the work brings in layers of an offloaded target, and the first of them would be
             there already if it were timed behind other work.
         optional: skipped when time is short, since pieces of similar size are timed as well.
+        companions: work that has no turns of its own, but is timed in those of this work, sample
+            by sample in turn: so small differences show on a machine whose speed wanders.
         times: one time per round that counts; an optional piece may have fewer.
     """
 
@@ -60,7 +63,22 @@ class Timed:
     queued: bool = False
     streams: bool = False
     optional: bool = False
+    companions: Sequence[Timed] = ()
     times: list[float] = field(default_factory=list)
+
+    def turns_ms(self, machine: Machine, world: World) -> list[float]:
+        """One turn of this work and of its companions, in that order."""
+        works = [self, *self.companions]
+        first = world.agree_on(self.sample_ms(machine)) if self.companions else LONG_MS
+        if first >= LONG_MS:
+            return [work.turn_ms(machine, world) for work in works]
+        for _ in range(_runs_in(RUN_IN_MS, len(works) * first)):
+            for work in works:
+                work.sample_ms(machine)
+        rows = [
+            [work.sample_ms(machine) for work in works] for _ in range(_runs_in(TIMED_MS, first))
+        ]
+        return [clipped_mean(samples) for samples in zip(*rows, strict=True)]
 
     def turn_ms(self, machine: Machine, world: World) -> float:
         """Mean of samples in succession, of which all processes take the same number."""
@@ -257,13 +275,16 @@ def time_round(
     order.shuffle(turns)
     if optional_last:
         turns.sort(key=lambda number: timed[number].optional)
-    times: list[list[float]] = [[] for _ in timed]
+    times: dict[int, list[float]] = {id(item): [] for item in timed}
     for done, number in enumerate(turns):
         if time_is_up():
             break
         progress(done)
-        times[number].append(timed[number].turn_ms(machine, world))
-    return [clipped_mean(samples) if samples else float("nan") for samples in times]
+        item = timed[number]
+        means = item.turns_ms(machine, world)
+        for work, milliseconds in zip((item, *item.companions), means, strict=True):
+            times[id(work)].append(milliseconds)
+    return [clipped_mean(samples) if samples else float("nan") for samples in times.values()]
 
 
 def remove_drift(timed: Sequence[Timed]) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+import random
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from sequoia_opt.measure.timing import (
     Timed,
     clipped_mean,
     median_interval,
+    time_round,
     without_drift,
 )
 
@@ -74,6 +77,23 @@ def test_work_is_timed_behind_runs_of_the_same_work() -> None:
     Rounds(CPU, repeats=6).run(timed)
     assert slow > 6
     assert {milliseconds for item in timed for milliseconds in item.times} == {1.0}
+
+
+def test_companions_show_small_differences_on_a_machine_whose_speed_wanders() -> None:
+    """They have no turns of their own, and each of their samples comes right behind another."""
+    taken = 0
+
+    class Clock(Timed):
+        def sample_ms(self, machine: Any) -> float:
+            nonlocal taken
+            taken += 1
+            return 5 + 3 * math.sin(taken / 100) + float(str(self.run()))
+
+    companions = [Clock(lambda: 0.25, turns=0), Clock(lambda: 0.5, turns=0)]
+    work = Clock(lambda: 0.0, turns=2, companions=companions)
+    first, second, plain = time_round([*companions, work], CPU, random.Random(0), ALONE)
+    assert first - plain == pytest.approx(0.25, abs=0.05)
+    assert second - plain == pytest.approx(0.5, abs=0.1)
 
 
 @pytest.mark.parametrize(
