@@ -133,7 +133,7 @@ def _sampling_words(settings: Mapping[str, Any]) -> list[str]:
 def prediction_lines(result: Result, tree: TokenTree, times: bool) -> None:
     """Print the tree's predictions and measurements, with 95% intervals where they are known.
 
-    Two intervals that overlap say that other texts may explain the difference.
+    Where two intervals overlap, the difference may be due to the choice of texts.
 
     Args:
         times: whether the predicted speedup is for this machine and engine.
@@ -169,5 +169,7 @@ def prediction_lines(result: Result, tree: TokenTree, times: bool) -> None:
 
 
 def _predicted_interval(predicted: Mapping[str, float], name: str) -> str:
-    """The interval of a predicted quantity, see `interval_text`."""
-    return interval_text(predicted.get(f"{name}_low"), predicted.get(f"{name}_high"))
+    """The interval of a predicted quantity, see `interval_text`; empty if it is a point, which
+    says that nothing was resampled."""
+    low, high = predicted.get(f"{name}_low"), predicted.get(f"{name}_high")
+    return "" if low == high else interval_text(low, high)

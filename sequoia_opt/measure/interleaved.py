@@ -45,8 +45,7 @@ class Interleaved:
         self._order = random.Random(0)
         filled = replace(fill(pair, context, self._tokens[-1]), tokens=self._tokens)
         self._forwards = forwards_to_time(pair, filled, [context])
-        plain_pass = self._forwards["target", 1, context, 1]
-        self._steps = steps_to_time(pair, filled, context, [sampling], plain_pass, adaptive)
+        self._steps = steps_to_time(pair, filled, context, [sampling], adaptive)
         self._timed = [*self._forwards.values(), *(step.timed for step in self._steps)]
         time_round(self._timed, pair.machine, self._order, pair.world)
 

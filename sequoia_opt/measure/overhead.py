@@ -16,7 +16,7 @@ from sequoia_opt.engine.pair import Pair
 from sequoia_opt.measure.fixed_growth import fixed_chains, fixed_growths
 from sequoia_opt.measure.forwards import Filled, Point, forward_to_time, overhead_trees
 from sequoia_opt.measure.repeated_step import RepeatedStep
-from sequoia_opt.measure.timing import COMMON_TURNS, PLAIN_TURNS, Timed, clipped_mean
+from sequoia_opt.measure.timing import PLAIN_TURNS, Timed, clipped_mean
 from sequoia_opt.plan.draft_passes import draft_passes
 from sequoia_opt.plan.joint_times import LOOKUP
 from sequoia_opt.plan.latency import Overhead, overhead_name
@@ -30,6 +30,7 @@ from sequoia_opt.types import FloatArray
 TEMPERATURE, NUCLEI = 0.6, (1.0, 0.9)
 
 CHANGE = "change"  # name of the work that shows what another size of the target pass costs
+PLAIN_PASS = "plain pass"  # name of the target's pass of one token that plain steps take turns with
 CHANGED_SIZE = 8  # nodes of its other pass, at most
 
 
@@ -50,7 +51,7 @@ class TimedStep:
     """A whole step to time.
 
     Attributes:
-        name: of the overhead that it is to show, or `CHANGE`.
+        name: of the overhead that it is to show, or `CHANGE`, or `PLAIN_PASS`.
         size: nodes of its target pass.
         passes: tokens of each of its draft passes.
         timed: the step.
@@ -88,18 +89,15 @@ def steps_to_time(
     filled: Filled,
     context: int,
     ways: Sequence[Sampling],
-    plain_pass: Timed,
     adaptive: bool = True,
 ) -> list[TimedStep]:
     """Whole steps to time.
 
     Their tokens are random, which takes as long as a text's: shapes follow from the tree alone.
     Steps that stream layers take long, and the overhead is a small part of them, so fewer of them
-    are timed. Every speedup is relative to a plain step: its overhead shows in turn with its
-    forward pass, except where that is timed in a queue.
+    are timed.
 
     Args:
-        plain_pass: the target's forward pass of one token at this context length.
         adaptive: whether to time steps of trees that grow, too.
     """
     steps = []
@@ -117,12 +115,24 @@ def steps_to_time(
                 steps += _adaptive_steps(alone, index, largest, context, way, LOOKUP)
     if adaptive and largest > 1 and pair.machine.rebuilds:
         steps.append(_change(pair, filled, context))
-    if not (plain_pass.queued or plain_pass.streams):
-        plain_pass.turns = COMMON_TURNS
-        plain_pass.companions = [step.timed for step in steps if step.size == 1]
-        for timed in plain_pass.companions:
-            timed.turns = 0
-    return steps
+    return [*steps, *_plain_pass(pair, filled, context, steps)]
+
+
+def _plain_pass(
+    pair: Pair, filled: Filled, context: int, steps: Sequence[TimedStep]
+) -> list[TimedStep]:
+    """The target's pass of one token, whose companions plain steps become.
+
+    Every speedup is relative to a plain step, and its overhead is a small part of it. There is
+    none where passes are timed in a queue, or stream layers.
+    """
+    timed = forward_to_time(pair, filled, "target", context, 1)
+    if timed.queued or timed.streams:
+        return []
+    timed.companions = [step.timed for step in steps if step.size == 1]
+    for companion in timed.companions:
+        companion.turns = 0
+    return [TimedStep(PLAIN_PASS, 1, (), timed)]
 
 
 def _change(pair: Pair, filled: Filled, context: int) -> TimedStep:
@@ -210,8 +220,8 @@ def _adaptive_steps(
 
 
 def _turns(size: int, streams: bool) -> int:
-    """How often a step is run for one timing: plain steps as often as their forward pass, since
-    the first of several in a row finds the processor's caches without the weights."""
+    """Turns of a step in a round: plain steps have as many as their forward pass, since every
+    speedup is relative to both."""
     return PLAIN_TURNS if size == 1 and not streams else 1
 
 
@@ -220,8 +230,9 @@ def overhead_of(
 ) -> dict[str, Overhead]:
     """The part of whole steps outside their forward passes, by name.
 
-    Of a step those forward passes are subtracted that were timed in the same rounds: the machine's
-    drift, which is larger than any overhead, cancels.
+    Of a step those forward passes are subtracted that were timed in the same rounds, of a plain
+    step the one that was timed in turn with it, where there is one: the machine's drift, which is
+    larger than any overhead, cancels.
     """
     times = {
         role: np.array([forwards[role, 1, context, count].times for count in tokens])
@@ -231,17 +242,18 @@ def overhead_of(
     target = times["target"]
     draft = times.get("draft", np.zeros_like(target))
     rows: dict[str, list[Residual]] = {}
+    plain_ms = [clipped_mean(step.timed.times) for step in steps if step.name == PLAIN_PASS]
     change_ms = 0.0
     for step in steps:
-        if step.name == CHANGE:  # to the other size, and back
-            change_ms = max(0.0, step.extra_ms(tokens, target, draft) / 2)
+        if step.name == PLAIN_PASS:
             continue
-        row = Residual(
-            step.size,
-            len(step.passes),
-            step.extra_ms(tokens, target, draft),
-            float(np.median(step.timed.times)),
-        )
+        extra_ms = step.extra_ms(tokens, target, draft)
+        if step.name == CHANGE:  # to the other size, and back
+            change_ms = max(0.0, extra_ms / 2)
+            continue
+        if step.size == 1 and plain_ms:
+            extra_ms = clipped_mean(step.timed.times) - plain_ms[0]
+        row = Residual(step.size, len(step.passes), extra_ms, float(np.median(step.timed.times)))
         rows.setdefault(step.name, []).append(row)
     overheads = {name: fit_overhead(residuals) for name, residuals in rows.items()}
     return {

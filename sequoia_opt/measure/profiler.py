@@ -194,8 +194,7 @@ class _Profiling:
         timed = list(points.values())
         if batch == 1:  # sequences are decoded one at a time
             ways = samplings(verifiers_of(self.pair, self.options.verifiers))
-            plain_pass = points["target", 1, self.context, 1]
-            self.steps = steps_to_time(self.pair, filled, self.context, ways, plain_pass)
+            self.steps = steps_to_time(self.pair, filled, self.context, ways)
             timed += [step.timed for step in self.steps]
         part = _part(self.progress, number, len(self.batches))
         rounds = self._rounds(f"batch {batch}", MAX_MULTIPLE)

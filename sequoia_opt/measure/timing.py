@@ -30,7 +30,6 @@ MAX_RUNS = 16  # of either kind in a turn
 RUNS_PER_QUEUED_SAMPLE = 2  # one behind the other; the second is timed
 LONG_MS = 100  # work that takes longer is run once: what ran before it hardly matters
 PLAIN_TURNS = 3  # turns per round of plain decoding, which every speedup is relative to
-COMMON_TURNS = 6  # turns per round of plain decoding's forward pass and steps in turn
 MIN_ROUNDS = 5  # for a median and its interval to be trusted
 
 
@@ -45,15 +44,16 @@ class Timed:
 
     Attributes:
         run: does the work, `runs_per_call` times.
-        turns: turns per round; more than one for work that all else is compared with.
+        turns: turns per round; more than one for work that all else is compared with, 0 for a
+            companion.
         runs_per_call: a recorded graph repeats the work, since launching it takes a while.
         queued: time the work as it is in a queue of a GPU's work, where it neither waits to be
             issued nor is waited for.
         streams: the work brings in layers of an offloaded target, and the first of them would be
             there already if it were timed behind other work.
         optional: skipped when time is short, since pieces of similar size are timed as well.
-        companions: work that has no turns of its own, but is timed in those of this work, sample
-            by sample in turn: so small differences show on a machine whose speed wanders.
+        companions: work that is timed within this work's turns, one sample of each after another,
+            so that small differences show on a machine whose speed wanders.
         times: one time per round that counts; an optional piece may have fewer.
     """
 
@@ -67,11 +67,13 @@ class Timed:
     times: list[float] = field(default_factory=list)
 
     def turns_ms(self, machine: Machine, world: World) -> list[float]:
-        """One turn of this work and of its companions, in that order."""
+        """Mean times of this work and its companions over one turn, in that order."""
+        if not self.companions:
+            return [self.turn_ms(machine, world)]
         works = [self, *self.companions]
-        first = world.agree_on(self.sample_ms(machine)) if self.companions else LONG_MS
+        first = world.agree_on(self.sample_ms(machine))
         if first >= LONG_MS:
-            return [work.turn_ms(machine, world) for work in works]
+            return [first, *(work.sample_ms(machine) for work in self.companions)]
         for _ in range(_runs_in(RUN_IN_MS, len(works) * first)):
             for work in works:
                 work.sample_ms(machine)
@@ -258,7 +260,8 @@ def time_round(
     time_is_up: Callable[[], bool] = lambda: False,
     optional_last: bool = False,
 ) -> list[float]:
-    """Give each piece of work its turns, in random order; the means of its turns.
+    """Give each piece of work its turns, in random order; the means of its turns, in which its
+    companions are timed too.
 
     All processes run the same work, in the same order.
 

@@ -47,7 +47,7 @@ class PolicyReplay:
 
     def rates(self, level: int, slots: int, ranks: int) -> FloatArray:
         """The calibrated acceptance of the first guesses of a level's first slots, [positions,
-        slots, ranks]; kept, since its rows are taken much faster where they lie together."""
+        slots, ranks]. Cached as contiguous arrays, whose rows are faster to take."""
         key = level, slots, ranks
         if key not in self._cut_rates:
             self._cut_rates[key] = np.ascontiguousarray(self._rates[level][:, :slots, :ranks])
@@ -207,8 +207,9 @@ class _Forest:
         self._expanded[rows] += expands
         path = np.where(expands & (rank > 0) & (rank <= ranks), slot * ranks + rank - 1, -1)
         self._accepted[rows] += takes[np.arange(len(rows)), path] & (path >= 0)
-        left = np.where(is_taken | ~exists[:, :, None], -1.0, by_node)
-        self._levels.append(_Level(rows, left.reshape(len(rows), -1), path))
+        is_left = ~takes.reshape(by_node.shape) & exists[:, :, None]
+        left = np.where(is_left, by_node, -1.0).reshape(len(rows), -1)
+        self._levels.append(_Level(rows, left, path))
         return values, takes
 
     def _next_slots(

@@ -319,7 +319,7 @@ def _check_metadata(fields: Fields) -> None:
         predicted = fields.section("predicted")
         for key in ("step_ms", "tokens_per_second", "speedup"):
             predicted.mapping[key] = predicted.number(key, 0.0)
-        for key in ("speedup_low", "speedup_high"):
+        for key in ("tokens_low", "tokens_high", "speedup_low", "speedup_high"):
             if key in predicted.mapping:
                 predicted.mapping[key] = predicted.number(key, 0.0)
 

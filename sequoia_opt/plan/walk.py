@@ -181,7 +181,6 @@ def _walk(
         plain: the roots of paused steps.
     """
     accepted = steps.accepted.tolist()
-    changes_state = (steps.accepted == 0).tolist() if pause else [False] * len(accepted)
     roots: list[int] = []
     plain: list[int] = []
     for start, end in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
@@ -194,7 +193,7 @@ def _walk(
                 continue
             roots.append(root)
             guesses = accepted[root]
-            if changes_state[root] or state.misses:
+            if pause is not None and (not guesses or state.misses):  # else it stays as it is
                 state = state.after(guesses, pause)
             root += guesses + 1
     drafted, paused = np.array(roots, np.int64), np.array(plain, np.int64)
@@ -208,5 +207,5 @@ def _behind(
     the step before left, and one for each plain step since."""
     behind = np.zeros(len(roots), np.int64)
     behind[1:] = leaves_behind[roots[:-1]] + np.diff(np.searchsorted(plain, roots))
-    behind[np.isin(roots, starts)] = 0
+    behind[np.isin(roots, starts)] = 0  # a document's first step drafts, and lacks nothing
     return behind

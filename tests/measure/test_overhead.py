@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 from sequoia_opt.measure.forwards import overhead_trees
-from sequoia_opt.measure.overhead import CHANGE, Residual, TimedStep, fit_overhead, overhead_of
+from sequoia_opt.measure.overhead import (
+    CHANGE,
+    PLAIN_PASS,
+    Residual,
+    TimedStep,
+    fit_overhead,
+    overhead_of,
+)
 from sequoia_opt.measure.timing import Timed
 from sequoia_opt.plan.draft_passes import draft_passes
 
@@ -55,6 +62,19 @@ def test_another_size_than_the_one_before(change_ms: float) -> None:
     assert set(overheads) == {"greedy", "adaptive greedy"}
     assert overheads["greedy"].change_ms == 0
     assert overheads["adaptive greedy"].change_ms == pytest.approx(max(change_ms, 0))
+
+
+def test_a_plain_steps_overhead_is_beside_the_pass_that_took_turns_with_it() -> None:
+    """At another moment the machine was slower."""
+    forwards = {("target", 1, 64, count): timed(np.full(3, 2.0 * count)) for count in (1, 8)}
+    steps = [
+        TimedStep("greedy", 1, (), timed(np.array([1.3, 1.5, 1.1]))),
+        TimedStep("greedy", 8, (), timed(np.full(3, 17.0))),
+        TimedStep(PLAIN_PASS, 1, (), timed(np.array([1.0, 1.2, 0.8]))),
+    ]
+    (overhead,) = overhead_of(steps, forwards, [1, 8], 64).values()
+    assert overhead.at(1, 0) == pytest.approx(0.3)
+    assert overhead.at(8, 0) == pytest.approx(1.0)
 
 
 def timed(times: np.ndarray) -> Timed:

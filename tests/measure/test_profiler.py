@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -29,7 +28,7 @@ from sequoia_opt.measure.fixed_growth import fixed_chains, fixed_growths
 from sequoia_opt.measure.forwards import fill, forwards_to_time, overhead_trees
 from sequoia_opt.measure.interleaved import Interleaved
 from sequoia_opt.measure.journal import Journal
-from sequoia_opt.measure.overhead import steps_to_time
+from sequoia_opt.measure.overhead import PLAIN_PASS, steps_to_time
 from sequoia_opt.measure.profiler import (
     ProfileOptions,
     default_contexts,
@@ -212,30 +211,29 @@ def test_streamed_passes_are_timed_after_one_of_their_kind(make_model: Callable[
     assert {role: item.streams for (role, *_), item in forwards.items()} == {
         "target": True, "draft": False
     }  # fmt: skip
-    greedy = [Sampling(0.0, 1.0, "sequoia")]
-    plain_pass = forwards["target", 1, 16, 64]
-    steps = steps_to_time(pair, filled, 16, greedy, plain_pass)
+    steps = steps_to_time(pair, filled, 16, [Sampling(0.0, 1.0, "sequoia")])
     assert all(step.timed.streams and step.timed.turns == 1 for step in steps)
-    assert not plain_pass.companions
     assert len(steps) == len(overhead_trees(64, few=True)) + len(fixed_growths(64, few=True))
     assert profiler._streaming(pair) == {"memory_budget": 7, "streamed_layers": 2, "moved_bytes": 5}
 
 
 def test_plain_steps_are_timed_in_turn_with_their_forward_pass(
-    make_pair: Callable[..., Any],
+    make_pair: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Static and adaptive ones; every speedup is relative to a plain step."""
     pair = make_pair()
     with torch.inference_mode():
-        filled = replace(fill(pair, 16, 64), tokens=[1, 64])
-        forwards = forwards_to_time(pair, filled, [16])
-        plain_pass = forwards["target", 1, 16, 1]
-        steps = steps_to_time(pair, filled, 16, [Sampling(0.0)], plain_pass)
+        filled = fill(pair, 16, 64)
+        *steps, plain_pass = steps_to_time(pair, filled, 16, [Sampling(0.0)])
         plain = [step for step in steps if step.size == 1]
         assert [step.name for step in plain] == ["greedy", "adaptive greedy"]
-        assert plain_pass.companions == [step.timed for step in plain]
+        assert plain_pass.timed.companions == [step.timed for step in plain]
         assert [step.timed.turns for step in steps] == [int(step.size > 1) for step in steps]
-        assert len(plain_pass.turns_ms(pair.machine, ALONE)) == 3
+        # What is timed in a queue shows nothing of what comes between.
+        monkeypatch.setattr(pair.machine, "queues", True)
+        queued = steps_to_time(pair, filled, 16, [Sampling(0.0)])
+    assert PLAIN_PASS not in {step.name for step in queued}
+    assert all(step.timed.turns for step in queued)
 
 
 def test_the_machine_is_monitored_once_it_works(

@@ -129,7 +129,7 @@ def test_each_position_and_each_document_are_as_growth_has_them(seed: int, head:
     generator = np.random.default_rng(seed)
     levels, slots, ranks = (int(n) for n in generator.integers([1, 1, 2], [6, 5, 5]))
     slots = min(slots, ranks)
-    recording = make_recording([40, 3, 25, 0], levels, slots, ranks, seed=seed)
+    recording = make_recording([40, 0, 3, 25, 0], levels, slots, ranks, seed=seed)
     recording = of_head(recording, seed) if head else recording
     confidence = fit_confidence(recording).confidence
     replay = PolicyReplay(recording, confidence)

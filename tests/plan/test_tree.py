@@ -106,6 +106,13 @@ def test_refuses_lists_that_are_not_a_tree(
         ({"replayed_tokens": "many"}, "replayed_tokens: found 'many'"),
         ({"hardware": None}, "hardware: found None"),
         ({"predicted": {}}, "tokens_per_second: missing|step_ms: missing"),
+        (
+            {
+                "predicted": dict.fromkeys(("step_ms", "tokens_per_second", "speedup"), 1.0)
+                | {"tokens_low": "few"}
+            },
+            "tokens_low: found 'few'",
+        ),
         ({"verifier": 3}, "verifier: found 3"),
     ],
 )

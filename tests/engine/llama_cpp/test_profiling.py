@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sequoia_opt.measure.forwards import fill, forward_to_time
+from sequoia_opt.measure.forwards import fill
 from sequoia_opt.measure.overhead import CHANGE, steps_to_time
 from sequoia_opt.plan.sampling import Sampling
 
@@ -22,9 +22,7 @@ def test_two_target_passes_in_turn_are_timed_where_an_engine_builds_graphs_anew(
     filled = fill(pair, 40, 12)
     filled.tokens[:] = [1, 2, 4, 12]
     greedy = [Sampling(0.0)]
-    plain_pass = forward_to_time(pair, filled, "target", 40, 1)
-    steps = steps_to_time(pair, filled, 40, greedy, plain_pass)
-    [change] = [step for step in steps if step.name == CHANGE]
+    [change] = [s for s in steps_to_time(pair, filled, 40, greedy) if s.name == CHANGE]
     assert (change.before, change.size, change.passes) == (1, 4, ())
     passes: list[int] = []
     forward = LlamaCache.forward
@@ -37,8 +35,7 @@ def test_two_target_passes_in_turn_are_timed_where_an_engine_builds_graphs_anew(
     for _ in range(2):
         change.timed.run()
     assert passes == [1, 4, 1, 4]
-    static = steps_to_time(pair, filled, 40, greedy, plain_pass, adaptive=False)
-    assert CHANGE not in {step.name for step in static}
+    assert CHANGE not in {s.name for s in steps_to_time(pair, filled, 40, greedy, adaptive=False)}
     filled.release(pair)
 
 
