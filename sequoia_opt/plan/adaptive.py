@@ -141,6 +141,7 @@ class PolicySearch:
             fill: whether guesses that were not offered fill a target pass, see `Growth.finish`.
         """
         self.replay, self.times, self.fill = replay, times, fill
+        self._counts: dict[Policy, Counts] = {}
         self._totals: dict[Policy, tuple[float, float]] = {}
 
     def best(self, limits: Limits, start: float, near: Solution | None = None) -> Solution:
@@ -174,7 +175,7 @@ class PolicySearch:
 
     def solution(self, policy: Policy, multipliers: Multipliers, base: float) -> Solution:
         """A policy with what it takes."""
-        counts = self.replay.replay(policy, self.fill)
+        counts = self.counts(policy)
         return Solution(policy, counts, self.times.rate(counts), multipliers, base)
 
     def changed(self, solution: Solution, **changes: Any) -> Solution:
@@ -186,10 +187,16 @@ class PolicySearch:
         """The step from each position."""
         return self.replay.steps(policy, self.fill)
 
+    def counts(self, policy: Policy) -> Counts:
+        """What decoding the documents takes."""
+        if policy not in self._counts:
+            self._counts[policy] = self.replay.replay(policy, self.fill)
+        return self._counts[policy]
+
     def totals(self, policy: Policy) -> tuple[float, float]:
         """Tokens and milliseconds of a policy on all documents."""
         if policy not in self._totals:
-            counts = self.replay.replay(policy, self.fill)
+            counts = self.counts(policy)
             ones = np.ones((len(counts.steps), 1))
             milliseconds = float(self.times.total_ms(counts, ones)[0])
             self._totals[policy] = float(counts.tokens.sum()), max(milliseconds, 1e-9)
