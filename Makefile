@@ -14,17 +14,16 @@ DATA ?=
 	touch $@
 
 # Profile, estimate, solve and decode with the bundled pair on this machine.
-# Arguments: the folder with the sequoia-opt program, the folder to write into, how often to time each
-# forward pass, options of `estimate`.
+# Arguments: the folder with the sequoia-opt program, the folder to write into, options of `estimate`.
 define demonstration
-	$(1)/sequoia-opt profile --contexts 128,512 --tokens 1,2,3,4,6,8,12,16,24,32 --repeats $(3) -o $(2)/profile.yaml
-	$(1)/sequoia-opt estimate $(4) -o $(2)/acceptance.yaml
+	$(1)/sequoia-opt profile --contexts 128,512 --tokens 1,2,3,4,6,8,12,16,24,32 --repeats 5 -o $(2)/profile.yaml
+	$(1)/sequoia-opt estimate $(3) -o $(2)/acceptance.yaml
 	$(1)/sequoia-opt solve --profile $(2)/profile.yaml --acceptance $(2)/acceptance.yaml -o $(2)/tree.json
 	$(1)/sequoia-opt decode $(2)/tree.json --compare
 endef
 
 demo: .venv/installed
-	$(call demonstration,$(BIN),$(DEMO),5)
+	$(call demonstration,$(BIN),$(DEMO))
 	@if $(BIN)/python -c 'import llama_cpp' 2>/dev/null; then $(MAKE) demo-llama-cpp; \
 	else echo 'To see the same on llama.cpp: make llama-cpp demo-llama-cpp'; fi
 
@@ -67,7 +66,7 @@ wheel: .venv/installed
 	$(PYTHON) -m venv $(WHEEL)/venv
 	$(WHEEL)/venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(WHEEL)/*.whl
 	cd $(WHEEL) && test -z "$$(venv/bin/python -c 'import sequoia_opt; print(sequoia_opt.__file__)' | grep -v site-packages)"
-	$(call demonstration,cd $(WHEEL) && venv/bin,demo,1,--limit 8)
+	$(call demonstration,cd $(WHEEL) && venv/bin,demo,--limit 8)
 
 test: .venv/installed .venv/llama-cpp
 	$(BIN)/python -m pytest -n 2 --dist worksteal
