@@ -26,6 +26,7 @@ FINE = (1.5, 1.25, 1.1)  # factors between neighbouring multipliers, one after t
 MOST_ROUNDS = 8  # of the search with one factor
 LEAST_GAIN = 2e-4  # of a round's speed, that it goes on for
 CLOSE = 1e-6  # relative difference of two λ at which the iteration ends
+COARSELY_CLOSE = 0.1  # the same where multipliers are far apart
 USUAL_SIZE = 16  # nodes of a target pass, at most
 LAST_FIRST = 0.999  # the largest threshold of the first level at which steps draft at all
 
@@ -36,25 +37,31 @@ def dinkelbach(
     proposals: Callable[[float], Sequence[Proposal]],
     gains: Callable[[Proposal], tuple[float, float]],
     start: float,
+    close: float = CLOSE,
 ) -> tuple[Proposal, float]:
     """The proposal of the highest ratio of what it gains to what it costs, and that ratio λ.
 
-    With proposals that do not depend on λ it is the best of all of them.
+    With proposals that do not depend on λ it is the best of all of them, up to `close`.
 
     Args:
         proposals: at a λ.
         gains: of a proposal: what it gains, and what it costs, above 0.
         start: λ to begin with.
+        close: relative difference between a λ and the one that follows from it, at which the
+            iteration ends.
     """
     rate = start
     best: tuple[Proposal, float] | None = None
     while True:
         chosen = max(proposals(rate), key=lambda p: gains(p)[0] - rate * gains(p)[1])
         gain, cost = gains(chosen)
-        rate = gain / cost
-        if best is not None and rate <= best[1] * (1 + CLOSE):
+        reached = gain / cost
+        if best is not None and reached <= best[1]:
             return best
-        best = chosen, rate
+        best = chosen, reached
+        if abs(reached - rate) <= close * rate:
+            return best
+        rate = reached
 
 
 def always(proposals: Sequence[Proposal]) -> Callable[[float], Sequence[Proposal]]:
@@ -159,7 +166,10 @@ class PolicySearch:
         widths = len(limits.widths)
         if near is None:
             coarse = Multipliers().around(widths, settled=False)
-            begin = dinkelbach(lambda rate: [(m, rate) for m in coarse], gains, start)
+            (at, _), rate = dinkelbach(
+                lambda rate: [(m, rate) for m in coarse], gains, start, COARSELY_CLOSE
+            )
+            begin = dinkelbach(lambda rate: [(at, rate)], gains, rate)
         else:
             around = [(m, near.base) for m in near.multipliers.around(widths, settled=True)]
             begin = dinkelbach(always(around), gains, start)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise, product
+from typing import Any
 
 import numpy as np
 
@@ -64,13 +65,11 @@ def adaptive_tree(search: PolicySearch, limits: Limits, start: float) -> Solutio
         start: λ to begin with, tokens per millisecond.
     """
     deepest = search.best(replace(limits, widths=limits.widths[:1]), start)
-    best = _least(search, deepest, "depth", range(1, limits.depth))
-    for count in range(2, len(limits.widths) + 1):
-        wider = replace(limits, depth=best.policy.depth, widths=limits.widths[:count])
-        solution = search.best(wider, best.rate, best)
-        if solution.rate > best.rate * (1 + GIVEN_UP):
-            best = solution
-    return _finished(search, best)
+    narrow = _least(search, deepest, "depth", range(1, limits.depth))
+    if len(limits.widths) == 1:
+        return _finished(search, narrow)
+    wide = search.best(replace(limits, depth=narrow.policy.depth), narrow.rate, narrow)
+    return _finished(search, wide if wide.rate > narrow.rate * (1 + GIVEN_UP) else narrow)
 
 
 def _sizes_up_to(sizes: Sequence[int], nodes: int) -> tuple[int, ...]:
@@ -93,17 +92,18 @@ def _smaller(search: PolicySearch, solution: Solution) -> Solution:
     best = _least(search, solution, "depth", range(1, solution.policy.depth))
     # With one rank it is a chain.
     best = _least(search, best, "ranks", range(2, best.policy.ranks))
-    used = best.counts.widths.sum(axis=0)
-    expand = tuple(entry for entry in best.policy.expand if entry[0] == 1 or used[entry[0]])
+    expand = best.policy.expand
+    best = _least(search, best, "expand", [expand[:count] for count in range(1, len(expand))])
     counts = best.counts.sizes.sum(axis=0)
     sizes = fewer_sizes(counts, search.times.target_ms[0], GIVEN_UP)
-    return search.changed(best, expand=expand, sizes=sizes)
+    return search.changed(best, sizes=sizes)
 
 
-def _least(search: PolicySearch, solution: Solution, name: str, numbers: Sequence[int]) -> Solution:
-    """The solution with the smallest of some numbers in a field of its policy that is as fast as
-    any. More can be slower: one more level may need a much larger target pass."""
-    smaller = [search.changed(solution, **{name: number}) for number in numbers]
+def _least(search: PolicySearch, solution: Solution, name: str, values: Sequence[Any]) -> Solution:
+    """The solution with the first of some values in a field of its policy, in ascending order,
+    that is as fast as any. More can be slower: one more level may need a much larger target pass.
+    """
+    smaller = [search.changed(solution, **{name: value}) for value in values]
     solutions = [*smaller, solution]
     least = max(other.rate for other in solutions) * (1 - GIVEN_UP)
     return next(other for other in solutions if other.rate >= least)
