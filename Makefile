@@ -3,7 +3,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := build/demo
+DEMO_PROFILE := --contexts 128,512 --tokens 1,2,3,4,6,8,12,16,24,32
 WHEEL := build/wheel
+WHEEL_PROFILE := --contexts 128 --tokens 1,2,4,8
 DATA ?=
 
 .PHONY: demo demo-llama-cpp llama-cpp real wheel test test-gpu gpu fuzz lint bench results bench-solver bench-step bench-offload bench-estimator trees check-trees train clean
@@ -14,16 +16,17 @@ DATA ?=
 	touch $@
 
 # Profile, estimate, solve and decode with the bundled pair on this machine.
-# Arguments: the folder with the sequoia-opt program, the folder to write into, options of `estimate`.
+# Arguments: the folder with the sequoia-opt program, the folder to write into, options of `profile`
+# and of `estimate`.
 define demonstration
-	$(1)/sequoia-opt profile --contexts 128,512 --tokens 1,2,3,4,6,8,12,16,24,32 --repeats 5 -o $(2)/profile.yaml
-	$(1)/sequoia-opt estimate $(3) -o $(2)/acceptance.yaml
+	$(1)/sequoia-opt profile $(3) --repeats 5 -o $(2)/profile.yaml
+	$(1)/sequoia-opt estimate $(4) -o $(2)/acceptance.yaml
 	$(1)/sequoia-opt solve --profile $(2)/profile.yaml --acceptance $(2)/acceptance.yaml -o $(2)/tree.json
 	$(1)/sequoia-opt decode $(2)/tree.json --compare
 endef
 
 demo: .venv/installed
-	$(call demonstration,$(BIN),$(DEMO))
+	$(call demonstration,$(BIN),$(DEMO),$(DEMO_PROFILE))
 	@if $(BIN)/python -c 'import llama_cpp' 2>/dev/null; then $(MAKE) demo-llama-cpp; \
 	else echo 'To see the same on llama.cpp: make llama-cpp demo-llama-cpp'; fi
 
@@ -66,7 +69,7 @@ wheel: .venv/installed
 	$(PYTHON) -m venv $(WHEEL)/venv
 	$(WHEEL)/venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(WHEEL)/*.whl
 	cd $(WHEEL) && test -z "$$(venv/bin/python -c 'import sequoia_opt; print(sequoia_opt.__file__)' | grep -v site-packages)"
-	$(call demonstration,cd $(WHEEL) && venv/bin,demo,--limit 8)
+	$(call demonstration,cd $(WHEEL) && venv/bin,demo,$(WHEEL_PROFILE),--limit 8)
 
 test: .venv/installed .venv/llama-cpp
 	$(BIN)/python -m pytest -n 2 --dist worksteal
