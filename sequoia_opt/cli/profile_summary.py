@@ -30,12 +30,16 @@ def profile_summary(profile: LatencyProfile) -> None:
         out.print(f"{role}: {gain:.2f}x as fast when compiled; measured {used}")
     show(_latencies(profile))
     for verifier, overhead in profile.overhead.items():
-        change = f" + {overhead.change_ms:.2f} ms at another size" if overhead.change_ms else ""
+        rare = [
+            (overhead.change_ms, "at another size"),
+            (overhead.catch_up_ms, "when catching up"),
+        ]
+        others = "".join(f" + {ms:.2f} ms {when}" for ms, when in rare if ms)
         out.print(
             f"overhead per step ({verifier}): {overhead.constant_ms:.2f} ms "
             f"{_signed(1000 * overhead.per_token_ms, 0)} µs/node "
             f"{_signed(1000 * overhead.per_level_ms, 0)} µs/level "
-            f"{_signed(overhead.drafting_ms, 2)} ms when drafting{change}"
+            f"{_signed(overhead.drafting_ms, 2)} ms when drafting{others}"
         )
     for line in profile.doubts():
         out.print(line)

@@ -13,7 +13,7 @@ from scipy.optimize import nnls
 from sequoia_opt.engine.decoder import Decoder
 from sequoia_opt.engine.model import Caches
 from sequoia_opt.engine.pair import Pair
-from sequoia_opt.measure.fixed_growth import fixed_chains, fixed_growths
+from sequoia_opt.measure.fixed_growth import FixedGrowth, fixed_chains, fixed_growths
 from sequoia_opt.measure.forwards import Filled, Point, forward_to_time, overhead_trees
 from sequoia_opt.measure.repeated_step import RepeatedStep
 from sequoia_opt.measure.timing import PLAIN_TURNS, Timed, clipped_mean
@@ -32,6 +32,7 @@ TEMPERATURE, NUCLEI = 0.6, (1.0, 0.9)
 CHANGE = "change"  # name of the work that shows what another size of the target pass costs
 PLAIN_PASS = "plain pass"  # name of the target's pass of one token that plain steps take turns with
 CHANGED_SIZE = 8  # nodes of its other pass, at most
+PLAIN_IN_A_ROW = 8  # samples of a plain step in succession, as a text has them
 
 
 def samplings(verifiers: Sequence[str]) -> list[Sampling]:
@@ -57,6 +58,8 @@ class TimedStep:
         timed: the step.
         is_free: whether its draft passes run no model.
         before: nodes of another target pass, right before it; 0 for none.
+        like: the same step but for its first draft pass, which reads the root alone; None for a
+            step that is like no other.
     """
 
     name: str
@@ -65,6 +68,7 @@ class TimedStep:
     timed: Timed
     is_free: bool = False
     before: int = 0
+    like: TimedStep | None = None
 
     def extra_ms(self, tokens: list[int], target: FloatArray, draft: FloatArray) -> float:
         """The part of it outside its forward passes, in milliseconds, on average.
@@ -129,10 +133,16 @@ def _plain_pass(
     timed = forward_to_time(pair, filled, "target", context, 1)
     if timed.queued or timed.streams:
         return []
-    timed.companions = [step.timed for step in steps if step.size == 1]
-    for companion in timed.companions:
-        companion.turns = 0
+    _in_turns_of(timed, [step.timed for step in steps if step.size == 1])
+    timed.in_a_row = PLAIN_IN_A_ROW
     return [TimedStep(PLAIN_PASS, 1, (), timed)]
+
+
+def _in_turns_of(timed: Timed, companions: Sequence[Timed]) -> None:
+    """Time work within the turns of other work, see `Timed`."""
+    timed.companions = companions
+    for companion in companions:
+        companion.turns = 0
 
 
 def _change(pair: Pair, filled: Filled, context: int) -> TimedStep:
@@ -192,7 +202,11 @@ def _static_steps(
 def _adaptive_steps(
     pair: Pair, caches: Caches, largest: int, context: int, way: Sampling, kind: str
 ) -> list[TimedStep]:
-    """Steps of trees that grow; the draft's cache lacks nothing but the root.
+    """Steps of trees that grow; the draft's cache lacks nothing but the root, but in the last one.
+
+    In a text chains of all sizes follow one another, and take a little longer than behind chains
+    like themselves. So they are timed one after the other, except where they stream layers, and
+    where another size costs something that is measured by itself.
 
     Args:
         largest: nodes that any forward pass may have.
@@ -204,18 +218,30 @@ def _adaptive_steps(
         way = replace(way, verifier=DETERMINISTIC_VERIFIER)
     streams = pair.target.streamed_layers > 0
     growths = fixed_growths if pair.drafter.model is not None else fixed_chains
+    is_free = pair.drafter.model is None
     enough = growths(largest, few=True)
-    steps = []
-    for growth in growths(largest, few=streams):
+
+    def step(growth: FixedGrowth, lacking: int = 0) -> TimedStep:
         decoder = Decoder(pair, growth.plan, **asdict(way))
         timed = Timed(
-            RepeatedStep(decoder, caches, context),
+            RepeatedStep(decoder, caches, context, lacking),
             turns=_turns(growth.size, streams),
             streams=streams,
             optional=growth not in enough,
         )
-        is_free = pair.drafter.model is None
-        steps.append(TimedStep(name, growth.size, growth.widths, timed, is_free))
+        first = tuple(width + lacking for width in growth.widths[:1])
+        return TimedStep(name, growth.size, (*first, *growth.widths[1:]), timed, is_free)
+
+    timed_growths = growths(largest, few=streams)
+    steps = [step(growth) for growth in timed_growths]
+    drafting = [one for one in steps if one.passes]
+    if drafting and not is_free and not streams:
+        growth = timed_growths[steps.index(drafting[0])]
+        drafting.append(replace(step(growth, lacking=1), like=drafting[0]))
+        steps.append(drafting[-1])
+    chains = [one.timed for one in drafting if max(one.passes[1:], default=1) == 1]
+    if chains and not (streams or pair.machine.rebuilds):
+        _in_turns_of(chains[0], chains[1:])
     return steps
 
 
@@ -244,10 +270,15 @@ def overhead_of(
     rows: dict[str, list[Residual]] = {}
     plain_ms = [clipped_mean(step.timed.times) for step in steps if step.name == PLAIN_PASS]
     change_ms = 0.0
+    catch_up_ms: dict[str, float] = {}
     for step in steps:
         if step.name == PLAIN_PASS:
             continue
         extra_ms = step.extra_ms(tokens, target, draft)
+        if step.like is not None:
+            more_ms = extra_ms - step.like.extra_ms(tokens, target, draft)
+            catch_up_ms[step.name] = max(0.0, more_ms)
+            continue
         if step.name == CHANGE:  # to the other size, and back
             change_ms = max(0.0, extra_ms / 2)
             continue
@@ -257,7 +288,9 @@ def overhead_of(
         rows.setdefault(step.name, []).append(row)
     overheads = {name: fit_overhead(residuals) for name, residuals in rows.items()}
     return {
-        name: replace(overhead, change_ms=change_ms) if ADAPTIVE in name else overhead
+        name: replace(overhead, change_ms=change_ms, catch_up_ms=catch_up_ms.get(name, 0.0))
+        if ADAPTIVE in name
+        else overhead
         for name, overhead in overheads.items()
     }
 

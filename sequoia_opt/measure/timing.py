@@ -9,6 +9,7 @@ nor trees.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -52,8 +53,10 @@ class Timed:
         streams: the work brings in layers of an offloaded target, and the first of them would be
             there already if it were timed behind other work.
         optional: skipped when time is short, since pieces of similar size are timed as well.
-        companions: work that is timed within this work's turns, one sample of each after another,
+        companions: work that is timed within this work's turns, some samples of each after another,
             so that small differences show on a machine whose speed wanders.
+        in_a_row: samples of each of them before the next one's; the first quarter is untimed. One
+            for work that comes behind other work in a text, more for work that comes behind itself.
         times: one time per round that counts; an optional piece may have fewer.
     """
 
@@ -64,6 +67,7 @@ class Timed:
     streams: bool = False
     optional: bool = False
     companions: Sequence[Timed] = ()
+    in_a_row: int = 1
     times: list[float] = field(default_factory=list)
 
     def turns_ms(self, machine: Machine, world: World) -> list[float]:
@@ -74,13 +78,15 @@ class Timed:
         first = world.agree_on(self.sample_ms(machine))
         if first >= LONG_MS:
             return [first, *(work.sample_ms(machine) for work in self.companions)]
-        for _ in range(_runs_in(RUN_IN_MS, len(works) * first)):
-            for work in works:
-                work.sample_ms(machine)
-        rows = [
-            [work.sample_ms(machine) for work in works] for _ in range(_runs_in(TIMED_MS, first))
-        ]
-        return [clipped_mean(samples) for samples in zip(*rows, strict=True)]
+        counted = self.in_a_row - self.in_a_row // 4
+        warm_up = _runs_in(RUN_IN_MS, len(works) * self.in_a_row * first)
+        samples: list[list[float]] = [[] for _ in works]
+        for cycle in range(warm_up + math.ceil(_runs_in(TIMED_MS, first) / counted)):
+            for work, kept in zip(works, samples, strict=True):
+                row = [work.sample_ms(machine) for _ in range(self.in_a_row)]
+                if cycle >= warm_up:
+                    kept += row[-counted:]
+        return [clipped_mean(kept) for kept in samples]
 
     def turn_ms(self, machine: Machine, world: World) -> float:
         """Mean of samples in succession, of which all processes take the same number."""

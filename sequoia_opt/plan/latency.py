@@ -45,6 +45,8 @@ class Overhead:
             left the cache, and its first passes take longer than they do by themselves.
         change_ms: every step whose target pass has another size than the one before, as steps of
             adaptive plans do: llama.cpp builds its graph anew then.
+        catch_up_ms: every step of an adaptive plan whose first draft pass also reads tokens that
+            the draft's cache lacks, besides what the longer pass takes by itself.
         extra: fields of the file that this program does not know; saving keeps them.
     """
 
@@ -53,6 +55,7 @@ class Overhead:
     per_level_ms: float
     drafting_ms: float = 0.0
     change_ms: float = 0.0
+    catch_up_ms: float = 0.0
     extra: dict[str, Any] = field(default_factory=dict, compare=False)
 
     def at(self, size: int, passes: int) -> float:
@@ -68,6 +71,7 @@ class Overhead:
             "per_level_ms": rounded(self.per_level_ms),
             "drafting_ms": rounded(self.drafting_ms),
             **({"change_ms": rounded(self.change_ms)} if self.change_ms else {}),
+            **({"catch_up_ms": rounded(self.catch_up_ms)} if self.catch_up_ms else {}),
             **self.extra,
         }
 
@@ -84,8 +88,15 @@ class Overhead:
             per_level_ms=fields.number("per_level_ms"),
             drafting_ms=fields.number("drafting_ms", default=0.0),
             change_ms=fields.number("change_ms", default=0.0),
+            catch_up_ms=fields.number("catch_up_ms", default=0.0),
             extra=unknown_fields(
-                fields, "constant_ms", "per_token_ms", "per_level_ms", "drafting_ms", "change_ms"
+                fields,
+                "constant_ms",
+                "per_token_ms",
+                "per_level_ms",
+                "drafting_ms",
+                "change_ms",
+                "catch_up_ms",
             ),
         )
 

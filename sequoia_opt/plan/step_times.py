@@ -149,8 +149,9 @@ class StepTimes:
         tokens = np.arange(behind + 1) + 1
         most = self.draft_ms.shape[1] - 1
         passes_ms = self.draft_ms[:, np.minimum(tokens, most)] * np.maximum(tokens / most, 1.0)
-        overhead_ms = self._overhead.per_level_ms + self._overhead.drafting_ms
-        return np.asarray(passes_ms + overhead_ms)
+        overhead = self._overhead
+        overhead_ms = overhead.per_level_ms + overhead.drafting_ms
+        return np.asarray(passes_ms + overhead_ms + overhead.catch_up_ms * (tokens > 1))
 
     def step_ms(self, tree: TokenTree) -> FloatArray:
         """t(T, L) of one tree, [replicates + 1].

@@ -82,7 +82,7 @@ def test_a_killed_run_is_resumed_and_gives_the_same_file(
 ) -> None:
     """By SIGKILL, as soon as one part is finished."""
     options = [*models, "--dataset", str(dataset), "--batch", "1", "--temperature", "0.7"]
-    options += ["--max-new-tokens", "200", "--dtype", "float64"]
+    options += ["--max-new-tokens", "100", "--dtype", "float64"]
     assert run("estimate", *options, "-o", "whole.yaml").code == 0
     command = [sys.executable, "-m", "sequoia_opt", "estimate", *options, "-o", "killed.yaml"]
     partial = Path("killed.yaml.partial")

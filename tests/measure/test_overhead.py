@@ -64,6 +64,29 @@ def test_another_size_than_the_one_before(change_ms: float) -> None:
     assert overheads["adaptive greedy"].change_ms == pytest.approx(max(change_ms, 0))
 
 
+@pytest.mark.parametrize("catch_up_ms", [0.25, -0.1])
+def test_a_first_pass_that_reads_what_the_drafts_cache_lacks(catch_up_ms: float) -> None:
+    """It takes longer than the same pass by itself; never less."""
+    rounds = np.array([1.0, 1.2, 0.8])
+    forwards = {
+        (role, 1, 64, count): timed(ms * count * rounds)
+        for role, ms in (("target", 1.0), ("draft", 0.1))
+        for count in (1, 2, 4)
+    }
+    like = TimedStep("adaptive greedy", 4, (1, 1, 1), timed(5 * rounds))
+    steps = [
+        TimedStep("greedy", 1, (), timed(1.3 * rounds)),
+        TimedStep("adaptive greedy", 1, (), timed(1.3 * rounds)),
+        like,
+        TimedStep("adaptive greedy", 4, (2, 1, 1), timed((5.1 + catch_up_ms) * rounds), like=like),
+    ]
+    overheads = overhead_of(steps, forwards, [1, 2, 4], 64)
+    assert overheads["greedy"].catch_up_ms == 0
+    assert overheads["adaptive greedy"].catch_up_ms == pytest.approx(max(catch_up_ms, 0))
+    # The step itself tells nothing of the other parts.
+    assert overheads["adaptive greedy"].at(4, 3) == pytest.approx(0.7)
+
+
 def test_a_plain_steps_overhead_is_beside_the_pass_that_took_turns_with_it() -> None:
     """At another moment the machine was slower."""
     forwards = {("target", 1, 64, count): timed(np.full(3, 2.0 * count)) for count in (1, 8)}

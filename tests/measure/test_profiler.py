@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -28,7 +29,7 @@ from sequoia_opt.measure.fixed_growth import fixed_chains, fixed_growths
 from sequoia_opt.measure.forwards import fill, forwards_to_time, overhead_trees
 from sequoia_opt.measure.interleaved import Interleaved
 from sequoia_opt.measure.journal import Journal
-from sequoia_opt.measure.overhead import PLAIN_PASS, steps_to_time
+from sequoia_opt.measure.overhead import PLAIN_PASS, TimedStep, steps_to_time
 from sequoia_opt.measure.profiler import (
     ProfileOptions,
     default_contexts,
@@ -228,12 +229,39 @@ def test_plain_steps_are_timed_in_turn_with_their_forward_pass(
         plain = [step for step in steps if step.size == 1]
         assert [step.name for step in plain] == ["greedy", "adaptive greedy"]
         assert plain_pass.timed.companions == [step.timed for step in plain]
-        assert [step.timed.turns for step in steps] == [int(step.size > 1) for step in steps]
+        assert plain_pass.timed.in_a_row > 1
+        assert not any(step.timed.turns for step in plain)
         # What is timed in a queue shows nothing of what comes between.
         monkeypatch.setattr(pair.machine, "queues", True)
         queued = steps_to_time(pair, filled, 16, [Sampling(0.0)])
     assert PLAIN_PASS not in {step.name for step in queued}
-    assert all(step.timed.turns for step in queued)
+    assert all(step.timed.turns for step in queued if step.size == 1)
+
+
+def test_chains_of_all_sizes_follow_one_another_as_in_a_text_of_an_adaptive_plan(
+    make_pair: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless another size costs something that is measured by itself. The last one begins with a
+    token that the draft's cache lacks."""
+    pair = make_pair()
+    with torch.inference_mode():
+        filled = replace(fill(pair, 16, 64), tokens=[1, 8, 64])
+        first, *others = chains(steps_to_time(pair, filled, 16, [Sampling(0.0)]))
+        assert first.timed.turns == 1
+        assert first.timed.companions == [step.timed for step in others]
+        assert not any(step.timed.turns for step in others)
+        assert others[-1].like is first
+        assert others[-1].passes == (2, *first.passes[1:])
+        assert len(others[-1].timed.run()) == len(first.timed.run())
+        monkeypatch.setattr(pair.machine, "rebuilds", True)
+        rebuilt = chains(steps_to_time(pair, filled, 16, [Sampling(0.0)]))
+    assert all(step.timed.turns == 1 and not step.timed.companions for step in rebuilt)
+
+
+def chains(steps: list[TimedStep]) -> list[TimedStep]:
+    """The adaptive plans' steps that draft one node a level."""
+    adaptive = [step for step in steps if step.name == "adaptive greedy" and step.passes]
+    return [step for step in adaptive if set(step.passes[1:]) == {1}]
 
 
 def test_the_machine_is_monitored_once_it_works(

@@ -96,6 +96,21 @@ def test_companions_show_small_differences_on_a_machine_whose_speed_wanders() ->
     assert second - plain == pytest.approx(0.5, abs=0.1)
 
 
+@pytest.mark.parametrize(("in_a_row", "expected"), [(1, 5.0), (8, 1.0)])
+def test_companions_in_a_row_come_behind_themselves(in_a_row: int, expected: float) -> None:
+    """Behind other work they take longer, for two samples."""
+    recent: list[object] = []
+
+    class Clock(Timed):
+        def sample_ms(self, machine: Any) -> float:
+            recent.append(self)
+            return 1.0 if recent[-3:] == [self] * 3 else 5.0
+
+    companion = Clock(lambda: None, turns=0)
+    work = Clock(lambda: None, companions=[companion], in_a_row=in_a_row)
+    assert time_round([companion, work], CPU, random.Random(0), ALONE) == [expected] * 2
+
+
 @pytest.mark.parametrize(
     ("samples", "rounds"),
     [([1.0] * 40, 5), ([1.0, 9.0, *[1.0] * 40], 9), ([1.0, 2.0, 3.0] * 14, 15)],

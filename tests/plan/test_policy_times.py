@@ -6,6 +6,7 @@ from recordings import make_recording
 from test_latency import make_profile
 
 from sequoia_opt.errors import SequoiaError
+from sequoia_opt.files.fields import Fields
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.confidence import Confidence
 from sequoia_opt.plan.latency import Overhead
@@ -46,6 +47,11 @@ def test_tokens_that_the_draft_lacks_make_its_first_pass_longer() -> None:
     rest = 0.02 + 0.3  # per level, and for drafting
     assert times.first_ms[0, :4] == pytest.approx(np.array([1, 2, 3, 4]) + rest)
     assert times.first_ms[0, 64] == pytest.approx(65 + rest)  # 64 tokens were measured
+    adaptive = Overhead(1.5, 0.01, 0.02, 0.3, catch_up_ms=0.25)
+    profile.overhead["adaptive greedy"] = adaptive
+    assert Overhead.read(Fields(adaptive.document(), "profile")) == adaptive
+    times = PolicyTimes(profile, "greedy", {300.0: 1.0})
+    assert times.first_ms[0, :3] == pytest.approx(np.array([1, 2.25, 3.25]) + rest)
 
 
 def test_adaptive_steps_have_their_own_overhead_where_it_was_measured() -> None:
