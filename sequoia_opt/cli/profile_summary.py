@@ -32,7 +32,7 @@ def profile_summary(profile: LatencyProfile) -> None:
     for verifier, overhead in profile.overhead.items():
         rare = [
             (overhead.change_ms, "at another size"),
-            (overhead.catch_up_ms, "when catching up"),
+            (overhead.catch_up_ms, "when the draft catches up"),
         ]
         others = "".join(f" + {ms:.2f} ms {when}" for ms, when in rare if ms)
         out.print(
