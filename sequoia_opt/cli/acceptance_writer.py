@@ -21,8 +21,8 @@ from sequoia_opt.plan.verifiers import verifier_at
 EnvelopeOption = Annotated[
     str | None,
     typer.Option(
-        help="What to record of the draft at each position, for adaptive plans: levels, nodes of "
-        "a level, guesses of a node.",
+        help="Record this much of the draft at each position, for adaptive plans: levels x nodes "
+        "per level x guesses per node.",
         show_default=f"{Envelope()}, of a lookup {LOOKUP_ENVELOPE}",
     ),
 ]

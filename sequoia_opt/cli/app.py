@@ -56,7 +56,7 @@ RESUMED_WITH_OUTPUT = ("bench", "bench-sizes")
 
 app = typer.Typer(
     name="sequoia-opt",
-    help="Find the token tree that decodes fastest on this machine, and decode with it. "
+    help="Find the speculation that decodes fastest on this machine, and decode with it. "
     "The steps: profile, estimate, solve, decode. Without options, each runs on a small pair of "
     "models that comes with the program.",
     no_args_is_help=True,

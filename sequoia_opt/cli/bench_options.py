@@ -76,7 +76,7 @@ class Format(StrEnum):
 NewTokens = Annotated[int, typer.Option(min=2, help="New tokens to decode for each prompt.")]
 Limit = Annotated[int, typer.Option(min=1, help="Number of prompts to decode.")]
 Repeats = Annotated[
-    int, typer.Option(min=1, help="Decode each prompt this often; the median counts.")
+    int, typer.Option(min=1, help="Decode each prompt this many times; the median counts.")
 ]
 ResultsFile = Annotated[
     Path | None,

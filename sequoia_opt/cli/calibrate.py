@@ -58,7 +58,7 @@ def calibrate(
     temperature: Annotated[
         float | None,
         typer.Option(
-            help="Sampling temperature; 0 for greedy.",
+            help="Sampling temperature; 0 is greedy.",
             show_default=" and ".join(f"{value:g}" for value in TEMPERATURES),
             rich_help_panel=SAMPLING,
         ),

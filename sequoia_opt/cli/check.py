@@ -81,7 +81,7 @@ class TextOptions:
     ] = None
     limit: Annotated[int, typer.Option(min=1, help="Number of prompts.")] = 8
     max_new_tokens: Annotated[int, typer.Option(min=2, help="New tokens of each greedy text.")] = 48
-    repeats: Annotated[int, typer.Option(min=1, help="Time each prompt this often.")] = 3
+    repeats: Annotated[int, typer.Option(min=1, help="Time each prompt this many times.")] = 3
     near_tie: Annotated[
         float,
         typer.Option(min=0.0, help="Accept gaps between log-probabilities up to this, in nats."),
@@ -177,7 +177,7 @@ def check(
         bool,
         typer.Option(
             "--expect-speculation/--no-expect-speculation",
-            help="Fail if the server does not speculate, or fail if it does.",
+            help="Fail if the server does not speculate; with --no-, fail if it does.",
         ),
     ] = True,
     only: Annotated[
@@ -194,9 +194,9 @@ def check(
     ] = Format.text,
     as_json: Json = False,
 ) -> None:
-    """Check that a running server's speculation is on, lossless and fast.
+    """Check that a running server's speculation is on, lossless and worthwhile.
 
-    Compares its greedy texts, sampled texts and speed with those of the same
+    The command compares its greedy texts, sampled texts and speed with those of the same
     model without speculation. The exit status is 1 if a check fails.
     """
     checks = CHECKS if only is None else names(only)

@@ -90,7 +90,7 @@ def compare_drafts(
             show_default="128,512,1024 (llama.cpp: 128,384,896), as far as the models allow",
         ),
     ] = None,
-    repeats: Annotated[int, typer.Option(min=5, help="Number of timed rounds.")] = 15,
+    repeats: Annotated[int, typer.Option(min=5, help="Time every point this many times.")] = 15,
     compile: Compile = False,
     graphs: Graphs = None,
     device: Device = None,

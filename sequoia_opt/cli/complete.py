@@ -60,7 +60,7 @@ def complete(
 ) -> None:
     """Complete a dataset's prompts into a file of JSON lines.
 
-    Decodes losslessly. After an interruption, the same command continues where it stopped.
+    Decoding is lossless. After an interruption, the same command continues where it stopped.
     """
     from sequoia_opt.cli.output import note, written
     from sequoia_opt.files.jsonl import check_free

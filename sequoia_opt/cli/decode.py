@@ -50,7 +50,9 @@ def decode(
         bool,
         typer.Option("--compare", help="Decode plainly too, and report the measured speedup."),
     ] = False,
-    repeats: Annotated[int, typer.Option(min=1, help="Repetitions with --compare.")] = 3,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="With --compare, decode this many times.")
+    ] = 3,
     as_json: Json = False,
 ) -> None:
     """Decode a prompt with a tree, losslessly, and show the speed."""

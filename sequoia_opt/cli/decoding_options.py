@@ -66,7 +66,7 @@ class DecodingOptions(EngineOptions):
     """How to decode, as the command line says it."""
 
     max_new_tokens: Annotated[
-        int, typer.Option(min=1, help="Largest number of new tokens.", rich_help_panel=TEXT)
+        int, typer.Option(min=1, help="Decode at most this many new tokens.", rich_help_panel=TEXT)
     ] = 128
     stop: Annotated[
         list[str] | None,

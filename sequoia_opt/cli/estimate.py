@@ -66,7 +66,7 @@ def estimate(
     system: System = None,
     template_option: TemplateOption = None,
     temperature: Annotated[
-        str, typer.Option(help="Sampling temperature, 0 for greedy; several as 0,0.6,1.")
+        str, typer.Option(help="Sampling temperature; 0 is greedy; several: 0,0.6,1.")
     ] = "0",
     top_p: TopP = 1.0,
     top_k: TopK = 0,

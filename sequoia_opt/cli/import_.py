@@ -85,7 +85,7 @@ def import_(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Import a tree, counts, rates or latencies of another program."""
+    """Import a tree, counts, rates or latencies from another program."""
     check_output(output, inputs=[file], force=force)
     from sequoia_opt.cli.output import note, written
     from sequoia_opt.plan import csv_import

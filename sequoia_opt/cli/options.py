@@ -65,9 +65,9 @@ Target = Annotated[
 Draft = Annotated[
     str | None,
     typer.Option(
-        help=f"Draft model: a hub id, a folder or a .gguf file; or {LOOKUP}, to guess what "
-        f"followed the text's end before; or {LOOKUP_FIRST}MODEL, to look up first and else draft "
-        "with the model.",
+        help=f"Draft model: a hub id, a folder or a .gguf file; or {LOOKUP}, to propose what "
+        f"followed the last tokens earlier (n-gram); or {LOOKUP_FIRST}MODEL, to try the lookup "
+        "first and otherwise draft with the model.",
         show_default="bundled",
         rich_help_panel=MODELS,
     ),
@@ -76,7 +76,7 @@ Corpus = Annotated[
     Path | None,
     typer.Option(
         "--corpus",
-        help=f"Text file, or folder of such, that --draft {LOOKUP} looks into besides the text.",
+        help=f"Also search this text file or folder of text files, with --draft {LOOKUP}.",
         show_default="none",
         rich_help_panel=MODELS,
     ),
@@ -118,7 +118,7 @@ RandomWeights = Annotated[
     bool,
     typer.Option(
         "--random-weights",
-        help="Build the models from their config.json with random weights: equally fast.",
+        help="Build the models from their config.json with random weights; timings are the same.",
         rich_help_panel=MODELS,
     ),
 ]
@@ -146,11 +146,15 @@ MaxSeconds = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, nothing else.")]
 Temperature = Annotated[
-    float, typer.Option(help="Temperature; 0 is greedy.", rich_help_panel=SAMPLING)
+    float, typer.Option(help="Sampling temperature; 0 is greedy.", rich_help_panel=SAMPLING)
 ]
 TopP = Annotated[
     float,
-    typer.Option("--top-p", help="Nucleus of the target, in (0, 1].", rich_help_panel=SAMPLING),
+    typer.Option(
+        "--top-p",
+        help="Draw from the target's nucleus of this probability, in (0, 1].",
+        rich_help_panel=SAMPLING,
+    ),
 ]
 TopK = Annotated[int, typer.Option("--top-k", min=0, help=TOP_K_HELP, rich_help_panel=SAMPLING)]
 MinP = Annotated[

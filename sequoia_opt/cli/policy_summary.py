@@ -68,9 +68,9 @@ def confidence_summary(fitted: FittedConfidence) -> None:
 def _calibration_table(
     confidence: Confidence, ranks: int, title: str = "acceptance by the draft's probability"
 ) -> Table:
-    """Acceptance by what the draft says: each rank at depth 1, and the first rank deeper down."""
+    """Acceptance by the draft's probability: each rank at depth 1, and the first rank below."""
     table = Table(title=title, title_justify="left", box=SIMPLE, pad_edge=False)
-    table.add_column("draft says", justify="right")
+    table.add_column("probability", justify="right")
     columns = [(f"rank {rank + 1}", 0, rank) for rank in range(ranks)]
     depths = len(confidence.acceptance)
     for depth in range(1, depths):

@@ -70,7 +70,9 @@ def profile(
     repeats: Annotated[
         int | None,
         typer.Option(
-            min=5, help="Number of timed rounds.", show_default="7, for an offloaded target 5"
+            min=5,
+            help="Time every point this many times.",
+            show_default="7, for an offloaded target 5",
         ),
     ] = None,
     compile: Compile = False,

@@ -54,10 +54,10 @@ def solve(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Find the plan that decodes fastest: a tree, a chain, how trees grow, or none.
+    """Find the plan that decodes fastest: a static tree, a chain, an adaptive tree, or none.
 
-    Solves from a latency profile and acceptance rates, without the models. Adaptive plans, whose
-    trees grow by what the draft says, need the drafts that `estimate` recorded.
+    The command solves from a latency profile and acceptance rates, without the models. Adaptive
+    plans, whose trees grow by the draft's probabilities, need the drafts that `estimate` recorded.
     """
     from sequoia_opt.plan.tree import FORMAT
 

@@ -25,16 +25,16 @@ def solve_all(
         bool,
         typer.Option(
             "--check",
-            help="Write nothing; list the trees that differ from their inputs' or whose inputs "
-            "are gone, and exit with 1 if there are any.",
+            help="Write nothing; list the trees that differ from what their inputs give, or "
+            "whose inputs are gone, and exit with 1 if there are any.",
         ),
     ] = False,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Solve every profile here with each acceptance of its pair.
+    """Solve for every profile with each acceptance file of its pair.
 
-    Reads `profiles/` and writes each tree where it belongs in `trees/`.
+    The command reads `profiles/` and writes each tree where it belongs in `trees/`.
     """
     from sequoia_opt.cli.output import note, plain, progress
     from sequoia_opt.repository import solve_all as repository

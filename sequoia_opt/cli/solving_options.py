@@ -60,8 +60,7 @@ class SolvingOptions:
     context: Annotated[
         str | None,
         typer.Option(
-            help="Context length in tokens: 512, several as 128,512,2048, or weighted as "
-            "128:3,2048:1.",
+            help="Context length in tokens: 512; several: 128,512,2048; or weighted: 128:3,2048:1.",
             show_default="as in the acceptance file",
             rich_help_panel=TREE,
         ),

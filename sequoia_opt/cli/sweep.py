@@ -76,7 +76,7 @@ class ScheduleOptions:
     requests_per_second: Annotated[
         str | None,
         typer.Option(
-            help="Find the batch that requests at this rate, or at several as 2,8,32, come to.",
+            help="Find the batch size that this request rate leads to; several: 2,8,32.",
             rich_help_panel=SCHEDULE,
         ),
     ] = None
@@ -138,9 +138,9 @@ def sweep(
 ) -> None:
     """Show how the best tree changes with context or batch.
 
-    Solves like `solve`, then again for each value that the profile has.
+    The command solves like `solve`, then again for each value that the profile has.
 
-    The table shows the best tree there, and what the first tree loses.
+    The table shows the best tree there, and how much slower the first tree is.
 
     With several batches, another shows the guesses of the best chain at each batch size.
     """

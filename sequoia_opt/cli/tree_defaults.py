@@ -46,14 +46,14 @@ Tree = Annotated[
 TreeTemperature = Annotated[
     float | None,
     typer.Option(
-        help="Temperature; 0 is greedy.", show_default=THE_TREES, rich_help_panel=SAMPLING
+        help="Sampling temperature; 0 is greedy.", show_default=THE_TREES, rich_help_panel=SAMPLING
     ),
 ]
 TreeTopP = Annotated[
     float | None,
     typer.Option(
         "--top-p",
-        help="Nucleus of the target, in (0, 1].",
+        help="Draw from the target's nucleus of this probability, in (0, 1].",
         show_default=THE_TREES,
         rich_help_panel=SAMPLING,
     ),

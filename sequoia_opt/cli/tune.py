@@ -86,11 +86,12 @@ def tune(
     form: PrintFormat = Format.table,
     as_json: Json = False,
 ) -> None:
-    """Find the fastest setting of an engine's own speculation, and prove it.
+    """Find the fastest setting of an engine's own speculation, and race it.
 
-    Predicts the speed of every length and threshold of the draft's chains from
-    a few runs. Then plain decoding, the engine's default, the best setting and
-    the engine's lookups race on the prompts. Prints how to use the fastest one.
+    The command predicts the speed of every length and threshold of the draft's
+    chains from a few runs. Then plain decoding, the engine's default, the best
+    setting and the engine's lookups race on the prompts. It prints how to use
+    the fastest one.
     """
     if engine == OPENVINO:
         _check_for_openvino(model, url, settings)

@@ -1,4 +1,4 @@
-"""The speculative step of an adaptive plan: its tree grows by what the draft says.
+"""The speculative step of an adaptive plan: its tree grows by the draft's probabilities.
 
 The host decides after each draft pass whether another one pays, and which of the guesses the
 target verifies. Shapes are those that the plan has prepared. Knows nothing of prompts, text, or

@@ -301,7 +301,7 @@ def default_methods(tree: TokenTree, sampling: Sampling, synthetic: bool = False
     same = {*REVERIFIED} if sampling.temperature == 0 else {sampling.verifier}
     if tree.policy is None:
         same.add(STATIC)
-    elif synthetic:  # trees grow by what the draft says, which is not simulated
+    elif synthetic:  # trees grow by the draft's probabilities, which are not simulated
         same.add("tree")
     if tree.metadata.get("draft") == LOOKUP_DRAFT:  # it has no static trees
         same |= {STATIC, *PLANNED, *REVERIFIED}

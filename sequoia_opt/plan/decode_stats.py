@@ -186,8 +186,9 @@ def is_grown(fields: Fields) -> bool:
 def _read_text(fields: Fields) -> Text:
     if is_grown(fields):
         raise SequoiaError(
-            f"{fields.where}: is of an adaptive plan, whose guesses depend on what the draft says, "
-            "which gives no rates; decode with a tree of `solve --static` into another file"
+            f"{fields.where}: is of an adaptive plan, whose guesses depend on the draft's "
+            "probabilities, which gives no rates; decode with a tree of `solve --static` into "
+            "another file"
         )
     setting = Setting.read(fields)
     parents, ranks = fields.integers("parents", minimum=-1), fields.integers("ranks")

@@ -1,4 +1,4 @@
-"""The policy of an adaptive plan: how each step's tree grows by what the draft says.
+"""The policy of an adaptive plan: how each step's tree grows by the draft's probabilities.
 
 Decoding is a renewal process: the policy that yields most tokens per millisecond, λ, maximises
 E[tokens] - λ E[time] in each step (renewal reward). Solved for one machine and one pair, the rule

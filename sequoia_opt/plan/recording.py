@@ -41,7 +41,7 @@ MOST_GUESSES = 256  # of a level, so that a byte tells them apart
 
 @dataclass(frozen=True)
 class Envelope:
-    """How much of what the draft says is recorded at each position.
+    """How much of the draft's probabilities is recorded at each position.
 
     Attributes:
         levels: of the recorded tree.

@@ -69,7 +69,7 @@ def test_show_draws_the_calibration_of_acceptance_rates(
 ) -> None:
     shown = run_here("show", "a.yaml")
     assert shown.code == 0, shown.err
-    for expected in ("accepted", "draft says", "rank 4", "expected calibration error"):
+    for expected in ("accepted", "probability", "rank 4", "expected calibration error"):
         assert expected in shown.out
 
 

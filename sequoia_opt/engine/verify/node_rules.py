@@ -176,8 +176,8 @@ def node_rule(verifier: Verifier) -> NodeRule:
     """
     if isinstance(verifier, Synthetic):
         raise SequoiaError(
-            "acceptance cannot be simulated for an adaptive plan, whose trees grow by what the "
-            "draft says; use a plan of `solve --static`"
+            "acceptance cannot be simulated for an adaptive plan, whose trees grow by the "
+            "draft's probabilities; use a plan of `solve --static`"
         )
     if isinstance(verifier, Greedy):
         return MatchRule(verifier)
