@@ -16,6 +16,7 @@ from sequoia_opt.cli.option_groups import with_option_groups
 from sequoia_opt.cli.options import (
     Chat,
     Compile,
+    Contexts,
     Corpus,
     DatasetOption,
     Device,
@@ -28,6 +29,7 @@ from sequoia_opt.cli.options import (
     Target,
     Temperature,
     TemplateOption,
+    TokenCounts,
     TopK,
     TopP,
     integers,
@@ -83,13 +85,8 @@ def compare_drafts(
     max_new_tokens: Annotated[
         int, typer.Option(min=1, help="Tokens to sample of each document, at most.")
     ] = 128,
-    contexts: Annotated[
-        str | None,
-        typer.Option(
-            help="Context lengths, in cached tokens.",
-            show_default="128,512,1024 (llama.cpp: 128,384,896), as far as the models allow",
-        ),
-    ] = None,
+    tokens: TokenCounts = None,
+    contexts: Contexts = None,
     repeats: Annotated[int, typer.Option(min=5, help="Time every point this many times.")] = 15,
     compile: Compile = False,
     graphs: Graphs = None,
@@ -110,7 +107,10 @@ def compare_drafts(
     drafts = list(dict.fromkeys(draft or []))
     _check_drafts(drafts, corpus)
     sampling = Sampling(temperature, top_p, verifier, top_k, min_p)
-    lengths = integers("--contexts", contexts) if contexts is not None else []
+    timed: dict[str, Any] = {
+        "tokens": integers("--tokens", tokens) if tokens is not None else [],
+        "contexts": integers("--contexts", contexts) if contexts is not None else [],
+    }
     from sequoia_opt.api import load_dataset
     from sequoia_opt.cli.output import note
     from sequoia_opt.engine.pair import ROLES
@@ -125,7 +125,7 @@ def compare_drafts(
         documents,
         name + template.label,
         sampling,
-        profiler.ProfileOptions(contexts=lengths, repeats=repeats, verifiers=[sampling.verifier]),
+        profiler.ProfileOptions(**timed, repeats=repeats, verifiers=[sampling.verifier]),
         estimator.EstimateOptions(max_new_tokens=max_new_tokens, limit=limit, template=template),
     )
 

@@ -97,6 +97,21 @@ Dtype = Annotated[
         rich_help_panel=MODELS,
     ),
 ]
+TokenCounts = Annotated[
+    str | None,
+    typer.Option(
+        "--tokens",
+        help="Numbers of tokens in a forward pass, e.g. 1,2,4,8.",
+        show_default="1 to 64, on CUDA 1 to 512",
+    ),
+]
+Contexts = Annotated[
+    str | None,
+    typer.Option(
+        help="Context lengths, in cached tokens.",
+        show_default="128,512,1024 (llama.cpp: 128,384,896), as far as the models allow",
+    ),
+]
 Compile = Annotated[
     bool,
     typer.Option(

@@ -15,6 +15,7 @@ from sequoia_opt.cli.loading import PairToMeasure
 from sequoia_opt.cli.option_groups import with_option_groups
 from sequoia_opt.cli.options import (
     Compile,
+    Contexts,
     Force,
     Graphs,
     Json,
@@ -22,6 +23,7 @@ from sequoia_opt.cli.options import (
     Output,
     RandomWeights,
     Resume,
+    TokenCounts,
     check_output,
     integers,
     journal,
@@ -42,20 +44,8 @@ if TYPE_CHECKING:
 def profile(
     *,
     models: PairToMeasure,
-    tokens: Annotated[
-        str | None,
-        typer.Option(
-            help="Numbers of tokens in a forward pass, e.g. 1,2,4,8.",
-            show_default="1 to 64, on CUDA 1 to 512",
-        ),
-    ] = None,
-    contexts: Annotated[
-        str | None,
-        typer.Option(
-            help="Context lengths, in cached tokens.",
-            show_default="128,512,1024 (llama.cpp: 128,384,896), as far as the models allow",
-        ),
-    ] = None,
+    tokens: TokenCounts = None,
+    contexts: Contexts = None,
     batches: Annotated[
         str,
         typer.Option(help="Numbers of sequences in a forward pass, e.g. 1,4,16 to plan serving."),
@@ -86,7 +76,7 @@ def profile(
 ) -> None:
     """Time each model's forward pass by number of tokens."""
     asked: dict[str, Any] = {
-        "tokens": integers("--tokens", tokens) if tokens else [],
+        "tokens": integers("--tokens", tokens) if tokens is not None else [],
         "contexts": integers("--contexts", contexts) if contexts is not None else [],
         "batches": integers("--batches", batches),
     }

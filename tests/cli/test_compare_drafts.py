@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from command_line import Outcome
 
+from sequoia_opt import LatencyProfile
+
 
 @pytest.mark.usefixtures("few_tokens")
 def test_drafts_that_fit_are_ranked(
@@ -22,7 +24,8 @@ def test_drafts_that_fit_are_ranked(
     misfit = tmp_path / "misfit"
     shutil.copytree(make_model("llama"), misfit)
     arguments = ["compare-drafts", "--target", target, "--dataset", dataset]
-    arguments += ["--max-new-tokens", 8, "--contexts", "16,64", "--repeats", 5, "--limit", 2]
+    arguments += ["--max-new-tokens", 8, "--repeats", 5, "--limit", 2]
+    arguments += ["--contexts", "16,64", "--tokens", "1,2,5"]
     drafts = [part for name in (target, draft, misfit) for part in ("--draft", name)]
     done = run(*arguments, *drafts, "--json")
     assert done.code == 0, done.err
@@ -34,6 +37,10 @@ def test_drafts_that_fit_are_ranked(
     itself = next(entry for entry in drafts_found if entry["draft"] == "small-target")
     assert itself["acceptance"][0] == 1
     assert len(list(Path("trees").glob("*/*.json"))) == 2
+    for path in Path("profiles").glob("*/*.yaml"):
+        if path.parent.name != "acceptance":
+            profile = LatencyProfile.load(path)
+            assert [curve.tokens for curve in profile.target.curves] == [[1, 2, 5]] * 2
     assert "expected two or more" in run(*arguments, "--draft", draft).err
     twin = tmp_path / "other" / "small-draft"
     shutil.copytree(draft, twin)
