@@ -97,7 +97,7 @@ def load(request: Request) -> Pair:
     for tokenizer in tokenizers.values():
         if tokenizer is not None:  # a text is what its tokens say, spaces before commas included
             tokenizer.clean_up_tokenization_spaces = False
-    if "draft" in sources and (head is None or tokenizers["draft"] is not None):
+    if "draft" in sources and (head is None or None not in tokenizers.values()):
         _check_fit(sources, configs, tokenizers)
     sizes = {
         role: head_bytes(head)

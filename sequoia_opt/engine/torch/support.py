@@ -72,24 +72,31 @@ class AbsentCache(Cache):
 def usable_positions(config: object) -> tuple[int, str]:
     """The number of positions that a model can take, and why it is fewer than configured.
 
-    Some rotary embeddings change once a text is longer than the original context. Keys that were
-    cached before that point would be wrong after it, so such a model stops there.
-
     Returns:
         The number of positions, and the reason for a limit below the configuration's own, or "".
     """
-    positions = int(getattr(config, "max_position_embeddings", None) or LONGEST_CHECKED)
-    why = ""
-    if positions > LONGEST_CHECKED:
-        positions, why = LONGEST_CHECKED, "this program runs no model on longer texts"
+    positions, why = rotary_positions(config)
+    configured = int(getattr(config, "max_position_embeddings", None) or LONGEST_CHECKED)
+    return (configured, "") if configured <= positions else (positions, why)
+
+
+def rotary_positions(config: object) -> tuple[int, str]:
+    """The number of positions for which a model's rotary embeddings stay the same, and why.
+
+    Some rotary embeddings change once a text is longer than the original context. Keys that were
+    cached before that point would be wrong after it, so such a model stops there.
+    """
+    positions, why = LONGEST_CHECKED, "this program runs no model on longer texts"
     rope = getattr(config, "rope_parameters", None) or {}
     by_layer_type = "rope_type" not in rope
     for parameters in rope.values() if by_layer_type else [rope]:
         kind = parameters.get("rope_type") if isinstance(parameters, dict) else None
         if not changes_with_length(kind):
             continue
-        original = parameters.get("original_max_position_embeddings") or getattr(
-            config, "original_max_position_embeddings", None
+        original = (
+            parameters.get("original_max_position_embeddings")
+            or getattr(config, "original_max_position_embeddings", None)
+            or getattr(config, "max_position_embeddings", None)
         )
         if original and int(original) < positions:
             positions = int(original)

@@ -32,11 +32,11 @@ class HeadConfig:
         draft_vocabulary: tokens that the head can propose.
         hidden_layers: the target's hidden states that it reads, by index (0 for the embeddings, i
             for the output of the i-th layer); None for the usual three.
-        norm_before_residual: the first layer's residual is the feature behind its norm.
+        norm_before_residual: the first layer's residual is the feature after its norm.
         norm_before_fc: the hidden states are normed together before they are projected.
         fc_norm: the hidden states are normed one by one before they are projected.
-        norm_before_logits: the output is normed before the logits are computed.
-        feeds_back_normed: what a later pass reads as feature is the output behind that norm.
+        feeds_back_normed: what a later pass reads as feature is the output after the norm that
+            comes before the logits (EAGLE-3.1).
         first_layer: the prefix of the names of the first layer's weights.
     """
 
@@ -48,7 +48,6 @@ class HeadConfig:
     norm_before_residual: bool
     norm_before_fc: bool
     fc_norm: bool
-    norm_before_logits: bool
     feeds_back_normed: bool
     first_layer: str
 
@@ -137,30 +136,35 @@ def _of_speculators(source: str, document: dict[str, Any]) -> HeadConfig:
         norm_before_residual=bool(document.get("norm_before_residual", False)),
         norm_before_fc=bool(document.get("norm_before_fc", False)),
         fc_norm=bool(document.get("fc_norm", False)),
-        norm_before_logits=True,
         feeds_back_normed=bool(document.get("norm_output", False)),
         first_layer="layers.0.",
     )
 
 
 def _of_specforge(source: str, document: dict[str, Any]) -> HeadConfig:
-    """The configuration of a head in SpecForge's format."""
+    """The configuration of a head in SpecForge's format.
+
+    Some trainers write their own fields into a part, `eagle_config`. `norm_output` is meant as
+    SGLang, vLLM and, since September 2026, SpecForge read it.
+    """
     layer = _layer_config(source, {"model_type": "llama", **document, "num_hidden_layers": 1})
-    eagle = document.get("eagle_config")
-    ids = eagle.get("eagle_aux_hidden_state_layer_ids") if isinstance(eagle, dict) else None
-    numbers = _layer_ids(source, ids)
+    part = document.get("eagle_config")
+    part = part if isinstance(part, dict) else {}
+    fields = {**document, **part}
+    ids = "eagle_aux_hidden_state_layer_ids"
+    numbers = _layer_ids(source, part.get(ids))
+    if numbers is not None:  # there a layer's number, from 0, stands for its output
+        numbers = tuple(number + 1 for number in numbers)
     return HeadConfig(
         source=source,
         document=document,
         layer=layer,
         draft_vocabulary=_count(source, document, "draft_vocab_size", int(layer.vocab_size)),
-        # Here a layer's number, from 0, stands for its output.
-        hidden_layers=None if numbers is None else tuple(number + 1 for number in numbers),
-        norm_before_residual=bool(document.get("norm_before_residual", False)),
-        norm_before_fc=False,
-        fc_norm=bool(document.get("fc_norm", False)),
-        norm_before_logits=bool(document.get("norm_output", True)),
-        feeds_back_normed=False,
+        hidden_layers=numbers or _layer_ids(source, document.get(ids)),
+        norm_before_residual=bool(fields.get("norm_before_residual", False)),
+        norm_before_fc=bool(fields.get("norm_before_fc", False)),
+        fc_norm=bool(fields.get("fc_norm", False)),
+        feeds_back_normed=bool(fields.get("norm_output", False)),
         first_layer="midlayer.",
     )
 

@@ -130,7 +130,7 @@ class EagleHead(nn.Module):
 
     def logits(self, output: Tensor) -> Tensor:
         """Logits [..., draft vocabulary] from outputs [..., hidden size]."""
-        if self.config.norm_before_logits and not self.config.feeds_back_normed:
+        if not self.config.feeds_back_normed:
             output = self.norm(output)
         logits: Tensor = self.lm_head(output)
         return logits

@@ -40,7 +40,7 @@ from sequoia_opt.engine.torch.eagle.head import EagleHead
 from sequoia_opt.engine.torch.eagle.passes import EagleLevelPasses
 from sequoia_opt.engine.torch.memory import check_fits
 from sequoia_opt.engine.torch.onednn_linear import graph_sizes, pack, pack_for_graphs
-from sequoia_opt.engine.torch.support import fix_rope, usable_positions
+from sequoia_opt.engine.torch.support import fix_rope, rotary_positions
 from sequoia_opt.errors import SequoiaError, one_line
 from sequoia_opt.plan.tree import TokenTree
 
@@ -73,7 +73,8 @@ class EagleModel:
         layer: Any = head.config.layer
         self.token_ids = token_ids.to(self.device)
         self.vocabulary = len(token_ids)
-        self.positions, self.ends = usable_positions(layer)
+        # Heads are trained on short texts and run on longer ones.
+        self.positions, self.ends = rotary_positions(layer)
         fix_rope(head)
         layer._attn_implementation = TREE_ATTENTION
         shape = LayerShape(

@@ -19,6 +19,20 @@ from sequoia_opt.engine.torch.weight_files import weight_files
 from sequoia_opt.errors import SequoiaError, one_line
 
 EMBEDDINGS, PROJECTION, OFFSETS = "embed_tokens.weight", "fc.weight", "d2t"
+# What reading a damaged file raises; torch's unpickler raises almost anything.
+DAMAGED = (
+    SafetensorError,
+    UnpicklingError,
+    OSError,
+    RuntimeError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    TypeError,
+    ValueError,
+)
+# Modules that only some heads have; weights of one that config.json does not ask for.
+OPTIONAL_MODULES = "input_norm", "fc_norm"
 
 
 def read_weights(config: HeadConfig) -> dict[str, Tensor]:
@@ -65,6 +79,13 @@ def filled_head(
         raise SequoiaError(
             f"{config.source}: weights are missing for {missing[0]}{others}; config.json and the "
             "weights do not belong together"
+        )
+    unused = sorted(name for name in tensors.keys() - expected.keys() if _is_computed(head, name))
+    if unused:
+        raise SequoiaError(
+            f"{config.source}: has weights that its config.json does not use: {unused[0]}"
+            + (f" and {len(unused) - 1} others" if unused[1:] else "")
+            + "; the head would guess wrongly"
         )
     for name, shape in expected.items():
         _check_shape(config, name, tuple(tensors[name].shape), shape)
@@ -135,10 +156,17 @@ def _read_file(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         tensors = torch.load(path, map_location="cpu", weights_only=True)
         return {name: tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
-    except (SafetensorError, UnpicklingError, OSError, RuntimeError, AttributeError) as error:
+    except DAMAGED as error:
         raise SequoiaError(
             f"{path}: damaged weights ({one_line(error)[:100]}); download the file again"
         ) from None
+
+
+def _is_computed(head: EagleHead, name: str) -> bool:
+    """Whether a weight belongs to a module of such heads, embeddings apart."""
+    module = name.split(".")[0]
+    modules = {name for name, _ in head.named_children()} - {"embed_tokens", "rotary_emb"}
+    return module in modules or module in OPTIONAL_MODULES
 
 
 def _check_shape(

@@ -43,13 +43,31 @@ def refused(target: Path, head: Path) -> str:
     return str(refusal.value)
 
 
-def test_both_formats_say_the_same(target: Path, tmp_path: Path) -> None:
-    """Layer i's output is number i in SpecForge's configuration and i + 1 in speculators'."""
+IN_PART = {"eagle_aux_hidden_state_layer_ids": [0, 2, 1]}
+SAME: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "layers": (dict(eagle_config=IN_PART), {}),
+    "layers outside": (dict(eagle_aux_hidden_state_layer_ids=[1, 3, 2]), {}),
+    "EAGLE-3": (dict(eagle_config=IN_PART, norm_output=False), {}),
+    "EAGLE-3.1": (dict(eagle_config=IN_PART, norm_output=True), dict(norm_output=True)),
+    "a norm": (dict(eagle_config={**IN_PART, "norm_before_fc": True}), dict(norm_before_fc=True)),
+    "a norm outside": (
+        dict(eagle_config=IN_PART, norm_before_fc=True),
+        dict(norm_before_fc=True),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_both_formats_say_the_same(name: str, target: Path, tmp_path: Path) -> None:
+    """Layer i's output is number i in SpecForge's `eagle_config` and i + 1 in speculators'."""
     weights = head_weights()
-    config = specforge_config(eagle_config={"eagle_aux_hidden_state_layer_ids": [0, 2, 1]})
+    specforge, speculators = SAME[name]
+    if speculators.get("norm_before_fc"):
+        weights["input_norm.weight"] = torch.linspace(0.5, 2, 96)
+    config = specforge_config(**specforge)
     first = load_pair(target, save_head(tmp_path / "specforge", config, weights), "cpu")
     renamed = {name.replace("midlayer.", "layers.0."): value for name, value in weights.items()}
-    config = speculators_config(layers=[1, 3, 2])
+    config = speculators_config(layers=[1, 3, 2], **speculators)
     second = load_pair(target, save_head(tmp_path / "speculators", config, renamed), "cpu")
     logits = []
     for pair in (first, second):
@@ -58,6 +76,7 @@ def test_both_formats_say_the_same(target: Path, tmp_path: Path) -> None:
         with torch.inference_mode():
             states = torch.ones(1, 4, hidden.width)
             logits.append(head.read(head.reserve(8), torch.tensor([[3, 4, 5, 6]]), states, 1))
+        assert head.head.config.feeds_back_normed == speculators.get("norm_output", False)
     assert torch.equal(*logits)
     assert torch.equal(first.drafter.model.token_ids, vocabulary_map(DRAFT_VOCABULARY, VOCABULARY))
     assert first.draft.parameters == sum(
@@ -70,6 +89,44 @@ def test_a_head_without_embeddings_uses_the_targets(target: Path, tmp_path: Path
     head: Any = pair.drafter.model
     expected = load_file(target / "model.safetensors")["model.embed_tokens.weight"]
     assert torch.equal(head.head.embed_tokens.weight, expected)
+
+
+def test_a_head_reads_longer_texts_than_it_was_trained_on(target: Path, tmp_path: Path) -> None:
+    """Its positions go on, as with a larger `max_position_embeddings`."""
+    logits = []
+    for name, positions in (("short", 8), ("long", 512)):
+        config = specforge_config(max_position_embeddings=positions)
+        pair = load_pair(target, save_head(tmp_path / name, config, head_weights()), "cpu")
+        assert pair.positions == pair.target.positions
+        head: Any = pair.drafter.model
+        generator = torch.Generator().manual_seed(0)
+        with torch.inference_mode():
+            states = torch.randn(1, 24, pair.drafter.hidden.width, generator=generator)
+            logits.append(head.read(head.reserve(32), torch.arange(24)[None], states, 1))
+    assert torch.equal(*logits)
+
+
+def test_a_head_may_have_a_tokenizer_where_its_target_has_none(
+    target: Path, tmp_path: Path, make_model: Callable[..., Path]
+) -> None:
+    """Its vocabulary is compared all the same."""
+    head = specforge_head(tmp_path / "head")
+    for path in target.glob("token*"):
+        (head / path.name).write_bytes(path.read_bytes())
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for path in target.iterdir():
+        if not path.name.startswith("token"):
+            (bare / path.name).write_bytes(path.read_bytes())
+    assert load_pair(bare, head, "cpu").drafter.model.parameters
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80\x02", b"no weights"])
+def test_a_damaged_pickle_is_named(content: bytes, target: Path, tmp_path: Path) -> None:
+    head = specforge_head(tmp_path / "head")
+    (head / "model.safetensors").unlink()
+    (head / "pytorch_model.bin").write_bytes(content)
+    assert "pytorch_model.bin: damaged weights" in refused(target, head)
 
 
 def test_models_are_no_heads(target: Path, tmp_path: Path) -> None:
@@ -120,6 +177,14 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "layer ids": (
         lambda c, w: c.update(eagle_config={"eagle_aux_hidden_state_layer_ids": ["a"]}),
         "expected a list of layers' numbers",
+    ),
+    "a norm of all states": (
+        lambda c, w: w.update({"input_norm.weight": torch.ones(96)}),
+        "weights that its config.json does not use: input_norm.weight;",
+    ),
+    "bias": (
+        lambda c, w: w.update({"fc.bias": torch.ones(32), "lm_head.bias": torch.ones(40)}),
+        "does not use: fc.bias and 1 others;",
     ),
     "kind": (lambda c, w: c.update(model_type="mamba"), "expected one of llama, qwen3"),
     "a field": (lambda c, w: c.update(num_attention_heads="x"), "its config.json cannot be used"),
