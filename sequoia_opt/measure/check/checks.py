@@ -137,7 +137,7 @@ def check(
         ),
         "sampled": lambda: check_sampled(server, reference, _sampling(spec), guesses, progress),
         "speed": lambda: check_speed(
-            server, reference, spec.prompts, spec.new_tokens, spec.repeats, progress
+            server, reference, spec.prompts, reported, spec.new_tokens, spec.repeats, progress
         ),
         "speculation": lambda: check_speculation(
             guesses, reported, spec.expects_speculation, spec.new_tokens * len(spec.prompts)

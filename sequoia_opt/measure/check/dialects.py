@@ -171,6 +171,11 @@ class SgLang(Dialect):
 
     name = "SGLang"
     path = "/generate"
+    # Proposed and accepted guesses, as of today and as of versions before 2026.
+    counts = (
+        ("spec_num_proposed_drafts", "spec_num_correct_drafts"),
+        ("spec_draft_token_num", "spec_accept_token_num"),
+    )
     tokenize_path = "/tokenize"
     most_candidates = CANDIDATES
 
@@ -193,11 +198,15 @@ class SgLang(Dialect):
         """See `Dialect`; an answer without counts was decoded without guesses."""
         tokens = tuple(int(token) for token in answer["output_ids"])
         counts = answer["meta_info"]
-        guesses = Guesses(
-            int(counts.get("spec_num_proposed_drafts", 0)),
-            int(counts.get("spec_num_correct_drafts", 0)),
-            int(counts.get("spec_verify_ct", 0)),
-        )
+        guesses: Guesses | None = Guesses(0, 0, 0)
+        if "spec_verify_ct" in counts:
+            steps = int(counts["spec_verify_ct"])
+            given = (
+                Guesses(int(counts[proposed]), int(counts[accepted]), steps)
+                for proposed, accepted in self.counts
+                if proposed in counts and accepted in counts
+            )
+            guesses = next(given, None)
         return Reading(str(answer["text"]), tokens, len(tokens), guesses=guesses)
 
     def next_token(self, model: str, prompt: Prompt) -> dict[str, Any]:

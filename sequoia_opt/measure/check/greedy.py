@@ -14,7 +14,7 @@ from itertools import zip_longest
 from math import nan
 from typing import Any, NamedTuple
 
-from sequoia_opt.measure.check.dialects import Candidate, Prompt
+from sequoia_opt.measure.check.dialects import Candidate
 from sequoia_opt.measure.check.reference import Reference
 from sequoia_opt.measure.check.server import Completion, Server
 from sequoia_opt.measure.check.verdict import NO_REFERENCE, Finding, Status
@@ -22,6 +22,9 @@ from sequoia_opt.measure.progress import ProgressBar
 
 NAME = "greedy"
 END = "the end of the text"
+
+Candidates = Mapping[Hashable, Candidate]
+"""Likely next tokens by id, or by text of a server that gives no ids."""
 
 
 class Cause(StrEnum):
@@ -151,9 +154,11 @@ def _parting(
     servers = [server] if reference.is_same_server else [server, reference.server]
     logprobs: list[Logprobs | None] = []
     for asked in servers:
-        before = _before(asked, prompt, units[:place], by_token)
-        candidates = {} if before is None else asked.candidates(before)
-        keys = [_key(candidates, text[place:], by_token) for text in (units, expected)]
+        if by_token:
+            candidates, keys = _at_token(asked, prompt, (units, expected), place)
+        else:
+            texts = "".join(map(str, units)), "".join(map(str, expected))
+            candidates, keys = _at_character(asked, prompt, texts, place)
         logprobs.append(_logprobs(candidates, *keys))
         shown = [candidates[key].text if key in candidates else "" for key in keys]
         names = [repr(text) if text else name for text, name in zip(shown, names, strict=True)]
@@ -169,36 +174,46 @@ def _name(unit: Hashable) -> str:
     return f"token {unit}" if isinstance(unit, int) else unit if unit == END else repr(unit)
 
 
-def _before(
-    server: Server, prompt: str, units: Sequence[Hashable], by_token: bool
-) -> Prompt | None:
-    """The prompt that asks a server to continue after some tokens or characters.
-
-    None if a server gives a text's token ids, but not a prompt's.
-    """
-    if not by_token:
-        return prompt + "".join(map(str, units))
+def _at_token(
+    server: Server, prompt: str, texts: Sequence[Sequence[Hashable]], place: int
+) -> tuple[Candidates, list[Hashable]]:
+    """The likeliest tokens where two texts part, and those with which they go on there."""
+    keys = [text[place] if place < len(text) else END for text in texts]
+    before = texts[0][:place]
     tokens = server.tokenize(prompt)
-    if tokens is None:
-        return None if units else prompt
-    return [*tokens, *(int(str(unit)) for unit in units)]
+    if tokens is not None:
+        return server.candidates([*tokens, *(int(str(token)) for token in before)]), keys
+    # The server gives a text's token ids, but not a prompt's.
+    return ({} if before else server.candidates(prompt)), keys
 
 
-def _key(
-    candidates: Mapping[Hashable, Candidate], rest: Sequence[Hashable], by_token: bool
-) -> Hashable:
-    """The candidate that a text continues with; for characters the longest one that fits."""
+def _at_character(
+    server: Server, prompt: str, texts: Sequence[str], place: int
+) -> tuple[Candidates, list[Hashable]]:
+    """The likeliest tokens where the tokens of two texts part, and those with which they go on.
+
+    Characters mostly part within a token, and a server that continues half a token says nothing
+    of the whole one. So it is asked from the last space before on, which begins a token, and then
+    token by token as long as both texts go on with the same one.
+    """
+    start = max((i for i in range(place) if texts[0][i].isspace()), default=0)
+    while True:
+        candidates = server.candidates(prompt + texts[0][:start])
+        keys = [_likeliest(candidates, text[start:]) for text in texts]
+        if keys[0] != keys[1] or keys[0] not in candidates:
+            return candidates, keys
+        start += len(str(keys[0]))
+
+
+def _likeliest(candidates: Candidates, rest: str) -> Hashable:
+    """The longest candidate with which a text goes on, "" if none does."""
     if not rest:
         return END
-    if by_token:
-        return rest[0]
-    text = "".join(map(str, rest))
-    return max((str(key) for key in candidates if text.startswith(str(key))), key=len, default="")
+    fitting = (str(key) for key in candidates if str(key) and rest.startswith(str(key)))
+    return max(fitting, key=len, default="")
 
 
-def _logprobs(
-    candidates: Mapping[Hashable, Candidate], chosen: Hashable, expected: Hashable
-) -> Logprobs | None:
+def _logprobs(candidates: Candidates, chosen: Hashable, expected: Hashable) -> Logprobs | None:
     """Two tokens' log-probabilities. One outside the candidates gets the lowest of theirs.
 
     None if neither is a candidate, or if one text has ended: which token ends it is not known.

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from sequoia_opt.engine.llama_cpp.server_pool import REMEMBERING
+from sequoia_opt.measure.check.counters import ReportedSettings
 from sequoia_opt.measure.check.dialects import Prompt
 from sequoia_opt.measure.check.reference import Reference
 from sequoia_opt.measure.check.server import Completion, Server
@@ -43,11 +45,25 @@ def check_speed(
     server: Server,
     reference: Reference | None,
     prompts: Sequence[str],
+    reported: ReportedSettings,
     new_tokens: int,
     repeats: int,
     progress: ProgressBar,
 ) -> Finding:
-    """Time greedy texts of both servers, in an order that is shuffled for each text."""
+    """Time greedy texts of both servers, in an order that is shuffled for each text.
+
+    Args:
+        reported: the tested server's settings. One that guesses from earlier texts would be timed
+            on texts that it remembers.
+    """
+    remembered = [kind for kind in (reported.kind or "").split(",") if kind in REMEMBERING]
+    if remembered:
+        return Finding(
+            NAME,
+            Status.UNCHECKED,
+            f"the server's {remembered[0]} guesses from the texts of earlier requests, so a text "
+            "that is decoded again is faster than a new one; `sequoia-opt tune` times new ones",
+        )
     if reference is None or reference.is_one_by_one:
         reason = "no request can switch this server's speculation off"
         return Finding(NAME, Status.UNCHECKED, f"{reason}; {BASELINE_ADVICE}")

@@ -82,7 +82,9 @@ def _own_guesses(texts: Sequence[StepCounts]) -> int:
     for steps in texts:
         left = sum(steps.accepted) + len(steps.accepted)
         for drafted, accepted in zip(steps.drafted, steps.accepted, strict=True):
-            if drafted < min(longest, left - 1):
+            # Near a text's end chains are shorter, and by how much is not always seen: a step
+            # whose one token ends within a character is counted with the next one.
+            if drafted < longest < left - 1:
                 raise SequoiaError(
                     f"found chains of {drafted} and of {longest} guesses, expected one length: "
                     "start the server with --spec-draft-p-min 0 and one --spec-type"

@@ -19,16 +19,16 @@ from sequoia_opt.measure.progress import no_progress_bar
 class Says(Reference):
     """A reference that says a given text."""
 
-    def __init__(self, tested: Server, text: str) -> None:
+    def __init__(self, tested: Server, text: str, has_ids: bool = True) -> None:
         super().__init__(tested)
-        self.text = text
+        self.text, self.has_ids = text, has_ids
 
     def complete(self, *_: Any, **__: Any) -> Completion:
-        return completion(self.text)
+        return completion(self.text, self.has_ids)
 
 
-def completion(text: str) -> Completion:
-    return Completion(Reading(text, tuple(tokens_of(text)), len(text)), 0.1)
+def completion(text: str, has_ids: bool = True) -> Completion:
+    return Completion(Reading(text, tuple(tokens_of(text)) if has_ids else (), len(text)), 0.1)
 
 
 def best(before: str, rank: int = 0) -> str:
@@ -97,6 +97,52 @@ def test_without_a_prompts_tokens_a_later_parting_is_not_judged(
     assert found["status"] == "could not be checked"
     assert found["partings"][0]["logprobs"] is None
     assert parting(best("abc", 5), best("abc"))["status"] == "failed"  # the prompt says enough
+
+
+class Words(Server):
+    """A server whose tokens are words with the space before them, and which gives no ids.
+
+    After half a word it is sure that a comma follows.
+    """
+
+    url = "words"
+
+    def __init__(self, next_words: dict[str, float]) -> None:
+        self.next_words, self.asked = next_words, list[str]()
+
+    def candidates(self, prompt: Any) -> dict[Any, Candidate]:
+        self.asked.append(prompt)
+        if prompt.split(" ")[-1] not in ("go", "home"):
+            return {",": Candidate(-0.1), "e": Candidate(-0.2), "is": Candidate(-9.0)}
+        return {word: Candidate(logprob, word) for word, logprob in self.next_words.items()}
+
+
+@pytest.mark.parametrize(("other", "status"), [(-1.1, "ok"), (-4.0, "failed")])
+def test_texts_that_part_within_a_word_are_judged_by_the_word(other: float, status: str) -> None:
+    tested = Words({" the": -1.0, " this": other, " t": -2.0, " home": -3.0})
+    says = Says(tested, " home the day", has_ids=False)
+    texts = GreedyTexts(["go"], [completion(" home this day", has_ids=False)])
+    finding = check_greedy(tested, says, texts, 3, 0.5, no_progress_bar)
+    [place] = finding.document()["partings"]
+    assert finding.document()["status"] == status
+    assert (place["unit"], place["place"]) == ("character", 8)
+    assert (place["chosen"], place["expected"]) == ("' this'", "' the'")
+    assert place["logprobs"]["gap"] == pytest.approx(-1.0 - other)
+    assert set(tested.asked) == {"go home"}
+
+
+def test_texts_without_a_space_are_read_token_by_token() -> None:
+    tested = Words({})
+    tested.candidates = lambda prompt: (  # type: ignore[method-assign]
+        {"ab": Candidate(-0.1, "ab")}
+        if prompt == "go"
+        else {"cd": Candidate(-1.0, "cd"), "ce": Candidate(-1.2, "ce")}
+    )
+    says = Says(tested, "abcd", has_ids=False)
+    texts = GreedyTexts(["go"], [completion("abce", has_ids=False)])
+    finding = check_greedy(tested, says, texts, 2, 0.5, no_progress_bar)
+    [place] = finding.document()["partings"]
+    assert place["logprobs"]["gap"] == pytest.approx(0.2)
 
 
 def test_a_text_that_ends_early_is_not_judged() -> None:

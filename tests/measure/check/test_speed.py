@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from checking import PROMPTS, baseline, server
 
+from sequoia_opt.measure.check.counters import ReportedSettings
 from sequoia_opt.measure.check.dialects import Reading
 from sequoia_opt.measure.check.reference import OneByOne, Reference
 from sequoia_opt.measure.check.server import Completion
@@ -14,10 +15,13 @@ from sequoia_opt.measure.check.speed import check_speed
 from sequoia_opt.measure.check.verdict import Finding, Status
 from sequoia_opt.measure.progress import no_progress_bar
 
+SILENT = ReportedSettings()
+
 
 def speed(plain_ms: float, **options: Any) -> Finding:
     tested = server(**options)
-    return check_speed(tested, Reference(baseline(ms=plain_ms)), PROMPTS, 48, 2, no_progress_bar)
+    plain = Reference(baseline(ms=plain_ms))
+    return check_speed(tested, plain, PROMPTS, SILENT, 48, 2, no_progress_bar)
 
 
 @pytest.mark.parametrize(
@@ -75,19 +79,29 @@ def test_unless_both_tell_times_the_clock_s_count_but_for_the_first_token(
 ) -> None:
     tested: Any = Clocked(0.01, prompt=5.0, tells=tells)
     plain: Any = Clocked(0.02, prompt=0.1)
-    finding = check_speed(tested, plain, PROMPTS, 11, 1, no_progress_bar)
+    finding = check_speed(tested, plain, PROMPTS, SILENT, 11, 1, no_progress_bar)
     assert finding.numbers["tokens_per_second"] == pytest.approx(100)
     assert finding.numbers["speedup"] == pytest.approx(2.0)
 
 
 def test_a_server_whose_own_clock_sees_no_time_is_no_error() -> None:
     instant: Any = Clocked(0.01, prompt=0.0, tells=0.0)
-    finding = check_speed(instant, instant, PROMPTS, 11, 1, no_progress_bar)
+    finding = check_speed(instant, instant, PROMPTS, SILENT, 11, 1, no_progress_bar)
     assert (finding.status, finding.numbers["speedup"]) == (Status.OK, pytest.approx(1.0))
+
+
+@pytest.mark.parametrize("kind", ["ngram-mod", "draft-simple,ngram-map-k"])
+def test_a_server_that_remembers_texts_is_not_timed_on_them(kind: str) -> None:
+    tested: Any = Clocked(0.01, prompt=0.0)
+    reported = ReportedSettings(kind=kind)
+    finding = check_speed(tested, tested, PROMPTS, reported, 11, 1, no_progress_bar)
+    assert finding.status is Status.UNCHECKED
+    assert f"{kind.split(',')[-1]} guesses from the texts of earlier requests" in finding.sentence
+    assert not tested.cached
 
 
 def test_one_token_at_a_time_tells_no_speed() -> None:
     tested = server()
-    finding = check_speed(tested, OneByOne(tested), PROMPTS, 48, 1, no_progress_bar)
+    finding = check_speed(tested, OneByOne(tested), PROMPTS, SILENT, 48, 1, no_progress_bar)
     assert finding.status is Status.UNCHECKED
     assert "--baseline" in finding.sentence

@@ -11,8 +11,9 @@ from llama_server_stand_in import StandIn, serving
 from sequoia_opt.engine.llama_cpp.running_server import RunningServer
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure.progress import no_progress_bar
-from sequoia_opt.measure.tune.fixed_settings import study_fixed_settings
+from sequoia_opt.measure.tune.fixed_settings import _own_guesses, study_fixed_settings
 from sequoia_opt.measure.tune.tuning import ChainStudy, TuneSpec
+from sequoia_opt.plan.chain_replay import StepCounts
 from sequoia_opt.plan.round_costs import RoundCosts
 
 PROMPTS = [[1, seed, 7] for seed in range(3, 9)]
@@ -64,3 +65,14 @@ def test_a_server_without_speculation_is_told_how_to_start() -> None:
 def test_chains_that_end_early_are_not_to_be_replayed() -> None:
     with pytest.raises(SequoiaError, match="start the server with --spec-draft-p-min 0"):
         studied(guesses=8, threshold=0.6)
+
+
+@pytest.mark.parametrize("ending", [[(0, 0)], [(3, 1), (0, 0)], [(5, 5)]])
+def test_a_text_s_end_says_nothing_of_a_threshold(ending: list[tuple[int, int]]) -> None:
+    """Near it chains are short, and a step whose token is half a character is not seen."""
+    steps = [(8, 8), (8, 0), (8, 3), *ending]
+    drafted, accepted = (list(counts) for counts in zip(*steps, strict=True))
+    assert _own_guesses([StepCounts(drafted, accepted)]) == 8
+    early = StepCounts([3, *drafted], [3, *accepted])
+    with pytest.raises(SequoiaError, match="found chains of 3 and of 8 guesses"):
+        _own_guesses([early])
