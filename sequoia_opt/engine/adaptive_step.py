@@ -34,6 +34,8 @@ from sequoia_opt.plan.pause import PauseState
 from sequoia_opt.plan.policy import Policy
 from sequoia_opt.plan.tree import TokenTree
 
+MOST_LACKING = 256  # tokens whose hidden states are kept for a head that a lookup stands in for
+
 
 @dataclass
 class GrowingState:
@@ -129,8 +131,7 @@ class OfferedTree(NamedTuple):
         return cls(nodes, [drafted.tokens[node] for node in nodes], parents, children)
 
     def followed(self, choices: Sequence[int]) -> tuple[list[int], int]:
-        """The path of nodes that the choices [nodes] after each node lead to, without the root, and
-        the choice after it."""
+        """The nodes below the root that the choices [nodes] lead to, and the choice after them."""
         path: list[int] = []
         node = 0
         while True:
@@ -208,8 +209,8 @@ class AdaptiveStep:
         vocabulary = min(target.vocabulary, drafter.width)
         if policy.ranks > vocabulary:
             raise SequoiaError(
-                f"policy: ranks: found {policy.ranks}, but the vocabulary has only {vocabulary} "
-                "tokens"
+                f"policy: ranks: found {policy.ranks}, but the draft makes at most {vocabulary} "
+                "guesses at a place"
             )
         positions = min(target.positions, drafter.positions)
         if policy.depth >= positions:
@@ -230,14 +231,12 @@ class AdaptiveStep:
         """Run one step.
 
         Args:
-            caches: the text's.
-            state: where the text stands.
+            caches, state: the text's.
             bound: see `Step`.
             uniforms: gives random numbers.
 
         Returns:
-            The step's tokens, the number of accepted ones, and how many tokens there are; and
-            where the text stands now.
+            The step's tokens, the number of accepted ones, that of tokens; and the new state.
         """
         guesses = self._looked_up(caches, state, bound, uniforms)
         guesses = guesses or self._drafted(caches, state, bound, uniforms)
@@ -273,7 +272,10 @@ class AdaptiveStep:
         drafted = self._lookup.draft(caches.lookup, state.new, indexed, bound, uniforms)
         if not first.takes(drafted.growth.offered, drafted.growth.expected):
             return None
-        return StepGuesses(drafted, self._lookup, state.held)
+        held = state.held
+        if state.before is not None and len(state.lacking) > MOST_LACKING:
+            held += self._drafter.catch_up(caches.draft, state.lacking, held, state.before)
+        return StepGuesses(drafted, self._lookup, held)
 
     def _drafted(
         self, caches: Caches, state: GrowingState, bound: int, uniforms: Uniforms
@@ -376,12 +378,9 @@ class AdaptiveStep:
     def _after(
         self, state: GrowingState, tokens: list[int], held: int, step: GrownStep
     ) -> GrowingState:
-        """Where the text stands with a step's tokens.
-
-        Args:
-            held: tokens in the draft's cache.
-        """
+        """Where the text stands with a step's tokens; `held` of them are in the draft's cache."""
         length = state.length + len(tokens)
+        held = held if self.policy.drafts else length  # a draft that never runs lacks nothing
         pause = state.pause  # the draft's own: steps by the lookup neither count nor end it
         if not step.looked_up:
             pause = pause.after(len(tokens) - 1, self.policy.pause)

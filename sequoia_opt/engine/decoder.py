@@ -73,7 +73,8 @@ class Decoder:
         vocabulary = min(pair.target.vocabulary, pair.drafter.width)
         if widest > vocabulary:
             raise SequoiaError(
-                f"tree: a node has {widest} children, but the vocabulary only {vocabulary} tokens"
+                f"tree: a node has {widest} children, but the draft makes at most {vocabulary} "
+                "guesses at a place"
             )
         self.pair, self.tree = pair, tree
         self.verifier = make_verifier(verifier, temperature, top_p, top_k, min_p)
@@ -152,7 +153,7 @@ class Decoder:
         """The state of a text of so many tokens that says nothing, for steps to be timed."""
         pair, hidden = self.pair, self.pair.drafter.hidden
         committed = None
-        if hidden is not None and self.tree.speculates:
+        if hidden is not None and self.tree.drafts:
             like = torch.empty(0, dtype=pair.target.dtype, device=pair.device)
             committed = Committed.blank(self.tree, hidden, like)
         recent = torch.zeros(2, dtype=torch.long, device=pair.device)

@@ -214,9 +214,7 @@ class _Lease:
         target = pair.target.reserve(capacity, branches=tree.most_leaves)
         try:
             draft = (
-                pair.drafter.reserve(capacity, branches=tree.most_leaves)
-                if tree.speculates
-                else None
+                pair.drafter.reserve(capacity, branches=tree.most_leaves) if tree.drafts else None
             )
         except BaseException:
             pair.target.release(target)

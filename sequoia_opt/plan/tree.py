@@ -205,6 +205,11 @@ class TokenTree:
         return self.size > 1 or self.policy is not None
 
     @property
+    def drafts(self) -> bool:
+        """Whether the draft runs in any step, other than a lookup before it."""
+        return self.speculates and (self.policy is None or self.policy.drafts)
+
+    @property
     def looks_up_first(self) -> bool:
         """Whether steps ask a lookup before a model drafts."""
         return self.policy is not None and self.policy.lookup is not None

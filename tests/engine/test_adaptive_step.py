@@ -271,7 +271,7 @@ def test_an_adaptive_step_is_not_recorded(make_pair: Callable[..., Any]) -> None
     [
         (generous(), {"temperature": 1.0, "verifier": "traversal"}, "use --verifier sequoia or"),
         (generous(), {"rates": torch.zeros(5, 3).numpy()}, "cannot be simulated"),
-        (generous(ranks=VOCABULARY + 1), {}, f"vocabulary has only {VOCABULARY} tokens"),
+        (generous(ranks=VOCABULARY + 1), {}, f"at most {VOCABULARY} guesses"),
         (generous(depth=256), {}, "only 256 positions"),
     ],
 )

@@ -126,7 +126,7 @@ def test_the_same_seed_gives_the_same_text(verifier: str, make_pair: Callable[..
 def test_a_lookup_that_never_leaves_a_step_to_the_model_decodes_as_a_lookup(
     make_pair: Callable[..., Any],
 ) -> None:
-    """The model then reads nothing but the prompt."""
+    """The model then has no cache, and a conversation goes on from all that the target has."""
     policy = lookup_policy()
     silent = Policy(policy.confidence, 1, 1, ((1, 0.0),), 1.0, 0.0, (1,))
     pair, prompt = make_pair(), prompt_of(9)
@@ -135,8 +135,13 @@ def test_a_lookup_that_never_leaves_a_step_to_the_model_decodes_as_a_lookup(
     generation = session.generate(prompt, 60, ignore_eos=True)
     assert generation.tokens == alone.tokens
     assert generation.sizes == alone.sizes
-    state: Any = session._state
-    assert state.held == len(prompt)
+    assert session.caches.draft is None
+    text = [*prompt, *generation.tokens]
+    assert session._held == text[: len(session._held)]
+    assert len(session._held) >= len(text) - 1
+    again = [*text, *prompt_of(3)]
+    expected = Decoder(pair).generate(again, 20, ignore_eos=True).tokens
+    assert session.generate(again, 20, ignore_eos=True).tokens == expected
 
 
 def test_a_pair_without_a_lookup_cannot_run_such_a_plan(make_pair: Callable[..., Any]) -> None:

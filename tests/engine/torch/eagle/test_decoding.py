@@ -234,5 +234,5 @@ def test_a_target_of_another_architecture(
 
 
 def test_more_guesses_than_the_head_has_tokens(head_pair: Any) -> None:
-    with pytest.raises(SequoiaError, match="7 children, but the vocabulary only 6 tokens"):
+    with pytest.raises(SequoiaError, match="7 children, but the draft makes at most 6 guesses"):
         Decoder(head_pair, shapes.k_ary(7, 1))

@@ -17,6 +17,7 @@ from recorder import Recorder
 from slow_head import SlowHead, target_states
 
 from sequoia_opt.api import load_pair
+from sequoia_opt.engine import adaptive_step
 from sequoia_opt.engine.adaptive_step import GrowingState
 from sequoia_opt.engine.decoder import Decoder
 from sequoia_opt.engine.drafters import LookupDrafter
@@ -307,7 +308,7 @@ def test_a_lookup_before_a_head(pause: Pause | None, head_pair: Any) -> None:
     ("policy", "arguments", "complaint"),
     [
         (generous(), {"temperature": 1.0, "verifier": "traversal"}, "use --verifier sequoia or"),
-        (generous(ranks=7), {}, "vocabulary has only 6 tokens"),
+        (generous(ranks=7), {}, "at most 6 guesses"),
         (generous(depth=256), {}, "only 256 positions"),
     ],
 )
@@ -317,3 +318,22 @@ def test_what_an_adaptive_plan_cannot_run_with(
     with pytest.raises(SequoiaError, match=complaint) as refusal:
         Decoder(head_pair, plan(policy), **arguments)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_head_does_not_fall_behind_without_end(
+    head_pair: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hidden states are kept for so many tokens that a lookup has guessed, and then read."""
+    expected = Decoder(head_pair).generate(PROMPT, 120, ignore_eos=True).tokens
+    pair = with_lookup_first(head_pair, LookupDrafter(CorpusIndex([[*PROMPT, *expected]])))
+    policy = looking_up(generous(None), lookup_policy(6), 0.0)
+    lacking = {}
+    for most in (20, 1000):
+        monkeypatch.setattr(adaptive_step, "MOST_LACKING", most)
+        session = Decoder(pair, plan(policy)).session()
+        generation = session.generate(PROMPT, 120, ignore_eos=True)
+        assert generation.tokens == expected
+        state: Any = session._state
+        assert len(state.before) == len(state.lacking)
+        lacking[most] = len(state.lacking)
+    assert lacking[20] <= 20 + 7 < 100 < lacking[1000]
