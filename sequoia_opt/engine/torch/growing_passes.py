@@ -23,6 +23,8 @@ from sequoia_opt.engine.verify import likely_guesses
 if TYPE_CHECKING:
     from sequoia_opt.engine.torch.runner import Runner
 
+MOST_RECORDINGS = 256  # of a cache; a long text passes through many buckets of lengths
+
 Record = Callable[[Callable[[], object], torch.device], Callable[[], object]]
 """Records work on tensors that stay where they are; returns what repeats it."""
 
@@ -33,7 +35,8 @@ class _Recordings:
     Attributes:
         logits: [nodes, vocabulary], where all of them leave their logits.
         states: [1, nodes, width], where they leave the hidden states that the model keeps.
-        passes: inputs and replay, by the numbers of nodes, of slots that are read, and of rows.
+        passes: inputs and replay, by the numbers of nodes, of slots that are read, and of rows;
+            the one that was used last at the end.
     """
 
     def __init__(self, logits: Tensor, states: Tensor) -> None:
@@ -111,7 +114,7 @@ class TorchGrowingPasses:
         [new] = inputs.slots.shape
         used = next(iter(inputs.masks.values())).shape[-1]
         states = recordings.states[:, :new]
-        recorded = recordings.passes.get((new, used, rows))
+        recorded = recordings.passes.pop((new, used, rows), None)
         if recorded is None:
             kept = inputs.on(runner.device, runner.dtype)
 
@@ -121,10 +124,12 @@ class TorchGrowingPasses:
                     states.copy_(runner.kept.last())
 
             replay = record(run, runner.device)
-            recordings.passes[new, used, rows] = kept, replay
+            if len(recordings.passes) >= MOST_RECORDINGS:
+                del recordings.passes[next(iter(recordings.passes))]
         else:
             kept, replay = recorded
             kept.copy_(inputs)
+        recordings.passes[new, used, rows] = kept, replay
         replay()
         if runner.kept.width:  # those of this pass, not of the one that was recorded last
             runner.kept.states = (states,)

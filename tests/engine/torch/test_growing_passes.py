@@ -13,6 +13,7 @@ from recorder import Recorder
 
 from sequoia_opt.engine.load import load_pair
 from sequoia_opt.engine.model import reserved
+from sequoia_opt.engine.torch import growing_passes
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan.tree import TokenTree
 
@@ -88,6 +89,28 @@ def test_recorded_passes(make_pair: Callable[..., Any]) -> None:
         assert recorder.recorded == shapes
         grow_and_compare(model, passes, smaller, 0, 3, tolerance=1e-10, bound=64)
         assert recorder.recorded > shapes
+
+
+@torch.inference_mode()
+def test_of_many_recordings_those_used_last_are_kept(
+    make_pair: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(growing_passes, "MOST_RECORDINGS", 3)
+    model = make_pair("llama", "llama").target
+    model.record = recorder = Recorder()
+    passes = model.growing_passes(32, 16)
+    with reserved(model, 128) as cache:
+        for seed in range(4):
+            grow_and_compare(model, passes, cache, seed, 4, tolerance=1e-10, bound=64)
+            kept = passes._recordings[cache].passes
+            assert len(kept) == 3
+        counts = []
+        for nodes in (1, 2, 3, 1, 2, 3, 4, 2, 3, 1):
+            before = recorder.recorded
+            passes.begin(cache, 40, 64)
+            passes.run(list(range(nodes)), [-1, 0, 0, 0][:nodes], nodes)
+            counts.append(recorder.recorded - before)
+        assert counts[3:] == [0, 0, 0, 1, 0, 0, 1]
 
 
 @pytest.mark.gpu
