@@ -161,8 +161,8 @@ class Decoder:
 
     @property
     def recording_seconds(self) -> float:
-        """Time spent on recording steps so far."""
-        return float(getattr(self.step, "recording_seconds", 0.0))
+        """Time spent on recording steps, or passes of adaptive ones, so far."""
+        return self.pair.machine.recording_seconds
 
     def random_numbers(self, seed: int) -> RandomNumbers:
         """Random numbers of a text or of several, on the pair's device."""

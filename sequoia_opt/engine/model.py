@@ -317,6 +317,11 @@ class Machine(Protocol):
     contexts: tuple[int, ...]
 
     @property
+    def recording_seconds(self) -> float:
+        """Time spent on recording so far; it is no part of decoding."""
+        ...
+
+    @property
     def hardware(self) -> dict[str, Any]:
         """The machine that the models run on; `slug` is the name of its folder."""
         ...

@@ -67,6 +67,7 @@ class LlamaMachine:
     graphs = False
     queues = False
     rebuilds = True
+    recording_seconds = 0.0
     # It reads whole blocks of 256 slots. Measured at the ends of blocks, every context length in
     # between would seem slower than it is; these lie in the middle of theirs.
     contexts: tuple[int, ...] = (128, 384, 896)

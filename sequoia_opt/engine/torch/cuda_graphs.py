@@ -90,6 +90,28 @@ def record(work: Work, device: torch.device) -> Callable[[], object]:
     return graph.replay
 
 
+class GraphRecorder:
+    """Records work as CUDA graphs.
+
+    Attributes:
+        seconds: time spent on it so far.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self, work: Work, device: torch.device) -> Callable[[], object]:
+        """Record work; see `record`."""
+        started = time.perf_counter()
+        replay = self.record(work, device)
+        self.seconds += time.perf_counter() - started
+        return replay
+
+    def record(self, work: Work, device: torch.device) -> Callable[[], object]:
+        """Record work, whatever time it takes; see `record`."""
+        return record(work, device)
+
+
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
     """Keep Python from collecting cycles for a while.
@@ -133,7 +155,7 @@ def _shared_by(index: int) -> _Shared:
     return _Shared()
 
 
-def recorded(work: Work, device: torch.device) -> Callable[[], object]:
+def recorded(work: Work, device: torch.device, record: Record) -> Callable[[], object]:
     """The work, recorded when it first runs."""
     replay: Callable[[], object] | None = None
 
@@ -151,16 +173,12 @@ class RecordedStep(TensorStep):
 
     Called as the step itself. The state that it returns stands in tensors that the next call with
     the same caches overwrites.
-
-    Attributes:
-        recording_seconds: time spent on recording so far; it is no part of decoding.
     """
 
-    def __init__(self, step: Step, record: Record = record) -> None:
+    def __init__(self, step: Step, record: Record) -> None:
         self.step, self._record = step, record
         self._device = step.device
         self.uniform_count = step.uniform_count
-        self.recording_seconds = 0.0
         # Always inference tensors: compiled forward passes tell them from others.
         with torch.inference_mode():
             self._uniforms = torch.zeros(step.uniform_count, device=self._device)
@@ -183,11 +201,9 @@ class RecordedStep(TensorStep):
         self._uniforms.copy_(uniforms)
         bucket = min(bucketed(bound), target.capacity - self.step.tree.size)
         if bucket not in recording.replays:
-            started = time.perf_counter()
             recording.replays[bucket] = self._record(
                 lambda: self._work(caches, before, after, bucket), self._device
             )
-            self.recording_seconds += time.perf_counter() - started
         recording.replays[bucket]()
         return self._emitted, after
 

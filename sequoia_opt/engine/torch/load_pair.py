@@ -23,7 +23,6 @@ from sequoia_opt.engine.drafters import FINGERPRINT, Drafter, LookupDrafter, Mod
 from sequoia_opt.engine.gguf_file import is_gguf, stem
 from sequoia_opt.engine.pair import Pair, short_name
 from sequoia_opt.engine.text import Tokenizer
-from sequoia_opt.engine.torch.cuda_graphs import record
 from sequoia_opt.engine.torch.eagle.config import HeadConfig, head_config
 from sequoia_opt.engine.torch.eagle.loading import head_bytes, load_head
 from sequoia_opt.engine.torch.library import TransformersLibrary
@@ -128,9 +127,10 @@ def load(request: Request) -> Pair:
         drafter = ModelDrafter(runners["draft"], target.vocabulary)
     else:
         drafter = LookupDrafter()
+    machine = TorchMachine(device, graphs)
     if graphs:
         for runner in runners.values():
-            runner.record = record
+            runner.record = machine.recorder
     names = {"draft": LOOKUP} | {
         role: stem(source) if is_gguf(source) else short_name(source)
         for role, source in sources.items()
@@ -139,7 +139,7 @@ def load(request: Request) -> Pair:
     return Pair(
         target=target,
         drafter=drafter,
-        machine=TorchMachine(device, graphs),
+        machine=machine,
         library=TransformersLibrary(runners),
         target_name=names["target"],
         draft_name=names["draft"],

@@ -16,7 +16,13 @@ from sequoia_opt.engine.adaptive_step import AdaptiveStep
 from sequoia_opt.engine.hardware import hardware, software
 from sequoia_opt.engine.names import TORCH
 from sequoia_opt.engine.step import Step
-from sequoia_opt.engine.torch.cuda_graphs import RecordedStep, bucketed, recorded, room
+from sequoia_opt.engine.torch.cuda_graphs import (
+    GraphRecorder,
+    RecordedStep,
+    bucketed,
+    recorded,
+    room,
+)
 from sequoia_opt.plan.draft_passes import FIRST_WIDTH
 
 
@@ -25,6 +31,7 @@ class TorchMachine:
 
     Attributes:
         graphs: whether steps are recorded as CUDA graphs and replayed.
+        recorder: records them.
     """
 
     engine = TORCH
@@ -34,6 +41,7 @@ class TorchMachine:
 
     def __init__(self, device: torch.device, graphs: bool = False) -> None:
         self.device, self.graphs = device, graphs
+        self.recorder = GraphRecorder()
         self.queues = device.type == "cuda"
 
     @property
@@ -51,6 +59,11 @@ class TorchMachine:
         """See `Machine`."""
         return {"threads": torch.get_num_threads()}
 
+    @property
+    def recording_seconds(self) -> float:
+        """See `Machine`."""
+        return self.recorder.seconds
+
     def capacity_for(self, length: int) -> int:
         """See `Machine`."""
         return room(length) if self.graphs else length
@@ -61,11 +74,13 @@ class TorchMachine:
 
     def prepared(self, step: Step | AdaptiveStep) -> Step | AdaptiveStep | RecordedStep:
         """See `Machine`; the host decides within an adaptive step, which no graph can hold."""
-        return RecordedStep(step) if self.graphs and isinstance(step, Step) else step
+        if not self.graphs or not isinstance(step, Step):
+            return step
+        return RecordedStep(step, self.recorder)
 
     def repeated(self, work: Callable[[], object]) -> Callable[[], object]:
         """See `Machine`."""
-        return recorded(work, self.device) if self.graphs else work
+        return recorded(work, self.device, self.recorder) if self.graphs else work
 
     def elapsed_ms(self, work: Callable[[], object], queued: bool = False) -> float:
         """See `Machine`."""

@@ -248,12 +248,15 @@ def test_recorded_target_passes_serve_all_lengths_of_a_bucket(
     pair = load_pair(target_folder, head_folder, "cpu", "float64")
     tree = plan(generous(Pause(1, (2, 5))))
     expected = Decoder(pair, tree, 0.9, seed=1).generate(PROMPT, 60, ignore_eos=True)
-    pair.target.record = recorder = Recorder()  # type: ignore[attr-defined]
-    pair = replace(pair, machine=TorchMachine(torch.device("cpu"), graphs=True))
-    generation = Decoder(pair, tree, 0.9, seed=1).generate(PROMPT, 60, ignore_eos=True)
+    machine = TorchMachine(torch.device("cpu"), graphs=True)
+    machine.recorder = recorder = Recorder()
+    pair.target.record = recorder  # type: ignore[attr-defined]
+    decoder = Decoder(replace(pair, machine=machine), tree, 0.9, seed=1)
+    generation = decoder.generate(PROMPT, 60, ignore_eos=True)
     assert generation.tokens == expected.tokens
     assert generation.sizes == expected.sizes
     assert recorder.recorded == len(generation.sizes) > 1
+    assert 0 < decoder.recording_seconds == recorder.seconds
 
 
 def test_compiled_passes_say_the_same(
