@@ -31,33 +31,43 @@ class Distillation:
         self._head = head
         self.place = torch.full((vocabulary,), -1)
         self.place[ids] = torch.arange(len(ids))
+        self._compiled = torch.compile(self._loss)
 
     def __call__(self, windows: dict[str, np.ndarray]) -> Tensor:
         """Cross-entropy with the target's probabilities, in nats per token."""
         batch = batch_of(windows)
-        used = batch.weights > 0
-        places, probabilities = self.place[batch.ids[used]], batch.probabilities[used]
-        probabilities = probabilities * (places >= 0)
-        shares = probabilities.sum(1, keepdim=True)
-        weights = batch.weights[used] * (shares[:, 0] > 0.5)
-        probabilities = probabilities / shares.clamp_min(1e-6)
+        places = self.place[batch.ids]
+        probabilities = batch.probabilities * (places >= 0)
+        shares = probabilities.sum(2)
+        weights = batch.weights * (shares > 0.5)
+        probabilities = probabilities / shares.clamp_min(1e-6)[..., None]
+        loss: Tensor = self._compiled(
+            batch, states_of(windows), places.clamp_min(0), probabilities, weights
+        )
+        return loss
+
+    def _loss(
+        self, batch: Batch, states: Tensor, places: Tensor, probabilities: Tensor, weights: Tensor
+    ) -> Tensor:
+        """The loss, given the target's probabilities of some of the head's tokens at each position.
+
+        Rows without weight are computed too, so that all batches have the same shape.
+        """
         total, whole = torch.zeros(()), 0.0
-        for number, output in enumerate(outputs_of(self._head, batch, windows, PASSES)):
-            logits = self._head.head.logits(output[used]).float()
-            expected = (probabilities * logits.gather(1, places.clamp_min(0))).sum(1)
-            losses = logits.logsumexp(1) - expected
+        outputs = self._head.outputs(batch.tokens, states, batch.starts, PASSES)
+        for number, output in enumerate(outputs):
+            logits = self._head.head.logits(output).float()
+            expected = (probabilities * logits.gather(2, places)).sum(2)
+            losses = logits.logsumexp(2) - expected
             part = LATER_WEIGHT**number
             total = total + part * (losses * weights).sum() / weights.sum()
             whole += part
         return total / whole
 
 
-def outputs_of(
-    head: TrainedHead, batch: Batch, windows: dict[str, np.ndarray], passes: int
-) -> list[Tensor]:
-    """The outputs of each pass over some windows."""
-    states = torch.from_numpy(np.asarray(windows["states"][:, :-1], np.float32))
-    return head.outputs(batch.tokens, states, batch.starts, passes)
+def states_of(windows: dict[str, np.ndarray]) -> Tensor:
+    """The target's hidden states at all tokens but the last, [texts, length, states x width]."""
+    return torch.from_numpy(np.asarray(windows["states"][:, :-1], np.float32))
 
 
 @torch.no_grad()
@@ -70,7 +80,8 @@ def agreement(
         one = {name: values[row : row + 1] for name, values in windows.items()}
         batch = batch_of(one)
         used = batch.weights == 1.0
-        for number, output in enumerate(outputs_of(head, batch, one, passes)):
+        outputs = head.outputs(batch.tokens, states_of(one), batch.starts, passes)
+        for number, output in enumerate(outputs):
             guesses = ids[head.head.logits(output[used]).argmax(1)]
             right[number] += int((guesses == batch.ids[used][:, 0]).sum())
         count += int(used.sum())
