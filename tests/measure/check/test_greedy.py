@@ -132,12 +132,12 @@ def test_texts_that_part_within_a_word_are_judged_by_the_word(other: float, stat
 
 
 def test_texts_without_a_space_are_read_token_by_token() -> None:
-    tested = Words({})
-    tested.candidates = lambda prompt: (  # type: ignore[method-assign]
-        {"ab": Candidate(-0.1, "ab")}
-        if prompt == "go"
-        else {"cd": Candidate(-1.0, "cd"), "ce": Candidate(-1.2, "ce")}
-    )
+    class Syllables(Words):
+        def candidates(self, prompt: Any) -> dict[Any, Candidate]:
+            likely = {"ab": -0.1} if prompt == "go" else {"cd": -1.0, "ce": -1.2}
+            return {text: Candidate(logprob, text) for text, logprob in likely.items()}
+
+    tested = Syllables({})
     says = Says(tested, "abcd", has_ids=False)
     texts = GreedyTexts(["go"], [completion("abce", has_ids=False)])
     finding = check_greedy(tested, says, texts, 2, 0.5, no_progress_bar)
