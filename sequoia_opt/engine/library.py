@@ -1,17 +1,18 @@
 """What people would use instead of this program, on the same models: an engine's own library.
 
 transformers is the library of the engine `torch`, llama.cpp's server that of `llama.cpp`. Knows
-what a benchmark and a check of greedy tokens ask of it. Knows nothing of trees.
+what a benchmark and a check of greedy tokens ask of it. Knows nothing of trees. Loads no torch.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Protocol
 
 from sequoia_opt.plan.sampling import Sampling
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NONE, DRAFT, LOOKUP = "none", "draft", "lookup"
 NO_DRAFT = "there is no draft model"

@@ -17,6 +17,7 @@ from textwrap import dedent
 from typing import Annotated
 
 import typer
+from replayed import replayed
 
 from sequoia_opt import demo, load_pair
 from sequoia_opt.engine.library import LOOKUP as LIBRARY_LOOKUP
@@ -28,9 +29,10 @@ from sequoia_opt.measure.methods import with_library, with_tree
 from sequoia_opt.measure.profiler import ProfileOptions, profile
 from sequoia_opt.measure.race import Race, race
 from sequoia_opt.measure.records import Document
+from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.draft_names import LOOKUP
 from sequoia_opt.plan.judge import kind
-from sequoia_opt.plan.plan import Plan
+from sequoia_opt.plan.latency import LatencyProfile
 from sequoia_opt.plan.recording import LOOKUP_ENVELOPE
 from sequoia_opt.plan.solver import solve
 from sequoia_opt.plan.tree import AUTOREGRESSIVE
@@ -79,16 +81,22 @@ def edit_prompts() -> list[str]:
     return list(prompts.values())
 
 
-def solved(pair: Pair, prompts: list[str], new_tokens: int) -> Plan:
-    """The lookup's plan on this machine, solved on some prompts."""
+def profiled(pair: Pair, prompts: list[str], new_tokens: int) -> LatencyProfile:
+    """This machine's forward passes, from the shortest prompt to the end of the longest text."""
     contexts = sorted(len(pair.encode(prompt)) for prompt in prompts)
-    measured = profile(pair, ProfileOptions(contexts=[contexts[0], contexts[-1] + new_tokens]))
+    return profile(pair, ProfileOptions(contexts=[contexts[0], contexts[-1] + new_tokens]))
+
+
+def estimated(pair: Pair, prompts: list[str], new_tokens: int) -> Acceptance:
+    """How often the target accepts the lookup's guesses on some prompts."""
     options = EstimateOptions(
-        max_new_tokens=new_tokens, max_prompt_tokens=contexts[-1], envelope=LOOKUP_ENVELOPE
+        max_new_tokens=new_tokens,
+        max_prompt_tokens=max(len(pair.encode(prompt)) for prompt in prompts),
+        envelope=LOOKUP_ENVELOPE,
     )
     documents = [Document(prompt, "") for prompt in prompts]
     (acceptance,) = estimate(pair, documents, "edits", options=options)
-    return solve(measured, acceptance, recording=acceptance.recording)
+    return acceptance
 
 
 def print_results(raced: Race, prompts: int) -> None:
@@ -120,15 +128,20 @@ def main(
     prompts = edit_prompts()
     racing = prompts[::2][:PROMPTS]
     planning = prompts[1::2]
-    plan = solved(pair, planning, new_tokens)
+    measured = profiled(pair, planning, new_tokens)
+    acceptance = estimated(pair, planning, new_tokens)
+    plan = solve(measured, acceptance, recording=acceptance.recording)
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
         for name, part in (("planning", planning), ("racing", racing)):
             lines = [json.dumps({"prompt": prompt}) for prompt in part]
             write_text(output / f"edits-{name}.jsonl", "\n".join(lines) + "\n")
         plan.tree.save(output / "plan.json")
-    predicted = plan.choice.speedup[0]
-    print(f"{kind(plan.tree)}, predicted at {predicted:.2f}x on {len(planning)} prompts")
+    on_racing = replayed(plan, estimated(pair, racing, new_tokens))
+    print(
+        f"{kind(plan.tree)}, predicted at {plan.choice.speedup[0]:.2f}x on other prompts, "
+        f"at {on_racing:.2f}x on those that race"
+    )
     methods = [
         with_tree(pair, PLAIN, AUTOREGRESSIVE),
         with_tree(pair, PLAN, plan.tree),

@@ -3,7 +3,8 @@
 Datasets are edit prompts (see edit_prompts.py), the bundled held-out code, those that are named,
 and a mixture of all. Some prompts of each plan, for the bundled target with a lookup, with the
 bundled draft, and with both; others race, in turn, at temperature 0. Speeds count last steps that
-the length cuts short in full, as predictions do.
+the length cuts short in full, as predictions do. In brackets is what is predicted of the plan on
+the prompts that race, then on those that it was solved on.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Annotated
 
 import typer
 from edit_prompts import edit_prompts
+from replayed import replayed
 
 from sequoia_opt import demo, load_pair
 from sequoia_opt.api import load_dataset
@@ -26,6 +28,7 @@ from sequoia_opt.measure.methods import with_tree
 from sequoia_opt.measure.profiler import ProfileOptions, profile
 from sequoia_opt.measure.race import race
 from sequoia_opt.measure.records import Document
+from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.draft_names import LOOKUP
 from sequoia_opt.plan.latency import LatencyProfile
 from sequoia_opt.plan.plan import Plan
@@ -55,10 +58,15 @@ class Drafting:
         envelope = LOOKUP_ENVELOPE if draft == LOOKUP else Envelope()
         return cls(pair, profile(pair, ProfileOptions(contexts=CONTEXTS)), envelope)
 
-    def plan(self, documents: Sequence[Document], name: str, new_tokens: int) -> Plan:
-        """The plan that is solved on some documents."""
+    def acceptance(self, documents: Sequence[Document], name: str, new_tokens: int) -> Acceptance:
+        """How often the target accepts its guesses on some documents."""
         options = EstimateOptions(max_new_tokens=new_tokens, envelope=self.envelope)
         (acceptance,) = estimate(self.pair, documents, name, options=options)
+        return acceptance
+
+    def plan(self, documents: Sequence[Document], name: str, new_tokens: int) -> Plan:
+        """The plan that is solved on some documents."""
+        acceptance = self.acceptance(documents, name, new_tokens)
         return solve(self.profile, acceptance, recording=acceptance.recording)
 
 
@@ -94,7 +102,11 @@ def main(
     """Plan, race, and print a row for each dataset."""
     draftings = {name: Drafting.measured(draft, compile) for name, draft in DRAFTS.items()}
     names = list(draftings)
-    print("| dataset | " + " | ".join(f"{name}, x plain (predicted)" for name in names), end="")
+    print(
+        "| dataset | "
+        + " | ".join(f"{name}, x plain (predicted on these prompts, on others)" for name in names),
+        end="",
+    )
     print(f" | {BOTH} over the better part |\n| --- |" + " ---: |" * (len(names) + 1))
     for dataset, (planning, racing) in datasets(files or [], count).items():
         plans = {name: way.plan(planning, dataset, new_tokens) for name, way in draftings.items()}
@@ -104,10 +116,11 @@ def main(
         prompts = [pair.encode(document.prompt) for document in racing]
         raced = race(methods, prompts, new_tokens, repeats=1)
         _, *over_plain = raced.results()
-        cells = [
-            f"{result.endless_speedup:.2f} ({plans[name].choice.speedup[0]:.2f})"
-            for name, result in zip(names, over_plain, strict=True)
-        ]
+        cells = []
+        for (name, way), result in zip(draftings.items(), over_plain, strict=True):
+            on_these = replayed(plans[name], way.acceptance(racing, dataset, new_tokens))
+            on_others = plans[name].choice.speedup[0]
+            cells.append(f"{result.endless_speedup:.2f} ({on_these:.2f}, {on_others:.2f})")
         better = 1 + max(range(2), key=lambda part: over_plain[part].speedup)
         both = raced.results(better)[-1]
         interval = f"{both.speedup_low:.2f}–{both.speedup_high:.2f}"
