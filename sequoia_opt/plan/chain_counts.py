@@ -125,23 +125,36 @@ def of_totals(
 ) -> ChainCounts:
     """Counts of which only the sums are known: one rate p, the same at every depth.
 
-    It solves Σ p^i over i = 1 … K = accepted / steps for K = drafted / steps, rounded.
+    Chains of K = drafted / steps guesses on average are taken as ones of ⌊K⌋, and of one more in
+    the share f = K - ⌊K⌋ of the steps: Σ p^i over i = 1 … ⌊K⌋, + f p^(⌊K⌋ + 1), = accepted / steps.
 
     Raises:
-        SequoiaError: there are so many guesses that this is no chain.
+        SequoiaError: no guess was accepted, or there are so many that this is no chain.
     """
-    guesses = max(1, _length(drafted / steps, where))
-    mean = accepted / steps
+    if not accepted:
+        raise SequoiaError(f"{where}: {engine} accepted no guesses; is its speculation on?")
+    guesses = drafted / steps
+    nearest = _length(guesses, where)
+    is_whole = abs(guesses - nearest) < FEWER * guesses and accepted < nearest * steps
+    if is_whole:  # engines print two decimals, and the end of a text may end a chain
+        guesses = float(nearest)
+    shares = np.append(np.ones(int(guesses)), guesses - int(guesses))  # of steps, by guess
+    powers = np.arange(1, len(shares) + 1)
     low, high = 0.0, 1.0
-    powers = np.arange(1, guesses + 1)
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        low, high = (middle, high) if (middle**powers).sum() < mean else (low, middle)
-    note = (
-        f"these are totals of chains of about {guesses} guesses: the rate is taken as the same at "
-        "every depth"
-    )
-    return ChainCounts(engine, np.array([high]), round(steps), notes=[note])
+        is_low = (shares * middle**powers).sum() < accepted / steps
+        low, high = (middle, high) if is_low else (low, middle)
+    notes = [
+        f"these are totals of chains of {guesses:.3g} guesses on average: the rate is taken as the "
+        "same at every depth"
+    ]
+    if not is_whole:
+        notes.append(
+            "some chains ended early; if the draft ends them where it is unsure, the rate is too "
+            "high for longer ones"
+        )
+    return ChainCounts(engine, np.array([high]), round(steps), notes=notes)
 
 
 def pooled(

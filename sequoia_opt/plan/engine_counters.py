@@ -74,7 +74,7 @@ def read(text: str, where: str, name: str | None = None) -> ChainCounts | None:
         return _llama_cpp_log(text, where, name)
     if lines := _SGLANG_LINE.findall(text):
         return _sglang_log([(float(length), float(rate)) for length, rate in lines], where)
-    if re.search(r"spec_decode|accept (?:len|rate):|#acc tokens", text):
+    if re.search(r"^\w+:spec_decode_|accept (?:len|rate):|#acc tokens", text, re.MULTILINE):
         raise _unknown(where)
     return None
 
@@ -154,11 +154,14 @@ def _llama_cpp_log(text: str, where: str, name: str | None) -> ChainCounts:
     positions = [_numbers(rates) for rates in _PER_POSITION.findall(text)]
     if positions and len(positions) == len(requests):
         return _llama_cpp_requests(requests, positions, where)
-    requests = [request for request in requests if request[0]]
-    if not requests or not all(mean > 1 for *_, mean in requests):
+    accepting = [request for request in requests if request[0]]
+    if not accepting or not all(mean > 1 for *_, mean in accepting):
         raise _unknown(where)
-    accepted, drafted_tokens = (sum(request[i] for request in requests) for i in (0, 1))
-    total_steps = sum(accepted / (mean - 1) for accepted, _, mean in requests)
+    accepted, drafted_there = (sum(request[i] for request in accepting) for i in (0, 1))
+    steps_there = sum(accepted / (mean - 1) for accepted, _, mean in accepting)
+    # A request of which nothing was accepted has as many guesses in a step as the others.
+    drafted_tokens = sum(drafted for _, drafted, _ in requests)
+    total_steps = steps_there * drafted_tokens / drafted_there
     return of_totals("llama.cpp", accepted, drafted_tokens, total_steps, where)
 
 
@@ -191,13 +194,15 @@ def _steps(accepted: int, shares: Sequence[float]) -> float:
 
 
 def _sglang_log(lines: Sequence[tuple[float, float]], where: str) -> ChainCounts:
-    """Lines of the log: mean tokens of a step, and the share of all guesses that was accepted."""
-    lines = [(length, rate) for length, rate in lines if length > 1 and rate > 0]
-    if not lines:
+    """Lines of the log: mean tokens of a step, and the share of all guesses that was accepted.
+
+    Where none was, a step had as many guesses as those of the other lines.
+    """
+    guesses = [(length - 1) / rate for length, rate in lines if length > 1 and rate > 0]
+    if not guesses:
         raise SequoiaError(f"{where}: SGLang accepted no guesses; is its speculation on?")
     accepted = float(np.mean([length - 1 for length, _ in lines]))
-    guesses = float(np.mean([(length - 1) / rate for length, rate in lines]))
-    counts = of_totals("SGLang", accepted, guesses, 1.0, where)
+    counts = of_totals("SGLang", accepted, float(np.mean(guesses)), 1.0, where)
     return ChainCounts("SGLang", counts.reached, notes=counts.notes)
 
 
@@ -241,7 +246,7 @@ def _llama_cpp_timings(timings: Sequence[Mapping[str, Any]], where: str) -> Chai
         drafted, accepted, new = (sum(int(t[name]) for t in timings) for name in names)
         if not all(0 <= total < MOST_STEPS for total in (drafted, accepted, new)):
             raise ValueError
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise _unknown(where) from None
     steps = new - len(timings) - accepted
     if steps <= 0 or drafted < accepted:
@@ -284,7 +289,7 @@ def _summed(histograms: Sequence[Any], where: str) -> list[int]:
                 if not 0 <= int(accepted) <= LONGEST_CHAIN or not 0 <= int(steps) < MOST_STEPS:
                     raise ValueError
                 total[int(accepted)] = total.get(int(accepted), 0) + int(steps)
-        except (TypeError, ValueError, AttributeError):
+        except (TypeError, ValueError, OverflowError, AttributeError):
             raise _unknown(where) from None
     return [total.get(accepted, 0) for accepted in range(max(total, default=0) + 1)]
 
@@ -294,7 +299,7 @@ def _mean(parts: Sequence[Mapping[str, Any]], total: str, count: str) -> float |
     try:
         counted = sum(int(part[count]) for part in parts)
         return sum(int(part[total]) for part in parts) / counted if counted else None
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -137,6 +138,32 @@ def test_of_totals_one_rate_that_accepts_as_many_guesses(text: str) -> None:
     assert any("same at every depth" in line for line in counts.warnings())
 
 
+def test_totals_of_chains_that_ended_early_have_no_rate_of_1_while_guesses_were_rejected() -> None:
+    """126 of 140 guesses in 100 steps: p + 0.4 p² = 1.26."""
+    timings = {"draft_n": 140, "draft_n_accepted": 126, "predicted_n": 227}
+    counts = read(json.dumps({"timings": timings}), "file")
+    assert counts is not None
+    assert counts.rates("file").item() == pytest.approx((math.sqrt(1 + 4 * 0.4 * 1.26) - 1) / 0.8)
+    assert any("ended early" in line for line in counts.warnings())
+    short = {"draft_n": 50, "draft_n_accepted": 40, "predicted_n": 141}
+    assert rates_of(json.dumps({"timings": short})) == pytest.approx([0.8])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        # 30 requests with 10 steps of 4 guesses each and none accepted, and 10 such with 20.
+        "draft acceptance = 0.0 ( 0 accepted / 1200 generated), mean len = 1.00\n"
+        "draft acceptance = 0.5 ( 200 accepted / 400 generated), mean len = 3.00\n",
+        "accept len: 1.00, accept rate: 0.00\n" * 3 + "accept len: 3.00, accept rate: 0.50\n",
+    ],
+)
+def test_steps_without_an_accepted_guess_count(text: str) -> None:
+    """A quarter of the steps accepts two guesses of four, the others none."""
+    [rate] = rates_of(text)
+    assert sum(rate**k for k in range(1, 5)) == pytest.approx(0.5)
+
+
 def test_depths_that_were_never_reached_are_left_out() -> None:
     counts = read(json.dumps({"acceptance_length_histogram": [5, 5, 0, 0]}), "file")
     assert counts is not None
@@ -192,6 +219,7 @@ def test_one_of_several_is_chosen_by_name() -> None:
         '{"model": "d", "num_speculative_tokens": 4}',
         "llama-server -md d.gguf --draft-max 16",
         '{"draft_n": 5}',
+        'vllm serve m --speculative-config \'{"model": "/data/spec_decode/draft"}\'',
         "max_draft_len: 3\n",
         "",
     ],
@@ -218,6 +246,9 @@ def test_other_texts_have_no_counts(text: str) -> None:
         ('{"acceptance_length_histogram": {"1000000000": 1}}', "counts of an unknown version"),
         (vllm_metrics().replace(f" {STEPS}.0", " 1e999"), "found '1e999', expected a count"),
         ('{"acceptance_length_histogram": "many"}', "found counts of an unknown version"),
+        ('{"acceptance_length_histogram": [1e999, 1]}', "found counts of an unknown version"),
+        ('{"draft_n_accepted": 1, "draft_n": 1e999, "predicted_n": 9}', "of an unknown version"),
+        ('{"draft_n_accepted": 0, "draft_n": 9, "predicted_n": 9}', "accepted no guesses"),
         ('{"draft_n_accepted": 3}', "found counts of an unknown version"),
         ('{"draft_n_accepted": 9, "draft_n": 4, "predicted_n": 99}', "found 9 accepted of 4"),
         ("accept len: 1.00, accept rate: 0.00", "accepted no guesses"),
