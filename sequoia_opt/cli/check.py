@@ -202,6 +202,8 @@ def check(
     checks = CHECKS if only is None else names(only)
     _check_usage(checks, texts.temperature)
     solved.check()
+    if only is not None:
+        _check_possible(checks, expect_speculation, solved)
     from sequoia_opt.cli.output import progress
     from sequoia_opt.measure.check.checks import CheckSpec
     from sequoia_opt.measure.check.checks import check as run
@@ -249,6 +251,21 @@ def _check_usage(checks: list[str] | tuple[str, ...], temperature: float) -> Non
             "check runs at temperature 0",
             param_hint="--temperature",
         )
+
+
+def _check_possible(checks: list[str], expects_speculation: bool, solved: SolvedOptions) -> None:
+    """Refuse checks that were asked for by name and would not be made.
+
+    Raises:
+        typer.BadParameter: the error names what is lacking.
+    """
+    lacking = None
+    if "settings" in checks and solved.plan is None and solved.profile is None:
+        lacking = "settings, expected --plan, or --profile and --acceptance, with it"
+    elif "acceptance" in checks and not expects_speculation:
+        lacking = "acceptance, expected it without --no-expect-speculation"
+    if lacking:
+        raise typer.BadParameter(f"found {lacking}", param_hint="--only")
 
 
 def _prompts(texts: TextOptions) -> list[str]:

@@ -18,6 +18,8 @@ from sequoia_opt.plan import export
 from sequoia_opt.plan.draft_names import model_of
 from sequoia_opt.plan.tree import TokenTree
 
+BINARY = ".pt"  # ends the names of the research code's files
+
 
 def _formats_help() -> str:
     """The formats by what they can hold, for --help."""
@@ -70,9 +72,7 @@ def export_tree(
 
 
 def check_replaceable(output: Path, text: str, force: bool) -> None:
-    """Refuse to replace a file that is not an export.
-
-    An export either begins like `text`, up to the first digit, or can be imported.
+    """Refuse to replace a file that is not such an export: it differs in more than values.
 
     Raises:
         SequoiaError: the file holds something else.
@@ -87,23 +87,41 @@ def check_replaceable(output: Path, text: str, force: bool) -> None:
     if kind == "":
         return
     if kind is None:
-        content = read_bytes(output).decode(errors="replace")
-        if re.split(r"\d", content)[0] == re.split(r"\d", text)[0]:
+        if form_of(read_bytes(output).decode(errors="replace")) == form_of(text):
             return
-        with suppress(SequoiaError):
-            any_tree(output)
-            return
+        if output.suffix == BINARY:  # a tree and nothing else
+            with suppress(SequoiaError):
+                any_tree(output)
+                return
     raise SequoiaError(
-        f"{output}: holds something else than an export; name another file with -o, or replace it "
-        "with --force"
+        f"{output}: holds something else than such an export; name another file with -o, or "
+        "replace it with --force"
     )
+
+
+def form_of(text: str) -> str:
+    """What exports in one format have in common: all but values, numbers and how many there are.
+
+    Values are quoted texts behind a key, models behind a flag, and lists of numbers behind a key;
+    a list by itself is a tree only if its numbers are whole.
+    """
+    for pattern, form in (
+        (r"(-md|--draft-model|--speculative-draft-model-path) ('[^']*'|\S+)", r"\1 model"),
+        (r'([:=] ?)"[^"\n]*"', r"\1text"),
+        (r"(: )[\[(][\d\s.,eE+()\[\]-]*[\])]", r"\1list"),
+        (r"[\[(](?:[\s,()\[\]]|\d+(?![.\d]))*[\])]", "list"),
+        (r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?", "number"),
+        (r"([^,{}]+: [^,{}]+|[^,{}]+: \{[^{}]*\})(?:, \1)+", r"\1"),
+    ):
+        text = re.sub(pattern, form, text)
+    return text.strip()
 
 
 def _write(tree: TokenTree, to: str, text: str, output: Path) -> None:
     """Write an export; the research code's as a binary file where its name ends in .pt."""
     from sequoia_opt.files.atomic import write_text
 
-    if to == "sequoia" and output.suffix == ".pt":
+    if to == "sequoia" and output.suffix == BINARY:
         from sequoia_opt.files import growmap_pt
         from sequoia_opt.plan.tree_formats import growmap
 

@@ -143,6 +143,8 @@ def test_errors_are_one_line(run: Run, tmp_path: Path) -> None:
     [
         [],
         ["host", "--only", "luck"],
+        ["host", "--only", "speed,settings"],
+        ["host", "--only", "acceptance", "--no-expect-speculation"],
         ["host", "--only", ","],
         ["host", "--temperature", "0"],
         ["host", "--samples", "3"],

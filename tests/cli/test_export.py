@@ -11,7 +11,7 @@ from policies import random_policy
 
 from sequoia_opt import demo
 from sequoia_opt.plan import shapes
-from sequoia_opt.plan.export import FORMATS
+from sequoia_opt.plan.export import FORMATS, names_by_kind
 from sequoia_opt.plan.tree import TokenTree
 
 
@@ -68,3 +68,39 @@ def test_an_adaptive_plan_is_said_to_be_cut_down(run: Callable[..., Outcome]) ->
     for options in ([], ["--draft", "d"]):
         done = run("export", "t.json", "--to", "eagle", *options)
         assert "EAGLE cannot grow trees by this plan's policy" in done.err
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_an_export_of_another_tree_is_replaced(run: Callable[..., Outcome], to: str) -> None:
+    wide = to not in names_by_kind()["chains"]
+    earlier, later = (shapes.k_ary(2, 2), shapes.k_ary(2, 3)) if wide else map(shapes.chain, (3, 5))
+    for number, tree in enumerate((earlier, later)):
+        path = f"{number}.json"
+        TokenTree(tree.parents, tree.ranks, {"draft_path": f"/m/d {number}"}).save(path)
+        done = run("export", path, "--to", to, "-o", "there")
+        if done.code == 1 and "rule" in done.err:
+            pytest.skip("this format holds no fixed chain")
+        assert done.code == 0, done.err
+
+
+@pytest.mark.parametrize(
+    ("to", "content"),
+    [
+        ("vllm", "#!/bin/sh\nvllm serve m --speculative-config '{\"method\": \"ngram\"}'\n"),
+        ("tensorrt-llm", "speculative_config:\n  decoding_type: Draft_Target\n  max_draft_len: 3\n"
+         "  speculative_model: \"d\"\nkv_cache_config:\n  enable_block_reuse: true\n"),
+        ("eagle", "[[1.5, 2.5], [3.5, 4.5]]\n"),
+        ("eagle", "[[0], [0, 0]]\nand notes\n"),
+        ("umbrella", '{"0": "cat", "1": "dog"}'),
+    ],
+)  # fmt: skip
+def test_what_only_resembles_an_export_is_kept(
+    run: Callable[..., Outcome], to: str, content: str
+) -> None:
+    shapes.chain(3).save("t.json")
+    Path("there").write_text(content)
+    done = run("export", "t.json", "--to", to, "-o", "there")
+    assert (done.code, done.err.count("\n")) == (1, 1)
+    assert "holds something else than such an export" in done.err
+    assert Path("there").read_text() == content
+    assert run("export", "t.json", "--to", to, "-o", "there", "--force").code == 0

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from command_line import Outcome
 
+from sequoia_opt.plan.schedule_formats import COSTS, SCHEDULES
 from sequoia_opt.plan.tree import TokenTree
 
 
@@ -107,3 +108,21 @@ def test_what_is_no_schedule_is_a_usage_error(
 def test_a_profile_without_batches_has_no_schedule(run: Callable[..., Outcome]) -> None:
     done = run("sweep", "batch", "--to", "vllm")
     assert (done.code, done.err.splitlines()[-1].count("profile --batches")) == (1, 1)
+
+
+@pytest.mark.parametrize("to", [*SCHEDULES, *COSTS])
+def test_a_schedule_is_replaced_by_a_later_one(run: Callable[..., Outcome], to: str) -> None:
+    options = served(run)
+    Path("rates.csv").write_text("rank,acceptance\n1,0.6\n")
+    assert run("import", "rates.csv", "--draft", "/m/small", "-o", "b.yaml").code == 0
+    for rates in ("a.yaml", "b.yaml"):
+        done = run("sweep", "batch", *options[:3], rates, "--to", to, "-o", "there")
+        assert done.code == 0, done.err
+
+
+def test_what_only_resembles_a_schedule_is_kept(run: Callable[..., Outcome]) -> None:
+    options = served(run)
+    Path("labels.json").write_text('{"0": "cat", "1": "dog"}')
+    done = run("sweep", "batch", *options, "--to", "sglang", "-o", "labels.json")
+    assert (done.code, "holds something else" in done.err) == (1, True)
+    assert json.loads(Path("labels.json").read_text()) == {"0": "cat", "1": "dog"}

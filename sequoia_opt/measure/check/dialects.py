@@ -49,14 +49,14 @@ class Reading:
     Attributes:
         text: the new text.
         tokens: its token ids; empty if the answer does not have them.
-        new_tokens: the number of tokens.
+        new_tokens: the number of tokens; None if the answer does not say.
         decode_seconds: the server's own time for all tokens but the first; None if not reported.
         guesses: None if the answer does not say.
     """
 
     text: str
     tokens: tuple[int, ...]
-    new_tokens: int
+    new_tokens: int | None
     decode_seconds: float | None = None
     guesses: Guesses | None = None
 
@@ -100,8 +100,8 @@ class Dialect:
             KeyError, IndexError, TypeError, ValueError: the answer is of another form.
         """
         text = str(answer["choices"][0]["text"])
-        usage = answer.get("usage") or {}
-        return Reading(text, (), int(usage.get("completion_tokens") or 0))
+        tokens = (answer.get("usage") or {}).get("completion_tokens")
+        return Reading(text, (), None if tokens is None else int(tokens))
 
     def next_token(self, model: str, prompt: Prompt) -> dict[str, Any]:
         """A request for one token with the log-probabilities of the likeliest ones."""

@@ -258,7 +258,8 @@ def _finding(
         worst = [parting for parting in partings if parting.cause == cause]
         if worst:
             status = Status.UNCHECKED if cause == Cause.UNKNOWN else Status.FAILED
-            return Finding(NAME, status, f"{equal}; {_sentence(worst[0], len(worst))}", numbers)
+            sentence = f"{equal}; {_sentence(worst[0], len(worst))}"
+            return Finding(NAME, status, sentence, numbers, cause == Cause.OTHER_WEIGHTS)
     if not partings:
         return Finding(NAME, Status.OK, equal, numbers)
     widest = max(

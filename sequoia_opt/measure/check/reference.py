@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from sequoia_opt.errors import SequoiaError
+from sequoia_opt.measure.check.counters import counters
 from sequoia_opt.measure.check.dialects import Prompt, Reading
 from sequoia_opt.measure.check.server import Completion, Server
 
@@ -113,9 +114,10 @@ def reference_for(server: Server, baseline: Server | None, text: str) -> Referen
         text: a prompt to try.
 
     Raises:
-        SequoiaError: see `Server.complete`.
+        SequoiaError: see `Server.complete`; or the baseline is none.
     """
     if baseline is not None:
+        _check_baseline(server, baseline, text)
         return Reference(baseline)
     tried = server.complete(text, PROBED_TOKENS)
     is_guessing = tried.reading.guesses is not None and tried.reading.guesses.drafted > 0
@@ -125,3 +127,28 @@ def reference_for(server: Server, baseline: Server | None, text: str) -> Referen
             return WithoutSpeculation(server)
     has_tokens = bool(tried.reading.tokens) and server.tokenize(text) is not None
     return OneByOne(server) if has_tokens else None
+
+
+def _check_baseline(server: Server, baseline: Server, text: str) -> None:
+    """Refuse a baseline that shares a fault of speculation, or has another vocabulary.
+
+    Raises:
+        SequoiaError: it speculates, or splits the text into other tokens.
+    """
+    before = counters(baseline)
+    guesses = baseline.complete(text, PROBED_TOKENS).reading.guesses
+    after = counters(baseline)
+    drafted = 0 if guesses is None else guesses.drafted
+    if guesses is None and before is not None and after is not None:
+        drafted = after.guesses.drafted - before.guesses.drafted
+    if drafted:
+        raise SequoiaError(
+            f"{baseline.url}: speculates, expected the same model served without speculation; "
+            "leave --baseline out, or start it so"
+        )
+    tokens = [asked.tokenize(text) for asked in (server, baseline)]
+    if None not in tokens and tokens[0] != tokens[1]:
+        raise SequoiaError(
+            f"{baseline.url}: splits a prompt into other tokens than {server.url}, expected the "
+            "same model served without speculation"
+        )

@@ -14,7 +14,7 @@ import numpy as np
 
 from sequoia_opt.engine.llama_cpp.server_pool import REMEMBERING
 from sequoia_opt.measure.check.counters import ReportedSettings
-from sequoia_opt.measure.check.dialects import Prompt
+from sequoia_opt.measure.check.dialects import Prompt, Reading
 from sequoia_opt.measure.check.reference import Reference
 from sequoia_opt.measure.check.server import Completion, Server
 from sequoia_opt.measure.check.verdict import BASELINE_ADVICE, Finding, Status
@@ -76,8 +76,13 @@ def check_speed(
 
     sides: list[Callable[[str, int], Completion]] = [ours, reference.complete]
     # One clock for both: the servers' own, if both tell their times.
-    tried = [complete(prompts[0], new_tokens).reading.decode_seconds for complete in sides]
-    timed = _timed_here if None in tried else _timed_there
+    tried = [complete(prompts[0], new_tokens).reading for complete in sides]
+    for asked, reading in zip((server, reference.server), tried, strict=True):
+        if reading.new_tokens is None:
+            reason = f"{asked.url} does not say how many tokens an answer has (`usage`)"
+            return Finding(NAME, Status.UNCHECKED, reason)
+    told = all(reading.decode_seconds is not None for reading in tried)
+    timed = _timed_there if told else _timed_here
     times: list[list[list[Timed]]] = [[[] for _ in prompts] for _ in sides]
     turns = [(repeat, place) for repeat in range(repeats) for place in range(len(prompts))]
     with progress("timing both") as advance:
@@ -92,7 +97,7 @@ def check_speed(
 def _timed_there(complete: Callable[[str, int], Completion], prompt: str, tokens: int) -> Timed:
     """A text's time as its server reports it."""
     reading = complete(prompt, tokens).reading
-    return Timed(max(1, reading.new_tokens - 1), max(reading.decode_seconds or 0.0, SHORTEST))
+    return Timed(_later_tokens(reading), max(reading.decode_seconds or 0.0, SHORTEST))
 
 
 def _timed_here(complete: Callable[[str, int], Completion], prompt: str, tokens: int) -> Timed:
@@ -103,7 +108,12 @@ def _timed_here(complete: Callable[[str, int], Completion], prompt: str, tokens:
     complete(prompt, 1)
     text, first = complete(prompt, tokens), complete(prompt, 1)
     seconds = max(text.seconds - first.seconds, SHORTEST)
-    return Timed(max(1, text.reading.new_tokens - 1), seconds)
+    return Timed(_later_tokens(text.reading), seconds)
+
+
+def _later_tokens(reading: Reading) -> int:
+    """Tokens of a text after its first."""
+    return max(1, (reading.new_tokens or 0) - 1)
 
 
 def _median(runs: Sequence[Timed]) -> Timed:

@@ -32,12 +32,14 @@ class Finding:
         check: the check's name.
         sentence: the result; if there is none, why the check could not run.
         numbers: the numbers behind it, as JSON has them.
+        shows_other_weights: whether the servers turned out to run different models.
     """
 
     check: str
     status: Status
     sentence: str
     numbers: dict[str, Any] = field(default_factory=dict)
+    shows_other_weights: bool = False
 
     def document(self) -> dict[str, Any]:
         """The verdict as a mapping."""

@@ -64,9 +64,12 @@ def test_another_tokenizer_is_found(kind: str) -> None:
 
 
 def test_other_weights_are_told_from_a_fault_of_speculation() -> None:
-    report = run(server(fault="other weights"), baseline(), checks=("greedy",))
-    assert statuses(report) == {"greedy": "FAILED"}
+    checks = ("greedy", "sampled", "speed")
+    report = run(server(fault="other weights"), baseline(), checks=checks)
+    assert statuses(report) == {"greedy": "FAILED", "sampled": "UNCHECKED", "speed": "UNCHECKED"}
     assert "different weights or number types" in report.findings[0].sentence
+    for finding in report.findings[1:]:
+        assert finding.sentence.endswith("see greedy")
 
 
 def test_any_server_is_compared_by_characters() -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from checking import PROMPTS, baseline, server
 
+from sequoia_opt.errors import SequoiaError
 from sequoia_opt.measure.check.reference import OneByOne, WithoutSpeculation, reference_for
 
 
@@ -15,6 +16,19 @@ def test_a_baseline_comes_first() -> None:
     assert reference is not None
     assert reference.server is other
     assert not reference.is_one_by_one
+
+
+@pytest.mark.parametrize("kind", ["llama.cpp", "vLLM", "SGLang"])
+def test_a_baseline_that_speculates_is_refused(kind: str) -> None:
+    with pytest.raises(SequoiaError, match="speculates, expected the same model served without"):
+        reference_for(server(kind=kind), server(kind=kind), PROMPTS[0])
+
+
+def test_a_baseline_of_another_vocabulary_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = baseline()
+    monkeypatch.setattr(other, "tokenize", lambda text: [7, *range(len(text))])
+    with pytest.raises(SequoiaError, match="splits a prompt into other tokens than"):
+        reference_for(server(), other, PROMPTS[0])
 
 
 def test_a_request_switches_speculation_off_where_that_is_heeded() -> None:

@@ -58,10 +58,12 @@ class Clocked:
     """
 
     is_same_server = is_one_by_one = False
+    url = "http://clocked"
 
     def __init__(self, per_token: float, prompt: float, tells: float | None = None) -> None:
         self.per_token, self.prompt_seconds, self.tells = per_token, prompt, tells
         self.cached = ""
+        self.server = self
 
     def prompt(self, text: str) -> str:
         return text
@@ -82,6 +84,21 @@ def test_unless_both_tell_times_the_clock_s_count_but_for_the_first_token(
     finding = check_speed(tested, plain, PROMPTS, SILENT, 11, 1, no_progress_bar)
     assert finding.numbers["tokens_per_second"] == pytest.approx(100)
     assert finding.numbers["speedup"] == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("silent", [0, 1])
+def test_a_server_that_does_not_count_its_tokens_is_not_timed(
+    silent: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sides: list[Any] = [Clocked(0.01, prompt=0.0), Clocked(0.01, prompt=0.0)]
+    for number, side in enumerate(sides):
+        side.url = f"http://{number}"
+    monkeypatch.setattr(
+        sides[silent], "complete", lambda *_: Completion(Reading("aa", (), None), 1.0)
+    )
+    finding = check_speed(sides[0], sides[1], PROMPTS, SILENT, 11, 1, no_progress_bar)
+    assert finding.status is Status.UNCHECKED
+    assert f"http://{silent} does not say how many tokens" in finding.sentence
 
 
 def test_a_server_whose_own_clock_sees_no_time_is_no_error() -> None:
