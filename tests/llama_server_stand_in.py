@@ -29,6 +29,8 @@ class StandIn:
         timings: whether answers have timings.
         hidden: every token whose number is a multiple of this is not sent by itself.
         stops: after how many tokens a stream ends, as if the server had died.
+        api_key: that it asks for; empty if it asks for none.
+        nulls: names of fields that its answers leave empty.
         requests: those that it got, with their paths.
         url: its address.
     """
@@ -41,6 +43,8 @@ class StandIn:
     timings: bool = True
     hidden: int = 0
     stops: int | None = None
+    api_key: str = ""
+    nulls: tuple[str, ...] = ()
     requests: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     url: str = ""
 
@@ -85,6 +89,10 @@ class _Handler(BaseHTTPRequestHandler):
         """Log nothing."""
 
     def _answer(self, document: dict[str, Any], status: int = 200) -> None:
+        key = self.stand_in.api_key
+        if key and self.headers["Authorization"] != f"Bearer {key}":
+            document, status = {"error": {"message": "Invalid API Key"}}, 401
+        document |= {name: None for name in self.stand_in.nulls if name in document}
         self.send_response(status)
         self.end_headers()
         self.wfile.write(json.dumps(document).encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -253,7 +254,9 @@ def _check_usage(checks: list[str] | tuple[str, ...], temperature: float) -> Non
         )
 
 
-def _check_possible(checks: list[str], expects_speculation: bool, solved: SolvedOptions) -> None:
+def _check_possible(
+    checks: Collection[str], expects_speculation: bool, solved: SolvedOptions
+) -> None:
     """Refuse checks that were asked for by name and would not be made.
 
     Raises:

@@ -120,6 +120,11 @@ class ScheduleOptions:
             raise typer.BadParameter(
                 f"found {axis!r}, expected batch: schedules are by batch size", param_hint="AXIS"
             )
+        if self.to is not None and self.requests_per_second is not None:
+            raise typer.BadParameter(
+                "found --to too, expected one of them: a schedule is for every load",
+                param_hint="--requests-per-second",
+            )
         if self.output is not None and self.to is None:
             raise typer.BadParameter("found no --to, which says what to write", param_hint="-o")
 

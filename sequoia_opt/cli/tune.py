@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -62,6 +61,15 @@ def tune(
             "http://127.0.0.1:8080, instead of starting servers."
         ),
     ] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            help="API key of the server at --url.",
+            envvar="SEQUOIA_OPT_API_KEY",
+            show_default="none",
+            show_envvar=True,
+        ),
+    ] = None,
     prompts: Annotated[
         str | None,
         typer.Option(
@@ -102,7 +110,8 @@ def tune(
         )
     outputs = _outputs(save, force)
     from sequoia_opt.api import load_dataset
-    from sequoia_opt.cli.output import note, written
+    from sequoia_opt.cli.output import note, progress, written
+    from sequoia_opt.measure.tune.llama_cpp import tune_files, tune_url
     from sequoia_opt.measure.tune.task import Task
     from sequoia_opt.measure.tune.tuning import TuneSpec
 
@@ -110,8 +119,10 @@ def tune(
     task = Task(name, documents, limit, TuneSpec(new_tokens=max_new_tokens, minutes=minutes))
     if engine == OPENVINO:
         outcome = _tuned_pipelines(model, draft, settings, task)
+    elif url is not None:
+        outcome = tune_url(url, api_key, task, progress, note)
     else:
-        outcome = _tuned(url, _files(model, draft), settings, task)
+        outcome = tune_files(_files(model, draft), settings.settings, task, progress, note)
     for path in _saved(outcome, outputs):
         written(path)
     _print(outcome, Format.json if as_json else form)
@@ -154,17 +165,6 @@ def _files(model: str | None, draft: str | None) -> dict[str, str]:
         model, draft = demo.TARGET_NAME, draft or demo.DRAFT_NAME
     named = {"target": model} | ({"draft": draft} if draft else {})
     return {role: demo.resolve(name, LLAMA_CPP) for role, name in named.items()}
-
-
-def _tuned(
-    url: str | None, files: Mapping[str, str], settings: EngineSettings, task: Task
-) -> TunedEngine:
-    from sequoia_opt.cli.output import note, progress
-    from sequoia_opt.measure.tune.llama_cpp import tune_files, tune_url
-
-    if url is not None:
-        return tune_url(url, task, progress, note)
-    return tune_files(files, settings.settings, task, progress, note)
 
 
 def _outputs(folder: Path | None, force: bool) -> list[Path]:

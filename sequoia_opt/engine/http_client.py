@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from sequoia_opt.errors import SequoiaError, one_line
 
 QUOTED = 160  # characters of a server's message that an error quotes
+REFUSED_KEY = (http.client.UNAUTHORIZED, http.client.FORBIDDEN)
 
 
 class ServerGoneError(SequoiaError):
@@ -26,6 +27,7 @@ class HttpClient:
 
     Attributes:
         url: the server's address, without a slash at its end.
+        has_key: whether requests have an API key.
     """
 
     def __init__(self, url: str, api_key: str | None = None) -> None:
@@ -44,7 +46,9 @@ class HttpClient:
         secure = parts.scheme == "https"
         self._connection = http.client.HTTPSConnection if secure else http.client.HTTPConnection
         self._host, self._port, self._path = parts.hostname, parts.port, parts.path
+        self._host.encode("idna")  # refuses a name that no connection could be made to
         self._headers = {"Content-Type": "application/json"}
+        self.has_key = api_key is not None
         if api_key is not None:
             self._headers["Authorization"] = f"Bearer {api_key}"
 
@@ -105,6 +109,12 @@ def client_of(url: str, api_key: str | None = None) -> HttpClient:
         return HttpClient(address.rstrip("/").removesuffix("/v1"), api_key)
     except ValueError as error:
         raise SequoiaError(f"{url}: not an address ({one_line(error)})") from None
+
+
+def refused_key(where: str, status: int, has_key: bool) -> SequoiaError:
+    """The error of a server that answers with one of `REFUSED_KEY`."""
+    problem = "refuses the API key" if has_key else "asks for an API key"
+    return SequoiaError(f"{where}: {problem} (status {status}); give its key with --api-key")
 
 
 def json_mapping(text: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sequoia_opt.files.fields import Fields
 from sequoia_opt.plan.export_formats import lines, llama_cpp_flags
 from sequoia_opt.plan.tree import TokenTree
 
@@ -24,11 +25,14 @@ class RuleText:
     Attributes:
         rule: the rule's name in a plan's `rules`.
         write: the text, from the draft's name and the numbers.
+        counts, fractions: the names of the numbers, whole ones and others.
         needs: what its user has to know besides.
     """
 
     rule: str
     write: Callable[[str, Numbers], str]
+    counts: tuple[str, ...] = ("guesses",)
+    fractions: tuple[str, ...] = ("threshold",)
     needs: str = ""
 
 
@@ -64,26 +68,37 @@ RULE_TEXTS: dict[str, RuleText] = {
     "llama.cpp": RuleText(
         "dropping_chain",
         _llama_cpp,
-        "llama.cpp compares --spec-draft-p-min with a probability among the ten likeliest tokens, "
-        "which is a little larger than the draft's own",
+        needs="llama.cpp compares --spec-draft-p-min with a probability among the ten likeliest "
+        "tokens, which is a little larger than the draft's own",
     ),
     "transformers": RuleText(
         "keeping_chain",
         _transformers,
-        "transformers moves assistant_confidence_threshold while it decodes if scikit-learn is "
-        "installed",
+        needs="transformers moves assistant_confidence_threshold while it decodes if scikit-learn "
+        "is installed",
     ),
-    "openvino-genai": RuleText("endless_chain", _openvino),
-    "sglang-dynamic": RuleText("beam_tree", _sglang),
+    "openvino-genai": RuleText("endless_chain", _openvino, counts=()),
+    "sglang-dynamic": RuleText("beam_tree", _sglang, ("levels", "width", "nodes"), ()),
 }
 
 
 def rule_of(tree: TokenTree, engine: str) -> Numbers | None:
-    """The solved numbers of an engine's rule, where the plan has them and they pay; else None."""
+    """The solved numbers of an engine's rule, where the plan has them and they pay; else None.
+
+    Raises:
+        SequoiaError: a number is missing, or is none.
+    """
     rules = tree.metadata.get("rules", {})
     text = RULE_TEXTS.get(engine)
     numbers = rules.get(text.rule) if text is not None and isinstance(rules, dict) else None
-    if not isinstance(numbers, dict) or numbers["speedup"] <= 1:
+    if text is None or not isinstance(numbers, dict):
+        return None
+    fields = Fields(numbers, f"tree: rules: {text.rule}")
+    for name in ("speedup", "low", "high", *text.fractions):
+        fields.number(name, low=0.0)
+    for name in text.counts:
+        fields.integer(name)
+    if numbers["speedup"] <= 1:
         return None
     if engine == "openvino-genai" and not numbers["threshold"]:
         return None  # an endless chain without a threshold never ends there

@@ -155,6 +155,12 @@ def schedule(
     """
     measured = profile.batches()
     if len(measured) < 2:
+        lacking = sorted({curve.batch for curve in profile.target.curves} - set(measured))
+        if lacking:
+            raise SequoiaError(
+                f"found times of the target in batches of {', '.join(map(str, lacking))}, and none "
+                "of the draft there; measure or import both"
+            )
         raise SequoiaError(
             f"found a profile of batch {measured[0]} only, expected several batches; measure with "
             "`sequoia-opt profile --batches 1,4,16`"
@@ -197,6 +203,8 @@ def _chains(
     Raises:
         SequoiaError: not even one guess can be priced.
     """
+    if (options.max_size or 2) < 2 or options.max_depth == 0:
+        raise SequoiaError("found no room for a guess; leave --max-size and --max-depth out")
     largest = max(step.largest_size for step in times)
     deepest = DEFAULT_MAX_DEPTH if options.max_depth is None else options.max_depth
     largest = min(largest, options.max_size or largest, deepest + 1)

@@ -212,8 +212,13 @@ def export_costs(
         to: one of `COSTS`.
 
     Raises:
-        SequoiaError: the profile lacks the context at some batch.
+        SequoiaError: the profile lacks the context at some batch, or has times of whole rounds.
     """
+    if profile.extra.get("rounds") == "served":
+        raise SequoiaError(
+            "the profile's times are of whole rounds, draft passes included, but this is a table "
+            "of the target's forward passes; import or measure those"
+        )
     weights = context or {default_context(profile, acceptance, 1): 1.0}
     mean = sum(length * weight for length, weight in weights.items()) / sum(weights.values())
     form = COSTS[to]

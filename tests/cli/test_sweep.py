@@ -30,7 +30,15 @@ def test_a_sweeps_document_has_the_tree_and_the_points(run: Callable[..., Outcom
     assert all(point["size"] <= 4 for point in document["points"])
 
 
-@pytest.mark.parametrize("arguments", [["size"], ["--context", "many"], ["-o", "t.json"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["size"],
+        ["--context", "many"],
+        ["-o", "t.json"],
+        ["batch", "--to", "vllm", "--requests-per-second", "2"],
+    ],
+)
 def test_what_cannot_be_swept_is_a_usage_error(
     run: Callable[..., Outcome], arguments: list[str]
 ) -> None:
@@ -103,6 +111,29 @@ def test_what_is_no_schedule_is_a_usage_error(
 ) -> None:
     done = run("sweep", *arguments)
     assert (done.code, done.err.count("\n")) == (2, 1)
+
+
+def test_times_of_whole_rounds_are_no_costs_of_the_target(run: Callable[..., Outcome]) -> None:
+    rows = ["role,batch,context,tokens,ms,round_ms"]
+    rows += [f"target,{batch},512,{count},,{10 + count}" for batch in (1, 8) for count in (1, 2)]
+    Path("rounds.csv").write_text("\n".join(rows) + "\n")
+    Path("rates.csv").write_text("rank,acceptance\n1,0.8\n")
+    for source, made in (("rounds.csv", "p.yaml"), ("rates.csv", "a.yaml")):
+        assert run("import", source, "-o", made).code == 0
+    for to in COSTS:
+        done = run("sweep", "batch", "--profile", "p.yaml", "--acceptance", "a.yaml", "--to", to)
+        assert (done.code, "times are of whole rounds" in done.err) == (1, True)
+
+
+def test_what_a_schedule_lacks_is_said(run: Callable[..., Outcome]) -> None:
+    options = served(run)
+    done = run("sweep", "batch", *options, "--to", "vllm", "--max-size", 1)
+    assert "found no room for a guess" in done.err
+    rows = [row for row in Path("times.csv").read_text().split() if "draft,8" not in row]
+    Path("few.csv").write_text("\n".join(row for row in rows if "draft,64" not in row) + "\n")
+    assert run("import", "few.csv", "--draft", "/m/small", "-o", "few.yaml").code == 0
+    done = run("sweep", "batch", "--profile", "few.yaml", *options[2:], "--to", "vllm")
+    assert "times of the target in batches of 8, 64, and none of the draft there" in done.err
 
 
 def test_a_profile_without_batches_has_no_schedule(run: Callable[..., Outcome]) -> None:

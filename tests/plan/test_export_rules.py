@@ -70,3 +70,19 @@ def test_numbers_of_a_rule_are_warned_of_above_temperature_0(to: str, holds: boo
     notes = export(TokenTree([-1, 0], [0, 1], metadata), to)[1]
     verdict = "holds there" if holds else "does not hold there"
     assert f"the acceptance measured for verifier topk {verdict}" in notes[-1]
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"speedup": "fast"}, "speedup: found 'fast', expected a number"),
+        ({"guesses": 2.5}, "guesses: found 2.5, expected a whole number"),
+        ({"threshold": None}, "threshold: found None, expected a number"),
+    ],
+)
+def test_a_number_that_is_none_is_named(change: dict[str, Any], problem: str) -> None:
+    rules = {"dropping_chain": {**RULES["dropping_chain"], **change}}
+    with pytest.raises(SequoiaError, match=f"tree: rules: dropping_chain: {problem}"):
+        export(plan(rules), "llama.cpp")
+    with pytest.raises(SequoiaError, match="rules: dropping_chain: speedup: missing"):
+        export(plan({"dropping_chain": {"guesses": 3}}), "llama.cpp")

@@ -27,6 +27,7 @@ class RunningServer:
 
     Args:
         url: its address, see `client_of`.
+        api_key: that it asks for; None if it asks for none.
 
     Attributes:
         client: what asks it.
@@ -35,24 +36,26 @@ class RunningServer:
         context: tokens that a text may have; 0 if it does not say so.
 
     Raises:
-        SequoiaError: the address is none, or nothing answers there as a llama-server does.
+        SequoiaError: the address is none, nothing answers there as a llama-server does, or it asks
+            for another key.
     """
 
     has_draft = True
     others = ()
     ends_unsure_chains = True
 
-    def __init__(self, url: str) -> None:
-        self.client = ServerClient(url, client_of(url), lambda what: _failure(url, what))
+    def __init__(self, url: str, api_key: str | None = None) -> None:
+        self.client = ServerClient(url, client_of(url, api_key), lambda what: _failure(url, what))
         properties = self.client.properties()
-        if "default_generation_settings" not in properties:
+        defaults = properties.get("default_generation_settings")
+        if not isinstance(defaults, dict):
             raise SequoiaError(f"{url}: found no llama-server there, expected one; name its URL")
         self.model = Path(str(properties.get("model_path", ""))).stem
-        self.context = int(properties["default_generation_settings"].get("n_ctx", 0))
+        self.context = int(defaults.get("n_ctx") or 0)
         unusual = self._settings_told(_fields(Speculation(DRAFT, UNUSUAL_GUESSES)))
         self.takes_settings = unusual.get(N_MAX) == UNUSUAL_GUESSES
         own = self._settings_told({})
-        self.default_chain = ChainSetting(int(own.get(N_MAX, 0)), float(own.get(P_MIN, 0)))
+        self.default_chain = ChainSetting(int(own.get(N_MAX) or 0), float(own.get(P_MIN) or 0))
 
     def _settings_told(self, fields: Mapping[str, Any]) -> Mapping[str, Any]:
         """How the server says that it decodes a request with these fields."""

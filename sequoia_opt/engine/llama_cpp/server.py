@@ -34,6 +34,7 @@ from sequoia_opt.plan.sampling import Sampling
 START_SECONDS = 600.0
 POLL_SECONDS = 0.05
 HEALTH_SECONDS = 10.0
+ENDING_SECONDS = 1.0
 ERROR = re.compile(r"(?i:error|fail)| E ")
 CONSEQUENCE = re.compile(r"exiting due to|Failed to init server")
 LOG_PREFIX = re.compile(r"^[\d.]+ [A-Z] ")
@@ -154,6 +155,8 @@ class LlamaServer:
 
     def _failure(self, what: str) -> ServerGoneError:
         """Why it is not there any more: what it logged, and how it ended."""
+        with contextlib.suppress(subprocess.TimeoutExpired):  # it may be about to end
+            self._process.wait(ENDING_SECONDS)
         code = self._process.poll()
         ending = "" if code is None else f"; exit code {code}" if code >= 0 else f"; signal {-code}"
         why = _folded(last_error(self._log_end().splitlines()))[:200]

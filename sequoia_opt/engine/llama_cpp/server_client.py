@@ -9,9 +9,16 @@ from __future__ import annotations
 import http.client
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from sequoia_opt.engine.http_client import HttpClient, ServerGoneError, error_message, json_mapping
+from sequoia_opt.engine.http_client import (
+    REFUSED_KEY,
+    HttpClient,
+    ServerGoneError,
+    error_message,
+    json_mapping,
+    refused_key,
+)
 from sequoia_opt.engine.library import LibraryGeneration
 from sequoia_opt.engine.llama_cpp.server_steps import steps_of
 from sequoia_opt.engine.llama_cpp.server_timings import ServerTimings, timings_of
@@ -23,7 +30,10 @@ PROBE_SECONDS = 60.0
 REQUEST_SECONDS = 3600.0
 STREAM_START = "data: "
 NO_ANSWER = "ended, or does not answer"
+BROKEN_OFF = "stopped in the middle of an answer"
 GREEDY = Sampling()
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -92,10 +102,12 @@ class ServerClient:
         except (OSError, http.client.HTTPException):
             raise self._failure(NO_ANSWER) from None
         self._check(status, answer, len(prompt))
-        return Answer(
-            tokens=[int(token) for token in answer["tokens"]],
-            timings=timings_of(answer["timings"]),
-            settings=answer.get("generation_settings", {}),
+        return self._understood(
+            lambda: Answer(
+                tokens=[int(token) for token in answer["tokens"]],
+                timings=timings_of(answer["timings"]),
+                settings=dict(answer.get("generation_settings") or {}),
+            )
         )
 
     def steps(
@@ -118,7 +130,7 @@ class ServerClient:
         request = _request(prompt, new_tokens, GREEDY) | dict(fields or {})
         counts = self._counts(request)
         if counts[-1].predicted < new_tokens:
-            raise self._failure("stopped in the middle of an answer")
+            raise self._failure(BROKEN_OFF)
         return steps_of(counts, longest)
 
     def step_ms(self, prompt: Sequence[int], guesses: int) -> float | None:
@@ -150,11 +162,26 @@ class ServerClient:
     def _counts(self, request: Mapping[str, Any]) -> list[ServerTimings]:
         """The timings and counts that are streamed with each token of an answer."""
         streamed = {**request, "stream": True, "timings_per_token": True}
-        parts = [part.get("timings", {}) for part in self._stream(streamed)]
-        counts = [timings_of(timings) for timings in parts if timings.get("predicted_n")]
+        parts = [part.get("timings") or {} for part in self._stream(streamed)]
+        if not parts:
+            raise self._failure(BROKEN_OFF)
+        counts = self._understood(
+            lambda: [timings_of(timings) for timings in parts if timings.get("predicted_n")]
+        )
         if not counts:
             raise self._too_old()
         return counts
+
+    def _understood(self, read: Callable[[], Value]) -> Value:
+        """What an answer says.
+
+        Raises:
+            SequoiaError: it is of another form.
+        """
+        try:
+            return read()
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise self._too_old() from None
 
     def _stream(self, request: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         """The parts of a streamed answer."""
@@ -167,6 +194,8 @@ class ServerClient:
                     if not line.startswith(STREAM_START):
                         continue
                     part = json_mapping(line.removeprefix(STREAM_START))
+                    if not part:  # [DONE]
+                        continue
                     if "error" in part:
                         self._check(http.client.INTERNAL_SERVER_ERROR, part, len(request["prompt"]))
                     yield part
@@ -182,9 +211,9 @@ class ServerClient:
         """
         answer = self._told("POST", "/tokenize", {"content": text, "add_special": True})
         tokens = answer.get("tokens")
-        if not isinstance(tokens, list):
+        if not isinstance(tokens, list) or not all(isinstance(token, int) for token in tokens):
             raise SequoiaError(f"{self.name}: found no tokens in its answer to /tokenize")
-        return [int(token) for token in tokens]
+        return tokens
 
     def chat_text(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """A conversation in the model's chat template.
@@ -211,9 +240,12 @@ class ServerClient:
 
     def _told(self, method: str, path: str, body: object = None) -> dict[str, Any]:
         try:
-            return self.ask(method, path, body)[1]
+            status, answer = self.ask(method, path, body)
         except (OSError, http.client.HTTPException):
             raise self._failure(NO_ANSWER) from None
+        if status in REFUSED_KEY:
+            raise refused_key(self.name, status, self._http.has_key)
+        return answer
 
     def ask(
         self, method: str, path: str, body: object = None, timeout: float = PROBE_SECONDS
@@ -232,12 +264,14 @@ class ServerClient:
         Raises:
             SequoiaError: it says why.
         """
+        if status in REFUSED_KEY:
+            raise refused_key(self.name, status, self._http.has_key)
         if status != http.client.OK:
             raise SequoiaError(
                 f"{self.name}: refuses a prompt of {prompt} tokens "
                 f"({error_message(answer, f'status {status}')})"
             )
-        if "predicted_ms" not in answer.get("timings", {}) or "tokens" not in answer:
+        if "predicted_ms" not in (answer.get("timings") or {}) or "tokens" not in answer:
             raise self._too_old()
 
     def _too_old(self) -> SequoiaError:

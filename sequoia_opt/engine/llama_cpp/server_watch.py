@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 
 
 def main() -> None:
@@ -22,7 +23,8 @@ def main() -> None:
     threading.Thread(target=_end_with_input, args=(process,), daemon=True).start()
     code = process.wait()
     if code < 0:  # it died of a signal, and so does this
-        signal.signal(-code, signal.SIG_DFL)
+        with suppress(OSError):  # SIGKILL has no handler to reset
+            signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     sys.exit(code)
 

@@ -14,10 +14,12 @@ from typing import Any, TypeVar
 
 from sequoia_opt.engine.http_client import (
     QUOTED,
+    REFUSED_KEY,
     HttpClient,
     client_of,
     error_message,
     json_mapping,
+    refused_key,
 )
 from sequoia_opt.errors import SequoiaError, one_line
 from sequoia_opt.measure.check.dialects import (
@@ -31,7 +33,6 @@ from sequoia_opt.measure.check.dialects import (
 
 MODELS = "/v1/models"
 NAMED = 8  # models that an error names
-REFUSED_KEY = (http.client.UNAUTHORIZED, http.client.FORBIDDEN)
 
 Value = TypeVar("Value")
 
@@ -124,7 +125,7 @@ class Server:
         status, text = self._ask("POST", path, request)
         answer = json_mapping(text)
         if status in REFUSED_KEY:
-            raise _refused_key(self.url, status)
+            raise refused_key(self.url, status, has_key=True)
         if status != http.client.OK or "error" in answer:
             raise SequoiaError(f"{self.url}: refuses a request to {path} ({_message(text)})")
         return answer
@@ -162,7 +163,7 @@ def connect(url: str, model: str | None, api_key: str | None, timeout: float) ->
     client = client_of(url, api_key)
     status, text = _asked(client, "GET", MODELS, None, timeout)
     if status in REFUSED_KEY:
-        raise _refused_key(client.url, status, api_key is not None)
+        raise refused_key(client.url, status, client.has_key)
     served = _cards(json_mapping(text).get("data"))
     names = [str(card["id"]) for card in served]
     if status != http.client.OK or not names:
@@ -210,11 +211,6 @@ def _asked(
             f"{client.url}: does not answer {method} {path} ({reason[:QUOTED]}); start the server, "
             "or check its address"
         ) from None
-
-
-def _refused_key(url: str, status: int, has_key: bool = True) -> SequoiaError:
-    problem = "refuses the API key" if has_key else "asks for an API key"
-    return SequoiaError(f"{url}: {problem} (status {status}); give its key with --api-key")
 
 
 def _message(text: str) -> str:

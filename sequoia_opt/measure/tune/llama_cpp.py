@@ -69,16 +69,21 @@ def tune_files(
     return TunedEngine(tuned, command, tried, len(prompts))
 
 
-def tune_url(url: str, task: Task, bar: ProgressBar, note: Note) -> TunedEngine:
+def tune_url(
+    url: str, api_key: str | None, task: Task, bar: ProgressBar, note: Note
+) -> TunedEngine:
     """Find the fastest setting of a running server.
 
     If the server takes settings with each request, they are tried. No version since 2026 does; for
     these, chains up to the server's own length are only predicted.
 
+    Args:
+        url, api_key: see `RunningServer`.
+
     Raises:
         SequoiaError: it does not answer, is no llama-server, or makes no usable guesses.
     """
-    server = RunningServer(url)
+    server = RunningServer(url, api_key)
     if not server.takes_settings:
         note(
             f"{url}: the server takes no settings with a request; chains up to its own length are "

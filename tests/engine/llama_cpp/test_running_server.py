@@ -68,8 +68,9 @@ def test_its_address_is_written_in_several_ways(ending: str) -> None:
 
 
 def test_an_address_that_is_none_is_refused() -> None:
-    with pytest.raises(SequoiaError, match="ftp://a:1: not an address"):
-        RunningServer("ftp://a:1")
+    for address in ("ftp://a:1", "http://a..b:80"):
+        with pytest.raises(SequoiaError, match=f"{address}: not an address"):
+            RunningServer(address)
 
 
 def test_an_address_of_ipv6_is_asked_too() -> None:
@@ -129,6 +130,45 @@ def test_a_server_that_dies_in_the_middle_is_named() -> None:
         stand_in.stops = 9
         with pytest.raises(SequoiaError, match="the server stopped in the middle of an answer; is"):
             server.counted(Speculation(DRAFT, 4), PROMPT, 60)
+
+
+def test_a_server_that_dies_before_the_first_token_is_not_too_old() -> None:
+    with serving(StandIn(COSTS)) as stand_in:
+        server = RunningServer(stand_in.url)
+        stand_in.stops = 0
+        with pytest.raises(SequoiaError, match="the server stopped in the middle of an answer; is"):
+            server.counted(Speculation(DRAFT, 4), PROMPT, 60)
+
+
+def test_a_key_is_sent_and_asked_for() -> None:
+    with serving(StandIn(COSTS, api_key="secret")) as stand_in:
+        assert RunningServer(stand_in.url, "secret").model == "big"
+        for key, problem in ((None, "asks for an API key"), ("wrong", "refuses the API key")):
+            with pytest.raises(SequoiaError, match=rf"{problem} \(status 401\); give its key with"):
+                RunningServer(stand_in.url, key)
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("default_generation_settings", "found no llama-server there"),
+        ("tokens", "found no tokens in its answer to /tokenize"),
+        ("timings", "no tokens or no timings"),
+    ],
+)
+def test_an_answer_without_a_value_is_no_python_error(name: str, problem: str) -> None:
+    with (
+        serving(StandIn(COSTS, nulls=(name,))) as stand_in,
+        pytest.raises(SequoiaError, match=problem),
+    ):
+        RunningServer(stand_in.url)
+
+
+def test_settings_that_are_not_told_are_unknown() -> None:
+    with serving(StandIn(COSTS, nulls=("generation_settings",))) as stand_in:
+        server = RunningServer(stand_in.url)
+    assert not server.takes_settings
+    assert server.default_chain == ChainSetting(0, 0.0)
 
 
 def test_what_it_refuses_is_said_in_its_words() -> None:

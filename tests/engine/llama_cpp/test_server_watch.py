@@ -102,6 +102,7 @@ def test_a_server_does_not_outlive_a_program_that_is_killed() -> None:
     [
         ("print('cannot: no'); sys.exit(7)", r"\(cannot: no; exit code 7\)"),
         ("sys.exit(3)", r"\(it does not say why; exit code 3\)"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", r"\(it does not say why; signal 9\)"),
         ("os.kill(os.getpid(), signal.SIGABRT)", r"\(it does not say why; signal 6\)"),
     ],
 )
