@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from sequoia_opt.engine.pair import Pair
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.files.reading import read_text
 
-PART = 2**17  # characters, about, that are tokenized at once
+PART = 2**17  # characters that are tokenized at once, and up to as many more to a line's end
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Corpus:
 def read_corpus(path: str | Path) -> Corpus:
     """Read a text file, or all text files below a folder.
 
-    In a folder, hidden files and folders and files that are no text are left out.
+    In a folder, hidden files and folders, files that are no text, and what is no file are left out.
 
     Raises:
         SequoiaError: the file is missing or no text, or the folder has no text file.
@@ -90,21 +91,18 @@ def _texts_below(folder: Path) -> Iterator[str]:
     for place, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(name for name in files if not name.startswith(".")):
-            try:
-                yield _text(Path(place, name))
-            except SequoiaError:
-                continue
+            path = Path(place, name)
+            if path.is_file():  # reading a pipe would wait for its writer
+                with suppress(SequoiaError):
+                    yield _text(path)
 
 
 def _parts(text: str) -> Iterator[str]:
-    """A text in parts of whole lines that a tokenizer takes at once."""
-    part: list[str] = []
-    length = 0
-    for line in text.splitlines(keepends=True):
-        part.append(line)
-        length += len(line)
-        if length >= PART:
-            yield "".join(part)
-            part, length = [], 0
-    if part:
-        yield "".join(part)
+    """A text in parts that a tokenizer takes at once, of whole lines where these are no longer."""
+    start = 0
+    while start < len(text):
+        end = text.find("\n", start + PART - 1) + 1
+        if not start < end <= start + 2 * PART:
+            end = start + 2 * PART
+        yield text[start:end]
+        start = end

@@ -19,6 +19,7 @@ from sequoia_opt.engine.names import TORCH
 from sequoia_opt.files.documents import plain
 from sequoia_opt.files.reading import read_bytes
 from sequoia_opt.plan import acceptance, latency, tree
+from sequoia_opt.plan.draft_names import LOOKUP_FIRST
 from sequoia_opt.repository.kinds import KINDS, MARK
 from sequoia_opt.types import Document
 
@@ -64,6 +65,15 @@ class Origin:
             contents_differ = bool(self.source and self.fingerprint and former.fingerprint)
             return former.source is None and not contents_differ
         return self.source == former.source
+
+    @property
+    def corpus(self) -> str:
+        """Of a lookup before a model, its corpus's fingerprint, which stands before the model's;
+        empty without one. A corpus of the lookup alone is its source."""
+        if not self.name.startswith(LOOKUP_FIRST):
+            return ""
+        before_model = (self.fingerprint or "").rpartition("+")[0]
+        return before_model.partition("+")[2]
 
     def __str__(self) -> str:
         return self.source or self.name
@@ -135,6 +145,8 @@ class Provenance:
             former_origin = former.origins.get(part)
             if former_origin is not None and not origin.is_like(former_origin):
                 return f"it was made from {part} {former_origin}, not {origin}"
+            if former_origin is not None and origin.corpus != former_origin.corpus:
+                return f"it was made from {part} {former_origin} with another corpus"
         for name, value in self.settings.items():
             if name in former.settings and former.settings[name] != value:
                 former_value = _short(former.settings[name])
@@ -148,7 +160,7 @@ class Provenance:
     @property
     def distinction(self) -> str:
         """A suffix for this file's name, the same each time the file is made."""
-        origins = {part: str(origin) for part, origin in self.origins.items()}
+        origins = {part: f"{origin}{origin.corpus}" for part, origin in self.origins.items()}
         facts = [origins, plain(self.settings), plain(self.asked)]
         text = json.dumps(facts, sort_keys=True, default=str)
         return f"~{hashlib.sha256(text.encode()).hexdigest()[:6]}"

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from lookup_pairs import with_lookup
 
 from sequoia_opt.api import load_pair
@@ -97,6 +101,23 @@ def test_a_lookup_looks_into_every_part_of_the_texts(
         assert read.drafter.candidates(TextIndex(), as_bytes([context]), 3)[1] == [token]
     assert read.drafter.candidates(TextIndex(), as_bytes([4]), 3) == ([], [])
     assert lookup_pair.with_lookup(pair, "small", None) is pair
+
+
+def test_what_is_no_file_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    os.mkfifo(tmp_path / "pipe")
+    assert read_corpus(tmp_path).texts == ["a"]
+
+
+@given(st.lists(st.sampled_from(["x", "xx", "\n", "x\n"]), max_size=30), st.integers(1, 6))
+def test_parts_are_short_and_end_at_lines_where_they_can(pieces: list[str], part: int) -> None:
+    text = "".join(pieces)
+    with mock.patch.object(corpora, "PART", part):
+        parts = list(corpora._parts(text))
+    assert "".join(parts) == text
+    assert all(0 < len(one) <= 2 * part for one in parts)
+    assert all("\n" not in one[part - 1 : -1] for one in parts)
+    assert all(one.endswith("\n") or len(one) == 2 * part for one in parts[:-1])
 
 
 def test_only_a_lookup_takes_a_corpus(make_model: Callable[..., Path], tmp_path: Path) -> None:

@@ -63,6 +63,20 @@ def test_files_of_other_origins_are_told_apart(
     )
 
 
+def test_a_lookup_before_a_model_with_another_corpus_makes_another_file() -> None:
+    """A bundled model's source is its name."""
+
+    def stated(corpus: str) -> Provenance:
+        extra = {"fingerprints": {"draft": f"lookup1{corpus}+ab-cd"}}
+        return Provenance.of(rates_of(draft="lookup+x", extra=extra).document())
+
+    first, second, none = map(stated, ("+aaaa", "+bbbb", ""))
+    for other in (second, none):
+        assert first.difference(other) == "it was made from draft lookup+x with another corpus"
+    assert first.difference(stated("+aaaa")) is None
+    assert len({one.distinction for one in (first, second, none)}) == 3
+
+
 def test_older_files_without_the_models_paths_count_as_former_versions() -> None:
     old = Origin("small", None, "d")
     assert Origin("small", None, "other scheme").is_like(old)  # a hub's or the bundled one
