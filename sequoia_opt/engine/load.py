@@ -61,6 +61,8 @@ def load_pair(
     sources = {"target": str(target)} | ({} if draft == LOOKUP else {"draft": model_of(draft)})
     if corpus is not None and not looks_up(draft):
         raise SequoiaError(f"corpus: found one with the draft {draft}, expected {LOOKUP}; drop it")
+    if draft != LOOKUP and looks_up(model_of(draft)):
+        raise SequoiaError(f"draft: found {draft}, expected one lookup before a draft model")
     if sources.get("draft") == "":
         raise SequoiaError(f"draft: found {draft}, expected a draft model behind it; name one")
     texts = None if corpus is None else read_corpus(corpus)

@@ -21,6 +21,11 @@ shape in every step takes that token along only where the cache lacks it: then t
 one token in most steps."""
 
 
+def unusual_passes(passes: str) -> str | None:
+    """The kind of passes as a plan's file has it: None, which is left out, for a pass a level."""
+    return None if passes == PER_LEVEL else passes
+
+
 def pass_tokens(level: int, internal: int, first: int = FIRST_WIDTH) -> int:
     """Tokens of the drafter's forward pass at a level, from 0; 0 if it makes none there.
 

@@ -9,18 +9,20 @@ research code's `.pt`, the only binary format, from `tree_formats.growmap`.
 from __future__ import annotations
 
 from sequoia_opt.errors import SequoiaError
+from sequoia_opt.plan.draft_passes import NO_PASSES, OF_HEAD, PER_BLOCK
 from sequoia_opt.plan.export_formats import (
     FORMATS,
     ExportFormat,
-    draft_name,
+    count_guesses,
     is_sampled,
+    passes_of,
     verifier_of,
     width,
 )
 from sequoia_opt.plan.export_rules import RULE_TEXTS, rule_notes, rule_of
 from sequoia_opt.plan.tree import TokenTree
 
-__all__ = ["FORMATS", "export", "is_chain", "names_by_kind", "sampling_note"]
+__all__ = ["FORMATS", "check_draft", "export", "is_chain", "names_by_kind", "sampling_note"]
 
 
 def is_chain(tree: TokenTree) -> bool:
@@ -51,13 +53,35 @@ def export(tree: TokenTree, to: str) -> tuple[str, list[str]]:
     if to not in FORMATS:
         raise SequoiaError(f"--to: found {to!r}, expected one of {', '.join(FORMATS)}")
     export_format = FORMATS[to]
+    check_draft(tree, export_format)
     if (numbers := rule_of(tree, to)) is not None:
         rule_text = RULE_TEXTS[to]
         notes = [*rule_notes(numbers), export_format.needs, rule_text.needs]
         notes.append(sampling_note(tree, export_format))
-        return rule_text.write(draft_name(tree), numbers), [note for note in notes if note]
+        return rule_text.write(tree, numbers), [note for note in notes if note]
     _check(tree, export_format)
     return export_format.write(tree), _notes(tree, export_format)
+
+
+def check_draft(tree: TokenTree, export_format: ExportFormat) -> None:
+    """Refuse a plan for a kind of draft that an engine does not take, or takes in other words.
+
+    Raises:
+        SequoiaError: it says why, and what to do.
+    """
+    engine, passes = export_format.engine, passes_of(tree)
+    if passes == NO_PASSES:
+        raise SequoiaError(
+            f"the plan is for a lookup, which {engine} makes by rules of its own; `sequoia-opt "
+            "tune` compares those of llama.cpp and OpenVINO GenAI"
+        )
+    if passes == PER_BLOCK:
+        raise SequoiaError(
+            f"the plan is for a drafter of blocks, of which there are several kinds: tell {engine} "
+            f"which one yours is, and {count_guesses(tree)} guesses"
+        )
+    if passes == OF_HEAD and not export_format.takes_heads:
+        raise SequoiaError(f"the plan is for an EAGLE head, which {engine} does not take as draft")
 
 
 def _check(tree: TokenTree, export_format: ExportFormat) -> None:
@@ -67,6 +91,11 @@ def _check(tree: TokenTree, export_format: ExportFormat) -> None:
         SequoiaError: it says why, and what to do.
     """
     engine, most = export_format.engine, export_format.most_guesses
+    if tree.size == 1 and tree.policy is not None:
+        raise SequoiaError(
+            f"the plan is adaptive, which {engine} cannot run, and its best fixed tree has one "
+            "node: there decode plainly"
+        )
     if tree.size == 1:
         raise SequoiaError(f"the tree has one node: decode plainly, without {engine}'s speculation")
     if export_format.chains_only and not is_chain(tree):

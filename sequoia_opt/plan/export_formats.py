@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sequoia_opt.plan.draft_names import model_of
+from sequoia_opt.plan.draft_passes import OF_HEAD, PER_LEVEL
 from sequoia_opt.plan.tree import TokenTree
 from sequoia_opt.plan.tree_formats import growmap, paths
 from sequoia_opt.plan.verifiers import DEFAULT_VERIFIER, DETERMINISTIC_VERIFIER
@@ -24,6 +25,25 @@ from sequoia_opt.plan.verifiers import DEFAULT_VERIFIER, DETERMINISTIC_VERIFIER
 UNKNOWN = "unknown"  # the name of a model in a tree that does not name it
 DRAWING_VERIFIERS = ("sequoia", "specinfer")
 """The verifiers of draws; on a chain, where nodes have one child, both accept alike."""
+
+
+METHODS = {
+    "vLLM": {PER_LEVEL: "draft_model", OF_HEAD: "eagle3"},
+    "llama.cpp": {PER_LEVEL: "draft-simple", OF_HEAD: "draft-eagle3"},
+    "TensorRT-LLM": {PER_LEVEL: "Draft_Target", OF_HEAD: "Eagle3"},
+    "SGLang": {PER_LEVEL: "STANDALONE", OF_HEAD: "EAGLE3"},
+}
+"""What the engines that take both call a draft model and an EAGLE-3 head."""
+
+
+def passes_of(tree: TokenTree) -> str:
+    """What kind of draft a plan is for, as one of `draft_passes.KINDS`; none makes no passes."""
+    return str(tree.metadata.get("draft_passes", PER_LEVEL))
+
+
+def method_of(tree: TokenTree, engine: str) -> str:
+    """What an engine calls the kind of draft that a plan is for."""
+    return METHODS[engine].get(passes_of(tree), METHODS[engine][PER_LEVEL])
 
 
 def count_guesses(tree: TokenTree) -> int:
@@ -66,6 +86,7 @@ class ExportFormat:
         dynamic: whether it builds its own tree, of which only a few numbers can be set.
         guesses: how many guesses the text asks for, from a tree.
         most_guesses: the most that it accepts; 0 for any number.
+        takes_heads: whether its draft may be an EAGLE head.
         versions: the versions that take the text, if the newest do not.
         needs: what its user has to know or to have besides.
     """
@@ -80,6 +101,7 @@ class ExportFormat:
     dynamic: bool = False
     guesses: Callable[[TokenTree], int] = count_guesses
     most_guesses: int = 0
+    takes_heads: bool = True
     versions: str = ""
     needs: str = ""
 
@@ -118,7 +140,7 @@ def vllm_sampling(temperature: float, verifier: str) -> dict[str, str]:
 
 def _vllm(tree: TokenTree) -> str:
     return vllm_config({
-        "method": "draft_model",
+        "method": method_of(tree, "vLLM"),
         "model": draft_name(tree),
         "num_speculative_tokens": count_guesses(tree),
         **vllm_sampling(tree.metadata.get("temperature", 0), verifier_of(tree)),
@@ -133,7 +155,9 @@ def _vllm_tree(tree: TokenTree) -> str:
     })  # fmt: skip
 
 
-def llama_cpp_flags(draft: str, guesses: int, threshold: float = 0.0) -> str:
+def llama_cpp_flags(
+    draft: str, guesses: int, threshold: float = 0.0, method: str = METHODS["llama.cpp"][PER_LEVEL]
+) -> str:
     """Flags of llama-server and llama-cli for a chain.
 
     Without --spec-type llama.cpp loads the draft and never uses it (ggml-org/llama.cpp 25345).
@@ -141,21 +165,23 @@ def llama_cpp_flags(draft: str, guesses: int, threshold: float = 0.0) -> str:
 
     Args:
         threshold: the draft's probability below which a step guesses no further.
+        method: one of llama.cpp's in `METHODS`.
     """
     return (
-        f"-md {shlex.quote(draft)} --spec-type draft-simple --spec-draft-n-max {guesses} "
+        f"-md {shlex.quote(draft)} --spec-type {method} --spec-draft-n-max {guesses} "
         f"--spec-draft-n-min 0 --spec-draft-p-min {threshold:g}"
     )
 
 
 def _llama_cpp(tree: TokenTree) -> str:
-    return lines(llama_cpp_flags(draft_name(tree), count_guesses(tree)))
+    method = method_of(tree, "llama.cpp")
+    return lines(llama_cpp_flags(draft_name(tree), count_guesses(tree), method=method))
 
 
 def _tensorrt_llm(tree: TokenTree) -> str:
     return lines(
         "speculative_config:",
-        "  decoding_type: Draft_Target",
+        f"  decoding_type: {method_of(tree, 'TensorRT-LLM')}",
         f"  max_draft_len: {count_guesses(tree)}",
         f"  speculative_model: {yaml_text(draft_name(tree))}",
     )
@@ -190,7 +216,7 @@ def yaml_text(name: str) -> str:
 
 def _sglang(tree: TokenTree) -> str:
     return lines(
-        "--speculative-algorithm STANDALONE",
+        f"--speculative-algorithm {method_of(tree, 'SGLang')}",
         f"--speculative-draft-model-path {shlex.quote(draft_name(tree))}",
         f"--speculative-num-steps {tree.depth}",
         f"--speculative-eagle-topk {width(tree)}",
@@ -280,6 +306,7 @@ FORMATS: dict[str, ExportFormat] = {
         chains_only=True,
         drafting="draws its guesses and tests them against both distributions",
         verifiers=DRAWING_VERIFIERS,
+        takes_heads=False,
     ),
     "openvino-genai": ExportFormat(
         "OpenVINO GenAI",
@@ -298,6 +325,7 @@ FORMATS: dict[str, ExportFormat] = {
         drafting="draws its guesses and tests them against both distributions",
         verifiers=DRAWING_VERIFIERS,
         most_guesses=16,
+        takes_heads=False,
         needs="params is the generator's GeneratorParams; model.draft in genai_config.json "
         "describes the draft",
     ),
@@ -307,6 +335,7 @@ FORMATS: dict[str, ExportFormat] = {
         chains_only=True,
         drafting="draws its guesses and takes them where the target draws the same",
         verifiers=(),
+        takes_heads=False,
     ),
     "eagle": ExportFormat(
         "EAGLE",

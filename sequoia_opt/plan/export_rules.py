@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sequoia_opt.files.fields import Fields
-from sequoia_opt.plan.export_formats import lines, llama_cpp_flags
+from sequoia_opt.plan.export_formats import draft_name, lines, llama_cpp_flags, method_of
 from sequoia_opt.plan.tree import TokenTree
 
 Numbers = Mapping[str, Any]
@@ -24,23 +24,25 @@ class RuleText:
 
     Attributes:
         rule: the rule's name in a plan's `rules`.
-        write: the text, from the draft's name and the numbers.
+        write: the text, from the plan and the numbers.
         counts, fractions: the names of the numbers, whole ones and others.
         needs: what its user has to know besides.
     """
 
     rule: str
-    write: Callable[[str, Numbers], str]
+    write: Callable[[TokenTree, Numbers], str]
     counts: tuple[str, ...] = ("guesses",)
     fractions: tuple[str, ...] = ("threshold",)
     needs: str = ""
 
 
-def _llama_cpp(draft: str, numbers: Numbers) -> str:
-    return lines(llama_cpp_flags(draft, numbers["guesses"], numbers["threshold"]))
+def _llama_cpp(tree: TokenTree, numbers: Numbers) -> str:
+    method = method_of(tree, "llama.cpp")
+    flags = llama_cpp_flags(draft_name(tree), numbers["guesses"], numbers["threshold"], method)
+    return lines(flags)
 
 
-def _transformers(draft: str, numbers: Numbers) -> str:
+def _transformers(tree: TokenTree, numbers: Numbers) -> str:
     return (
         "assistant.generation_config.update(\n"
         f"    num_assistant_tokens={numbers['guesses']},\n"
@@ -50,14 +52,14 @@ def _transformers(draft: str, numbers: Numbers) -> str:
     )
 
 
-def _openvino(draft: str, numbers: Numbers) -> str:
+def _openvino(tree: TokenTree, numbers: Numbers) -> str:
     return f"config.assistant_confidence_threshold = {numbers['threshold']:g}\n"
 
 
-def _sglang(draft: str, numbers: Numbers) -> str:
+def _sglang(tree: TokenTree, numbers: Numbers) -> str:
     return (
-        "--speculative-algorithm STANDALONE\n"
-        f"--speculative-draft-model-path {shlex.quote(draft)}\n"
+        f"--speculative-algorithm {method_of(tree, 'SGLang')}\n"
+        f"--speculative-draft-model-path {shlex.quote(draft_name(tree))}\n"
         f"--speculative-num-steps {numbers['levels']}\n"
         f"--speculative-eagle-topk {numbers['width']}\n"
         f"--speculative-num-draft-tokens {numbers['nodes']}\n"

@@ -12,6 +12,7 @@ from typing import Any
 from sequoia_opt.files.documents import rounded
 from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.adaptive_plans import AdaptivePlans
+from sequoia_opt.plan.draft_passes import unusual_passes
 from sequoia_opt.plan.intervals import interval
 from sequoia_opt.plan.judge import Candidate
 from sequoia_opt.plan.latency import LatencyProfile
@@ -82,6 +83,7 @@ class Plan:
             "target": profile.target.model,
             "draft": profile.draft.model,
             "draft_path": profile.draft.extra.get("path"),
+            "draft_passes": unusual_passes(profile.draft.passes),
             "corpus": acceptance.extra.get("corpus"),
             "dataset": acceptance.dataset,
             "temperature": acceptance.temperature,

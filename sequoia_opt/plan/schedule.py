@@ -17,6 +17,7 @@ import numpy as np
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan import shapes
 from sequoia_opt.plan.acceptance import Acceptance
+from sequoia_opt.plan.draft_passes import unusual_passes
 from sequoia_opt.plan.intervals import REPLICATES, TAIL, interval
 from sequoia_opt.plan.judge import ROUNDING, SPEED_TO_GIVE_UP
 from sequoia_opt.plan.latency import LatencyProfile, overhead_name
@@ -312,6 +313,7 @@ def _metadata(profile: LatencyProfile, acceptance: Acceptance) -> dict[str, Any]
         "target": profile.target.model,
         "draft": profile.draft.model,
         "draft_path": profile.draft.extra.get("path"),
+        "draft_passes": unusual_passes(profile.draft.passes),
         "temperature": acceptance.temperature,
         "verifier": verifier_at(acceptance.temperature, acceptance.verifier),
     }

@@ -17,11 +17,12 @@ import numpy as np
 from sequoia_opt.errors import SequoiaError
 from sequoia_opt.files.documents import rounded
 from sequoia_opt.plan.acceptance import Acceptance
-from sequoia_opt.plan.export import sampling_note
+from sequoia_opt.plan.export import check_draft, sampling_note
 from sequoia_opt.plan.export_formats import (
     FORMATS,
     draft_name,
     lines,
+    method_of,
     verifier_of,
     vllm_config,
     vllm_sampling,
@@ -70,7 +71,7 @@ class CostFormat:
 def _vllm(schedule: Schedule) -> str:
     metadata = schedule.chain.metadata
     return vllm_config({
-        "method": "draft_model",
+        "method": method_of(schedule.chain, "vLLM"),
         "model": draft_name(schedule.chain),
         "num_speculative_tokens": schedule.chain.depth,
         **vllm_sampling(metadata["temperature"], verifier_of(schedule.chain)),
@@ -84,7 +85,7 @@ def _tensorrt_llm(schedule: Schedule) -> str:
     lengths = ", ".join(f"{s.last}: {s.guesses}" for s in schedule.stretches if s.guesses)
     return lines(
         "speculative_config:",
-        "  decoding_type: Draft_Target",
+        f"  decoding_type: {method_of(schedule.chain, 'TensorRT-LLM')}",
         f"  max_draft_len: {schedule.chain.depth}",
         f"  speculative_model: {yaml_text(draft_name(schedule.chain))}",
         f"  draft_len_schedule: {{{lengths}}}",
@@ -176,7 +177,7 @@ def export_schedule(schedule: Schedule, to: str) -> tuple[str, list[str]]:
         to: one of `SCHEDULES`.
 
     Raises:
-        SequoiaError: speculation pays at no batch size.
+        SequoiaError: speculation pays at no batch size, or the engine does not take the draft.
     """
     form = SCHEDULES[to]
     chain, last = schedule.chain, len(schedule.guesses)
@@ -184,6 +185,7 @@ def export_schedule(schedule: Schedule, to: str) -> tuple[str, list[str]]:
         raise SequoiaError(
             f"speculation does not pay at any batch from 1 to {last}: leave {form.engine}'s off"
         )
+    check_draft(chain, FORMATS[form.drafts_as])
     notes = [stops_note(schedule)]
     if schedule.stops is None:
         notes.append(f"beyond batch {last}, which was not measured, {form.engine} {form.beyond}")

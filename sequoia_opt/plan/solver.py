@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from sequoia_opt.errors import SequoiaError
 from sequoia_opt.plan.acceptance import Acceptance
 from sequoia_opt.plan.adaptive_plans import (
     AdaptivePlans,
@@ -18,6 +19,7 @@ from sequoia_opt.plan.adaptive_plans import (
 )
 from sequoia_opt.plan.best_trees import best_trees
 from sequoia_opt.plan.candidates import SearchSpace, baseline_trees, candidate_trees, surface
+from sequoia_opt.plan.draft_names import LOOKUP
 from sequoia_opt.plan.intervals import REPLICATES
 from sequoia_opt.plan.judge import (
     KINDS,
@@ -89,9 +91,9 @@ def solve(
         static: leave adaptive plans out.
 
     Raises:
-        SequoiaError: an option is out of range, the recording is of another pair or sampling than
-            the acceptance, no tree fits the options, or the profile has no
-            point for what was asked or for a given tree.
+        SequoiaError: an option is out of range, the measurements are of other pairs or samplings
+            than one another, no tree fits the options, or the profile has no point for what was
+            asked or for a given tree.
     """
     options = SolveOptions(
         max_size=max_size,
@@ -105,9 +107,9 @@ def solve(
         confidence=confidence,
         replicates=replicates,
     )
-    overhead = overhead_name(acceptance.sampling)
+    _check_kinds(profile, acceptance)
     contexts = options.contexts(profile, acceptance)
-    times = StepTimes(profile, overhead, contexts, batch, replicates)
+    times = StepTimes(profile, overhead_name(acceptance.sampling), contexts, batch, replicates)
     space = SearchSpace.of(options, profile, acceptance, times)
 
     best = best_trees(space.table, space.max_size)
@@ -142,6 +144,20 @@ def solve(
         adaptive=adaptive,
         notes=notes,
     )
+
+
+def _check_kinds(profile: LatencyProfile, acceptance: Acceptance) -> None:
+    """Refuse a model's acceptance without the times of its passes, and a lookup's with some.
+
+    Raises:
+        SequoiaError: it names both drafts.
+    """
+    profiled, sampled = profile.draft.model, acceptance.draft
+    if sampled != "unknown" and profile.draft.is_free != (sampled == LOOKUP):
+        raise SequoiaError(
+            f"found a profile of the draft {profiled} and acceptance rates of {sampled}, expected "
+            "both of a lookup or both of a model; measure the other one"
+        )
 
 
 def _given(

@@ -311,7 +311,7 @@ def _check_metadata(fields: Fields) -> None:
         metadata["top_k"] = fields.integer("top_k")
     if "min_p" in metadata:
         metadata["min_p"] = fields.number("min_p", 0.0, 1.0)
-    for key in ("target", "draft", "draft_path", "verifier"):
+    for key in ("target", "draft", "draft_path", "draft_passes", "verifier"):
         fields.text(key, "")
     for key in ("hardware", "engine", "provenance", "adaptive", "corpus"):
         if key in metadata:

@@ -145,6 +145,7 @@ def test_calibrate_races_every_kind_of_plan(
     [
         (["decode", "plan.json", "--draft", "small-draft"], "use --draft lookup+small-draft"),
         (["decode", "other.json", "--draft", "lookup"], "was solved for draft lookup+x"),
+        (["estimate", "--draft", "lookup+lookup"], "expected one lookup before a draft model"),
         (["estimate", "--draft", "lookup+"], "found lookup+, expected a draft model behind it"),
         (["estimate", "--corpus", "plan.json", "--draft", "x"], "expected lookup"),
     ],

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from hypothesis import given
+from policies import random_policy
 from test_tree import trees
 
 from sequoia_opt.errors import SequoiaError
@@ -176,6 +177,43 @@ def test_a_dynamic_tree_has_no_more_guesses_than_are_drafted(depth: int, most: i
 def test_siblings_are_refused_for_engines_that_draft_chains(name: str) -> None:
     with pytest.raises(SequoiaError, match="solve with --shape chain"):
         export(shapes.k_ary(2, 1), name)
+
+
+def test_a_head_is_called_what_each_engine_calls_it() -> None:
+    tree = TokenTree([-1, 0, 1], [0, 1, 1], {"draft": "head", "draft_passes": "head"})
+    words = {
+        "vllm": '"method": "eagle3"',
+        "sglang": "--speculative-algorithm EAGLE3",
+        "llama.cpp": "--spec-type draft-eagle3",
+        "tensorrt-llm": "decoding_type: Eagle3",
+    }
+    for name, form in FORMATS.items():
+        if not form.takes_heads:
+            with pytest.raises(SequoiaError, match=r"EAGLE head, which .* does not take"):
+                export(tree, name)
+            continue
+        text = export(tree, name)[0]
+        assert words.get(name, "") in text
+        if name in words:
+            assert read(text, "file") == tree
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(
+    ("passes", "words"), [("block", "tell .* 2 guesses"), ("none", "a lookup")]
+)
+def test_drafts_that_engines_are_told_of_otherwise_are_refused(
+    name: str, passes: str, words: str
+) -> None:
+    tree = TokenTree([-1, 0, 1], [0, 1, 1], {"draft": "d", "draft_passes": passes})
+    with pytest.raises(SequoiaError, match=words):
+        export(tree, name)
+
+
+def test_an_adaptive_plan_whose_best_fixed_tree_has_one_node_says_so() -> None:
+    tree = TokenTree([-1], [0], {}, random_policy((2, 2, 2), 0))
+    with pytest.raises(SequoiaError, match="the plan is adaptive, which vLLM cannot run"):
+        export(tree, "vllm")
 
 
 def test_one_node_is_not_exported() -> None:

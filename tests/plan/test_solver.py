@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -91,6 +92,17 @@ def test_refuses_impossible_options(options: dict[str, Any], complaint: str) -> 
     acceptance = Acceptance(np.array([0.5, 0.2]))
     with pytest.raises(SequoiaError, match=complaint):
         solve(make_profile(), acceptance, **options)
+
+
+@pytest.mark.parametrize(("passes", "sampled"), [("none", "small"), ("level", "lookup")])
+def test_a_lookup_and_a_model_are_not_mixed(passes: str, sampled: str) -> None:
+    """The model's passes would cost nothing, or a lookup would draft trees."""
+    profile = make_profile()
+    curves = [] if passes == "none" else profile.draft.curves
+    draft = replace(profile.draft, model="other", curves=curves, passes=passes)
+    acceptance = Acceptance(np.array([0.6, 0.15]), verifier="greedy", draft=sampled)
+    with pytest.raises(SequoiaError, match=rf"draft other and acceptance rates of {sampled}"):
+        solve(replace(profile, draft=draft), acceptance)
 
 
 def test_solving_twice_gives_the_same_tree() -> None:

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from sequoia_opt.engine.devices import advice_for, dtype_name
 from sequoia_opt.engine.torch.eagle.config import HeadConfig
 from sequoia_opt.engine.torch.eagle.head import EagleHead
 from sequoia_opt.engine.torch.weight_files import weight_files
@@ -65,8 +66,8 @@ def filled_head(
         states, state_size: see `EagleHead`.
 
     Raises:
-        SequoiaError: weights are missing, or have other shapes than config.json and the target
-            ask for.
+        SequoiaError: weights are missing or not finite, or have other shapes than config.json and
+            the target ask for.
     """
     with torch.device("meta"):
         head = EagleHead(config, states, state_size)
@@ -90,6 +91,12 @@ def filled_head(
     for name, shape in expected.items():
         _check_shape(config, name, tuple(tensors[name].shape), shape)
     given = {name: tensors[name].to(device, dtype) for name in expected}
+    for name, values in given.items():
+        if not bool(values.isfinite().all()):
+            advice = advice_for(dtype) if bool(tensors[name].isfinite().all()) else "it is damaged"
+            raise SequoiaError(
+                f"{config.source}: {name} is not finite in {dtype_name(dtype)}; {advice}"
+            )
     head.load_state_dict(given, strict=False, assign=True)
     head.rotary_emb.to(device)
     return head.eval().requires_grad_(False)

@@ -145,6 +145,10 @@ CHANGES: dict[str, tuple[Change, str]] = {
         lambda c, w: w.update({"norm.weight": torch.ones(31)}),
         r"norm.weight: found shape \[31\], expected \[32\]",
     ),
+    "not finite": (
+        lambda c, w: w["fc.weight"].__setitem__((0, 0), torch.nan),
+        "fc.weight is not finite in float32; it is damaged",
+    ),
     "no map": (lambda c, w: w.pop("d2t"), "d2t is missing"),
     "short map": (
         lambda c, w: w.update(d2t=w["d2t"][:-1]),
