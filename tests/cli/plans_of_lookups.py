@@ -76,7 +76,7 @@ def drafts_compared(
 ) -> dict[str, Any]:
     """What `compare-drafts` says of each draft, by its name."""
     arguments = ["--target", models[1], "--dataset", dataset, "--max-new-tokens", 16]
-    arguments += ["--contexts", "16,64", "--repeats", 5]
+    arguments += ["--contexts", "16,64", "--tokens", "1,2,4,8", "--repeats", 5]
     done = run("compare-drafts", *drafts, *arguments, "--json")
     assert done.code == 0, done.err
     return {entry["draft"]: entry for entry in json.loads(done.out)["drafts"]}

@@ -100,7 +100,7 @@ def test_models_without_weights_are_benchmarked(
             if path.name != "config.json":
                 path.unlink()
     assert "no weights" in run("profile", *models, *SMALL).err
-    done = run("profile", *models, *SMALL, "--random-weights")
+    done = run("profile", *models, *SMALL, "--verifiers", "", "--random-weights")
     assert "measured with random weights" in done.out
     (profile,) = Path("profiles").glob("*/small-target--small-draft--float32+random.yaml")
     Acceptance(np.array([0.7, 0.1])).save("rates.yaml")

@@ -87,7 +87,7 @@ def test_models_of_one_name_have_files_of_their_own_and_are_not_mixed(
     dataset = documents("prompts.jsonl", "def f():")
     done_profiles = []
     for options in runs:
-        done = run("profile", *options, *SMALL)
+        done = run("profile", *options, *SMALL, "--verifiers", "")
         assert done.code == 0, done.err
         done_profiles.append(done)
         assert run("estimate", *options, *dataset, *FEW).code == 0
@@ -107,11 +107,11 @@ def test_models_of_one_name_have_files_of_their_own_and_are_not_mixed(
     assert run("solve-all", "--check").code == 0
     # Measured again, each is renewed where it is.
     for options in runs:
-        assert run("profile", *options, *SMALL).code == 0
+        assert run("profile", *options, *SMALL, "--verifiers", "").code == 0
     assert sorted(p for p in Path("profiles").glob("*/*.yaml") if p in profiles) == profiles
     told = re.findall(r"the new file is (\S+)", done_profiles[1].err)
     assert set(told) == {sources["run2/checkpoint"].name}  # what it announces is what it writes
-    narrow = run("profile", *runs[0], *SMALL[2:], "--tokens", "1,2")
+    narrow = run("profile", *runs[0], *SMALL[2:], "--tokens", "1,2", "--verifiers", "")
     assert f"{sources['run1/checkpoint']} is kept: it has more points" in narrow.err
 
 

@@ -337,7 +337,8 @@ def test_what_may_be_drawn_is_part_of_every_file(
     assert "top-p 1, top-k 5, min-p 0.1, sequoia" in done.out
     [rates] = Path("profiles/acceptance").glob("*.yaml")
     assert rates.name.endswith("--sequoia-T0.8-k5-m0.1.yaml")
-    assert run("profile", *models, *SMALL, "-o", "p.yaml").code == 0
+    profile = ["profile", *models, *SMALL, "--verifiers", "sequoia", "-o", "p.yaml"]
+    assert run(*profile).code == 0
     solved = ["--profile", "p.yaml", "--acceptance", rates, "--static", "-o", "t.json"]
     assert run("solve", *solved).code == 0
     tree = TokenTree.load("t.json")

@@ -29,7 +29,7 @@ def models_with_head(models: list[str], tmp_path: Path) -> list[str]:
 def test_from_a_profile_to_a_text(
     run: Callable[..., Outcome], models_with_head: list[str], dataset: Path
 ) -> None:
-    done = run("profile", *models_with_head, *SMALL, "--json")
+    done = run("profile", *models_with_head, *SMALL, "--verifiers", "", "--json")
     assert done.code == 0, done.err
     profile = json.loads(done.out)
     assert profile["draft"]["model"] == "small-head"
@@ -70,7 +70,7 @@ def test_from_a_profile_to_adaptive_plans(
     run: Callable[..., Outcome], models_with_head: list[str]
 ) -> None:
     pair = models_with_head
-    done = run("profile", *pair, *SMALL, "-o", "p.yaml", "--json")
+    done = run("profile", *pair, *SMALL, "--verifiers", "sequoia", "-o", "p.yaml", "--json")
     assert done.code == 0, done.err
     profile = json.loads(done.out)
     assert profile["draft"]["passes"] == "head"
@@ -142,7 +142,7 @@ def test_a_head_is_compared_with_a_model(
 ) -> None:
     drafts = ["--draft", models[3], "--draft", models_with_head[3]]
     arguments = ["--target", models[1], *drafts, "--dataset", dataset, "--max-new-tokens", 8]
-    timed = ["--contexts", "16,64", "--repeats", 5, "--limit", 2]
+    timed = ["--contexts", "16,64", "--tokens", "1,2,4,8", "--repeats", 5, "--limit", 2]
     done = run("compare-drafts", *arguments, *timed, "--json")
     assert done.code == 0, done.err
     drafts = {entry["draft"] for entry in json.loads(done.out)["drafts"]}

@@ -1,4 +1,8 @@
+from __future__ import annotations
+
 import weakref
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -266,12 +270,13 @@ def test_sums_pay_where_the_plain_weights_fit_memory(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.usefixtures("_amd")
 def test_a_compiled_model_decodes_on_after_its_native_form_was_used(
-    monkeypatch: pytest.MonkeyPatch,
+    make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where memory has become short meanwhile, since the graphs use the plain weights."""
     if not supported(torch.float32):
         pytest.skip("no kernels here")
-    pair = load_pair(device="cpu")
+    one_layer = make_model("llama", num_hidden_layers=1)
+    pair = load_pair(one_layer, one_layer, "cpu")
     plain = Decoder(pair)
     expected = plain.generate([5, 6, 7], 12).tokens
 
