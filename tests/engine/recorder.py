@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -29,6 +30,7 @@ class Recorder(GraphRecorder):
 def recorded(decoder: Decoder) -> Recorder:
     """Have a decoder's steps recorded by a stand-in, which is returned."""
     assert isinstance(decoder.step, Step)
-    decoder.pair.machine.recorder = recorder = Recorder()  # type: ignore[attr-defined]
+    machine: Any = decoder.pair.machine
+    machine.recorder = recorder = Recorder()
     decoder.step = RecordedStep(decoder.step, recorder)
     return recorder

@@ -124,18 +124,11 @@ def test_a_server_without_timings_is_too_old() -> None:
         RunningServer(stand_in.url)
 
 
-def test_a_server_that_dies_in_the_middle_is_named() -> None:
+@pytest.mark.parametrize("tokens", [0, 9])
+def test_a_server_that_dies_in_the_middle_is_named(tokens: int) -> None:
     with serving(StandIn(COSTS)) as stand_in:
         server = RunningServer(stand_in.url)
-        stand_in.stops = 9
-        with pytest.raises(SequoiaError, match="the server stopped in the middle of an answer; is"):
-            server.counted(Speculation(DRAFT, 4), PROMPT, 60)
-
-
-def test_a_server_that_dies_before_the_first_token_is_not_too_old() -> None:
-    with serving(StandIn(COSTS)) as stand_in:
-        server = RunningServer(stand_in.url)
-        stand_in.stops = 0
+        stand_in.stops = tokens
         with pytest.raises(SequoiaError, match="the server stopped in the middle of an answer; is"):
             server.counted(Speculation(DRAFT, 4), PROMPT, 60)
 

@@ -249,8 +249,8 @@ def test_recorded_target_passes_serve_all_lengths_of_a_bucket(
     tree = plan(generous(Pause(1, (2, 5))))
     expected = Decoder(pair, tree, 0.9, seed=1).generate(PROMPT, 60, ignore_eos=True)
     machine = TorchMachine(torch.device("cpu"), graphs=True)
-    machine.recorder = recorder = Recorder()
-    pair.target.record = recorder  # type: ignore[attr-defined]
+    target: Any = pair.target
+    machine.recorder = target.record = recorder = Recorder()
     decoder = Decoder(replace(pair, machine=machine), tree, 0.9, seed=1)
     generation = decoder.generate(PROMPT, 60, ignore_eos=True)
     assert generation.tokens == expected.tokens
