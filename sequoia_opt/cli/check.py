@@ -13,14 +13,23 @@ import typer
 from sequoia_opt import demo
 from sequoia_opt.cli.app import app
 from sequoia_opt.cli.option_groups import with_option_groups
-from sequoia_opt.cli.options import SAMPLING, Json, Seed, alternatives, names, print_json
+from sequoia_opt.cli.options import (
+    SAMPLING,
+    SERVER,
+    ApiKey,
+    Json,
+    Seed,
+    alternatives,
+    names,
+    print_json,
+)
 from sequoia_opt.measure.check.verdict import CHECKS, NEAR_TIE
 
 if TYPE_CHECKING:
     from sequoia_opt.measure.check.checks import Report
     from sequoia_opt.measure.check.settings import Optimum
 
-SERVER, SOLVED = "Server", "Solved settings"  # panels of --help
+SOLVED = "Solved settings"  # a panel of --help
 
 
 class Format(StrEnum):
@@ -54,16 +63,7 @@ class ConnectionOptions:
             rich_help_panel=SERVER,
         ),
     ] = None
-    api_key: Annotated[
-        str | None,
-        typer.Option(
-            help="API key of both servers.",
-            envvar="SEQUOIA_OPT_API_KEY",
-            show_default="none",
-            show_envvar=True,
-            rich_help_panel=SERVER,
-        ),
-    ] = None
+    api_key: ApiKey = None
     timeout: Annotated[
         float,
         typer.Option(min=0.1, help="Wait this many seconds for an answer.", rich_help_panel=SERVER),

@@ -33,6 +33,7 @@ def alternatives(names: Collection[str]) -> str:
 
 # Panels of --help.
 MODELS, SAMPLING, TEMPLATE = "Models and device", "Sampling", "Chat template"
+SERVER = "Server"
 
 OWN_FORMAT = re.compile(r'^[\s{]*"?format"?: "?sequoia-opt/')
 OWN_HEAD = 80  # characters, in which a document says its format
@@ -70,6 +71,16 @@ Draft = Annotated[
         "first and otherwise draft with the model.",
         show_default="bundled",
         rich_help_panel=MODELS,
+    ),
+]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(
+        help="Send this API key to the server.",
+        envvar="SEQUOIA_OPT_API_KEY",
+        show_default="none",
+        show_envvar=True,
+        rich_help_panel=SERVER,
     ),
 ]
 Corpus = Annotated[

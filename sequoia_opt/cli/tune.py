@@ -11,7 +11,7 @@ from sequoia_opt.cli.app import app
 from sequoia_opt.cli.bench_options import Format, PrintFormat
 from sequoia_opt.cli.engine_options import EngineSettings
 from sequoia_opt.cli.option_groups import with_option_groups
-from sequoia_opt.cli.options import MODELS, Force, Json, check_output, print_json
+from sequoia_opt.cli.options import MODELS, SERVER, ApiKey, Force, Json, check_output, print_json
 from sequoia_opt.engine.names import LLAMA_CPP, OPENVINO
 
 if TYPE_CHECKING:
@@ -58,18 +58,11 @@ def tune(
         str | None,
         typer.Option(
             help="Tune the llama.cpp server that runs at this address, e.g. "
-            "http://127.0.0.1:8080, instead of starting servers."
+            "http://127.0.0.1:8080, instead of starting servers.",
+            rich_help_panel=SERVER,
         ),
     ] = None,
-    api_key: Annotated[
-        str | None,
-        typer.Option(
-            help="API key of the server at --url.",
-            envvar="SEQUOIA_OPT_API_KEY",
-            show_default="none",
-            show_envvar=True,
-        ),
-    ] = None,
+    api_key: ApiKey = None,
     prompts: Annotated[
         str | None,
         typer.Option(
