@@ -129,7 +129,7 @@ def test_calibrate_races_every_kind_of_plan(
     plan = saved()
     if draft == "lookup":
         TokenTree([-1], [0], {"draft": draft}, lookup_policy()).save(plan)
-    options = ["--profile", "p.yaml", "--dataset", code(4), "--max-new-tokens", 24]
+    options = ["--profile", "p.yaml", "--dataset", code(8), "--max-new-tokens", 32]
     done = run("calibrate", plan, *pair, *options, "--temperature", 0, "--json")
     assert done.code == 0, done.err
     (part,) = json.loads(done.out)["calibration"]
