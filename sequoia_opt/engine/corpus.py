@@ -5,6 +5,7 @@ Knows files and tokens. Knows nothing of how a lookup guesses.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import os
 from collections.abc import Iterator
@@ -15,8 +16,9 @@ from pathlib import Path
 from sequoia_opt.engine.drafters.lookup_index import CorpusIndex
 from sequoia_opt.engine.pair import Pair
 from sequoia_opt.errors import SequoiaError
-from sequoia_opt.files.reading import read_text
+from sequoia_opt.files.reading import MOST_BYTES, read_text
 
+BEGINNING = 2**16  # bytes of a long file that tell whether it is text
 PART = 2**17  # characters that are tokenized at once, and up to as many more to a line's end
 
 
@@ -45,7 +47,8 @@ def read_corpus(path: str | Path) -> Corpus:
     In a folder, hidden files and folders, files that are no text, and what is no file are left out.
 
     Raises:
-        SequoiaError: the file is missing or no text, or the folder has no text file.
+        SequoiaError: the file is missing or no text, or the folder has no text file, or one that is
+            too long.
     """
     path = Path(path)
     texts = list(_texts_below(path)) if path.is_dir() else [_text(path)]
@@ -87,14 +90,34 @@ def _text(path: Path) -> str:
 
 
 def _texts_below(folder: Path) -> Iterator[str]:
-    """The texts of a folder's files, in the order of their names."""
+    """The texts of a folder's files, in the order of their names.
+
+    Raises:
+        SequoiaError: a text is too long to be read.
+    """
     for place, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(name for name in files if not name.startswith(".")):
             path = Path(place, name)
-            if path.is_file():  # reading a pipe would wait for its writer
-                with suppress(SequoiaError):
-                    yield _text(path)
+            if not path.is_file():  # reading a pipe would wait for its writer
+                continue
+            if path.stat().st_size > MOST_BYTES and _begins_as_text(path):
+                raise SequoiaError(
+                    f"corpus: {path}: is longer than {MOST_BYTES >> 20} MiB; split it, or move it "
+                    "out of the folder"
+                )
+            with suppress(SequoiaError):
+                yield _text(path)
+
+
+def _begins_as_text(path: Path) -> bool:
+    """Whether a file's first bytes are text."""
+    try:
+        with open(path, "rb") as stream:
+            beginning = codecs.getincrementaldecoder("utf-8")().decode(stream.read(BEGINNING))
+    except (OSError, UnicodeDecodeError):
+        return False
+    return "\0" not in beginning
 
 
 def _parts(text: str) -> Iterator[str]:

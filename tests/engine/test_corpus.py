@@ -19,6 +19,7 @@ from sequoia_opt.engine.corpus import read_corpus
 from sequoia_opt.engine.drafters import FINGERPRINT, LookupDrafter
 from sequoia_opt.engine.drafters.lookup_index import TextIndex, as_bytes
 from sequoia_opt.errors import SequoiaError
+from sequoia_opt.files import reading
 from sequoia_opt.plan.draft_names import LOOKUP
 
 
@@ -107,6 +108,19 @@ def test_what_is_no_file_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a")
     os.mkfifo(tmp_path / "pipe")
     assert read_corpus(tmp_path).texts == ["a"]
+
+
+def test_a_long_text_in_a_folder_is_refused_and_other_long_files_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "MOST_BYTES", 8)
+    monkeypatch.setattr(corpora, "MOST_BYTES", 8)
+    monkeypatch.setattr(corpora, "BEGINNING", 5)  # which ends within a letter
+    folder = folder_of(tmp_path, {"a.txt": b"short", "b.bin": b"\0" * 9, "c.bin": b"\xff" * 9})
+    assert read_corpus(folder).texts == ["short"]
+    (folder / "d.txt").write_text("äää äää")
+    with pytest.raises(SequoiaError, match=r"d\.txt: is longer than 0 MiB; split it"):
+        read_corpus(folder)
 
 
 @given(st.lists(st.sampled_from(["x", "xx", "\n", "x\n"]), max_size=30), st.integers(1, 6))
