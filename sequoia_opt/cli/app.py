@@ -22,6 +22,7 @@ from sequoia_opt import __version__
 from sequoia_opt.cli import terminal
 from sequoia_opt.cli.moved import refuse_old_spelling
 from sequoia_opt.errors import SequoiaError
+from sequoia_opt.frames import with_room
 from sequoia_opt.processes import is_first_process, is_one_of_several
 
 # Each command and its module in this package, in the order in which --help lists them. A module
@@ -156,6 +157,7 @@ def _kept(arguments: Sequence[str]) -> str:
     return ""
 
 
+@with_room
 def _status(arguments: list[str]) -> int:
     """Run a command; its exit status."""
     code = application(arguments)(arguments, prog_name="sequoia-opt", standalone_mode=False)

@@ -17,6 +17,7 @@ from torch import Tensor
 from sequoia_opt.engine.pair import Pair
 from sequoia_opt.engine.text import NewText
 from sequoia_opt.errors import SequoiaError
+from sequoia_opt.frames import with_room
 from sequoia_opt.plan.growth_counts import GuessCounts
 
 if TYPE_CHECKING:
@@ -120,6 +121,7 @@ class Stream:
         with self._decoder.session(conversing=False) as session:
             yield from self._steps(session)
 
+    @with_room
     def finish(self) -> Generation:
         """Decode to the end."""
         for _ in self:

@@ -16,6 +16,7 @@ import torch
 
 from sequoia_opt.engine.pair import Pair, short_name
 from sequoia_opt.errors import SequoiaError
+from sequoia_opt.frames import with_room
 from sequoia_opt.measure.disturbance import DisturbanceMonitor
 from sequoia_opt.measure.forwards import (
     Point,
@@ -110,6 +111,7 @@ def default_repeats(pair: Pair) -> int:
     return REPEATS if pair.offload == "none" else OFFLOADED_REPEATS
 
 
+@with_room
 @torch.inference_mode()
 def profile(
     pair: Pair,

@@ -14,6 +14,7 @@ import numpy as np
 
 from sequoia_opt.engine.distributed import ALONE, World
 from sequoia_opt.errors import SequoiaError
+from sequoia_opt.frames import with_room
 from sequoia_opt.measure.journal import Journal
 from sequoia_opt.measure.methods import Method, Run
 from sequoia_opt.measure.progress import Note, Progress, no_note, no_progress
@@ -116,6 +117,7 @@ class Race:
         return intervals
 
 
+@with_room
 def race(
     methods: Sequence[Method],
     prompts: Sequence[list[int]],
