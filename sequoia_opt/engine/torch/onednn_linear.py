@@ -35,26 +35,37 @@ class PackedLinear(nn.Linear):
 
     Attributes:
         packed: the weights, in a layout that only oneDNN reads.
-        weight: None, or the plain weights if another layer (an embedding) or sums use them too.
+        weight: None, or the plain weights if another layer (an embedding) or sums use them too;
+            for sums alone, in 16 bits where that was asked for.
         number: by which a compiled graph finds the layer, since it cannot hold a packed tensor.
         summed: the most rows for which a compiled graph sums over the plain weights.
     """
 
     packed: Tensor
 
-    def __init__(self, plain: nn.Linear, number: int, keep_weight: bool, summed: int) -> None:
+    def __init__(
+        self,
+        plain: nn.Linear,
+        number: int,
+        keep_weight: bool = False,
+        summed: int = 0,
+        narrow: bool = False,
+    ) -> None:
         """Pack a plain layer, which loses its weights unless they are kept.
 
         Args:
             number: of this layer; the same each time that it is packed, so that graphs stay valid.
             keep_weight: for another layer that uses the weights too.
             summed: see `summed_rows`.
+            narrow: see `pack`.
         """
         nn.Module.__init__(self)  # nn.Linear's would allocate plain weights
         self.in_features, self.out_features = plain.in_features, plain.out_features
         self.training = plain.training
         self.packed = torch.ops.mkldnn._reorder_linear_weight(plain.weight.detach(), TYPICAL_ROWS)
         kept = plain._parameters["weight"] if keep_weight or summed else None
+        if narrow and summed and not keep_weight:
+            kept = nn.Parameter(narrowed(plain.weight.detach()), requires_grad=False)
         self.register_parameter("weight", kept)
         self.register_parameter("bias", plain._parameters["bias"])
         self.number, self.summed = number, summed
@@ -64,7 +75,7 @@ class PackedLinear(nn.Linear):
     def unpack(self) -> nn.Linear:
         """The plain layer, to the last bit; this one loses its weights."""
         plain = _plain_of(self)
-        if plain.weight is None:
+        if plain.weight is None or plain.weight.dtype != self.packed.dtype:
             plain.weight = nn.Parameter(self.packed.to_dense(), requires_grad=False)
         del self.packed
         return plain
@@ -88,9 +99,9 @@ class PackedLinear(nn.Linear):
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
         """Save the plain weights, to the last bit."""
-        if self.weight is None:
-            destination[prefix + "weight"] = self.packed.to_dense()
         super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.weight is None or self.weight.dtype != self.packed.dtype:
+            destination[prefix + "weight"] = self.packed.to_dense()
 
 
 class SummedLinear(nn.Linear):
@@ -149,13 +160,16 @@ _library.impl("packed_linear", _packed_linear, "CPU")
 torch.library.register_fake("sequoia_opt::packed_linear", _packed_linear_shape, lib=_library)
 
 
-def pack(model: nn.Module, summed: int = 0, eager: Collection[str] = ()) -> None:
+def pack(
+    model: nn.Module, summed: int = 0, eager: Collection[str] = (), narrow: bool = False
+) -> None:
     """Pack the linear layers of a model for which that pays, if any.
 
     Args:
         summed: the most rows that compiled graphs multiply by sums over plain float32 weights,
             which are kept for that; see `summed_rows`.
         eager: paths of layers that are in no graph.
+        narrow: keep the plain weights in 16 bits where that rounds none of them.
     """
     uses = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
     numbers: dict[str, int] = vars(model).setdefault("_packed_numbers", {})
@@ -167,7 +181,8 @@ def pack(model: nn.Module, summed: int = 0, eager: Collection[str] = ()) -> None
         if module not in packed and _packable(module):
             number = numbers.setdefault(path, next(_numbers))
             rows = rows if module.weight.dtype == torch.float32 else 0
-            packed[module] = PackedLinear(module, number, uses[id(module.weight)] > 1, rows)
+            is_shared = uses[id(module.weight)] > 1
+            packed[module] = PackedLinear(module, number, is_shared, rows, narrow)
         elif module not in packed and rows and _holds_float32(module):
             packed[module] = SummedLinear(module, rows)
         if module in packed:
@@ -184,11 +199,11 @@ def unpack(model: nn.Module) -> None:
             model.set_submodule(path, plain[module])
 
 
-def pack_for_graphs(model: nn.Module, eager: Collection[str] = ()) -> int:
+def pack_for_graphs(model: nn.Module, eager: Collection[str] = (), narrow: bool = False) -> int:
     """Pack a model again, as its compiled graphs need it; see `summed_rows`.
 
     Args:
-        eager: paths of layers that are in no graph.
+        eager, narrow: see `pack`.
 
     Returns:
         The most rows that they multiply by sums.
@@ -196,8 +211,20 @@ def pack_for_graphs(model: nn.Module, eager: Collection[str] = ()) -> int:
     rows = summed_rows(model, eager)
     if rows:
         unpack(model)
-        pack(model, rows, eager)
+        pack(model, rows, eager, narrow)
     return rows
+
+
+def narrowed(weight: Tensor) -> Tensor:
+    """Weights in 16 bits if that rounds none of them; else as they are.
+
+    Many files have them in 16 bits. Sums over these are the same, and read half as much memory.
+    """
+    for dtype in (torch.float16, torch.bfloat16):
+        narrow = weight.to(dtype)
+        if torch.equal(narrow.to(weight.dtype), weight):
+            return narrow
+    return weight
 
 
 def summed_rows(model: nn.Module, eager: Collection[str] = ()) -> int:

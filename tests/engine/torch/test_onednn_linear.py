@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -223,6 +224,36 @@ def test_a_few_rows_compiled_are_summed_over_plain_weights(bias: bool, width: in
     unpack(model)
     assert type(model[0]) is nn.Linear
     assert torch.equal(model[0].weight, exact.weight.float())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_weights_that_16_bits_hold_are_summed_in_them(dtype: torch.dtype) -> None:
+    if not supported(torch.float32):
+        pytest.skip("no kernels here")
+    torch.manual_seed(0)
+    plain = nn.Linear(WIDTH, WIDTH).requires_grad_(False)
+    plain.weight.copy_(plain.weight.to(dtype))
+    before = {name: value.clone() for name, value in plain.state_dict().items()}
+    wide, narrow = (nn.Sequential(copy.deepcopy(plain)) for _ in range(2))
+    pack(wide, summed=3)
+    pack(narrow, summed=3, narrow=True)
+    assert narrow[0].weight.dtype == dtype
+    inputs = torch.randn(1, 3, WIDTH)
+    assert torch.equal(torch.compile(narrow)(inputs), torch.compile(wide)(inputs))
+    assert all(torch.equal(value, before[name]) for name, value in narrow[0].state_dict().items())
+    unpack(narrow)
+    assert torch.equal(narrow[0].weight, before["weight"])
+
+
+def test_weights_beyond_float16_and_shared_ones() -> None:
+    if not supported(torch.float32):
+        pytest.skip("no kernels here")
+    large = torch.tensor([1e5, 3e-5]).bfloat16().float()
+    assert onednn_linear.narrowed(large).dtype == torch.bfloat16
+    tied = Tied(torch.float32, bias=False)
+    tied.embed.weight.fill_(1)
+    pack(tied, summed=3, narrow=True)
+    assert tied.head.weight is tied.embed.weight
 
 
 def test_several_texts_are_not_summed() -> None:

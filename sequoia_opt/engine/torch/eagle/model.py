@@ -257,7 +257,8 @@ class EagleModel:
             return self._eager(*arguments)
 
         if self.device.type == "cpu":
-            self._summed = pack_for_graphs(self.head, eager=("fc",))  # the graphs rely on it
+            # The graphs rely on it. A head is out of the caches whenever the target has run.
+            self._summed = pack_for_graphs(self.head, eager=("fc",), narrow=True)
             graphs: Any = compiled_as_one(forward, graph_sizes(self._summed))
             return graphs
         # Attention reads the cache of its own layer, see compile.py.
