@@ -1,10 +1,12 @@
 """Room for the frames of Python functions.
 
-CPython 3.11 and later keep frames in chunks of 16 KB. A call that does not fit into the last chunk
-maps another one, and unmaps it when it returns. A loop whose calls happen to cross a chunk's end
-pays that, 12 to 15 µs, for each of them. A compiled forward pass of 24 tokens of the bundled target
-calls 70 Python functions, and took 9.9 ms at the worst depth of the stack instead of 7.5; commands,
-texts and profiles are at different depths. `tests/benchmarks/stack_depth.py` prints such times.
+CPython 3.11, 3.12 and the first releases of 3.13 keep frames in chunks of 16 KB. A call that does
+not fit into the last chunk maps another one, and unmaps it when it returns; later releases keep
+one. A loop whose calls happen to cross a chunk's end pays that for each: 12 to 15 µs, and more
+where other threads compute, which have to forget the address. A compiled forward pass of 24 tokens
+of the bundled target calls 70 Python functions, and took 9.9 ms at the worst depth of the stack
+instead of 7.5; commands, texts and profiles are at different depths.
+`tests/benchmarks/stack_depth.py` prints such times.
 """
 
 from __future__ import annotations
@@ -20,10 +22,11 @@ Result = TypeVar("Result")
 
 
 def with_room(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """The function, whose calls do not meet the end of a chunk.
+    """The same function, called with a chunk of frames of its own.
 
-    Its own frame is too large for the chunk at hand, so it gets one that is made for it, of a power
-    of two bytes. The rest of it holds a thousand frames. The frame itself is never touched.
+    Its frame is too large for the chunk at hand, so it gets one that is made for it, of a power of
+    two bytes, whose rest holds a thousand frames. Most of that frame is never touched, so it takes
+    no memory. This does nothing for a generator, whose frame lies elsewhere.
     """
 
     def call(*arguments: Arguments.args, **options: Arguments.kwargs) -> Result:

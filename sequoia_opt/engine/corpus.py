@@ -103,8 +103,8 @@ def _texts_below(folder: Path) -> Iterator[str]:
                 continue
             if path.stat().st_size > MOST_BYTES and _begins_as_text(path):
                 raise SequoiaError(
-                    f"corpus: {path}: is longer than {MOST_BYTES >> 20} MiB; split it, or move it "
-                    "out of the folder"
+                    f"corpus: {path}: found {path.stat().st_size >> 20} MiB of text, expected at "
+                    f"most {MOST_BYTES >> 20}; split it, or move it out of the folder"
                 )
             with suppress(SequoiaError):
                 yield _text(path)

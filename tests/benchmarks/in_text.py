@@ -23,6 +23,7 @@ from sequoia_opt import demo, load_pair
 from sequoia_opt.engine.decoder import Decoder
 from sequoia_opt.engine.pair import Pair
 from sequoia_opt.engine.stream import Stream
+from sequoia_opt.frames import with_room
 from sequoia_opt.measure.interleaved import Interleaved
 from sequoia_opt.measure.timing import clipped_mean
 from sequoia_opt.plan.latency import LatencyProfile, overhead_name
@@ -122,6 +123,7 @@ def main(
     )
 
 
+@with_room
 def compare(
     pair: Pair, tree: TokenTree, sampling: Sampling, prompts: list[list[int]], new_tokens: int
 ) -> None:

@@ -21,6 +21,7 @@ import typer
 from sequoia_opt.demo.gguf import gguf_of
 from sequoia_opt.engine.decoder import Decoder
 from sequoia_opt.engine.load import load_pair
+from sequoia_opt.frames import with_room
 
 TOKENS = 64
 OURS = "llama.cpp, here"
@@ -30,6 +31,7 @@ def decoding(decoder: Decoder) -> Callable[[], float]:
     """What decodes a text, and returns the median milliseconds of a token."""
     prompt = list(range(5, 5 + TOKENS))
 
+    @with_room
     def run() -> float:
         times = []
         with decoder.session(conversing=False) as session:

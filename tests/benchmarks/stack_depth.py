@@ -2,8 +2,8 @@
 
 A call that crosses the end of a chunk of frames maps another one, see sequoia_opt/frames.py. Prints
 the time of an empty function in a loop, and of a compiled forward pass of 24 tokens of the bundled
-target, or of a model of yours: the median over depths, and the slowest depth with the pages that it
-maps; as they are, and with room.
+target, or of a model of yours: the median over depths, and the depth at which most pages are
+mapped; as they are, and with room.
 """
 
 from __future__ import annotations
@@ -64,11 +64,11 @@ def row(name: str, work: Callable[[], object], count: int) -> str:
         for depth in range(DEPTHS):
             runs = [run(depth, work) for _ in range(RUNS)]
             samples.append(Sample(median(s.ms for s in runs), min(s.pages for s in runs)))
-        usual, slowest = median(s.ms for s in samples), max(samples, key=lambda s: s.pages)
+        usual, worst = median(s.ms for s in samples), max(samples, key=lambda s: s.pages)
         cells += [
             f"{1000 * usual / count:.1f}",
-            f"{1000 * slowest.ms / count:.1f}",
-            f"{slowest.pages}",
+            f"{1000 * worst.ms / count:.1f}",
+            f"{worst.pages}",
         ]
     return f"| {name} | " + " | ".join(cells) + " |"
 

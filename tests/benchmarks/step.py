@@ -20,6 +20,7 @@ import typer
 
 from sequoia_opt import demo, load_pair
 from sequoia_opt.engine.decoder import Decoder
+from sequoia_opt.frames import with_room
 from sequoia_opt.plan.growth import Growth
 from sequoia_opt.plan.tree import TokenTree
 from sequoia_opt.plan.verifiers import DEFAULT_VERIFIER, VERIFIERS
@@ -54,6 +55,7 @@ class Clock:
         return time.perf_counter()
 
 
+@with_room
 def parts_of_a_step(
     decoder: Decoder, prompts: list[list[int]], new_tokens: int
 ) -> dict[str, float]:

@@ -119,7 +119,9 @@ def test_a_long_text_in_a_folder_is_refused_and_other_long_files_left_out(
     folder = folder_of(tmp_path, {"a.txt": b"short", "b.bin": b"\0" * 9, "c.bin": b"\xff" * 9})
     assert read_corpus(folder).texts == ["short"]
     (folder / "d.txt").write_text("äää äää")
-    with pytest.raises(SequoiaError, match=r"d\.txt: is longer than 0 MiB; split it"):
+    with pytest.raises(
+        SequoiaError, match=r"d\.txt: found 0 MiB of text, expected at most 0; split"
+    ):
         read_corpus(folder)
 
 

@@ -36,7 +36,7 @@ class PackedLinear(nn.Linear):
     Attributes:
         packed: the weights, in a layout that only oneDNN reads.
         weight: None, or the plain weights if another layer (an embedding) or sums use them too;
-            for sums alone, in 16 bits where that was asked for.
+            for sums alone, in 16 bits where that was asked for and rounds none.
         number: by which a compiled graph finds the layer, since it cannot hold a packed tensor.
         summed: the most rows for which a compiled graph sums over the plain weights.
     """
@@ -99,9 +99,12 @@ class PackedLinear(nn.Linear):
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
         """Save the plain weights, to the last bit."""
+        plain = self.weight
+        if plain is None or plain.dtype != self.packed.dtype:
+            plain = self.packed.to_dense()
+        destination[prefix + "weight"] = plain  # first, as in a plain layer
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.weight is None or self.weight.dtype != self.packed.dtype:
-            destination[prefix + "weight"] = self.packed.to_dense()
+        destination[prefix + "weight"] = plain if keep_vars else plain.detach()
 
 
 class SummedLinear(nn.Linear):
@@ -169,7 +172,8 @@ def pack(
         summed: the most rows that compiled graphs multiply by sums over plain float32 weights,
             which are kept for that; see `summed_rows`.
         eager: paths of layers that are in no graph.
-        narrow: keep the plain weights in 16 bits where that rounds none of them.
+        narrow: keep the plain weights of packed layers in 16 bits where that rounds none of them,
+            and no other layer shares them.
     """
     uses = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
     numbers: dict[str, int] = vars(model).setdefault("_packed_numbers", {})
@@ -218,7 +222,8 @@ def pack_for_graphs(model: nn.Module, eager: Collection[str] = (), narrow: bool 
 def narrowed(weight: Tensor) -> Tensor:
     """Weights in 16 bits if that rounds none of them; else as they are.
 
-    Many files have them in 16 bits. Sums over these are the same, and read half as much memory.
+    Many files have them in 16 bits. Sums over these multiply the same numbers, and read half as
+    much memory.
     """
     for dtype in (torch.float16, torch.bfloat16):
         narrow = weight.to(dtype)
@@ -236,7 +241,7 @@ def summed_rows(model: nn.Module, eager: Collection[str] = ()) -> int:
     four, 19 for six and 15 for eight; oneDNN's kernel 19, 18, 22, 24, 24 and 20, MKL's 12, 7, 6, 8,
     9 and 10. In whole forward passes it is faster up to six rows, and where the weights stay in a
     cache up to sixteen, since there the other kernels' calls take most of the time. The plain
-    weights take as much memory again, so it does not pay where less than twice that is free.
+    weights take up to as much memory again, so it does not pay where less than twice that is free.
     `tests/benchmarks/few_rows.py` prints such rates.
 
     Args:

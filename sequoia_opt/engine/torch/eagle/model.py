@@ -257,7 +257,8 @@ class EagleModel:
             return self._eager(*arguments)
 
         if self.device.type == "cpu":
-            # The graphs rely on it. A head is out of the caches whenever the target has run.
+            # The graphs rely on it. Behind the target's pass no cache has the head any more, so the
+            # first of its passes reads all of it from memory.
             self._summed = pack_for_graphs(self.head, eager=("fc",), narrow=True)
             graphs: Any = compiled_as_one(forward, graph_sizes(self._summed))
             return graphs

@@ -12,6 +12,7 @@ import pytest
 import torch
 from exact_texts import exact_chances, follows
 from recorder import recorded
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from sequoia_opt.api import load_pair
@@ -199,6 +200,26 @@ def test_compiled_sums_say_the_same(
         compiled = Decoder(pair, TREES["uneven"]).generate(PROMPT, 40, ignore_eos=True)
     assert (compiled.tokens, compiled.steps) == (expected.tokens, expected.steps)
     assert expected.steps < 39
+
+
+def test_sums_read_a_head_of_16_bits_in_16_bits(
+    head_folder: Path, target_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onednn_linear, "is_amd", lambda: True)
+    monkeypatch.setattr(onednn_linear, "worth_packing", lambda dtype: 1)
+    folder = shutil.copytree(head_folder, tmp_path / "head")
+    [path] = folder.glob("*.safetensors")
+    halves = {
+        name: tensor.half() if tensor.is_floating_point() else tensor
+        for name, tensor in load_file(path).items()
+    }
+    save_file(halves, path)
+    model = load_pair(target_folder, folder, "cpu", "float32").drafter.model
+    model._made_to_compile()
+    summed = [layer for layer in model.head.modules() if getattr(layer, "summed", 0)]
+    if not summed:
+        pytest.skip("no kernels here")
+    assert {layer.weight.dtype for layer in summed} == {torch.float16}
 
 
 def test_a_head_whose_graphs_say_something_else_is_refused(
