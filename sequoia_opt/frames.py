@@ -1,11 +1,11 @@
 """Room for the frames of Python functions.
 
-CPython 3.11, 3.12 and the first releases of 3.13 keep frames in chunks of 16 KB. A call that does
+CPython from 3.11 to the first releases of 3.14 keeps frames in chunks of 16 KB. A call that does
 not fit into the last chunk maps another one, and unmaps it when it returns; later releases keep
-one. A loop whose calls happen to cross a chunk's end pays that for each: 12 to 15 µs, and more
-where other threads compute, which have to forget the address. A compiled forward pass of 24 tokens
-of the bundled target calls 70 Python functions, and took 9.9 ms at the worst depth of the stack
-instead of 7.5; commands, texts and profiles are at different depths.
+one (python/cpython#142183). A loop whose calls happen to cross a chunk's end pays that for each:
+12 to 15 µs, and more where other threads compute, which have to forget the address. A compiled
+forward pass of 24 tokens of the bundled target calls 70 Python functions, and took 9.9 ms at the
+worst depth of the stack instead of 7.5; commands, texts and profiles are at different depths.
 `tests/benchmarks/stack_depth.py` prints such times.
 """
 
