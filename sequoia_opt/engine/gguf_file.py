@@ -32,6 +32,7 @@ PART = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<parts>\d{5})\.gguf", re.
 GUESSED = 1024  # added to a file type that the writer did not know
 # Number types that go by another name in this program's files.
 WORDS = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "f64": "float64"}
+PLAIN_TYPES = frozenset(GGMLQuantizationType[name.upper()] for name in WORDS)
 # The fingerprint reads this many samples of the tensors' bytes, of this many bytes.
 SAMPLES, SAMPLE_BYTES = 4096, 64
 
@@ -123,6 +124,11 @@ class GgufHeader:
         commonest = numbers.most_common(1)[0][0]
         known = commonest in set(GGMLQuantizationType)
         return _word(GGMLQuantizationType(commonest).name) if known else f"type{commonest}"
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether some weights are not plain floating-point numbers."""
+        return any(tensor.type not in PLAIN_TYPES for tensor in self.tensors)
 
     @property
     def has_weights(self) -> bool:

@@ -109,6 +109,7 @@ def test_number_types(
 ) -> None:
     header = read_header(write_gguf(tmp_path / "model.gguf", kind, file_type))
     assert header.dtype == word
+    assert header.is_quantized == (kind.name not in ("F16", "BF16"))
     assert header.parameters == PARAMETERS
 
 

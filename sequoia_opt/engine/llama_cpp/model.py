@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sequoia_opt.engine.gguf_file import GgufHeader
+from sequoia_opt.engine.llama_cpp.amx import kernels_crash
 from sequoia_opt.engine.llama_cpp.cache import CHUNK, Batch, CacheSize, LlamaCache, Weights
 from sequoia_opt.engine.llama_cpp.growing_passes import LlamaGrowingPasses
 from sequoia_opt.engine.llama_cpp.library import bindings, has_gpu, logged, reason
@@ -54,6 +55,8 @@ class LlamaModel:
             )
         options = lib.llama_model_default_params()
         options.n_gpu_layers = settings.gpu_layers
+        # Kernels for AMX have weights in a layout of their own; without such layouts none is used.
+        options.use_extra_bufts = not (header.is_quantized and kernels_crash())
         with logged() as lines:
             self.model = lib.llama_model_load_from_file(str(path).encode(), options)
             if not self.model:
