@@ -36,6 +36,7 @@ from sequoia_opt.plan.chain_tuning import ChainPrediction, ChainSetting, predict
 from sequoia_opt.plan.round_costs import RoundCosts, TimedWalk, fit
 
 RECORDING, TIMING, REFINING = 0.2, 0.4, 0.5  # shares of the time at which each stage ends
+MEASURING = 0.98  # share of the time; loading the program and ending the engine take the rest
 REFINEMENTS = 4
 RACING_CHAINS = 3  # the default, the best and its rival
 FEWEST_TOKENS = 16  # of a text, however little time there is
@@ -181,7 +182,7 @@ def tune(
     Raises:
         SequoiaError: the engine fails, or has a draft that it never uses.
     """
-    clock = Clock(60 * spec.minutes)
+    clock = Clock(60 * spec.minutes * MEASURING)
     if not engine.ends_unsure_chains:
         spec = replace(spec, thresholds=(0.0,))
     engine.answer(NO_SPECULATION, prompts[0], WARM_UP_TOKENS)  # starts it
