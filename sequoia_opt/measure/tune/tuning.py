@@ -37,6 +37,9 @@ from sequoia_opt.plan.round_costs import RoundCosts, TimedWalk, fit
 
 RECORDING, TIMING, REFINING = 0.2, 0.4, 0.5  # shares of the time at which each stage ends
 MEASURING = 0.98  # share of the time; loading the program and ending the engine take the rest
+# Where fresh prompts can prove its winner, the race ends after this share of the time that is left,
+# but not before it had the time for a few prompts.
+RACING, RACED_PROMPTS = 0.6, 4
 REFINEMENTS = 4
 RACING_CHAINS = 3  # the default, the best and its rival
 FEWEST_TOKENS = 16  # of a text, however little time there is
@@ -204,8 +207,11 @@ def tune(
     methods = [
         method_of(engine, setting, label) for setting, label in zip(settings, labels, strict=True)
     ]
-    # Leave time for the turn that is under way when the race's time is up.
-    seconds = max(1.0, clock.left - turn * len(settings))
+    prompt_seconds = turn * len(settings)
+    # Leave time for the prompt that is under way when the race's time is up.
+    seconds = max(1.0, clock.left - prompt_seconds)
+    if len(fresh) >= MIN_TEXTS:
+        seconds = min(seconds, max(RACING * clock.left, RACED_PROMPTS * prompt_seconds))
     with bar("comparing") as progress:
         run = race(
             methods, prompts, spec.new_tokens, spec.repeats, progress, note=note,
@@ -288,7 +294,7 @@ def _studied(
         ))  # fmt: skip
         for _ in range(REFINEMENTS):
             best = study.predicted()[0]
-            if best.timed or clock.is_past(REFINING):
+            if best.timed or not best.may_pay or clock.is_past(REFINING):
                 break
             study.add(timed(
                 engine, texts, spec.new_tokens, [with_draft(best.setting)],
@@ -337,11 +343,14 @@ class _Timings:
 def _candidates(study: ChainStudy | None, default: ChainSetting) -> list[Speculation]:
     """Chains to race: the engine's default, the best one, and a close rival of the other rule.
 
-    The two rules are chains of fixed length, and chains that a threshold may end.
+    The two rules are chains of fixed length, and chains that a threshold may end. Where no chain
+    may be faster than plain decoding, the default races alone, which leaves time for lookups.
     """
     if study is None:
         return []
     best = study.predictions[0]
+    if not best.may_pay:
+        return [with_draft(default)]
     rivals = [
         prediction.setting
         for prediction in study.predictions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -178,3 +179,28 @@ def test_one_prompt_proves_nothing() -> None:
     run = tuned_by_chance(1, {"ngram-4": 9.0}, prompts=1)
     assert run.best == NO_SPECULATION
     assert run.settings[run.fastest] == Speculation("ngram-4")
+
+
+class TickingEngine(NoisyEngine):
+    """An engine on whose clock each answer takes a second."""
+
+    seconds = 0.0
+
+    def answer(self, speculation: Speculation, prompt: list[int], new_tokens: int) -> NoisyText:
+        self.seconds += 1
+        return super().answer(speculation, prompt, new_tokens)
+
+
+def test_a_race_without_end_leaves_time_for_the_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three rounds of 8 prompts and 8 settings need 192 seconds; there are two minutes."""
+    texts = [[1, number] for number in range(32)]
+    found = []
+    for seed in range(10):
+        engine = TickingEngine(seed, {"ngram-4": 1.25})
+        monkeypatch.setattr(time, "monotonic", lambda engine=engine: engine.seconds)
+        found.append(tune(engine, texts[:8], TuneSpec(new_tokens=16, minutes=2), fresh=texts[8:]))
+        assert engine.seconds <= 120
+    assert sum(run.best == Speculation("ngram-4") for run in found) >= 8
+    proofs = [run.proof for run in found if run.proof is not None]
+    assert proofs
+    assert all(proof.prompts >= 16 for proof in proofs)
