@@ -50,11 +50,6 @@ class ChainPrediction:
     timed: bool
 
     @property
-    def may_pay(self) -> bool:
-        """Whether its interval reaches above plain decoding's speed."""
-        return self.high is None or self.high > 1
-
-    @property
     def tokens_per_second(self) -> float:
         """Predicted speed."""
         return 1000 * self.tokens_per_step / self.step_ms

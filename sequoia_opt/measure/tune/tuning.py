@@ -39,7 +39,7 @@ RECORDING, TIMING, REFINING = 0.2, 0.4, 0.5  # shares of the time at which each 
 MEASURING = 0.98  # share of the time; loading the program and ending the engine take the rest
 # Where fresh prompts can prove its winner, the race ends after this share of the time that is left,
 # but not before it had the time for a few prompts.
-RACING, RACED_PROMPTS = 0.6, 4
+RACING, RACED_PROMPTS = 0.5, 3
 REFINEMENTS = 4
 RACING_CHAINS = 3  # the default, the best and its rival
 FEWEST_TOKENS = 16  # of a text, however little time there is
@@ -294,7 +294,7 @@ def _studied(
         ))  # fmt: skip
         for _ in range(REFINEMENTS):
             best = study.predicted()[0]
-            if best.timed or not best.may_pay or clock.is_past(REFINING):
+            if best.timed or best.speedup <= 1 or clock.is_past(REFINING):
                 break
             study.add(timed(
                 engine, texts, spec.new_tokens, [with_draft(best.setting)],
@@ -344,12 +344,12 @@ def _candidates(study: ChainStudy | None, default: ChainSetting) -> list[Specula
     """Chains to race: the engine's default, the best one, and a close rival of the other rule.
 
     The two rules are chains of fixed length, and chains that a threshold may end. Where no chain
-    may be faster than plain decoding, the default races alone, which leaves time for lookups.
+    is predicted to pay, the default races alone, which leaves time for lookups.
     """
     if study is None:
         return []
     best = study.predictions[0]
-    if not best.may_pay:
+    if best.speedup <= 1:
         return [with_draft(default)]
     rivals = [
         prediction.setting
